@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Runs all tests with an empty temporary directory, and fails when they leave anything behind.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scratch=$(mktemp -d -t secretfs-test.XXXXXX)
+
+if ! scripts/build-kube-apiserver >/dev/null; then
+    echo "The Kubernetes API server that the tests talk to could not be built." >&2
+    exit 1
+fi
+
+# What a careless test could leave: mounts, processes of .venv, files. Those that are there before the tests do not count.
+traces() {
+    { grep -F ' - fuse.secretfs ' /proc/self/mountinfo || true; } | cut -d' ' -f5 | sed 's/^/mount /'
+    { pgrep --full --list-full "^$PWD/.venv/" || true; } | sed 's/^/process /'
+    find "$scratch" -mindepth 1 -maxdepth 1 ! -name pytest | sed 's/^/file /'
+}
+
+before=$(traces)
+status=0
+TMPDIR=$scratch .venv/bin/python -m pytest --basetemp="$scratch/pytest" --cov "$@" || status=$?
+left=$(comm -13 <(sort <<<"$before") <(traces | sort))
+if [[ -n $left ]]; then
+    printf 'The tests left something behind:\n%s\n' "$left" >&2
+    exit 1
+fi
+if ((status == 0)); then
+    rm -rf --one-file-system "$scratch"
+    echo "Nothing left behind: no mount, no process, no file."
+else
+    echo "The files of the failed tests are in $scratch" >&2
+fi
+exit "$status"
