@@ -1,0 +1,157 @@
+"""Every error secretfs raises, its errno and its exit code.
+
+    SecretFSError
+    ├── ConfigurationError      a manifest, configuration, flag or setting is wrong      exit 2
+    ├── MountError              the kernel or the mount point refuses                    exit 3
+    ├── NoSuchEntry             a path that is not there for this app            ENOENT
+    ├── NoSuchAttribute         an extended attribute that is not there          ENODATA
+    ├── ReadOnly                a write                                          EROFS
+    ├── Superseded              an inode whose version was replaced              ESTALE
+    ├── TooLarge                a request to .secretfs/refresh over the limit    EFBIG
+    └── StoreError              a secret store could not give an answer          EIO     exit 4
+        ├── SecretNotFound      the store says there is no such secret           ENOENT
+        ├── AccessDenied        the store knows us and refuses, or does not      EACCES
+        │                       accept who we say we are
+        ├── DeadlineExceeded    no answer in time                                ETIMEDOUT
+        ├── StoreUnavailable    network, overload, a server error, sealed        EIO
+        ├── MalformedAnswer     the store answered something we cannot read      EBADMSG
+        ├── AmbiguousNames      two secrets want the same shell variable         ENOTUNIQ
+        └── NotRepresentable    a value that the asked format cannot carry       EILSEQ
+
+The errno is a class attribute: this file is the only place that decides one. A message names stores, secrets, files and
+fields; it never carries a value, nor the text of a backend's answer, which may hold one.
+"""
+
+import errno
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Source:
+    """The place in a file where something was declared."""
+
+    path: str
+    line: int = 0
+    """Counted from 1; 0 when the file as a whole is meant."""
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}" if self.line else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something a user should know although it stops nothing: a warning, or an error under ``check --strict``."""
+
+    message: str
+    source: Source | None = None
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.message}" if self.source else self.message
+
+
+class SecretFSError(Exception):
+    """Base of all errors of secretfs."""
+
+    errno: ClassVar[int] = errno.EIO
+    exit_code: int = 1
+
+
+class ConfigurationError(SecretFSError):
+    """Something a user wrote is wrong. Stops before anything is mounted."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, source: Source | None = None) -> None:
+        super().__init__(message)
+        self.source = source
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{self.source}: {message}" if self.source else message
+
+
+class MountError(SecretFSError):
+    """The mount point, the kernel or fusermount3 refuses."""
+
+    exit_code = 3
+
+
+class StoreError(SecretFSError):
+    """A secret store could not give an answer."""
+
+    exit_code = 4
+
+
+class SecretNotFound(StoreError):
+    """The store answered that there is no such secret."""
+
+    errno = errno.ENOENT
+
+
+class AccessDenied(StoreError):
+    """The store refuses: the credentials are not good, or not good enough for this."""
+
+    errno = errno.EACCES
+
+
+class DeadlineExceeded(StoreError):
+    """The store did not answer in time."""
+
+    errno = errno.ETIMEDOUT
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot answer now and may later: connection refused, overloaded, sealed, a server error."""
+
+
+class MalformedAnswer(StoreError):
+    """The store answered something that is not what its protocol promises."""
+
+    errno = errno.EBADMSG
+
+
+class AmbiguousNames(StoreError):
+    """Two secrets map to one name where only one can be carried."""
+
+    errno = errno.ENOTUNIQ
+
+
+class NotRepresentable(StoreError):
+    """A value that the asked format cannot carry, such as a NUL byte in a shell variable."""
+
+    errno = errno.EILSEQ
+
+
+class NoSuchEntry(SecretFSError):
+    """A path that is not there for this app: unknown, out of its scope or hidden, which must look the same."""
+
+    errno = errno.ENOENT
+
+
+class NoSuchAttribute(SecretFSError):
+    """An extended attribute that this file does not have."""
+
+    errno = errno.ENODATA
+
+
+class ReadOnly(SecretFSError):
+    """Whatever would change something: secrets are changed in their store."""
+
+    errno = errno.EROFS
+
+
+class TooLarge(SecretFSError):
+    """More than may be written at once."""
+
+    errno = errno.EFBIG
+
+
+class Superseded(SecretFSError):
+    """An inode whose version is no longer the one its path leads to.
+
+    ESTALE makes the kernel look the path up again, once, and go on with what it finds (``retry_estale`` in fs/namei.c);
+    a program sees it only when it reopens an old descriptor through /proc.
+    """
+
+    errno = errno.ESTALE

@@ -1,0 +1,135 @@
+"""How a component's properties become a store's typed settings.
+
+Dapr's rules (dapr/kit ``metadata/utils.go``): property names match without regard to case, an alias counts only when
+the canonical name is absent, two properties that differ only in case are an error, a boolean is true for
+y/yes/true/t/on/1 and false for every other text, unknown properties are ignored. We ignore them aloud, with the
+nearest name that exists.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypeVar
+
+from secretfs.errors import ConfigurationError, Notice, Source
+
+SettingsT = TypeVar("SettingsT")
+
+_TRUTHY = frozenset({"y", "yes", "true", "t", "on", "1"})
+
+
+class Named(Protocol):
+    """What has a name and a place: an item of ``spec.metadata``, resolved or not."""
+
+    @property
+    def name(self) -> str:
+        """As written."""
+
+    @property
+    def source(self) -> Source | None:
+        """Where it is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """One resolved item of ``spec.metadata``. Its value may be a credential, so ``repr`` does not show it."""
+
+    name: str
+    value: str = field(repr=False)
+    source: Source | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SettingSpec:
+    """What a settings field says about itself: it decodes the property and writes the table in the docs."""
+
+    name: str
+    help: str
+    aliases: tuple[str, ...] = ()
+    parse: Callable[[str], Any] = str
+    required: bool = False
+
+
+def truthy(text: str) -> bool:
+    """Read a boolean as Dapr does: anything that is not clearly yes is no, and nothing is an error."""
+    return text.strip().lower() in _TRUTHY
+
+
+def setting(
+    name: str,
+    help: str,  # noqa: A002 - the word click and argparse use for the same thing
+    *,
+    default: Any = "",
+    aliases: Iterable[str] = (),
+    parse: Callable[[str], Any] = str,
+    required: bool = False,
+) -> Any:
+    """Declare a field of a store's ``Settings`` dataclass.
+
+    ``parse`` turns the property's text into the field's value and raises ValueError, with a message that does not
+    repeat the text, when it cannot. ``required`` fields must be present and not empty.
+    """
+    spec = SettingSpec(name, help, tuple(aliases), parse, required)
+    return field(default=default, metadata={"setting": spec})
+
+
+def specs(settings: type) -> dict[str, SettingSpec]:
+    """Map the dataclass field names of ``settings`` to what they declare, in order."""
+    return {f.name: f.metadata["setting"] for f in fields(settings) if "setting" in f.metadata}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean X?)`` for the known name most like ``word``, or an empty string."""
+    lowered = {name.lower(): name for name in known}
+    match = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    return f" (did you mean {lowered[match[0]]}?)" if match else ""
+
+
+def decode(
+    settings: type[SettingsT], properties: Iterable[Property], source: Source | None = None
+) -> tuple[SettingsT, list[Notice]]:
+    """Fill ``settings`` from ``properties``. Returns it with a notice for each property that nothing reads.
+
+    Raises `ConfigurationError` naming file, line and field for a duplicate, a value that does not parse, or a required
+    setting that is missing; ``source`` is where the component is declared, for what is not there at all.
+    """
+    given = _by_lowercase_name(properties)
+    declared = specs(settings)
+    values: dict[str, Any] = {}
+    for attribute, spec in declared.items():
+        found = _first(given, (spec.name, *spec.aliases))
+        if spec.required and (found is None or not found.value):
+            raise ConfigurationError(f"{spec.name} is required: {spec.help}", found.source if found else source)
+        if found is None:
+            continue
+        try:
+            values[attribute] = spec.parse(found.value)
+        except ValueError as error:
+            raise ConfigurationError(f"{spec.name}: {error}", found.source) from None
+    return settings(**values), unknown_properties(settings, given.values())
+
+
+def unknown_properties(settings: type, properties: Iterable[Named]) -> list[Notice]:
+    """Return a notice for each property that nothing reads, with the nearest name that would be."""
+    known = [name for spec in specs(settings).values() for name in (spec.name, *spec.aliases)]
+    lowered = {name.lower() for name in known}
+    return [
+        Notice(f"unknown property {prop.name} is ignored{nearest(prop.name, known)}", prop.source)
+        for prop in properties
+        if prop.name.lower() not in lowered
+    ]
+
+
+def _by_lowercase_name(properties: Iterable[Property]) -> dict[str, Property]:
+    """Index by lowercase name. Of one name twice the last wins; two spellings of a name are an error."""
+    exact: dict[str, Property] = {prop.name: prop for prop in properties}
+    given: dict[str, Property] = {}
+    for prop in exact.values():
+        earlier = given.setdefault(prop.name.lower(), prop)
+        if earlier is not prop:
+            raise ConfigurationError(f"{prop.name} is given twice, the other time as {earlier.name}", prop.source)
+    return given
+
+
+def _first(given: Mapping[str, Property], names: Iterable[str]) -> Property | None:
+    return next((given[name.lower()] for name in names if name.lower() in given), None)

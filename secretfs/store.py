@@ -1,0 +1,101 @@
+"""The contract between secretfs and a secret store. No I/O here.
+
+A store is a module with two names: ``Settings``, a dataclass whose fields are declared with
+`secretfs.settings.setting`, and ``open_store(settings, context)``, which returns a `SecretStore`. `secretfs.stores`
+says how modules are found; docs/writing-a-store.md shows one from start to end.
+
+Stores are synchronous, because the SDKs are: secretfs calls every method in worker threads, several at once, and never
+in the thread that serves the kernel. A store holds no cache and retries nothing: freshness, single flight, deadlines
+and bounded concurrency are the business of `secretfs.cache`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """One version of one secret, as the store gave it. Immutable, and silent about its values in ``repr``."""
+
+    values: Mapping[str, bytes] = field(repr=False)
+    """Key to value. A store that is not multi-valued answers with one pair: the name asked for and its value."""
+    version: str = ""
+    """What the store calls this version; empty where it has no versions."""
+    modified: float | None = None
+    """When this version was written upstream, in seconds since the epoch; None where the store does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a folder of a store holds, by full name. Names are never values and never need one to be read."""
+
+    secrets: frozenset[str] = frozenset()
+    """Full names, ``team/db`` and not ``db``. Names with further "/" imply the folders on the way."""
+    folders: frozenset[str] = frozenset()
+    """Full names, without a trailing "/", of folders the store has not looked into; `SecretStore.names` will."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreContext:
+    """What a store may know of its surroundings when it is opened."""
+
+    component: str
+    """``metadata.name`` of the component, for messages."""
+    namespace: str = ""
+    """``metadata.namespace`` of the component; empty when it has none."""
+    deadline: float = 5.0
+    """Seconds. No single network wait may be longer: a thread that outlives the reader's patience holds a place."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """Those of the component that the store's module names in ``ANNOTATIONS``, a frozenset."""
+
+
+class SecretStore(Protocol):
+    """An opened secret store.
+
+    Every method may raise any `secretfs.errors.StoreError` and nothing else on account of the backend. Messages name
+    the secret and the reason; they never carry a value or the body of an answer.
+    """
+
+    @property
+    def multi_valued(self) -> bool:
+        """Whether a secret of this store is a map of keys (a directory) or one value (a file).
+
+        Declared, never discovered from data (Dapr's feature MULTIPLE_KEY_VALUES_PER_SECRET).
+        """
+
+    def check(self) -> None:
+        """Make the cheapest round trip which shows that the store answers and accepts our credentials."""
+
+    def names(self, folder: str) -> Names:
+        """Say what is in ``folder`` ("" is the whole store, or its root where it has folders). Reads no values.
+
+        A store without folders of its own is only ever asked for "" and answers with all its names. A folder that is
+        gone answers with empty `Names`.
+        """
+
+    def fetch(self, name: str) -> Secret:
+        """Read the newest version of one secret. Raises `SecretNotFound` when the store says there is none."""
+
+    def close(self) -> None:
+        """Release connections. Called once; only a call that outlived its deadline can still be under way."""
+
+
+@runtime_checkable
+class WatchingStore(SecretStore, Protocol):
+    """A store that tells of changes by itself, so that they show before ttl is over."""
+
+    def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
+        """Call ``changed`` with the names of secrets that were added, changed or deleted, from now until `close`.
+
+        Called once, before any question is asked; returns at once. ``changed`` may be called from any thread, after
+        the store itself would answer with the new state.
+        """
+
+
+@runtime_checkable
+class NamespacedStore(SecretStore, Protocol):
+    """A store whose secrets have namespaces of their own, which references mean and paths need not show."""
+
+    def fetch_in(self, namespace: str, name: str) -> Secret:
+        """Read a secret as a reference to it in a component of ``namespace`` means it."""

@@ -1,0 +1,54 @@
+"""Wait for what must happen, and read all the time until it has."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from secretfs.store import SecretStore
+
+PATIENCE = 15.0
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    """Wait for something that must happen."""
+    end = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+class Reader:
+    """Reads without a pause in three threads until it is stopped, and keeps what went wrong."""
+
+    def __init__(self, store: SecretStore, name: str, good: Callable[[Any], bool]) -> None:
+        self.reads = 0
+        self._store = store
+        self._name = name
+        self._good = good
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(3)
+        self._done = [self._pool.submit(self._read) for _ in range(3)]
+
+    def stop(self) -> None:
+        """Stop, and raise what went wrong in any thread."""
+        self._stop.set()
+        self._pool.shutdown()
+        for done in self._done:
+            done.result()
+
+    def _read(self) -> None:
+        while not self._stop.wait(0.002):
+            assert self._good(self._store.fetch(self._name).values)
+            self.reads += 1
+
+
+@contextmanager
+def reading_all_the_time(store: SecretStore, name: str, good: Callable[[Any], bool]) -> Iterator[Reader]:
+    reader = Reader(store, name, good)
+    try:
+        yield reader
+    finally:
+        reader.stop()
