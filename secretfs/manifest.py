@@ -1,0 +1,297 @@
+"""Component manifests: from directories of YAML to the secret store components one app may see.
+
+Finding, splitting, decoding and filtering are Dapr's (``pkg/internal/loader/disk``, ``pkg/apis/components/v1alpha1``),
+with one rule of our own. Dapr skips a document it cannot decode with a warning; here it stops the mount, because a
+mount without the store somebody meant to configure is worse than none. Documents of other kinds, and components that
+are not secret stores, stay none of our business: only their names count, which must not repeat.
+
+Nothing here knows what the stores are or what their properties mean.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+from secretfs.durations import parse_duration
+from secretfs.errors import ConfigurationError, Notice, Source
+from secretfs.gojson import Field, Object
+from secretfs.goyaml import MappingNode, Node, ScalarNode, parse, read_text, split_documents
+from secretfs.settings import nearest
+
+API_VERSION: Final = "dapr.io/v1alpha1"
+KIND: Final = "Component"
+PREFIX: Final = "secretstores."
+DEFAULT_INIT_TIMEOUT: Final = 5.0
+"""Seconds; also what an initTimeout that is invalid or not positive means (dapr ``instance.go``)."""
+
+_CATEGORIES = (
+    *("bindings", "configuration", "conversation", "crypto", "lock", "middleware", "nameresolution", "pubsub"),
+    *("secretstores", "state", "workflow"),
+)
+_ROOT_FIELDS = ("apiVersion", "kind", "metadata", "spec", "auth", "scopes")
+_SPEC_FIELDS = ("type", "version", "ignoreErrors", "metadata", "initTimeout")
+_ITEM_FIELDS = ("name", "value", "secretKeyRef", "envRef")
+_METADATA_FIELDS = (
+    *("name", "namespace", "labels", "annotations"),
+    # The rest of Kubernetes' ObjectMeta, which exported manifests carry.
+    *("generateName", "selfLink", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"),
+    *("deletionGracePeriodSeconds", "ownerReferences", "finalizers", "managedFields"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SecretKeyRef:
+    """A secret of another store that gives a property its value."""
+
+    name: str
+    key: str
+    """Which key of the secret; the secret's own name when the manifest does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One entry of ``spec.metadata``, not resolved."""
+
+    name: str
+    value: str | None = field(default=None, repr=False)
+    """As Dapr would hand it to the store; None where the manifest gives none, which is not the same as empty."""
+    env_ref: str = ""
+    secret_key_ref: SecretKeyRef | None = None
+    source: Source | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A component as declared. Two are equal when they declare the same, wherever they are written."""
+
+    name: str
+    type: str
+    version: str = ""
+    namespace: str = ""
+    ignore_errors: bool = False
+    init_timeout: float = DEFAULT_INIT_TIMEOUT
+    items: tuple[Item, ...] = ()
+    secret_store: str = ""
+    scopes: tuple[str, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    source: Source | None = field(default=None, compare=False)
+    annotation_sources: Mapping[str, Source] = field(default_factory=dict, compare=False)
+
+    @property
+    def is_secret_store(self) -> bool:
+        """Whether the type names a secret store. The prefix is case-sensitive, unlike the rest of the type."""
+        return self.type.startswith(PREFIX)
+
+    @property
+    def log_name(self) -> str:
+        """How Dapr's messages name a component."""
+        return f"{self.name} ({self.type}/{self.version})" if self.version else f"{self.name} ({self.type})"
+
+    def visible_to(self, app_id: str) -> bool:
+        """Tell whether ``scopes`` lets this app see the component. An empty app id is in no scope."""
+        return not self.scopes or (app_id != "" and app_id in self.scopes)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifests:
+    """What the resource directories hold for one app."""
+
+    components: tuple[Component, ...]
+    notices: tuple[Notice, ...] = ()
+
+
+def load_components(directories: Sequence[Path], *, app_id: str, namespace: str) -> Manifests:
+    """Load the secret store components that ``app_id`` may see, in load order.
+
+    ``namespace`` is the environment's NAMESPACE; when it is empty, or a manifest has none, namespaces do not matter.
+    Raises `ConfigurationError` for the first thing that is wrong.
+    """
+    notices: list[Notice] = []
+    declared: dict[str, Component] = {}
+    for path in _manifest_files(directories, notices):
+        for component, remarks in _components(path):
+            if namespace and component.namespace not in ("", namespace):
+                continue
+            _refuse_duplicate(component, declared)
+            if component.visible_to(app_id):
+                declared[component.name] = component
+                notices += remarks
+    return Manifests(tuple(c for c in declared.values() if c.is_secret_store), tuple(notices))
+
+
+def _refuse_duplicate(component: Component, declared: Mapping[str, Component]) -> None:
+    """Only a component that this app sees stands in the way of another (dapr ``disk.go`` filterManifests)."""
+    earlier = declared.get(component.name)
+    if earlier:
+        raise ConfigurationError(
+            f"duplicate definition of {KIND} name {component.log_name} with existing {earlier.log_name}"
+            f" at {earlier.source}",
+            component.source,
+        )
+
+
+def _manifest_files(directories: Sequence[Path], notices: list[Notice]) -> Iterator[Path]:
+    for directory in directories:
+        try:
+            entries = sorted(directory.iterdir(), key=lambda path: os.fsencode(path.name))
+        except OSError as error:
+            raise ConfigurationError(f"cannot be read: {error.strerror}", Source(str(directory))) from None
+        for path in entries:
+            if path.is_dir():
+                continue
+            if path.name.lower().endswith((".yaml", ".yml")):
+                yield path
+            elif not path.name.startswith("."):
+                notices.append(Notice("not a YAML file, passed over", Source(str(path))))
+
+
+def _components(path: Path) -> Iterator[tuple[Component, list[Notice]]]:
+    for line, text in split_documents(read_text(path)):
+        root = parse(text, str(path), line)
+        if isinstance(root, MappingNode):
+            decoded = _decode(root)
+            if decoded:
+                yield decoded
+
+
+def _decode(root: MappingNode) -> tuple[Component, list[Notice]] | None:
+    """Read a document; None when it is not a component."""
+    try:
+        return _decode_component(Field("", root.source, root))
+    except ConfigurationError:
+        if _may_be_secret_store(root):
+            raise
+        return None
+
+
+def _may_be_secret_store(root: MappingNode) -> bool:
+    """Tell from the raw texts of a document that does not decode whether it could be a secret store component."""
+    if _raw_text(root, "kind") != KIND:
+        return False
+    spec = _raw(root, "spec")
+    component_type = _raw_text(spec, "type") if isinstance(spec, MappingNode) else ""
+    return not component_type or _misspelt_category(component_type) or component_type.startswith(PREFIX)
+
+
+def _raw(node: MappingNode, name: str) -> Node | None:
+    found = [value for key, value in node.entries if isinstance(key, ScalarNode) and key.text.lower() == name]
+    return found[-1] if found else None
+
+
+def _raw_text(node: MappingNode, name: str) -> str:
+    value = _raw(node, name)
+    return value.text if isinstance(value, ScalarNode) else ""
+
+
+def _decode_component(root: Field) -> tuple[Component, list[Notice]] | None:
+    document = root.members()
+    if document["kind"].strict_string() != KIND or document["apiVersion"].strict_string() != API_VERSION:
+        return None
+    header = _header(document)
+    if not header.is_secret_store:
+        return header, []
+    # Dapr converts the whole document, so an infinite number in a field that nobody reads still spoils it.
+    root.json()
+    return _secret_store(document, header)
+
+
+def _header(document: Object) -> Component:
+    """Decode what says which component this is, and for whom."""
+    metadata, spec = document["metadata"].members(), document["spec"].members()
+    return Component(
+        name=_name(metadata["name"]),
+        type=_type(spec["type"]),
+        version=spec["version"].string(),
+        namespace=metadata["namespace"].string(),
+        scopes=tuple(scope.strict_string() for scope in document["scopes"].elements()),
+        source=document.source,
+    )
+
+
+def _name(name: Field) -> str:
+    """Kubernetes' IsValidPathSegmentName, and not empty: the name becomes a directory."""
+    text = name.string()
+    if not text:
+        raise ConfigurationError(f"{name.path} is missing", name.source)
+    if text in {".", ".."}:
+        raise ConfigurationError(f"invalid name {text!r} for {KIND!r}: may not be {text!r}", name.source)
+    for char in "/%":
+        if char in text:
+            raise ConfigurationError(f"invalid name {text!r} for {KIND!r}: may not contain {char!r}", name.source)
+    return text
+
+
+def _type(component_type: Field) -> str:
+    text = component_type.string()
+    if not text:
+        raise ConfigurationError(f"{component_type.path} is missing", component_type.source)
+    if _misspelt_category(text):
+        raise ConfigurationError(f"incorrect type {text}: a secret store's begins with {PREFIX}", component_type.source)
+    return text
+
+
+def _misspelt_category(component_type: str) -> bool:
+    """Tell whether ``SecretStores.x`` or ``secretstore.x`` was meant; Dapr refuses to start with such a type."""
+    category = component_type.partition(".")[0]
+    return category not in _CATEGORIES and "secretstores" in nearest(category, _CATEGORIES)
+
+
+def _secret_store(document: Object, header: Component) -> tuple[Component, list[Notice]]:
+    metadata, spec, auth = document["metadata"].members(), document["spec"].members(), document["auth"].members()
+    annotations = metadata["annotations"].members().fields
+    notices = [
+        *document.unknown(_ROOT_FIELDS),
+        *metadata.unknown(_METADATA_FIELDS),
+        *spec.unknown(_SPEC_FIELDS),
+        *auth.unknown(("secretStore",)),
+    ]
+    component = replace(
+        header,
+        ignore_errors=spec["ignoreErrors"].boolean(),
+        init_timeout=_init_timeout(spec["initTimeout"], notices),
+        items=tuple(_item(item, notices) for item in spec["metadata"].elements()),
+        secret_store=auth["secretStore"].string(),
+        annotations={name: annotation.string() for name, annotation in annotations.items()},
+        annotation_sources={name: annotation.source for name, annotation in annotations.items()},
+    )
+    return component, notices
+
+
+def _init_timeout(timeout: Field, notices: list[Notice]) -> float:
+    text = timeout.string()
+    try:
+        seconds = parse_duration(text) if text else DEFAULT_INIT_TIMEOUT
+    except ValueError as error:
+        seconds, reason = 0.0, str(error)
+    else:
+        reason = "not positive"
+    if seconds > 0:
+        return seconds
+    notices.append(Notice(f"{timeout.path} is {reason}; {DEFAULT_INIT_TIMEOUT:g}s counts instead", timeout.source))
+    return DEFAULT_INIT_TIMEOUT
+
+
+def _item(field_: Field, notices: list[Notice]) -> Item:
+    item = field_.members()
+    notices += item.unknown(_ITEM_FIELDS)
+    return Item(
+        name=item["name"].string(),
+        value=item["value"].property_text(),
+        env_ref=item["envRef"].string(),
+        secret_key_ref=_secret_key_ref(item["secretKeyRef"], notices),
+        source=field_.source,
+    )
+
+
+def _secret_key_ref(reference: Field, notices: list[Notice]) -> SecretKeyRef | None:
+    """Decode a reference. Without a name Dapr goes on to the next item, whatever the key says."""
+    members = reference.members()
+    notices += members.unknown(("name", "key"))
+    name, key = members["name"].string(), members["key"].string()
+    if name:
+        return SecretKeyRef(name, key or name)
+    if not reference.is_null():
+        notices.append(Notice(f"{reference.path} has no name and is ignored", reference.source))
+    return None
