@@ -1,0 +1,100 @@
+"""The table of secret store types: which module serves a component's ``spec.type``.
+
+A store module is imported when a component names its type, and not before: an SDK that no component needs costs no
+start-up time, and need not be installed. Other packages add types through the entry point group ``secretfs.stores``;
+docs/writing-a-store.md shows how.
+"""
+
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol, cast
+
+from secretfs.errors import ConfigurationError, Source
+from secretfs.settings import nearest
+from secretfs.store import SecretStore, StoreContext
+
+ENTRY_POINT_GROUP = "secretfs.stores"
+
+BUILTIN: dict[str, str] = {
+    "secretstores.azure.keyvault": "secretfs.stores.azure_keyvault",
+    "secretstores.hashicorp.vault": "secretfs.stores.vault",
+    "secretstores.kubernetes": "secretfs.stores.kubernetes",
+    "secretstores.local.env": "secretfs.stores.local_env",
+    "secretstores.local.file": "secretfs.stores.local_file",
+}
+
+# dapr/dapr cmd/daprd/components/secretstores_*.go at v1.18
+_DAPR_TYPES = frozenset(
+    {
+        "secretstores.alicloud.parameterstore",
+        "secretstores.aws.parameterstore",
+        "secretstores.aws.secretmanager",
+        "secretstores.azure.keyvault",
+        "secretstores.gcp.secretmanager",
+        "secretstores.hashicorp.vault",
+        "secretstores.huaweicloud.csms",
+        "secretstores.kubernetes",
+        "secretstores.local.env",
+        "secretstores.local.file",
+        "secretstores.tencentcloud.ssm",
+    }
+)
+_VERSIONS = frozenset({"", "v0", "v1"})
+_EXTRA_WITH = {"azure": "azure", "hvac": "vault", "kubernetes": "kubernetes", "requests": "vault", "urllib3": "vault"}
+
+
+class StoreModule(Protocol):
+    """What a store's module offers."""
+
+    @property
+    def Settings(self) -> type[Any]:  # noqa: N802 - the name of a class in that module
+        """A dataclass whose fields are declared with `secretfs.settings.setting`."""
+
+    def open_store(self, settings: Any, context: StoreContext, /) -> SecretStore:
+        """Open the store. Raises `ConfigurationError` for settings that cannot work, and contacts no backend."""
+
+
+def load_store_type(type: str, version: str = "", source: Source | None = None) -> StoreModule:  # noqa: A002 - Dapr's word
+    """Import the module that serves ``type``, which is matched without regard to case.
+
+    Raises `ConfigurationError` when there is none, or when what it needs is not installed.
+    """
+    wanted = type.lower()
+    if version.lower() not in _VERSIONS:
+        raise ConfigurationError(f"couldn't find secret store {type}/{version}: the version is v1", source)
+    if wanted in BUILTIN:
+        return _import_builtin(wanted, source)
+    offered = list(entry_points(group=ENTRY_POINT_GROUP))
+    points = [point for point in offered if point.name.lower() == wanted]
+    if len(points) > 1:
+        # Which of them sees the credentials is not left to the order of installation.
+        values = " and ".join(point.value for point in points)
+        raise ConfigurationError(f"{wanted} is offered twice: by {values}", source)
+    if points:
+        return _load_entry_point(points[0], source)
+    message = f"couldn't find secret store {type}/{version}"
+    if wanted in _DAPR_TYPES:
+        raise ConfigurationError(f"{message}: Dapr has this type, secretfs does not support it", source)
+    raise ConfigurationError(message + nearest(wanted, [*BUILTIN, *(point.name for point in offered)]), source)
+
+
+def _import_builtin(type: str, source: Source | None) -> StoreModule:  # noqa: A002
+    try:
+        return cast("StoreModule", importlib.import_module(BUILTIN[type]))
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_WITH.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        message = f"{type} needs the package {error.name}: pip install secretfs-fuse[{extra}]"
+        raise ConfigurationError(message, source) from error
+
+
+def _load_entry_point(point: EntryPoint, source: Source | None) -> StoreModule:
+    try:
+        module = point.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"{point.name}: cannot import {point.value}: {error}", source) from error
+    lacking = [name for name in ("Settings", "open_store") if not hasattr(module, name)]
+    if lacking:
+        raise ConfigurationError(f"{point.name}: {point.value} has no {' and no '.join(lacking)}", source)
+    return cast("StoreModule", module)

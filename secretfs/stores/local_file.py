@@ -1,0 +1,214 @@
+"""``secretstores.local.file``: the secrets in a JSON file.
+
+Names and shapes are Dapr's. Three things differ, because Dapr's way helps nobody: numbers, booleans and null are their
+JSON text (Dapr serves ``%!s(float64=42)``), two entries that flatten to one name are an error (Dapr drops one of them
+by chance), and an edited file is read again (Dapr reads it once).
+
+Nothing is locked: a snapshot of the file is immutable and replaced as a whole. Threads that notice a change at the
+same time each read the file, and each gets a true answer.
+"""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound, StoreError, StoreUnavailable
+from secretfs.settings import setting, truthy
+from secretfs.store import Names, Secret, StoreContext
+
+_ATTEMPTS = 5
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The properties of a ``secretstores.local.file`` component."""
+
+    secrets_file: str = setting(
+        "secretsFile", "Path of the JSON file. A relative path starts at the working directory.", required=True
+    )
+    nested_separator: str = setting(
+        "nestedSeparator",
+        "Joins the names of nested entries to one name. Empty means the default.",
+        default=":",
+        parse=lambda text: text or ":",
+    )
+    multi_valued: bool = setting(
+        "multiValued",
+        "Each entry of the top level is a secret, and what is nested in it are the secret's keys.",
+        default=False,
+        parse=truthy,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What changes when a file is edited or replaced."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "_Identity":
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    identity: _Identity
+    secrets: Mapping[str, Secret]
+
+
+class FileStore:
+    """Serves the file as it is now: every call first looks whether the file has changed."""
+
+    def __init__(self, path: Path, separator: str, *, multi_valued: bool) -> None:
+        self.multi_valued = multi_valued
+        self._path = path
+        self._separator = separator
+        self._snapshot = self._load()
+
+    def check(self) -> None:
+        """Read the file if it has changed."""
+        self._current()
+
+    def names(self, folder: str) -> Names:
+        """List the secrets. Names may hold "/"; the store itself has no folders."""
+        return Names() if folder else Names(frozenset(self._current()))
+
+    def fetch(self, name: str) -> Secret:
+        """Read one secret."""
+        try:
+            return self._current()[name]
+        except KeyError:
+            raise SecretNotFound(f"secret {name} not found") from None
+
+    def close(self) -> None:
+        """Forget the secrets."""
+        self._snapshot = _Snapshot(self._snapshot.identity, {})
+
+    def _current(self) -> Mapping[str, Secret]:
+        try:
+            identity = _Identity.of(self._path.stat())
+        except OSError as error:
+            raise self._unreadable(error) from None
+        if identity != self._snapshot.identity:
+            self._snapshot = self._load()
+        return self._snapshot.secrets
+
+    def _load(self) -> _Snapshot:
+        try:
+            identity, data = _read_unchanging(self._path)
+            secrets = dict(self._secrets(_parse(data), modified=identity.mtime_ns / 1e9))
+        except OSError as error:
+            raise self._unreadable(error) from None
+        except ValueError as error:
+            # from None: a JSONDecodeError carries the whole document.
+            raise MalformedAnswer(f"{self._path}: {error}") from None
+        return _Snapshot(identity, secrets)
+
+    def _secrets(self, top: Mapping[str, Any], modified: float) -> Iterator[tuple[str, Secret]]:
+        if not self.multi_valued:
+            for name, value in _flatten(top, self._separator).items():
+                yield name, Secret({name: value}, modified=modified)
+            return
+        for name, entry in top.items():
+            if isinstance(entry, dict):
+                yield name, Secret(_flatten(entry, self._separator), modified=modified)
+            elif type(entry) is str:
+                yield name, Secret({name: _unicode(entry).encode()}, modified=modified)
+            # Dapr drops numbers, booleans, null and arrays here; so do we, for the listings to be the same.
+
+    def _unreadable(self, error: OSError) -> StoreUnavailable:
+        return StoreUnavailable(f"{self._path}: {error.strerror or error}")
+
+
+def open_store(settings: Settings, context: StoreContext) -> FileStore:
+    """Open the file. Raises `ConfigurationError` when it cannot be read or is not what it should be."""
+    path = Path(settings.secrets_file).absolute()
+    try:
+        return FileStore(path, settings.nested_separator, multi_valued=settings.multi_valued)
+    except StoreError as error:
+        raise ConfigurationError(f"{context.component}: secretsFile: {error}") from None
+
+
+def _read_unchanging(path: Path) -> tuple[_Identity, bytes]:
+    """Read the file and the identity it had from the first to the last byte."""
+    for _ in range(_ATTEMPTS):
+        # O_NONBLOCK: opening a FIFO must not wait for a writer.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            before = os.fstat(file.fileno())
+            if not stat.S_ISREG(before.st_mode):
+                raise StoreUnavailable(f"{path}: not a regular file")
+            data = file.read()
+            if _Identity.of(os.fstat(file.fileno())) == _Identity.of(before):
+                return _Identity.of(before), data
+    raise StoreUnavailable(f"{path}: changes faster than it can be read")
+
+
+class _Text(str):
+    """A JSON number as it is written, so that no digit is lost; told from a JSON string by its type."""
+
+    __slots__ = ()
+
+
+def _parse(data: bytes) -> Mapping[str, Any]:
+    """Parse a JSON object as Go's encoding/json does. Raises ValueError that does not repeat the text."""
+    try:
+        top = json.loads(
+            # One lone surrogate for each byte that is not UTF-8; `_unicode` makes it U+FFFD, as Go does.
+            data.decode("utf-8", "surrogateescape"),
+            object_pairs_hook=lambda pairs: {_unicode(name): value for name, value in pairs},
+            parse_int=_Text,
+            parse_float=_Text,
+            parse_constant=_refuse_constant,
+        )
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error.msg}, line {error.lineno} column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("not JSON: nested too deeply") from None
+    if top is None:
+        return {}
+    if not isinstance(top, dict):
+        raise ValueError("the top level is not a JSON object")  # noqa: TRY004 - an error in data
+    return top
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"not JSON: {name} is no JSON number")
+
+
+def _unicode(text: str) -> str:
+    """Replace what is no Unicode character, as Go does: bytes that are not UTF-8, and halves of surrogate pairs."""
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def _flatten(entry: Mapping[str, Any], separator: str) -> dict[str, bytes]:
+    """Map the joined names of all leaves to their values. Raises ValueError for a name that occurs twice."""
+    flat: dict[str, bytes] = {}
+    for path, leaf in _leaves(entry, ()):
+        name = separator.join(path)
+        if name in flat:
+            raise ValueError(f"two entries have the name {name} once nested names are joined with {separator!r}")
+        flat[name] = _unicode(leaf if isinstance(leaf, str) else json.dumps(leaf)).encode()
+    return flat
+
+
+def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict):
+        members: Iterable[tuple[str, Any]] = value.items()
+    elif isinstance(value, list):
+        members = ((str(index), member) for index, member in enumerate(value))
+    else:
+        yield path, value
+        return
+    for name, member in members:
+        yield from _leaves(member, (*path, name))

@@ -1,0 +1,122 @@
+"""``secretstores.local.file``: files that change."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from secretfs.errors import MalformedAnswer, StoreUnavailable
+from secretfs.store import Names
+from secretfs.stores.local_file import FileStore
+from tests.support.canary import secret
+from tests.support.opened import opened
+from tests.support.secrets_file import SecretsFile, file
+
+__all__ = ["file"]
+
+TYPE = "secretstores.local.file"
+
+
+def test_a_relative_path_starts_at_the_working_directory_of_the_start(
+    file: SecretsFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write({"a": secret()})
+    monkeypatch.chdir(tmp_path)
+    with opened(TYPE, {"secretsFile": "secrets.json"}) as store:
+        monkeypatch.chdir("/")
+        file.write({"b": secret()})
+        assert store.names("").secrets == {"b"}
+
+
+def test_a_file_that_vanishes_is_an_outage_until_it_is_back(file: SecretsFile) -> None:
+    file.write({"a": secret()})
+    with file.store() as store:
+        file.path.unlink()
+        for call in (lambda: store.fetch("a"), lambda: store.names(""), store.check):
+            with pytest.raises(StoreUnavailable, match="No such file"):
+                call()
+        file.write({"a": secret()})
+        assert store.fetch("a").values == {"a": secret().encode()}
+
+
+def test_an_edit_in_place_shows(file: SecretsFile) -> None:
+    file.write({"a": "old"})
+    with file.store() as store:
+        file.path.write_text('{"a": "new one"}', encoding="utf-8")
+        assert store.fetch("a").values == {"a": b"new one"}
+
+
+def test_a_replaced_file_of_the_same_size_and_time_shows(file: SecretsFile) -> None:
+    file.write({"a": "old"})
+    before = file.path.stat()
+    with file.store() as store:
+        file.write({"a": "new"})
+        os.utime(file.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert store.fetch("a").values == {"a": b"new"}
+
+
+def test_a_kubernetes_volume_is_followed(tmp_path: Path) -> None:
+    """A projected volume is a symbolic link to a directory that is swapped."""
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "secrets.json").write_text(json.dumps({"a": version}), encoding="utf-8")
+    (tmp_path / "..data").symlink_to("1")
+    (tmp_path / "secrets.json").symlink_to("..data/secrets.json")
+    with opened(TYPE, {"secretsFile": str(tmp_path / "secrets.json")}) as store:
+        assert store.fetch("a").values == {"a": b"1"}
+        (tmp_path / "..new").symlink_to("2")
+        (tmp_path / "..new").replace(tmp_path / "..data")
+        assert store.fetch("a").values == {"a": b"2"}
+
+
+def test_an_unchanged_file_is_not_read_again(file: SecretsFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write({"a": secret()})
+    with file.store() as store:
+        monkeypatch.setattr(FileStore, "_load", lambda _: pytest.fail("read again"))
+        assert store.names("") == Names(frozenset({"a"}))
+        assert store.fetch("a").values == {"a": secret().encode()}
+
+
+def test_modified_is_the_time_of_the_file(file: SecretsFile) -> None:
+    file.write({"a": secret()})
+    os.utime(file.path, (1_000_000, 1_700_000_000.5))
+    with file.store() as store:
+        assert store.fetch("a").modified == 1_700_000_000.5
+
+
+def test_readers_never_see_half_a_file(file: SecretsFile) -> None:
+    """One thread rewrites the file, in place and by rename; what others read is always one whole version."""
+    versions = [{"first": f"{n}" * 2000, "second": f"{n}" * 2000} for n in range(4)]
+    file.write(versions[0])
+    done = threading.Event()
+
+    def rewrite() -> None:
+        for turn in range(200):
+            text = json.dumps(versions[turn % 4]).encode()
+            file.write_text(text) if turn % 2 else file.path.write_bytes(text)
+        done.set()
+
+    with file.store() as store:
+        writer = threading.Thread(target=rewrite)
+        writer.start()
+        while not done.is_set():
+            try:
+                value = store.fetch("first").values["first"].decode()
+            except (MalformedAnswer, StoreUnavailable):
+                continue
+            assert value in [version["first"] for version in versions]
+        writer.join()
+        assert store.fetch("second").values == {"second": versions[3]["second"].encode()}
+
+
+def test_a_file_that_never_holds_still_is_an_outage(file: SecretsFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write({"a": secret()})
+    with file.store() as store:
+        ticks = iter(range(1000, 2000))
+        monkeypatch.setattr(
+            "secretfs.stores.local_file._Identity.of", classmethod(lambda *_: next(ticks)), raising=True
+        )
+        with pytest.raises(StoreUnavailable, match="changes faster than it can be read"):
+            store.fetch("a")
