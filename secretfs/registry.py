@@ -1,0 +1,262 @@
+"""The component registry: opens the stores that manifests declare, each after those it takes its credentials from.
+
+Dapr parks a component whose store is missing and says so in a warning; here a reference that leads nowhere, or in a
+circle, is an error that names the whole chain. Secret scopes do not apply to references, as in Dapr (dapr/dapr 8176).
+"""
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import trio
+
+from secretfs.annotations import freshness, of_store
+from secretfs.cache import Freshness
+from secretfs.errors import ConfigurationError, DeadlineExceeded, Notice, SecretFSError, StoreError
+from secretfs.manifest import Component
+from secretfs.references import ReadSecret, Surroundings, component_references, resolve
+from secretfs.reopening import ReopeningStore
+from secretfs.settings import Property, decode
+from secretfs.shelf import log_defect
+from secretfs.store import NamespacedStore, SecretStore, StoreContext
+from secretfs.stores import load_store_type
+
+_CLOSING_TIME = 2.0  # seconds in all; a store that does not close in time is left to the end of the process
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedStore:
+    """A store that is open, and how fresh its answers have to be."""
+
+    component: Component
+    store: SecretStore
+    freshness: Freshness
+    source: "OpenedStore | None" = None
+    """The store it takes its credentials from, now and whenever they are rotated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A component that could not be opened or does not answer."""
+
+    component: Component
+    error: SecretFSError
+
+    def __str__(self) -> str:
+        reason = str(self.error)
+        if isinstance(self.error, ConfigurationError):
+            return f"{reason} (component {self.component.name})"
+        return f"{self.component.source}: component {self.component.name}: {reason}"
+
+
+class ComponentsFailed(SecretFSError):
+    """Components that are needed could not be opened. Exits like the first of their errors."""
+
+    def __init__(self, failures: Sequence[Failure]) -> None:
+        super().__init__("\n".join(map(str, failures)))
+        self.exit_code = failures[0].error.exit_code
+
+
+@dataclass(slots=True)
+class Registry:
+    """What came of opening every component. ``notices`` are remarks on properties that nothing reads."""
+
+    stores: dict[str, OpenedStore] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+    sources: list[OpenedStore] = field(default_factory=list)
+    """No longer among the stores, and open all the same: others take their credentials from them."""
+
+    @property
+    def open(self) -> list[OpenedStore]:
+        """All that has to be closed."""
+        return [*self.stores.values(), *self.sources]
+
+    def require(self) -> None:
+        """Raise `ComponentsFailed` unless only components with ``ignoreErrors`` failed."""
+        fatal = [failure for failure in self.failures if not failure.component.ignore_errors]
+        if fatal:
+            raise ComponentsFailed(fatal)
+
+
+def defect(error: Exception) -> StoreError:
+    """Log where a defect is, and make it an error of its store. Its text stays unsaid: it may quote a credential."""
+    log_defect(log, error)
+    return StoreError(f"unexpected {type(error).__name__}; the log has the place")
+
+
+def check_references(components: Sequence[Component]) -> list[Failure]:
+    """Return the components whose references lead to no store, or back to themselves."""
+    by_name = {component.name: component for component in components}
+    return [Failure(c, error) for c in components if (error := _broken_chain(c, by_name)) is not None]
+
+
+def open_store(
+    component: Component, surroundings: Surroundings, chosen: Freshness, read: ReadSecret | None
+) -> tuple[SecretStore, list[Notice]]:
+    """Resolve a component's properties and open its store. Blocks while ``read`` reads what they refer to.
+
+    A store that refers to another one follows what it refers to: see `ReopeningStore`. Raises `ConfigurationError` with
+    the place for whatever is wrong with the component, and any `StoreError` of ``read``.
+    """
+    module = load_store_type(component.type, component.version, component.source)
+    context = StoreContext(component.name, component.namespace, chosen.deadline, of_store(component))
+    remarks: list[Notice] = []
+
+    def look() -> list[Property]:
+        properties, remarks[:] = resolve(component, surroundings, read)
+        return properties
+
+    def open_with(properties: list[Property]) -> SecretStore:
+        settings, unknown = decode(module.Settings, properties, component.source)
+        remarks.extend(unknown)
+        try:
+            return module.open_store(settings, context)
+        except ConfigurationError as error:
+            raise ConfigurationError(error.args[0], error.source or component.source) from None
+
+    if read is None:
+        return open_with(look()), remarks
+    return ReopeningStore(component.name, look, open_with), remarks
+
+
+@asynccontextmanager
+async def open_registry(
+    components: Sequence[Component],
+    surroundings: Surroundings,
+    default: Freshness,
+    opened: Callable[[Component], None] = lambda _: None,
+) -> AsyncIterator[Registry]:
+    """Open all components side by side, call ``opened`` as each is done, and close them all at the end.
+
+    Each store must also answer and accept our credentials. One with ``ignoreErrors`` that does not stays open: it may
+    answer later.
+    """
+    registry = Registry(failures=check_references(components))
+    broken = {failure.component.name for failure in registry.failures}
+    for failure in registry.failures:
+        opened(failure.component)
+    sound = [component for component in components if component.name not in broken]
+    try:
+        await open_components(registry, sound, surroundings, default, opened)
+        order = {component.name: place for place, component in enumerate(components)}
+        registry.failures.sort(key=lambda failure: order[failure.component.name])
+        yield registry
+    finally:
+        await close_stores(opened_store.store for opened_store in registry.open)
+
+
+async def open_components(
+    registry: Registry,
+    components: Sequence[Component],
+    surroundings: Surroundings,
+    default: Freshness,
+    opened: Callable[[Component], None] = lambda _: None,
+) -> None:
+    """Open components into a registry, each after those it refers to, which are among them or in there already."""
+    opening = _Opening(registry, surroundings, default)
+    async with trio.open_nursery() as nursery:
+        done = {component.name: trio.Event() for component in components}
+        for component in components:
+            nursery.start_soon(_open_in_turn, opening, component, done, opened)
+    order = {component.name: place for place, component in enumerate(components)}
+    registry.stores = dict(sorted(registry.stores.items(), key=lambda item: order.get(item[0], -1)))
+    registry.notices = [notice for component in components for notice in opening.remarks.get(component.name, ())]
+
+
+async def _open_in_turn(
+    opening: "_Opening", component: Component, done: Mapping[str, trio.Event], opened: Callable[[Component], None]
+) -> None:
+    for needed in component_references(component):
+        if needed in done:
+            await done[needed].wait()
+    try:
+        await opening.open(component)
+    finally:
+        done[component.name].set()
+        opened(component)
+
+
+class _Opening:
+    """Opens one component after the other into a registry."""
+
+    def __init__(self, registry: Registry, surroundings: Surroundings, default: Freshness) -> None:
+        self._registry = registry
+        self._surroundings = surroundings
+        self._default = default
+        self.remarks: dict[str, list[Notice]] = {}
+
+    async def open(self, component: Component) -> None:
+        """Open a component within its initTimeout, or note why not."""
+        try:
+            with trio.fail_after(component.init_timeout):
+                await self._open(component)
+        except trio.TooSlowError:
+            self._fail(component, DeadlineExceeded(f"init timeout for component {component.log_name}"))
+        except SecretFSError as error:
+            self._fail(component, error)
+        except Exception as error:  # noqa: BLE001 - a defect in one store must not keep the others from opening
+            self._fail(component, defect(error))
+
+    async def _open(self, component: Component) -> None:
+        chosen = freshness(component, self._default)
+        source = self._source(component)
+        read = None if source is None else _reader(source, component.namespace)
+        store, remarks = await trio.to_thread.run_sync(
+            open_store, component, self._surroundings, chosen, read, abandon_on_cancel=True
+        )
+        self.remarks[component.name] = remarks
+        self._registry.stores[component.name] = OpenedStore(component, store, chosen, source)
+        await trio.to_thread.run_sync(store.check, abandon_on_cancel=True)
+
+    def _source(self, component: Component) -> OpenedStore | None:
+        refused = {failure.component.name for failure in self._registry.failures if not failure.component.ignore_errors}
+        for name in component_references(component):
+            opened = self._registry.stores.get(name)
+            if opened is None or name in refused:
+                raise StoreError(f"it takes its credentials from {name}, which could not be opened")
+            return opened
+        return None
+
+    def _fail(self, component: Component, error: SecretFSError) -> None:
+        self._registry.failures.append(Failure(component, error))
+
+
+def _reader(source: OpenedStore, namespace: str) -> ReadSecret:
+    if namespace and isinstance(source.store, NamespacedStore):
+        return partial(source.store.fetch_in, namespace)
+    return source.store.fetch
+
+
+def _broken_chain(component: Component, by_name: Mapping[str, Component]) -> ConfigurationError | None:
+    chain = [component.name]
+    while references := component_references(by_name[chain[-1]]):
+        (needed,) = references
+        chain.append(needed)
+        told = " -> ".join(chain)
+        if needed not in by_name:
+            return ConfigurationError(
+                f"{told}: there is no secret store {needed} for this app id to take a secret from", component.source
+            )
+        if needed in chain[:-1]:
+            return ConfigurationError(f"{told}: these stores wait for each other's secrets", component.source)
+    return None
+
+
+async def close_stores(stores: Iterable[SecretStore]) -> None:
+    """Close stores side by side. One that does not close in time is left to the end of the process."""
+
+    async def close(store: SecretStore) -> None:
+        try:
+            await trio.to_thread.run_sync(store.close, abandon_on_cancel=True)
+        except Exception as error:  # noqa: BLE001 - the others must be closed too
+            log_defect(log, error)
+
+    with trio.move_on_after(_CLOSING_TIME, shield=True):
+        async with trio.open_nursery() as nursery:
+            for store in stores:
+                nursery.start_soon(close, store)

@@ -1,0 +1,68 @@
+"""Our settings in annotations: durations, and what is said about a mistake."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from secretfs.annotations import FRESHNESS, freshness
+from secretfs.cache import Freshness
+from secretfs.errors import ConfigurationError
+from secretfs.manifest import Component, load_components
+from tests.support.manifests import component
+
+DEFAULT = Freshness()
+
+
+def declared(directory: Path, annotations: dict[str, str]) -> Component:
+    component(directory, "env", "local.env", annotations=annotations)
+    (found,) = load_components([directory], app_id="", namespace="").components
+    return found
+
+
+@pytest.mark.parametrize(
+    ("annotations", "expected"),
+    [
+        ({}, DEFAULT),
+        ({"secretfs/ttl": "30s"}, Freshness(ttl=30)),
+        ({"secretfs/deadline": "1.5s"}, Freshness(deadline=1.5)),
+        ({"secretfs/ttl": "1h30m", "secretfs/deadline": "250ms"}, Freshness(ttl=5400, deadline=0.25)),
+        ({"dapr.io/app-id": "x", "secretfs.io/ttl": "nonsense", "ttl": "1s"}, DEFAULT),
+    ],
+)
+def test_durations(tmp_path: Path, annotations: dict[str, str], expected: Freshness) -> None:
+    assert freshness(declared(tmp_path, annotations), DEFAULT) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("secretfs/ttl", "30", "secretfs/ttl: not a duration such as 30s, 5m or 1h30m"),
+        ("secretfs/ttl", "", "secretfs/ttl: not a duration such as 30s, 5m or 1h30m"),
+        ("secretfs/ttl", "0s", "secretfs/ttl: must be longer than nothing"),
+        ("secretfs/ttl", "-1s", "secretfs/ttl: must be longer than nothing"),
+        ("secretfs/deadline", "5 s", "secretfs/deadline: not a duration: the units are ns, us, ms, s, m and h"),
+        ("secretfs/deadline", "5d", "secretfs/deadline: not a duration: the units are ns, us, ms, s, m and h"),
+        ("secretfs/deadline", "inf", "secretfs/deadline: not a duration such as 30s, 5m or 1h30m"),
+        ("secretfs/tll", "1s", "unknown annotation secretfs/tll (did you mean secretfs/ttl?)"),
+        ("secretfs/dead-line", "1s", "unknown annotation secretfs/dead-line (did you mean secretfs/deadline?)"),
+        ("secretfs/TTL", "1s", "unknown annotation secretfs/TTL (did you mean secretfs/ttl?)"),
+    ],
+)
+def test_a_mistake_names_file_line_and_annotation(tmp_path: Path, name: str, value: str, message: str) -> None:
+    annotated = declared(tmp_path, {"dapr.io/app-id": "x", name: value})
+    with pytest.raises(ConfigurationError) as caught:
+        freshness(annotated, DEFAULT)
+    assert str(caught.value) == f"{tmp_path}/env.yaml:7: {message}"
+
+
+def test_every_field_of_freshness_has_its_annotation() -> None:
+    assert sorted(FRESHNESS.values()) == sorted(field.name for field in fields(Freshness))
+    assert all(name == f"secretfs/{field.replace('_', '-')}" for name, field in FRESHNESS.items())
+
+
+@pytest.mark.parametrize("name", FRESHNESS)
+def test_every_annotation_is_read_and_checked(tmp_path: Path, name: str) -> None:
+    assert freshness(declared(tmp_path / "good", {name: "90s"}), DEFAULT) == replace(DEFAULT, **{FRESHNESS[name]: 90.0})
+    with pytest.raises(ConfigurationError, match=f"{name}: not a duration"):
+        freshness(declared(tmp_path / "bad", {name: "soon"}), DEFAULT)

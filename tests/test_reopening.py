@@ -1,0 +1,186 @@
+"""Credentials rotated upstream: the store is opened anew and the reader never notices."""
+
+import threading
+from collections.abc import Mapping
+
+import pytest
+
+from secretfs import reopening
+from secretfs.errors import AccessDenied, StoreError, StoreUnavailable
+from secretfs.reopening import ReopeningStore
+from secretfs.settings import Property
+from secretfs.store import Secret, SecretStore
+from tests.conftest import ExpectLog
+from tests.support.canary import secret as canary
+from tests.support.memory_store import MemoryStore, WatchingMemoryStore
+
+
+class Upstream:
+    """Where the credentials come from, and a backend which accepts just one of them."""
+
+    def __init__(self) -> None:
+        self.kind: type[_Guarded] = _Guarded
+        self.token = canary("first")
+        self.accepted: str | None = self.token
+        self.looks = 0
+        self.opened: list[_Guarded] = []
+        self.fail_with: StoreError | None = None
+
+    def resolve(self) -> list[Property]:
+        self.looks += 1
+        if self.fail_with:
+            raise self.fail_with
+        return [Property("token", self.token)]
+
+    def reopen(self, properties: list[Property]) -> SecretStore:
+        store = self.kind(self, properties[0].value)
+        self.opened.append(store)
+        return store
+
+    def rotate(self) -> None:
+        self.token = self.accepted = canary("second")
+
+
+class _Guarded(MemoryStore):
+    def __init__(self, upstream: Upstream, token: str) -> None:
+        super().__init__({"db": {"k": b"v"}})
+        self._upstream = upstream
+        self._token = token
+
+    def _called(self, call: str) -> None:
+        super()._called(call)
+        if self._token != self._upstream.accepted:
+            raise AccessDenied("the token is not good")
+
+
+class _Watching(_Guarded, WatchingMemoryStore):
+    pass
+
+
+class Clock:
+    """A clock that stands still until it is told to move on."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(reopening, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def upstream() -> Upstream:
+    return Upstream()
+
+
+@pytest.fixture
+def store(upstream: Upstream, clock: Clock) -> ReopeningStore:
+    store = ReopeningStore("vault", upstream.resolve, upstream.reopen)
+    clock.now += reopening.LOOK_AGAIN
+    return store
+
+
+def test_questions_are_passed_on(store: ReopeningStore, upstream: Upstream) -> None:
+    assert store.multi_valued
+    assert store.names("").secrets == {"db"}
+    assert store.fetch("db") == Secret({"k": b"v"}, "1")
+    store.check()
+    store.close()
+    assert upstream.opened[0].closed
+    assert upstream.looks == 1
+
+
+def test_a_rotation_upstream_costs_no_failed_read(store: ReopeningStore, upstream: Upstream) -> None:
+    upstream.rotate()
+    assert store.fetch("db").values == {"k": b"v"}
+    old, new = upstream.opened
+    assert old.closed
+    assert not new.closed
+
+
+def test_a_refusal_that_has_another_cause_stands(store: ReopeningStore, upstream: Upstream) -> None:
+    upstream.accepted = "another"
+    with pytest.raises(AccessDenied):
+        store.fetch("db")
+    assert upstream.looks == 2
+    assert len(upstream.opened) == 1
+
+
+def test_refusals_look_upstream_once_a_second(store: ReopeningStore, upstream: Upstream, clock: Clock) -> None:
+    upstream.accepted = "another"
+    for _ in range(5):
+        with pytest.raises(AccessDenied):
+            store.fetch("db")
+    assert upstream.looks == 2
+    clock.now += reopening.LOOK_AGAIN
+    with pytest.raises(AccessDenied):
+        store.fetch("db")
+    assert upstream.looks == 3
+
+
+def test_an_upstream_that_fails_leaves_the_refusal_and_says_so(
+    store: ReopeningStore, upstream: Upstream, expect_log: ExpectLog, clock: Clock
+) -> None:
+    expect_log("vault: refused, and its credentials cannot be read again: upstream is down")
+    upstream.rotate()
+    upstream.fail_with = StoreUnavailable("upstream is down")
+    with pytest.raises(AccessDenied):
+        store.fetch("db")
+    upstream.fail_with = None
+    clock.now += reopening.LOOK_AGAIN
+    assert store.fetch("db").values == {"k": b"v"}
+
+
+def test_a_call_under_way_keeps_the_old_store_open(store: ReopeningStore, upstream: Upstream) -> None:
+    old = upstream.opened[0]
+    old.gate.clear()
+    entered = old.entered
+
+    def refused() -> None:
+        with pytest.raises(AccessDenied):
+            store.check()
+
+    slow = threading.Thread(target=refused)
+    slow.start()
+    entered.acquire()
+    generation = store._current
+    upstream.rotate()
+    assert store._renewed(generation)
+    assert store.fetch("db").values == {"k": b"v"}
+    assert not old.closed
+    upstream.accepted = None  # the slow call is refused by the old store and by the new one
+    old.gate.set()
+    slow.join()
+    assert old.closed
+
+
+def test_many_refused_at_once_open_one_new_store(store: ReopeningStore, upstream: Upstream) -> None:
+    upstream.rotate()
+    found: list[Mapping[str, bytes]] = []
+    readers = [threading.Thread(target=lambda: found.append(store.fetch("db").values)) for _ in range(8)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert found == [{"k": b"v"}] * 8
+    assert len(upstream.opened) == 2
+    assert upstream.opened[0].closed
+
+
+def test_changes_are_told_by_the_new_store_too(upstream: Upstream, clock: Clock) -> None:
+    upstream.kind = _Watching
+    store = ReopeningStore("vault", upstream.resolve, upstream.reopen)
+    clock.now += reopening.LOOK_AGAIN
+    heard: list[frozenset[str]] = []
+    store.watch(heard.append)
+    upstream.rotate()
+    store.fetch("db")
+    new = upstream.opened[1]
+    assert isinstance(new, _Watching)
+    new.tell("db")
+    assert heard == [frozenset({"db"})]
