@@ -1,0 +1,394 @@
+"""Freshness and outages: what is known of a store, how fresh it is kept, and what is served while the store is down.
+
+A `CachedStore` stands between the file system and a `SecretStore`. It asks each question once at a time, in worker
+threads of which each store has a bounded number, and waits for no answer longer than the store's deadline.
+
+* What is younger than ttl is served. "No such secret" and "forbidden" are answers, and take effect at once.
+* What is in use is asked for again in the background before it expires, so that readers do not wait; what nobody has
+  used for ``idle`` is dropped from memory.
+* While a store fails, what is known is served up to ``max_stale`` old, at once and marked as stale. What is not known
+  fails in time, and after a few failures at once, until the store answers again; that is found out in the background.
+
+Belongs to one trio thread; nothing here is thread-safe but the calls into the store.
+"""
+
+import contextlib
+import copy
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar, cast
+
+import trio
+
+from secretfs.breaker import Breaker
+from secretfs.errors import AccessDenied, DeadlineExceeded, SecretNotFound, StoreError, StoreUnavailable
+from secretfs.shelf import Fresh, Shelf
+from secretfs.store import Names, Secret, SecretStore, WatchingStore
+from secretfs.tally import Kind, State, Statistics, Tally
+
+T = TypeVar("T")
+
+CONCURRENCY: Final = 8
+"""Calls at once to one store. More threads buy little: the SDKs hold the interpreter lock most of the time."""
+BACKGROUND: Final = 4
+"""How many of them may be for nobody in particular."""
+
+REFUSAL_TTL: Final = 1.0
+"""Seconds that "forbidden" is remembered: long enough that a program which polls does not pester the store, short
+enough that a new policy or token is noticed at once."""
+SHORTEST_TTL: Final = 0.1
+"""Seconds that an answer lives from when it arrives, whatever ttl says. The kernel repeats a call once when a file was
+superseded; an answer that had expired by then would end it with ESTALE."""
+STALE_TTL: Final = 1.0
+"""Seconds that a stale answer is served before its age is looked at again."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """How long an answer of one store is good, and how long to wait for one. Seconds."""
+
+    ttl: float = 60.0
+    """Age up to which an answer is served without a question."""
+    max_stale: float = 3600.0
+    """Age up to which it is served while the store fails."""
+    deadline: float = 5.0
+    """Longest wait for an answer."""
+    idle: float = 600.0
+    """Time without a reader after which a value is dropped from memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What turned out to be different from what was known."""
+
+    names: frozenset[str] = frozenset()
+    """Secrets and folders that are new or gone, by full name."""
+    values: frozenset[tuple[str, str]] = frozenset()
+    """Values that are new, different or gone, by name of the secret and key."""
+
+
+class CachedStore:
+    """A secret store as the file system sees it.
+
+    ``nursery`` runs the questions; cancel it to stop. A thread whose call outlives the deadline is left behind and
+    keeps its place among the `CONCURRENCY` of this store until the SDK gives up: a store that hangs slows down nobody
+    else and cannot pile up threads. `keep_fresh` has to run beside it.
+    """
+
+    def __init__(
+        self, component: str, store: SecretStore, freshness: Freshness, nursery: trio.Nursery, store_type: str = ""
+    ) -> None:
+        self.component = component
+        self._store_type = store_type
+        self.multi_valued = store.multi_valued
+        self._store = store
+        self._freshness = freshness
+        self._limiter = trio.CapacityLimiter(CONCURRENCY)
+        self._names = Shelf[str, Names | StoreError](self._load_names, nursery)
+        self._secrets = Shelf[str, Secret | StoreError](self._load_secret, nursery)
+        self._breaker = Breaker()
+        self._tally = Tally()
+        self._troubles: dict[tuple[str, str] | None, str] = {}
+        self._changed: Callable[[Change], None] = lambda _: None
+        self._nursery = nursery
+        self._over = False
+        if isinstance(store, WatchingStore):
+            self._token = trio.lowlevel.current_trio_token()
+            store.watch(self._heard)
+
+    async def names(self, folder: str) -> Fresh[Names]:
+        """`SecretStore.names`, at most ttl old; older only while the store fails."""
+        return _given(await self._serve(self._names, folder))
+
+    async def fetch(self, name: str) -> Fresh[Secret]:
+        """`SecretStore.fetch`, at most ttl old; older only while the store fails."""
+        return _given(await self._serve(self._secrets, name))
+
+    def peek(self, name: str) -> Fresh[Secret] | None:
+        """Return the secret if it may be served at once."""
+        answer = self._secrets.peek(name)
+        return None if answer is None or isinstance(answer.value, StoreError) else _given(answer)
+
+    def touch(self, name: str) -> None:
+        """Let a secret that is known count as used."""
+        self._secrets.use(name)
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Ask for secrets that somebody is about to want, if they are not known and the store is in no doubt."""
+        if not self._breaker.in_doubt:
+            for name in names:
+                self._nursery.start_soon(self._prefetch, name)
+
+    async def _prefetch(self, name: str) -> None:
+        if self._secrets.peek(name) is None:  # nobody was faster
+            await self._load_quietly(self._secrets, [name])
+
+    def on_change(self, changed: Callable[[Change], None]) -> None:
+        """Call ``changed`` whenever a load finds something else than was known."""
+        self._changed = changed
+
+    async def refresh(self, concerned: Callable[[str], bool] = lambda _: True) -> None:
+        """Ask again, now, for what is known of the secrets and folders that are ``concerned``, if only the names.
+
+        Returns when all is answered. Raises the first failure, and asks for no more then. A refusal is an answer.
+        """
+        known = [(shelf, key) for shelf in (self._names, self._secrets) for key in shelf if concerned(key)]
+        await self._ask_again(known or [(self._names, "")])
+
+    async def list_again(self, folders: frozenset[str]) -> None:
+        """`refresh` the names of folders."""
+        known = [(self._names, folder) for folder in self._names if folder in folders]
+        await self._ask_again(known or [(self._names, "")])
+
+    async def fetch_anew(self, name: str) -> Fresh[Secret]:
+        """`fetch`, and never what is known already."""
+        await self._ask_again([(self._secrets, name)])
+        return await self.fetch(name)
+
+    def statistics(self, visible: Callable[[str], bool] = lambda _: True) -> Statistics:
+        """Say how the store does, and how much is known of the secrets that are ``visible``."""
+        doubted = self._breaker.in_doubt
+        listed = (self._names.known(folder) for folder in self._names)
+        names = [answer.value.secrets for answer in listed if answer and isinstance(answer.value, Names)]
+        cached = stale = 0
+        for name in filter(visible, self._secrets):
+            answer = self._secrets.known(name)
+            if answer is not None and isinstance(answer.value, Secret):
+                cached += len(answer.value.values)
+                if answer.stale or (doubted and not answer.remaining):
+                    stale += len(answer.value.values)
+        return Statistics(
+            self._store_type,
+            self._state(),
+            self._tally.last_success,
+            self._tally.last_error,
+            self._tally.last_error.at + self._breaker.pause if self._tally.last_error and self._breaker.open else None,
+            sum(map(visible, frozenset[str]().union(*names))),
+            cached,
+            stale,
+            dict(self._tally.asked),
+            dict(self._tally.gone_wrong),
+        )
+
+    def _state(self) -> State:
+        if self._breaker.in_doubt:
+            return State.DOWN if self._breaker.open else State.IN_DOUBT
+        return State.REFUSED if self._tally.last_refused else State.OK
+
+    async def _ask_again(self, asked: list[tuple[Shelf[str, Any], str]]) -> None:
+        if self._breaker.open:
+            await self._check()
+        for shelf, key in asked:
+            shelf.expire(key)
+        waiting = iter(asked)
+        failures: list[StoreError] = []
+
+        async def load() -> None:
+            for shelf, key in waiting:
+                try:
+                    await shelf.load(key)
+                except StoreError as error:
+                    failures.append(error)
+                if failures:
+                    return
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(BACKGROUND, len(asked))):
+                nursery.start_soon(load)
+        if failures:
+            raise failures[0]
+
+    def known_names(self) -> frozenset[str]:
+        """Return the names of all secrets that have been listed or asked for."""
+        listed = (self._names.known(folder) for folder in self._names)
+        secrets = [answer.value.secrets for answer in listed if answer and isinstance(answer.value, Names)]
+        return frozenset(self._secrets).union(*secrets)
+
+    def inherit(self, before: "CachedStore") -> None:
+        """Ask again for what another store knew, and tell how it differs here. Nothing of it is ever served."""
+        for own, other in ((self._names, before._names), (self._secrets, before._secrets)):  # noqa: SLF001 - one class
+            self._inherit(own, other)
+
+    def _inherit(self, own: Shelf[str, Any], other: Shelf[str, Any]) -> None:
+        keys = list(other)
+        for key in keys:
+            known = other.known(key)
+            if known is not None:
+                own.keep(key, replace(known, fetched=-math.inf, expires=-math.inf))
+        self._nursery.start_soon(self._load_quietly, own, keys)
+
+    async def keep_fresh(self) -> None:
+        """Ask again for what is in use before it expires, drop what is not, try a store that failed. Runs forever.
+
+        When it is cancelled the store is asked no more: it may be closed.
+        """
+        try:
+            while True:
+                await trio.sleep(min(5.0, self._freshness.ttl / 16))
+                if self._breaker.in_doubt and not await self._try_again():
+                    continue
+                for shelf in (self._names, self._secrets):
+                    shelf.drop_idle(self._freshness.idle)
+                    await self._renew(shelf)
+        finally:
+            self._over = True
+
+    async def _serve(self, shelf: Shelf[str, T | StoreError], key: str) -> Fresh[T | StoreError]:
+        answer = shelf.use(key)
+        if answer is None and self._breaker.in_doubt:
+            answer = self._stale(shelf, key)
+        if answer is not None:
+            return answer
+        try:
+            return await shelf.load(key)
+        except StoreError:
+            answer = self._stale(shelf, key)
+            if answer is None:
+                raise
+            return answer
+
+    def _stale(self, shelf: Shelf[str, T | StoreError], key: str) -> Fresh[T | StoreError] | None:
+        """Extend an answer that has expired, if it may be served while the store fails."""
+        known = shelf.known(key)
+        now = trio.current_time()
+        if known is None or isinstance(known.value, StoreError) or now >= known.fetched + self._freshness.max_stale:
+            return None
+        stale = replace(known, expires=now + STALE_TTL, stale=True)
+        shelf.keep(key, stale)
+        return stale
+
+    async def _renew(self, shelf: Shelf[str, Any]) -> None:
+        """Load again what is due. A refusal is not kept fresh: whoever asks next hears whether it still stands."""
+        due = []
+        for key in shelf.due():
+            known = shelf.known(key)
+            if known is not None and not isinstance(known.value, StoreError):
+                due.append(key)
+            elif known is not None and not known.remaining:
+                shelf.drop(key)
+        waiting = iter(due)
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(BACKGROUND, len(due))):
+                nursery.start_soon(self._load_quietly, shelf, waiting)
+
+    async def _load_quietly(self, shelf: Shelf[str, Any], keys: Iterable[str]) -> None:
+        for key in keys:
+            if self._breaker.open:
+                return
+            with contextlib.suppress(StoreError):  # logged where it happened; readers are served what is known
+                await shelf.load(key)
+
+    async def _load_names(self, folder: str) -> Fresh[Names | StoreError]:
+        known = self._names.known(folder)
+        answer = await self._ask(Kind.NAMES, self._store.names, folder)
+        if known is not None and isinstance(known.value, Names) and isinstance(answer.value, Names):
+            before, now = known.value, answer.value
+            self._tell_change(Change(names=(before.secrets ^ now.secrets) | (before.folders ^ now.folders)))
+        return answer
+
+    async def _load_secret(self, name: str) -> Fresh[Secret | StoreError]:
+        known = self._secrets.known(name)
+        answer = await self._ask(Kind.FETCH, self._store.fetch, name)
+        if known is not None:
+            before, now = _values(known), _values(answer)
+            keys = (key for key in {*before, *now} if before.get(key) != now.get(key))
+            self._tell_change(Change(values=frozenset((name, key) for key in keys)))
+        return answer
+
+    def _tell_change(self, change: Change) -> None:
+        """Tell of a change as soon as its answer is on the shelf: when the task that loads it has ended."""
+        if change != Change():
+            trio.lowlevel.current_trio_token().run_sync_soon(lambda: self._changed(change))
+
+    async def _try_again(self) -> bool:
+        """Find out whether a store that failed answers again, when it is time to."""
+        if trio.current_time() < self._breaker.retry_at:
+            return False
+        with contextlib.suppress(StoreError):  # logged where it happened
+            await self._check()
+        return not self._breaker.in_doubt
+
+    async def _check(self) -> None:
+        await self._call(Kind.CHECK, lambda _: self._store.check(), "")
+
+    async def _ask(self, kind: Kind, question: Callable[[str], T], argument: str) -> Fresh[T | StoreError]:
+        """Put a question to a store that is worth asking."""
+        if self._breaker.open:
+            raise copy.copy(self._breaker.error)
+        return await self._call(kind, question, argument)
+
+    async def _call(self, kind: Kind, question: Callable[[str], T], argument: str) -> Fresh[T | StoreError]:
+        """Put one question to the store. "No such secret" and "forbidden" are answers; other errors are raised."""
+        if self._over:
+            raise StoreUnavailable("it is not served any more")
+        asked, asked_at = trio.current_time(), time.time()
+        ttl = self._freshness.ttl
+        answer: T | StoreError
+        subject = (question.__name__, argument)
+        try:
+            answer = await self._in_thread(question, argument)
+            self._tally.answered(kind, time.time())
+            self._troubles.pop(subject, None)
+        except SecretNotFound as error:
+            answer = error
+            self._tally.answered(kind, time.time())
+        except AccessDenied as error:
+            answer, ttl = error, min(ttl, REFUSAL_TTL)
+            self._tally.refused(kind, time.time(), error)
+            self._tell(subject, error, str(error))
+        except StoreError as error:
+            self._breaker.failed(error, trio.current_time(), asked)
+            self._tally.failed(kind, time.time(), error)
+            self._tell(None, error, str(error).replace(argument, "", 1))
+            raise
+        if self._breaker.answered():
+            self._troubles.pop(None, None)
+            log.info("%s: answers again", self.component)
+        return Fresh(answer, asked, max(asked + ttl, trio.current_time() + SHORTEST_TTL), asked_at)
+
+    async def _in_thread(self, question: Callable[[str], T], argument: str) -> T:
+        try:
+            with trio.fail_after(self._freshness.deadline):
+                return await trio.to_thread.run_sync(question, argument, limiter=self._limiter, abandon_on_cancel=True)
+        except trio.TooSlowError:
+            raise DeadlineExceeded(f"no answer within {self._freshness.deadline:g} s") from None
+
+    def _tell(self, subject: tuple[str, str] | None, error: StoreError, reason: str) -> None:
+        """Log a trouble once until its reason changes or it ends; a program that polls must not fill the log.
+
+        ``subject`` is the question that is refused; None is for the store, whatever it was asked.
+        """
+        if self._troubles.get(subject) != reason:
+            self._troubles[subject] = reason
+            log.warning("%s: %s", self.component, error)
+
+    def _heard(self, names: frozenset[str]) -> None:
+        """Take a change from a thread of the store."""
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._expire, names)
+
+    def _expire(self, names: frozenset[str]) -> None:
+        """Ask again for what is known and may have changed."""
+        if self._over:
+            return
+        for shelf, keys in ((self._names, list(self._names)), (self._secrets, list(names))):
+            known = [key for key in keys if shelf.known(key)]
+            for key in keys:
+                shelf.expire(key)
+            self._nursery.start_soon(self._load_quietly, shelf, known)
+
+
+def _values(answer: Fresh[Secret | StoreError]) -> Mapping[str, bytes]:
+    return answer.value.values if isinstance(answer.value, Secret) else {}
+
+
+def _given(answer: Fresh[T | StoreError]) -> Fresh[T]:
+    """Return an answer that is not a refusal; raise one that is."""
+    if isinstance(answer.value, StoreError):
+        raise copy.copy(answer.value)
+    return cast("Fresh[T]", answer)

@@ -1,0 +1,192 @@
+"""Answers by key, each loaded once at a time however many ask.
+
+Belongs to one trio thread. Knows how old an answer is and who used it last; what to do about it is the owner's affair.
+"""
+
+import copy
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any, Generic, TypeVar
+
+import trio
+
+from secretfs.errors import SecretFSError, StoreError
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+EARLY = (0.70, 0.90)
+"""The part of its life after which an answer in use is due to be loaded again; random, so that a thousand that were
+loaded together do not stay together."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh(Generic[T]):
+    """An answer and until when, on trio's clock, it may be served."""
+
+    value: T
+    fetched: float
+    """When it was asked for, on trio's clock."""
+    expires: float
+    fetched_at: float
+    """When it was asked for, in seconds since the epoch: for people."""
+    stale: bool = False
+    """Served although it has expired, because the store does not answer."""
+    serial: int = field(default_factory=count(1).__next__)
+    """Different for every load, so that "the same answer as before" needs no look at its content."""
+
+    @property
+    def remaining(self) -> float:
+        """Seconds this answer may still be served; 0 once it has expired."""
+        return max(0.0, self.expires - trio.current_time())
+
+    def as_old_as(self, part: "Fresh[Any]") -> "Fresh[T]":
+        """Return this answer with the age of ``part`` where that is older: the answer was made of it, too."""
+        return replace(
+            self,
+            fetched=min(self.fetched, part.fetched),
+            expires=min(self.expires, part.expires),
+            fetched_at=min(self.fetched_at, part.fetched_at),
+            stale=self.stale or part.stale,
+        )
+
+
+@dataclass(slots=True)
+class _Kept(Generic[T]):
+    answer: Fresh[T]
+    used: float
+    due: float
+
+
+class _Flight(Generic[T]):
+    """A load under way. Those who wait find its answer or its error here."""
+
+    def __init__(self) -> None:
+        self.landed = trio.Event()
+        self.answer: Fresh[T] | None = None
+        self.error: SecretFSError = StoreError("the question was not answered")
+        self.outdated = False
+        """What was asked about has changed since."""
+
+
+class Shelf(Generic[K, T]):
+    """Answers by key. A load is a task of its own: it outlives a caller that goes away."""
+
+    def __init__(self, load: Callable[[K], Awaitable[Fresh[T]]], nursery: trio.Nursery) -> None:
+        self._load = load
+        self._nursery = nursery
+        self._kept: dict[K, _Kept[T]] = {}
+        self._flights: dict[K, _Flight[T]] = {}
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __iter__(self) -> Iterator[K]:
+        """All that has an answer or is being loaded."""
+        return iter({**self._kept, **self._flights})
+
+    def peek(self, key: K) -> Fresh[T] | None:
+        """Return the answer that may be served at once, if there is one."""
+        kept = self._kept.get(key)
+        return kept.answer if kept is not None and kept.answer.remaining else None
+
+    def use(self, key: K) -> Fresh[T] | None:
+        """`peek`, on behalf of somebody who needs the answer: it counts as used."""
+        kept = self._kept.get(key)
+        if kept is None:
+            return None
+        kept.used = trio.current_time()
+        return kept.answer if kept.answer.remaining else None
+
+    def known(self, key: K) -> Fresh[T] | None:
+        """Return the last answer, which may have expired."""
+        kept = self._kept.get(key)
+        return kept.answer if kept else None
+
+    async def get(self, key: K) -> Fresh[T]:
+        """Return the answer, loading it when it is not known or has expired. Raises what the load raised."""
+        return self.use(key) or await self.load(key)
+
+    async def load(self, key: K) -> Fresh[T]:
+        """Load the answer, or wait for the load under way. When that fails, what was known stays `known`."""
+        while True:
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = self._flights[key] = _Flight()
+                self._nursery.start_soon(self._fly, key, flight)
+            await flight.landed.wait()
+            if flight.outdated or self._replaced(key, flight):
+                newer = self.use(key)
+                if newer is not None:
+                    return newer
+            elif flight.answer is None:
+                raise copy.copy(flight.error)  # a copy for each: one instance raised by many grows its traceback
+            else:
+                return flight.answer
+
+    def keep(self, key: K, answer: Fresh[T]) -> None:
+        """Put an answer on the shelf. Whoever used the one before counts as a user of this one."""
+        now = trio.current_time()
+        before = self._kept.get(key)
+        due = now + answer.remaining * random.uniform(*EARLY)  # noqa: S311 - spreads load, hides nothing
+        self._kept[key] = _Kept(answer, before.used if before else now, due)
+
+    def _replaced(self, key: K, flight: _Flight[T]) -> bool:
+        """Whether the answer of a flight that has landed expired before those who waited for it woke up."""
+        kept = self._kept.get(key)
+        return flight.answer is not None and kept is not None and kept.answer is not flight.answer
+
+    def expire(self, key: K) -> None:
+        """Serve an answer no more. Whoever waits gets one that is loaded from now on: never an older after a newer."""
+        kept = self._kept.get(key)
+        if kept is not None:
+            self.keep(key, replace(kept.answer, expires=trio.current_time()))
+        flight = self._flights.pop(key, None)
+        if flight is not None:
+            flight.outdated = True
+
+    def due(self) -> list[K]:
+        """Return the keys whose answers should be loaded again, the oldest first."""
+        now = trio.current_time()
+        return [key for key, kept in sorted(self._kept.items(), key=_by_due) if kept.due <= now]
+
+    def drop_idle(self, idle: float) -> None:
+        """Forget the answers that nobody has used for ``idle`` seconds."""
+        limit = trio.current_time() - idle
+        for key in [key for key, kept in self._kept.items() if kept.used <= limit]:
+            del self._kept[key]
+
+    def drop(self, key: K) -> None:
+        """Forget an answer."""
+        self._kept.pop(key, None)
+
+    async def _fly(self, key: K, flight: _Flight[T]) -> None:
+        """Load one answer. An error belongs to those who wait; in the nursery it would end the mount."""
+        try:
+            flight.answer = await self._load(key)
+        except SecretFSError as error:
+            flight.error = error
+        except Exception as error:  # noqa: BLE001 - a defect costs those who asked EIO, never everybody the mount
+            log_defect(log, error)
+            flight.error = StoreError(f"unexpected {type(error).__name__}; the log has the place")
+        finally:
+            flight.landed.set()
+            if not flight.outdated:
+                del self._flights[key]
+                if flight.answer is not None:
+                    self.keep(key, flight.answer)
+
+
+def _by_due(item: tuple[K, _Kept[T]]) -> float:
+    return item[1].due
+
+
+def log_defect(logger: logging.Logger, error: Exception) -> None:
+    """Log where an unexpected exception came from, without its text: that may quote a value."""
+    bare = Exception(f"{type(error).__name__} (its text is withheld: it may quote a secret)")
+    logger.error("a defect in secretfs or in a store", exc_info=(type(bare), bare, error.__traceback__))

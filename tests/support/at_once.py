@@ -1,0 +1,26 @@
+"""A cache that calls its store without a thread: all that follows from a change is over when no task can go on."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from secretfs.cache import CachedStore
+from tests.support.memory_store import WatchingMemoryStore
+
+T = TypeVar("T")
+
+
+class AtOnce(CachedStore):
+    """A `CachedStore` whose store answers in no time."""
+
+    async def _in_thread(self, question: Callable[[str], T], argument: str) -> T:
+        await trio.lowlevel.checkpoint()
+        return question(argument)
+
+
+async def tell(store: WatchingMemoryStore, *names: str) -> None:
+    """Let a store tell of changes; returns when that has been heard, and by `AtOnce` acted upon."""
+    store.tell(*names)
+    await wait_all_tasks_blocked()

@@ -1,0 +1,205 @@
+"""Freshness in the background and outages, on a virtual clock: nobody waits for what is known, and nothing lasts."""
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from secretfs.cache import STALE_TTL, CachedStore, Freshness
+from secretfs.errors import (
+    AccessDenied,
+    DeadlineExceeded,
+    MalformedAnswer,
+    SecretNotFound,
+    StoreError,
+    StoreUnavailable,
+)
+from tests.conftest import ExpectLog
+from tests.support.canary import secret as canary
+from tests.support.memory_store import MemoryStore
+
+OLD, NEW = canary("old").encode(), canary("new").encode()
+FRESHNESS = Freshness(ttl=60, max_stale=3600, deadline=5, idle=600)
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore({"db": {"password": OLD}, "other": {"k": b"v"}})
+
+
+@pytest.fixture
+def cached(store: MemoryStore, nursery: trio.Nursery, mock_clock: MockClock) -> CachedStore:
+    cached = CachedStore("vault", store, FRESHNESS, nursery)
+    nursery.start_soon(cached.keep_fresh)
+    return cached
+
+
+async def run(mock_clock: MockClock, seconds: int, step: int = 2) -> None:
+    """Let time pass in steps, so that what is due at each of them can happen, threads included."""
+    for _ in range(seconds // step):
+        mock_clock.jump(step)
+        await settle()
+
+
+async def settle() -> None:
+    """Wait until no task can go on: those that wait for a thread are given the time it needs."""
+    for _ in range(3):
+        await wait_all_tasks_blocked()
+        await trio.to_thread.run_sync(lambda: None)
+    await wait_all_tasks_blocked(0.002)
+
+
+async def fetch_at_once(cached: CachedStore, name: str = "db") -> bytes:
+    """Fetch without letting time pass."""
+    begin = trio.current_time()
+    with trio.fail_after(0.001):
+        secret = await cached.fetch(name)
+    assert trio.current_time() == begin
+    (value,) = secret.value.values.values()
+    return value
+
+
+async def test_a_value_in_use_is_asked_for_again_before_it_expires(
+    cached: CachedStore, store: MemoryStore, mock_clock: MockClock
+) -> None:
+    await cached.fetch("db")
+    store.put("db", {"password": NEW})
+    await run(mock_clock, 58)
+    assert store.calls["fetch:db"] == 2
+    assert cached.peek("db")
+    assert await fetch_at_once(cached) == NEW
+
+
+async def test_a_value_nobody_uses_is_dropped_and_costs_nothing_more(
+    cached: CachedStore, store: MemoryStore, mock_clock: MockClock
+) -> None:
+    await cached.fetch("db")
+    await run(mock_clock, 700)
+    calls = store.calls["fetch:db"]
+    assert calls <= 16  # 600 s idle at ttl 60 s, each after 70 to 90 % of it
+    assert not len(cached._secrets)
+    await run(mock_clock, 300)
+    assert store.calls["fetch:db"] == calls
+
+
+async def test_names_in_use_are_kept_fresh_too(cached: CachedStore, store: MemoryStore, mock_clock: MockClock) -> None:
+    await cached.names("")
+    store.put("added", {"k": b"v"})
+    await run(mock_clock, 60)
+    assert "added" in (await cached.names("")).value.secrets
+    assert store.calls["names:"] == 2
+
+
+async def test_refusals_are_not_kept_fresh(cached: CachedStore, store: MemoryStore, mock_clock: MockClock) -> None:
+    with pytest.raises(SecretNotFound):
+        await cached.fetch("nope")
+    await run(mock_clock, 300)
+    assert store.calls["fetch:nope"] == 1
+    assert not len(cached._secrets)
+
+
+FAILURES = [StoreUnavailable("down"), DeadlineExceeded("slow"), MalformedAnswer("garbage"), StoreError("unexpected")]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda error: type(error).__name__)
+async def test_what_is_known_is_served_while_the_store_fails(
+    cached: CachedStore, store: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog, failure: StoreError
+) -> None:
+    expect_log(f"vault: {failure}")
+    await cached.fetch("db")
+    store.fail_with = failure
+    await run(mock_clock, 70)
+    for _ in range(20):
+        assert await fetch_at_once(cached) == OLD
+        await run(mock_clock, 30, step=10)
+    secret = await cached.fetch("db")
+    assert secret.stale
+    assert secret.remaining <= STALE_TTL
+
+
+async def test_stale_has_an_end(
+    cached: CachedStore, store: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    expect_log("vault: down")
+    await cached.fetch("db")
+    store.fail_with = StoreUnavailable("down")
+    for _ in range(119):
+        await run(mock_clock, 30, step=15)
+        assert await fetch_at_once(cached) == OLD
+    await run(mock_clock, 40)
+    with pytest.raises(StoreUnavailable):
+        await cached.fetch("db")
+
+
+@pytest.mark.parametrize(
+    "refusal", [AccessDenied("revoked"), SecretNotFound("deleted")], ids=lambda error: type(error).__name__
+)
+async def test_a_refusal_takes_effect_at_once_and_is_never_papered_over(
+    cached: CachedStore, store: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog, refusal: StoreError
+) -> None:
+    if isinstance(refusal, AccessDenied):
+        expect_log("vault: revoked")
+    await cached.fetch("db")
+    store.refused["fetch:db"] = refusal
+    await run(mock_clock, 60)
+    with pytest.raises(type(refusal)):
+        await cached.fetch("db")
+
+
+async def test_what_is_not_known_fails_in_time_and_then_at_once(
+    cached: CachedStore, store: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    expect_log("vault: down")
+    store.fail_with = StoreUnavailable("down")
+    for _ in range(10):
+        with pytest.raises(StoreUnavailable):
+            await cached.fetch("db")
+    assert store.calls["fetch:db"] == 3  # the breaker is open
+
+
+async def test_recovery_is_noticed_without_a_reader_and_without_a_herd(
+    cached: CachedStore, store: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    expect_log("vault: down")
+    for number in range(100):
+        store.put(f"secret-{number}", {"k": b"1"})
+        await cached.fetch(f"secret-{number}")
+    store.fail_with = StoreUnavailable("down")
+    await run(mock_clock, 200)
+    down = sum(store.calls.values())
+    await run(mock_clock, 100)
+    assert sum(store.calls.values()) - down <= 8  # one trial every 30 s or so
+    for number in range(100):
+        store.put(f"secret-{number}", {"k": b"2"})
+    store.fail_with = None
+    store.calls.clear()
+    store.most_running = 0
+    await run(mock_clock, 40)
+    assert all(calls == 1 for call, calls in store.calls.items() if call.startswith("fetch")), store.calls
+    assert store.most_running <= 4
+    for number in range(100):
+        assert await fetch_at_once(cached, f"secret-{number}") == b"2"
+
+
+async def test_a_store_that_hangs_serves_what_it_knows_after_one_wait_at_most(
+    cached: CachedStore, store: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    expect_log("vault: no answer within 5 s")
+    await cached.fetch("db")
+    store.gate.clear()
+    for _ in range(100):
+        mock_clock.jump(1)
+        await wait_all_tasks_blocked(0.001)
+    begin = trio.current_time()
+    assert await fetch_at_once(cached) == OLD
+    assert trio.current_time() == begin
+    store.gate.set()
+
+
+async def test_one_failure_does_not_shut_out_what_is_not_known(
+    cached: CachedStore, store: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    expect_log("vault: hiccup")
+    store.refused["fetch:db"] = StoreUnavailable("hiccup")
+    with pytest.raises(StoreUnavailable):
+        await cached.fetch("db")
+    assert (await cached.fetch("other")).value.values == {"k": b"v"}
