@@ -1,0 +1,229 @@
+"""The protocol adapter: FUSE's requests to `SecretVFS` and its answers to FUSE. Decides nothing.
+
+One wrapper turns errors into errnos. It must let nothing but FUSEError through: any other exception in a handler ends
+``pyfuse3.main()`` and with it every reader's mount (pyfuse3 issues 45, 82 and 93; measured).
+"""
+
+import errno
+import functools
+import logging
+import os
+import select
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    InodeT,
+    ModeT,
+    PollHandle,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+)
+
+from secretfs.errors import ReadOnly, SecretFSError
+from secretfs.names import NAME_MAX
+from secretfs.publish import Call, Publisher
+from secretfs.readonly import ReadOnlyOperations
+from secretfs.shelf import log_defect
+from secretfs.vfs import Attributes, SecretVFS
+
+BLOCK_SIZE = 4096
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Handler = Callable[Concatenate["SecretOperations", P], Coroutine[Any, Any, R]]
+
+log = logging.getLogger(__name__)
+
+
+def _answers(handler: Handler[P, R]) -> Handler[P, R]:
+    """Give a handler's errors to the caller they belong to, as an errno: our own have theirs, a defect is EIO."""
+
+    @functools.wraps(handler)
+    async def guarded(self: "SecretOperations", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(self, *args, **kwargs)
+        except SecretFSError as error:
+            raise pyfuse3.FUSEError(error.errno) from None
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as error:  # noqa: BLE001 - see the module's docstring
+            log_defect(log, error)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return guarded
+
+
+class SecretOperations(ReadOnlyOperations):
+    """What pyfuse3 calls. ``uid`` and ``gid`` own every file, as host ids."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, vfs: SecretVFS, publisher: Publisher, uid: int, gid: int) -> None:
+        super().__init__()
+        self._vfs = vfs
+        self._publisher = publisher
+        self._uid = uid
+        self._gid = gid
+
+    @_answers
+    async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        """Find a name in a directory."""
+        ours = self._publisher.lookup(parent_inode, name) if self._is_ours(ctx) else None
+        return self._reply(ours or await self._vfs.lookup(parent_inode, name))
+
+    @_answers
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """Take back references of the kernel."""
+        for inode, lookups in inode_list:
+            self._vfs.forget(inode, lookups)
+
+    @_answers
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        """Return true attributes."""
+        return self._reply(await self._vfs.getattr(inode))
+
+    @_answers
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        """Snapshot a directory."""
+        return await self._vfs.open_directory(inode)
+
+    @_answers
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        """List a snapshot. libfuse always answers READDIRPLUS, so each entry is a reference that the kernel takes."""
+        for offset, segment, attributes in self._vfs.read_directory(fh, start_id):
+            if not pyfuse3.readdir_reply(token, segment, self._reply(attributes), offset):
+                self._vfs.forget(attributes.inode, 1)
+                break
+
+    @_answers
+    async def releasedir(self, fh: FileHandleT) -> None:
+        """Drop a snapshot."""
+        self._vfs.close_directory(fh)
+
+    @_answers
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        """Open one immutable version: what the page cache holds of it is right for ever."""
+        if flags & os.O_ACCMODE == os.O_WRONLY and self._vfs.takes_requests(inode):
+            return FileInfo(fh=await self._vfs.open(inode), direct_io=True)  # each write(2) gets an errno of its own
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            raise ReadOnly("open")
+        return FileInfo(fh=await self._vfs.open(inode), keep_cache=True)
+
+    @_answers
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        """Read from the version that was opened."""
+        return self._vfs.read(fh, off, size)
+
+    @_answers
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        """Take a request. Nothing else may be written to."""
+        await self._vfs.write(fh, buf)
+        return len(buf)
+
+    @_answers
+    async def setattr(
+        self, inode: InodeT, attr: EntryAttributes, fields: SetattrFields, fh: FileHandleT | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Refuse chmod, chown, truncate and utime, but for the truncation of what `open` truncates before a request."""
+        others = (fields.update_mode, fields.update_uid, fields.update_gid, fields.update_atime, fields.update_mtime)
+        if not fields.update_size or attr.st_size or any(others) or not self._vfs.takes_requests(inode):
+            raise ReadOnly("setattr")
+        return self._reply(await self._vfs.getattr(inode))
+
+    @_answers
+    async def flush(self, fh: FileHandleT) -> None:
+        """Nothing to flush: ENOSYS, once, makes the kernel stop asking, and every later close a round trip cheaper."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    @_answers
+    async def release(self, fh: FileHandleT) -> None:
+        """Close a version."""
+        self._vfs.close(fh)
+
+    @_answers
+    async def poll(self, inode: InodeT, fh: FileHandleT, poll_handle: PollHandle | None, ctx: RequestContext) -> int:
+        """Say that it is readable, and exceptional (as /proc/mounts is) once the version is superseded."""
+        superseded = self._vfs.poll(inode, poll_handle.notify if poll_handle else None)
+        return select.POLLIN | select.POLLRDNORM | (select.POLLPRI | select.POLLERR if superseded else 0)
+
+    @_answers
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        """Publish a new version, if it is us who ask; this and the next three are read-only for everybody else."""
+        self._require_ours(ctx)
+        self._publisher.rename(parent_inode_old, name_old, parent_inode_new, name_new)
+
+    @_answers
+    async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
+        """Publish a new directory."""
+        self._require_ours(ctx)
+        return self._reply(self._publisher.mkdir(parent_inode, name))
+
+    @_answers
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Publish that a file is gone."""
+        self._require_ours(ctx)
+        self._publisher.remove(Call.UNLINK, parent_inode, name)
+
+    @_answers
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Publish that a directory is gone."""
+        self._require_ours(ctx)
+        self._publisher.remove(Call.RMDIR, parent_inode, name)
+
+    @_answers
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        """Say that the file system is empty: without an answer podman refuses to bind it into a container."""
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize = answer.f_frsize = BLOCK_SIZE
+        answer.f_namemax = NAME_MAX
+        return answer
+
+    @_answers
+    async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
+        """Return an extended attribute."""
+        return await self._vfs.getxattr(inode, name.decode(errors="replace"))
+
+    @_answers
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
+        """Return the names of the extended attributes."""
+        return [name.encode() for name in self._vfs.listxattr(inode)]
+
+    def _is_ours(self, ctx: RequestContext) -> bool:
+        """Whether we ask ourselves, while we publish something."""
+        return self._publisher.is_asked_by(ctx.pid)
+
+    def _require_ours(self, ctx: RequestContext) -> None:
+        if not self._is_ours(ctx):
+            raise ReadOnly("a change")
+
+    def _reply(self, attributes: Attributes) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = attributes.inode
+        entry.st_mode = attributes.mode
+        entry.st_nlink = 1  # of a directory too: "not counted", so that find does not conclude it has no folders
+        entry.st_uid = os.getuid() if attributes.control else self._uid
+        entry.st_gid = os.getgid() if attributes.control else self._gid
+        entry.st_size = attributes.size
+        entry.st_blksize = BLOCK_SIZE
+        entry.st_blocks = -(-attributes.size // 512)
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = int(attributes.modified * 1e9)
+        entry.attr_timeout = attributes.attr_timeout
+        entry.entry_timeout = attributes.entry_timeout
+        return entry

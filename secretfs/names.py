@@ -1,0 +1,90 @@
+"""How the name of a secret becomes a path, and back. Pure.
+
+A "/" in a name makes folders. A segment is percent-encoded only where a path cannot carry it: "%" itself, NUL, the
+segments "." and "..", the names this file system keeps for itself, and a "/" that would leave an empty segment. The
+mapping is injective: two names never share a path. A segment over 255 bytes (NAME_MAX) ends in a hash, and is then the
+only one that cannot be turned back.
+"""
+
+import hashlib
+import re
+from urllib.parse import unquote_to_bytes
+
+NAME_MAX = 255
+"""Bytes of one path segment: NAME_MAX of every Linux file system."""
+
+BULK_JSON = b".bulk.json"
+BULK_ENV = b".bulk.env"
+CONTROL = b".secretfs"
+
+_HASH = b"%~"
+_HASH_LENGTH = 40  # hex digits: 160 bits of SHA-256
+_UNCARRIED = re.compile(rb"[%\0/]")
+_WHOLE_ESCAPES = re.compile(rb"(?:[^%]|%[0-9A-F]{2})*")
+
+
+def is_reserved(segment: bytes) -> bool:
+    """Whether a path segment is one that secretfs keeps for itself, in every directory."""
+    return segment in (BULK_JSON, BULK_ENV) or segment.startswith(CONTROL)
+
+
+def split(name: str) -> tuple[str, ...]:
+    """Cut a name at each "/", without ever leaving an empty segment: ``"/".join(split(name)) == name``.
+
+    A "/" next to another one, at the start or at the end stays inside its segment: ``split("a//b") == ("a", "/b")``.
+    """
+    segments: list[str] = []
+    parts = iter(name.split("/"))
+    for part in parts:
+        if part == "":
+            following = next(parts, None)
+            if following is None and segments:
+                segments[-1] += "/"
+                continue
+            part = "" if following is None else "/" + following  # noqa: PLW2901 - the two are one segment
+        segments.append(part)
+    return tuple(segments)
+
+
+def encode(segment: str) -> bytes:
+    """Encode one segment of a name (as `split` gives it) as a path segment of at most `NAME_MAX` bytes."""
+    encoded = _UNCARRIED.sub(_escape, _to_bytes(segment))
+    if encoded in (b"", b".", b".."):
+        encoded = {b"": b"%", b".": b"%2E", b"..": b"%2E%2E"}[encoded]
+    elif is_reserved(encoded):
+        encoded = b"%2E" + encoded[1:]
+    return encoded if len(encoded) <= NAME_MAX else _shorten(encoded)
+
+
+def decode(encoded: bytes) -> str | None:
+    """Return the segment that `encode` turns into ``encoded``; None if there is none or its tail is a hash."""
+    segment = "" if encoded == b"%" else unquote_to_bytes(encoded).decode("utf-8", "surrogateescape")
+    return segment if encode(segment) == encoded else None
+
+
+def _to_bytes(segment: str) -> bytes:
+    """UTF-8, with the bytes of names that are not UTF-8 (surrogateescape, as in os.environ) as they were."""
+    try:
+        return segment.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair: JSON can carry one, UTF-8 cannot
+        return segment.encode("utf-8", "surrogatepass")
+
+
+def _escape(match: re.Match[bytes]) -> bytes:
+    return b"%%%02X" % match[0][0]
+
+
+def _shorten(encoded: bytes) -> bytes:
+    head = encoded[: NAME_MAX - len(_HASH) - _HASH_LENGTH]
+    head = head.decode("utf-8", "ignore").encode() if _is_utf8(encoded) else head  # cut between characters
+    whole = _WHOLE_ESCAPES.match(head)
+    digest = hashlib.sha256(encoded).hexdigest()[:_HASH_LENGTH].encode()
+    return (whole[0] if whole else b"") + _HASH + digest
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,329 @@
+"""The tree: inodes, what they stand for, and what the kernel still knows of them.
+
+Synchronous, without trio or FUSE: whatever must be atomic is a plain function here. A directory is one inode for as
+long as the kernel knows it. A file is a place in the tree, and each version of its content is an inode of its own:
+`Version` is immutable once bound, so its size is always true, the page cache is always right, and a reader that has it
+open keeps it whatever happens upstream.
+
+The kernel counts its references (FUSE's nlookup); what it has forgotten and nobody has open is dropped here.
+"""
+
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+from enum import Enum
+
+ROOT_INODE = 1
+
+
+class Bulk(Enum):
+    """The two forms of a store's bulk file."""
+
+    JSON = "json"
+    ENV = "env"
+
+
+@dataclass(frozen=True, slots=True)
+class RootKey:
+    """The mount point."""
+
+
+@dataclass(frozen=True, slots=True)
+class FolderKey:
+    """A store (no segments) or a folder in it."""
+
+    component: str
+    segments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SecretKey:
+    """A secret of a multi-valued store: a directory of its keys."""
+
+    component: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ValueKey:
+    """One value: a key of a secret. In a single-valued store the key is the secret's name."""
+
+    component: str
+    name: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class BulkKey:
+    """The bulk file of a store."""
+
+    component: str
+    form: Bulk
+
+
+@dataclass(frozen=True, slots=True)
+class SecretBulkKey:
+    """The bulk file of one multi-valued secret: all its keys, of one version."""
+
+    component: str
+    name: str
+    form: Bulk
+
+
+class Control(Enum):
+    """The files of the control directory."""
+
+    STATUS = "status"
+    REFRESH = "refresh"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlsKey:
+    """The control directory of the mount."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlKey:
+    """A file in it."""
+
+    control: Control
+
+
+DirectoryKey = RootKey | FolderKey | SecretKey | ControlsKey
+LeafKey = ValueKey | BulkKey | SecretBulkKey | ControlKey
+
+
+@dataclass(slots=True, eq=False)
+class Directory:
+    """A directory inode."""
+
+    number: int
+    key: DirectoryKey
+    lookups: int = 0
+    outdated: bool = False
+    """Belongs to a store that has gone; another directory comes to its place."""
+
+
+@dataclass(slots=True, eq=False)
+class Version:
+    """A file inode: one immutable version of the content at a place, unbound until that content is first seen."""
+
+    number: int
+    key: LeafKey
+    lookups: int = 0
+    opens: int = 0
+    digest: bytes = b""
+    """Identity of the content; empty while unbound. Keyed, so that it tells nothing about the content."""
+    answer: int = 0
+    """Serial of the newest answer that was found to have this content."""
+    size: int = 0
+    modified: float = 0.0
+    """Seconds since the epoch."""
+    content: bytes | None = field(default=None, repr=False)
+    """Held while somebody has the version open, and for a moment after it was bound or closed."""
+    held_since: int = 0
+    """The age of the tree then."""
+    confirmed: float = 0.0
+    """When an answer was last found to have this content, on the owner's clock."""
+
+
+Inode = Directory | Version
+
+
+class Tree:
+    """All inodes that the kernel knows or somebody has open, by number and by place."""
+
+    def __init__(self) -> None:
+        self._digest_key = secrets.token_bytes(32)
+        self._next = ROOT_INODE
+        self._age = 0
+        self._inodes: dict[int, Inode] = {}
+        self._directories: dict[DirectoryKey, Directory] = {}
+        self._current: dict[LeafKey, Version] = {}
+        self.root = self.directory(RootKey())
+        self.root.lookups = 1  # the kernel holds the root for as long as the mount lives
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def count(self) -> int:
+        """Return the number of inodes, without those of control files."""
+        return sum(not isinstance(inode.key, ControlsKey | ControlKey) for inode in self._inodes.values())
+
+    def inode(self, number: int) -> Inode:
+        """Return an inode that is known. Raises KeyError for any other number."""
+        return self._inodes[number]
+
+    def directory(self, key: DirectoryKey) -> Directory:
+        """Return the directory at this place, made on first use."""
+        directory = self._directories.get(key)
+        if directory is None:
+            directory = self._directories[key] = Directory(self._take_number(), key)
+            self._inodes[directory.number] = directory
+        return directory
+
+    def current(self, key: LeafKey) -> Version:
+        """Return the version that the path to this place leads to, made unbound on first use."""
+        return self._current.get(key) or self._replace(key)
+
+    def known(self, key: DirectoryKey | LeafKey) -> Inode | None:
+        """Return what is at this place, if there has been a reason to make an inode for it."""
+        if isinstance(key, DirectoryKey):
+            return self._directories.get(key)
+        return self._current.get(key)
+
+    def is_current(self, version: Version) -> bool:
+        """Whether the path to its place still leads to this version."""
+        return self._current.get(version.key) is version
+
+    def bind(self, key: LeafKey, answer: int, content: bytes, modified: float) -> Version:
+        """Return the version at this place that has this content: the current one, or a new one that replaces it.
+
+        ``answer`` is the serial of the answer that holds the content; one that was seen before is not digested again.
+        ``modified`` is when the content was written or first seen; a version keeps the time it was bound with.
+        """
+        version = self.current(key)
+        if version.answer == answer:
+            return version
+        digest = self._digest(content)
+        if version.digest and version.digest != digest:
+            superseded, version = version, self._replace(key)
+            if not _is_known(superseded):
+                del self._inodes[superseded.number]
+        if not version.digest:
+            self._give(version, digest, content, modified)
+        version.answer = answer
+        return version
+
+    def successor(self, key: LeafKey) -> Version:
+        """Return a new, unbound version that `succeed` will make the current one, or `discard` will drop.
+
+        It is another inode even if somebody has found the new content meanwhile: renaming an inode onto itself does
+        nothing, and nobody who watches would hear of it.
+        """
+        return self._new_version(key)
+
+    def succeed(self, version: Version) -> Version | None:
+        """Make a version the current one of its place. Returns the one that it supersedes."""
+        superseded = self._current.get(version.key)
+        self._current[version.key] = version
+        if superseded is not None and not _is_known(superseded):
+            self._inodes.pop(superseded.number, None)
+        return superseded
+
+    def retire(self, inode: Inode) -> None:
+        """Let no path lead to an inode any more. What comes to its place is another one: the kernel buries the dead."""
+        if isinstance(inode, Directory):
+            if self._directories.get(inode.key) is inode:
+                del self._directories[inode.key]
+        elif self.is_current(inode):
+            del self._current[inode.key]
+        self.discard(inode)
+
+    def outdate(self, component: str) -> list[Version]:
+        """Let no path lead to what is in the directory of a store that has gone. Returns its files."""
+        for key, directory in list(self._directories.items()):
+            if key == FolderKey(component):
+                directory.outdated = True
+            elif isinstance(key, FolderKey | SecretKey) and key.component == component:
+                self.retire(directory)
+        files = [
+            version
+            for key, version in self._current.items()
+            if not isinstance(key, ControlKey) and key.component == component
+        ]
+        for version in files:
+            self.retire(version)
+        return files
+
+    def discard(self, inode: Inode) -> None:
+        """Drop an inode that was made for the kernel, and that the kernel did not take."""
+        if not _is_known(inode):
+            self._drop_unknown(inode)
+
+    def suits(self, version: Version, content: bytes, modified: float) -> bool:
+        """Whether a version that is not the current one has this content all the same; one that is unbound gets it."""
+        digest = self._digest(content)
+        if not version.digest:
+            self._give(version, digest, content, modified)
+        return version.digest == digest
+
+    def grow_older(self) -> None:
+        """Let go of contents that nobody has open and that were held at the time before the last. Call it at times."""
+        self._age += 1
+        for inode in self._inodes.values():
+            if isinstance(inode, Version) and self._is_let_go(inode):
+                inode.content = None
+
+    def open(self, version: Version, content: bytes) -> None:
+        """Count an open file. The content stays in memory until the last one is closed."""
+        version.opens += 1
+        version.content = content
+
+    def close(self, version: Version) -> None:
+        """Count a closed file."""
+        version.opens -= 1
+        version.held_since = self._age
+        self._drop_unknown(version)
+
+    def open_files(self) -> list[LeafKey]:
+        """Return the places of all files that somebody has open."""
+        return [inode.key for inode in self._inodes.values() if isinstance(inode, Version) and inode.opens]
+
+    def remember(self, inode: Inode) -> None:
+        """Count a reference that the kernel takes: a lookup, or an entry of a directory listing.
+
+        An inode that was dropped since it was taken out, because the kernel gave up another reference, is back.
+        """
+        inode.lookups += 1
+        self._inodes[inode.number] = inode
+        if isinstance(inode, Directory):
+            self._directories.setdefault(inode.key, inode)
+
+    def forget(self, number: int, lookups: int) -> None:
+        """Take back references that the kernel gave up."""
+        inode = self._inodes[number]
+        inode.lookups -= lookups
+        self._drop_unknown(inode)
+
+    def _drop_unknown(self, inode: Inode) -> None:
+        if _is_known(inode):
+            return
+        self._inodes.pop(inode.number, None)
+        if isinstance(inode, Directory):
+            if self._directories.get(inode.key) is inode:
+                del self._directories[inode.key]
+        elif self.is_current(inode):
+            del self._current[inode.key]
+        elif inode.key in self._current:  # a successor that nobody has come to look at yet
+            self._drop_unknown(self._current[inode.key])
+
+    def _is_let_go(self, version: Version) -> bool:
+        if version.opens or isinstance(version.key, ControlKey):  # nobody could give a control file's content again
+            return False
+        return version.held_since < self._age - 1
+
+    def _give(self, version: Version, digest: bytes, content: bytes, modified: float) -> None:
+        version.digest, version.size, version.modified = digest, len(content), modified
+        version.content, version.held_since = content, self._age
+
+    def _digest(self, content: bytes) -> bytes:
+        return hashlib.blake2b(content, key=self._digest_key, digest_size=16).digest()
+
+    def _replace(self, key: LeafKey) -> Version:
+        version = self._current[key] = self._new_version(key)
+        return version
+
+    def _new_version(self, key: LeafKey) -> Version:
+        version = Version(self._take_number(), key)
+        self._inodes[version.number] = version
+        return version
+
+    def _take_number(self) -> int:
+        number, self._next = self._next, self._next + 1
+        return number
+
+
+def _is_known(inode: Inode) -> bool:
+    """Whether the kernel holds a reference or somebody has the file open."""
+    return inode.lookups > 0 or (isinstance(inode, Version) and inode.opens > 0)

@@ -1,0 +1,722 @@
+"""The file system of secrets without a kernel: inodes, versions, sizes and errors, on a virtual clock."""
+
+import json
+import stat
+from collections.abc import Callable
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+import secretfs.vfs
+from secretfs.cache import CachedStore, Change, Freshness
+from secretfs.errors import (
+    AccessDenied,
+    AmbiguousNames,
+    DeadlineExceeded,
+    NoSuchAttribute,
+    NoSuchEntry,
+    SecretNotFound,
+    StoreUnavailable,
+    Superseded,
+)
+from secretfs.scopes import ALLOW_ALL, SecretScope
+from secretfs.tree import ROOT_INODE, Bulk, BulkKey, FolderKey, SecretKey, ValueKey, Version
+from secretfs.vfs import POLLS, Attributes, Modes, SecretVFS
+from secretfs.view import StoreView
+from tests.conftest import ExpectLog
+from tests.support.at_once import AtOnce, tell
+from tests.support.canary import secret as canary
+from tests.support.memory_store import MemoryStore, WatchingMemoryStore
+
+Make = Callable[..., SecretVFS]
+Told = tuple[str, Change]
+
+OLD = canary("old").encode()
+NEW = canary("newer and longer").encode()
+
+
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a version be superseded at once: on a clock that stands still a moment would never end."""
+    monkeypatch.setattr(secretfs.vfs, "GRACE", -1.0)
+
+
+@pytest.fixture
+def vault() -> MemoryStore:
+    return MemoryStore({"db": {"user": b"joe", "password": OLD}, "team/api": {"key": b"k"}}, folders=True)
+
+
+@pytest.fixture
+def env() -> MemoryStore:
+    return MemoryStore.single(TOKEN=OLD, EMPTY=b"")
+
+
+@pytest.fixture
+def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
+    def make_vfs(modes: Modes | None = None, scope: SecretScope = ALLOW_ALL, **stores: MemoryStore) -> SecretVFS:
+        views = {
+            name: StoreView(CachedStore(name, store, Freshness(ttl=60, deadline=5), nursery), scope)
+            for name, store in stores.items()
+        }
+        return SecretVFS(views, modes or Modes(), nursery)
+
+    return make_vfs
+
+
+@pytest.fixture
+def vfs(make: Make, vault: MemoryStore, env: MemoryStore) -> SecretVFS:
+    return make(vault=vault, env=env)
+
+
+async def walk(vfs: SecretVFS, path: str) -> Attributes:
+    """Look a path up as the kernel does; returns the last attributes."""
+    inode = ROOT_INODE
+    attributes = await vfs.getattr(inode)
+    for segment in path.split("/"):
+        attributes = await vfs.lookup(inode, segment.encode())
+        inode = attributes.inode
+    return attributes
+
+
+async def cat(vfs: SecretVFS, path: str) -> bytes:
+    """Open, read and close; a `Superseded` on the way means one more look-up, as in the kernel."""
+    for attempt in range(2):
+        attributes = await walk(vfs, path)
+        try:
+            handle = await vfs.open(attributes.inode)
+        except Superseded:
+            assert attempt == 0
+            continue
+        content = vfs.read(handle, 0, 1 << 20)
+        assert (await vfs.getattr(attributes.inode)).size == len(content)
+        vfs.close(handle)
+        return content
+    raise AssertionError("superseded twice")
+
+
+async def ls(vfs: SecretVFS, path: str = "") -> dict[str, Attributes]:
+    inode = (await walk(vfs, path)).inode if path else ROOT_INODE
+    handle = await vfs.open_directory(inode)
+    entries = list(vfs.read_directory(handle, 0))
+    vfs.close_directory(handle)
+    return {segment.decode(): attributes for _, segment, attributes in entries}
+
+
+async def test_the_tree(vfs: SecretVFS) -> None:
+    assert list(await ls(vfs)) == ["env", "vault"]
+    assert list(await ls(vfs, "env")) == ["EMPTY", "TOKEN"]
+    assert list(await ls(vfs, "vault")) == ["db", "team"]
+    assert list(await ls(vfs, "vault/db")) == ["password", "user"]
+    assert list(await ls(vfs, "vault/team/api")) == ["key"]
+
+
+async def test_values(vfs: SecretVFS) -> None:
+    assert await cat(vfs, "vault/db/password") == OLD
+    assert await cat(vfs, "env/TOKEN") == OLD
+    assert await cat(vfs, "env/EMPTY") == b""
+
+
+async def test_what_is_not_there(vfs: SecretVFS) -> None:
+    for path in (
+        "nope",
+        "vault/nope",
+        "vault/db/nope",
+        "vault/team/nope",
+        "env/nope",
+        ".bulk.json",
+        "vault/team/.bulk.json",
+    ):
+        with pytest.raises(NoSuchEntry):
+            await walk(vfs, path)
+
+
+async def test_types_modes_and_sizes(vfs: SecretVFS) -> None:
+    directory, file = await walk(vfs, "vault/db"), await walk(vfs, "vault/db/password")
+    assert directory.mode == stat.S_IFDIR | 0o700
+    assert file.mode == stat.S_IFREG | 0o400
+    assert file.size == len(OLD)
+
+
+@pytest.mark.parametrize(("file", "directory"), [(0o400, 0o700), (0o440, 0o750), (0o444, 0o755), (0o040, 0o250)])
+def test_whoever_may_read_files_may_enter_directories_and_their_owner_may_write(file: int, directory: int) -> None:
+    assert Modes(file).directory == directory
+
+
+async def test_look_up_and_listing_read_no_values(vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock) -> None:
+    attributes = await walk(vfs, "env/TOKEN")
+    assert (attributes.size, attributes.attr_timeout) == (0, 0)  # the kernel has to ask for the size
+    assert attributes.entry_timeout == 60
+    await ls(vfs, "env")
+    assert not [call for call in env.calls if call.startswith("fetch")]
+
+
+async def test_getattr_tells_the_true_size(vfs: SecretVFS, mock_clock: MockClock) -> None:
+    attributes = await vfs.getattr((await walk(vfs, "env/TOKEN")).inode)
+    assert attributes.size == len(OLD)
+    assert attributes.attr_timeout == 60
+    assert (await ls(vfs, "env"))["TOKEN"].size == len(OLD)  # known now, so a listing tells it as well
+
+
+async def test_a_thousand_secrets_are_listed_with_one_call(make: Make) -> None:
+    store = MemoryStore({f"secret-{n:04}": {"k": b"v"} for n in range(1000)}, folders=True)
+    vfs = make(vault=store)
+    assert len(await ls(vfs, "vault")) == 1000
+    assert store.calls == {"names:": 1}
+
+
+async def test_a_rotation_is_a_new_inode(vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock) -> None:
+    await cat(vfs, "env/TOKEN")
+    before = await walk(vfs, "env/TOKEN")
+    env.put("TOKEN", {"TOKEN": NEW})
+    mock_clock.jump(60)
+    with pytest.raises(Superseded):
+        await vfs.getattr(before.inode)
+    after = await walk(vfs, "env/TOKEN")
+    assert after.inode != before.inode
+    assert (after.size, after.attr_timeout) == (len(NEW), 60)
+    assert await cat(vfs, "env/TOKEN") == NEW
+
+
+async def test_opening_an_inode_whose_value_was_rotated_makes_the_kernel_look_again(
+    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock
+) -> None:
+    await cat(vfs, "env/TOKEN")
+    before = await walk(vfs, "env/TOKEN")
+    env.put("TOKEN", {"TOKEN": NEW})
+    mock_clock.jump(60)
+    with pytest.raises(Superseded):
+        await vfs.open(before.inode)
+    assert await cat(vfs, "env/TOKEN") == NEW
+
+
+async def test_the_same_value_written_again_stays_the_same_inode(
+    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock
+) -> None:
+    await cat(vfs, "env/TOKEN")
+    before = await walk(vfs, "env/TOKEN")
+    env.put("TOKEN", {"TOKEN": OLD}, modified=99.0)
+    mock_clock.jump(60)
+    after = await vfs.getattr(before.inode)
+    assert (after.inode, after.modified) == (before.inode, before.modified)
+
+
+async def test_rotating_one_key_leaves_the_other_alone(
+    vfs: SecretVFS, vault: MemoryStore, mock_clock: MockClock
+) -> None:
+    await cat(vfs, "vault/db/user")
+    await cat(vfs, "vault/db/password")
+    user = await walk(vfs, "vault/db/user")
+    vault.put("db", {"user": b"joe", "password": NEW})
+    mock_clock.jump(60)
+    assert await cat(vfs, "vault/db/password") == NEW
+    assert (await walk(vfs, "vault/db/user")).inode == user.inode
+
+
+async def test_an_open_file_keeps_its_version(vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock) -> None:
+    inode = (await walk(vfs, "env/TOKEN")).inode
+    handle = await vfs.open(inode)
+    env.put("TOKEN", {"TOKEN": NEW})
+    mock_clock.jump(60)
+    assert await cat(vfs, "env/TOKEN") == NEW
+    assert vfs.read(handle, 0, 999) == OLD
+    assert vfs.read(handle, 8, 4) == OLD[8:12]
+    assert (await vfs.getattr(inode)).size == len(OLD)  # fstat
+    env.delete("TOKEN")
+    mock_clock.jump(60)
+    assert (await vfs.getattr(inode)).size == len(OLD)
+    assert vfs.read(handle, 0, 999) == OLD
+    vfs.close(handle)
+    vfs.forget(inode, 1)
+
+
+async def test_fstat_works_while_the_store_is_down(
+    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    expect_log("env: down")
+    inode = (await walk(vfs, "env/TOKEN")).inode
+    handle = await vfs.open(inode)
+    env.fail_with = StoreUnavailable("down")
+    mock_clock.jump(Freshness().max_stale)
+    assert (await vfs.getattr(inode)).size == len(OLD)
+    vfs.close(handle)
+    with pytest.raises(StoreUnavailable):
+        await vfs.getattr(inode)
+
+
+async def test_a_key_that_a_secret_loses_is_gone(vfs: SecretVFS, vault: MemoryStore, mock_clock: MockClock) -> None:
+    await cat(vfs, "vault/db/user")
+    inode = (await walk(vfs, "vault/db/user")).inode
+    vault.put("db", {"password": OLD})
+    mock_clock.jump(60)
+    with pytest.raises(NoSuchEntry):
+        await vfs.getattr(inode)
+    with pytest.raises(NoSuchEntry):
+        await walk(vfs, "vault/db/user")
+
+
+async def test_a_key_that_is_lost_while_a_directory_is_read_is_passed_over(
+    vfs: SecretVFS, vault: MemoryStore, mock_clock: MockClock
+) -> None:
+    handle = await vfs.open_directory((await walk(vfs, "vault/db")).inode)
+    vault.put("db", {"password": OLD})
+    mock_clock.jump(60)
+    await cat(vfs, "vault/db/password")
+    assert [segment for _, segment, _ in vfs.read_directory(handle, 0)] == [b"password"]
+
+
+async def test_a_listing_is_a_snapshot_that_can_be_continued(
+    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock
+) -> None:
+    inode = (await walk(vfs, "env")).inode
+    handle = await vfs.open_directory(inode)
+    first, *_ = vfs.read_directory(handle, 0)
+    env.put("AAA", {"AAA": b""})
+    mock_clock.jump(60)
+    rest = [segment for _, segment, _ in vfs.read_directory(handle, first[0])]
+    assert [first[1], *rest] == [b"EMPTY", b"TOKEN"]
+
+
+async def test_times(make: Make, mock_clock: MockClock) -> None:
+    store = MemoryStore({})
+    store.put("told", {"k": b"v"}, modified=1234.5)
+    store.put("untold", {"k": b"v"})
+    vfs = make(vault=store)
+    await cat(vfs, "vault/told/k")
+    await cat(vfs, "vault/untold/k")
+    assert (await walk(vfs, "vault/told/k")).modified == 1234.5
+    first_seen = (await walk(vfs, "vault/untold/k")).modified
+    assert first_seen > 1e9
+    mock_clock.jump(60)
+    await cat(vfs, "vault/untold/k")
+    assert (await walk(vfs, "vault/untold/k")).modified == first_seen
+
+
+async def test_extended_attributes(vfs: SecretVFS, env: MemoryStore) -> None:
+    for path in ("vault/db", "vault/db/password"):
+        inode = (await walk(vfs, path)).inode
+        assert set(vfs.listxattr(inode)) == {
+            "user.secretfs.version",
+            "user.secretfs.fetched",
+            "user.secretfs.stale",
+        }
+        assert await vfs.getxattr(inode, "user.secretfs.version") == b"1"
+        assert await vfs.getxattr(inode, "user.secretfs.stale") == b"0"
+        assert (await vfs.getxattr(inode, "user.secretfs.fetched")).startswith(b"20")
+    for path, name in (("vault", "user.secretfs.version"), ("vault/db", "security.selinux")):
+        with pytest.raises(NoSuchAttribute):
+            await vfs.getxattr((await walk(vfs, path)).inode, name)
+    assert vfs.listxattr((await walk(vfs, "vault")).inode) == ()
+
+
+async def test_attributes_nobody_knows_cost_no_call(vfs: SecretVFS, env: MemoryStore) -> None:
+    inode = (await walk(vfs, "env/TOKEN")).inode
+    with pytest.raises(NoSuchAttribute):
+        await vfs.getxattr(inode, "system.posix_acl_access")
+    assert "fetch:TOKEN" not in env.calls
+
+
+async def test_bulk_files_are_reachable_by_name_and_not_listed(vfs: SecretVFS) -> None:
+    assert json.loads(await cat(vfs, "vault/.bulk.json")) == {
+        "db": {"password": OLD.decode(), "user": "joe"},
+        "team/api": {"key": "k"},
+    }
+    assert await cat(vfs, "env/.bulk.env") == b"EMPTY=''\nTOKEN='" + OLD + b"'\n"
+    assert not [name for name in await ls(vfs, "vault") if name.startswith(".bulk")]
+
+
+async def test_bulk_is_one_version_and_scope_filtered(make: Make, vault: MemoryStore, mock_clock: MockClock) -> None:
+    vfs = make(vault=vault, scope=SecretScope(denied_secrets=frozenset({"db"})))
+    inode = (await walk(vfs, "vault/.bulk.json")).inode
+    handle = await vfs.open(inode)
+    vault.put("team/api", {"key": b"other"})
+    mock_clock.jump(60)
+    assert json.loads(await cat(vfs, "vault/.bulk.json")) == {"team/api": {"key": "other"}}
+    assert json.loads(vfs.read(handle, 0, 999)) == {"team/api": {"key": "k"}}
+    vfs.close(handle)
+
+
+async def test_many_readers_of_the_bulk_file_share_one_snapshot(vfs: SecretVFS, vault: MemoryStore) -> None:
+    async with trio.open_nursery() as readers:
+        for _ in range(20):
+            readers.start_soon(cat, vfs, "vault/.bulk.json")
+    assert {call: n for call, n in vault.calls.items() if n > 1} == {}
+
+
+async def test_an_ambiguous_shell_name_fails_the_env_file_only(make: Make, expect_log: ExpectLog) -> None:
+    expect_log("env: a-b and a.b are both a_b in .bulk.env")
+    vfs = make(env=MemoryStore.single(**{"a-b": b"1", "a.b": b"2"}))
+    with pytest.raises(AmbiguousNames):
+        await cat(vfs, "env/.bulk.env")
+    assert json.loads(await cat(vfs, "env/.bulk.json")) == {"a-b": {"a-b": "1"}, "a.b": {"a.b": "2"}}
+
+
+async def test_a_hung_store_keeps_nobody_from_looking_names_up(
+    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    expect_log("env: no answer within 5 s")
+    await ls(vfs, "env")
+    env.gate.clear()
+
+    async def stat_hangs() -> None:
+        with pytest.raises(DeadlineExceeded):
+            await vfs.getattr((await walk(vfs, "env/TOKEN")).inode)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stat_hangs)
+        await trio.to_thread.run_sync(env.entered.acquire)
+        begin = trio.current_time()
+        await walk(vfs, "env/EMPTY")
+        assert await cat(vfs, "vault/db/user") == b"joe"
+        assert trio.current_time() == begin
+        await wait_all_tasks_blocked()
+        mock_clock.jump(5)
+    env.gate.set()
+
+
+async def test_what_the_kernel_forgets_is_gone(vfs: SecretVFS) -> None:
+    counts: dict[int, int] = {}
+    for _ in range(3):
+        for attributes in [await walk(vfs, "env/TOKEN"), *(await ls(vfs, "vault/db")).values()]:
+            counts[attributes.inode] = counts.get(attributes.inode, 0) + 1
+    # walk() and ls() look parents up on the way
+    for inode in list(vfs._tree._inodes.values()):
+        if inode.number != ROOT_INODE:
+            vfs.forget(inode.number, inode.lookups)
+    assert len(vfs._tree) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "segment", "directory"),
+    [
+        (ValueKey("vault", "db", "a/b%"), b"a%2Fb%25", b"vault/db"),
+        (ValueKey("vault", "team/100%", "k"), b"k", b"vault/team/100%25"),
+        (ValueKey("env", "TOKEN", "TOKEN"), b"TOKEN", b"env"),
+        (ValueKey("env", "100%/a//b", "100%/a//b"), b"%2Fb", b"env/100%25/a"),
+        (ValueKey("env", ".bulk.json", ".bulk.json"), b"%2Ebulk.json", b"env"),
+    ],
+)
+async def test_the_path_of_a_value(vfs: SecretVFS, key: ValueKey, segment: bytes, directory: bytes) -> None:
+    own, parent = vfs.place(key)
+    assert (own, vfs.path(parent)) == (segment, directory)
+
+
+async def test_what_is_in_a_folder(vfs: SecretVFS, vault: MemoryStore, expect_log: ExpectLog) -> None:
+    assert await vfs.folder(FolderKey("vault", ("team",))) == {b"api": SecretKey("vault", "team/api")}
+    assert await vfs.folder(FolderKey("vault", ("nope",))) == {}
+    expect_log("no list")
+    vault.refused["names:"] = AccessDenied("no list")
+    vfs._views["vault"]._store._names.expire("")
+    assert await vfs.folder(FolderKey("vault")) is None
+
+
+async def test_whether_there_is_a_value(vfs: SecretVFS, env: MemoryStore, expect_log: ExpectLog) -> None:
+    assert await vfs.exists(ValueKey("vault", "db", "user"))
+    assert not await vfs.exists(ValueKey("vault", "db", "nope"))
+    assert not await vfs.exists(ValueKey("vault", "nope", "user"))
+    expect_log("env: down")
+    env.fail_with = StoreUnavailable("down")
+    with pytest.raises(StoreUnavailable):
+        await vfs.exists(ValueKey("env", "TOKEN", "TOKEN"))
+
+
+async def test_what_the_kernel_may_know_at_a_place(vfs: SecretVFS) -> None:
+    assert vfs.known(FolderKey("vault")) is None
+    await cat(vfs, "vault/db/user")
+    await cat(vfs, "env/TOKEN")
+    for folder, key in (
+        (FolderKey("vault"), FolderKey("vault")),
+        (FolderKey("vault", ("db",)), SecretKey("vault", "db")),
+        (FolderKey("env", ("TOKEN",)), ValueKey("env", "TOKEN", "TOKEN")),
+    ):
+        assert [inode.key for inode in vfs.known_at(folder)] == [key]
+    assert vfs.known_at(FolderKey("vault", ("team",))) == []
+
+
+class TestChangesThatAStoreTells:
+    @pytest.fixture
+    def vault(self) -> WatchingMemoryStore:
+        return WatchingMemoryStore(
+            {"db": {"user": b"joe", "password": OLD}, "team/api": {"key": OLD, "a/b%": OLD}}, folders=True
+        )
+
+    @pytest.fixture
+    def env(self) -> WatchingMemoryStore:
+        names = ("TOKEN", "OTHER", "team/prod/TOKEN", "100%/a//b", ".bulk.json")
+        return WatchingMemoryStore({name: {name: OLD} for name in names}, multi_valued=False)
+
+    @pytest.fixture
+    def make(self, nursery: trio.Nursery, mock_clock: MockClock) -> Make:
+        def make_vfs(scope: SecretScope = ALLOW_ALL, **stores: MemoryStore) -> SecretVFS:
+            views = {
+                name: StoreView(AtOnce(name, store, Freshness(ttl=60, deadline=5), nursery), scope)
+                for name, store in stores.items()
+            }
+            return SecretVFS(views, Modes(), nursery)
+
+        return make_vfs
+
+    @pytest.fixture
+    def told(self, vfs: SecretVFS) -> list[Told]:
+        return listen(vfs)
+
+    async def test_with_the_component(
+        self, vfs: SecretVFS, vault: WatchingMemoryStore, env: WatchingMemoryStore, told: list[Told]
+    ) -> None:
+        await cat(vfs, "vault/db/password")
+        await cat(vfs, "env/TOKEN")
+        vault.put("db", {"user": b"joe", "password": NEW})
+        await tell(vault, "db")
+        env.put("TOKEN", {"TOKEN": NEW})
+        env.put("ADDED", {"ADDED": NEW})
+        await tell(env, "TOKEN", "ADDED")
+        assert told[0] == ("vault", Change(values=frozenset({("db", "password")})))
+        assert sorted(told[1:], key=repr) == [
+            ("env", Change(values=frozenset({("TOKEN", "TOKEN")}))),
+            ("env", Change(names=frozenset({"ADDED"}))),
+        ]
+
+    async def test_nothing_that_the_scope_hides(self, make: Make, vault: WatchingMemoryStore) -> None:
+        vfs = make(vault=vault, scope=SecretScope(denied_secrets=frozenset({"db"})))
+        told = listen(vfs)
+        await cat(vfs, "vault/.bulk.json")
+        await cat(vfs, "vault/team/api/key")
+        with pytest.raises(NoSuchEntry):
+            await walk(vfs, "vault/db/password")
+        vault.put("db", {"password": NEW})
+        await tell(vault, "db")
+        assert told == []
+        vault.put("team/api", {"key": NEW, "a/b%": OLD})
+        await tell(vault, "db", "team/api")
+        assert told == [("vault", Change(values=frozenset({("team/api", "key")})))]
+
+    @pytest.mark.parametrize(
+        ("path", "name", "key"),
+        [("vault/db/password", "db", "password"), ("env/team/prod/TOKEN", "team/prod/TOKEN", "team/prod/TOKEN")],
+    )
+    async def test_the_new_content_shows_at_once_as_another_inode_and_an_open_file_keeps_the_old(
+        self,
+        vfs: SecretVFS,
+        vault: WatchingMemoryStore,
+        env: WatchingMemoryStore,
+        told: list[Told],
+        mock_clock: MockClock,
+        *,
+        path: str,
+        name: str,
+        key: str,
+    ) -> None:
+        store = vault if path.startswith("vault") else env
+        before = (await stat_of(vfs, path)).inode
+        handle = await vfs.open(before)
+        store.put(name, {key: NEW})
+        assert (await stat_of(vfs, path)).inode == before  # nobody has told it yet
+        await tell(store, name)
+        with pytest.raises(Superseded):
+            await vfs.open(before)
+        after = await stat_of(vfs, path)
+        assert after.inode != before
+        assert (after.size, after.attr_timeout, after.entry_timeout) == (len(NEW), 60, 60)
+        assert (await walk(vfs, path)).inode == after.inode
+        assert await cat(vfs, path) == NEW
+        assert (await vfs.getattr(before)).size == len(OLD)  # fstat
+        assert vfs.read(handle, 0, 999) == OLD
+        vfs.close(handle)
+        with pytest.raises(Superseded):
+            await vfs.getattr(before)
+        assert (name, key) in {value for _, change in told for value in change.values}
+        told.clear()
+        await tell(store, name)
+        assert told == []
+
+    async def test_the_bulk_file_shows_it_at_once_and_an_open_one_keeps_the_old(
+        self, vfs: SecretVFS, vault: WatchingMemoryStore, told: list[Told], mock_clock: MockClock
+    ) -> None:
+        before = (await stat_of(vfs, "vault/.bulk.json")).inode
+        handle = await vfs.open(before)
+        content = vfs.read(handle, 0, 999)
+        vault.put("db", {"password": NEW})
+        vault.put("added", {"k": b"v"})
+        await tell(vault, "db", "added")
+        assert json.loads(await cat(vfs, "vault/.bulk.json")) == {
+            **json.loads(content),
+            "db": {"password": NEW.decode()},
+            "added": {"k": "v"},
+        }
+        assert (await walk(vfs, "vault/.bulk.json")).inode != before
+        assert vfs.read(handle, 0, 999) == content
+        vfs.close(handle)
+        assert told
+
+    async def test_what_is_added_is_there_and_what_is_deleted_is_gone_at_once(
+        self, vfs: SecretVFS, env: WatchingMemoryStore, told: list[Told], mock_clock: MockClock
+    ) -> None:
+        await ls(vfs, "env")
+        inode = (await stat_of(vfs, "env/TOKEN")).inode
+        with pytest.raises(NoSuchEntry):
+            await walk(vfs, "env/ADDED")
+        env.put("ADDED", {"ADDED": NEW})
+        env.delete("TOKEN")
+        await tell(env, "ADDED", "TOKEN")
+        assert await cat(vfs, "env/ADDED") == NEW
+        assert {"ADDED", "TOKEN"} & (await ls(vfs, "env")).keys() == {"ADDED"}
+        with pytest.raises(NoSuchEntry):
+            await walk(vfs, "env/TOKEN")
+        with pytest.raises(SecretNotFound):
+            await vfs.getattr(inode)
+
+    async def test_the_same_content_is_the_same_inode(
+        self, vfs: SecretVFS, env: WatchingMemoryStore, told: list[Told], mock_clock: MockClock
+    ) -> None:
+        before = await stat_of(vfs, "env/TOKEN")
+        env.put("TOKEN", {"TOKEN": OLD})
+        await tell(env, "TOKEN")
+        after = await stat_of(vfs, "env/TOKEN")
+        assert (after.inode, after.size, after.modified) == (before.inode, before.size, before.modified)
+        assert env.calls["fetch:TOKEN"] == 2
+
+    async def test_it_is_told_when_the_bulk_file_is_out_of_date(
+        self, vfs: SecretVFS, env: WatchingMemoryStore, mock_clock: MockClock
+    ) -> None:
+        seen: list[object] = []
+        before = await stat_of(vfs, "env/.bulk.json")
+        vfs.on_change(lambda *_: seen.append(vfs._bulks.peek(BulkKey("env", Bulk.JSON))))
+        env.put("TOKEN", {"TOKEN": NEW})
+        await tell(env, "TOKEN")
+        assert seen == [None]
+        with pytest.raises(Superseded):
+            await vfs.open(before.inode)
+
+
+class Polled:
+    """A file of ``env`` that somebody has open."""
+
+    def __init__(self, vfs: SecretVFS, handle: int) -> None:
+        self.vfs = vfs
+        self.handle = handle
+        self.notified: list[str] = []
+
+    def poll(self, who: str) -> bool:
+        """Poll on behalf of somebody."""
+        return self.vfs.poll(self.handle, lambda: self.notified.append(who))
+
+
+class TestPoll:
+    @pytest.fixture
+    async def polled(self, vfs: SecretVFS) -> Polled:
+        return Polled(vfs, await vfs.open((await walk(vfs, "env/TOKEN")).inode))
+
+    async def test_whoever_waits_is_woken_once_when_the_file_is_superseded(
+        self, vfs: SecretVFS, env: MemoryStore, polled: Polled, mock_clock: MockClock
+    ) -> None:
+        for who in ("a", "b", "b"):
+            assert polled.poll(who) is False
+        await cat(vfs, "env/EMPTY")
+        await cat(vfs, "env/TOKEN")
+        mock_clock.jump(60)
+        await cat(vfs, "env/TOKEN")  # it is the same
+        assert polled.notified == []
+        env.put("TOKEN", {"TOKEN": NEW})
+        mock_clock.jump(60)
+        await cat(vfs, "env/TOKEN")
+        assert polled.notified == ["a", "b", "b"]
+        assert polled.poll("c") is True
+        env.put("TOKEN", {"TOKEN": OLD})
+        mock_clock.jump(60)
+        await cat(vfs, "env/TOKEN")
+        assert polled.notified == ["a", "b", "b"]
+        assert polled.poll("c") is True
+
+    async def test_a_published_version_supersedes(self, vfs: SecretVFS, polled: Polled) -> None:
+        polled.poll("a")
+        key = ValueKey("env", "TOKEN", "TOKEN")
+        version = vfs.successor(key)
+        assert isinstance(version, Version)
+        assert polled.notified == []
+        assert polled.poll("b") is False
+        vfs.succeed(version)
+        assert polled.notified == ["a", "b"]
+        assert polled.poll("c") is True
+        assert vfs.known(key) is version
+
+    async def test_so_does_a_deletion_and_what_comes_then_is_another_file(
+        self, vfs: SecretVFS, polled: Polled, mock_clock: MockClock
+    ) -> None:
+        polled.poll("a")
+        vfs.gone(vfs._tree.inode(polled.handle))
+        assert polled.notified == ["a"]
+        assert polled.poll("b") is True  # or poll(2) would go back to sleep
+        assert vfs.read(polled.handle, 0, 999) == OLD
+        assert (await vfs.getattr(polled.handle)).size == len(OLD)
+        assert (await walk(vfs, "env/TOKEN")).inode != polled.handle
+
+    async def test_nobody_is_remembered_after_close(
+        self, vfs: SecretVFS, env: MemoryStore, polled: Polled, mock_clock: MockClock
+    ) -> None:
+        await vfs.open(polled.handle)
+        polled.poll("a")
+        vfs.close(polled.handle)
+        assert vfs._polls
+        vfs.close(polled.handle)
+        assert not vfs._polls
+        env.put("TOKEN", {"TOKEN": NEW})
+        mock_clock.jump(60)
+        await cat(vfs, "env/TOKEN")
+        assert polled.notified == []
+
+    async def test_who_asks_without_waiting_is_not_remembered(self, vfs: SecretVFS, polled: Polled) -> None:
+        assert vfs.poll(polled.handle, None) is False
+        assert not vfs._polls
+
+    async def test_of_polls_that_time_out_a_bounded_number_is_remembered(self, vfs: SecretVFS, polled: Polled) -> None:
+        for number in range(POLLS + 1):
+            polled.poll(str(number))
+        assert polled.notified == [str(number) for number in range(POLLS)]  # who still waits, polls again
+        assert [len(waiting) for waiting in vfs._polls.values()] == [1]
+
+
+def listen(vfs: SecretVFS) -> list[Told]:
+    """Return the list of what is told from now on."""
+    told: list[Told] = []
+    vfs.on_change(lambda component, change: told.append((component, change)))
+    return told
+
+
+async def stat_of(vfs: SecretVFS, path: str) -> Attributes:
+    """Return attributes that may be believed for a while, as the kernel gets them for stat(2)."""
+    attributes = await walk(vfs, path)
+    try:
+        return attributes if attributes.attr_timeout else await vfs.getattr(attributes.inode)
+    except Superseded:
+        return await walk(vfs, path)
+
+
+async def test_a_version_can_be_opened_for_a_moment_after_it_was_right(
+    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secretfs.vfs, "GRACE", 0.1)
+    await cat(vfs, "env/TOKEN")
+    mock_clock.jump(60)
+    await cat(vfs, "env/TOKEN")
+    env.put("TOKEN", {"TOKEN": NEW})
+    await vfs._views["env"]._store._secrets.load("TOKEN")
+    before = (await walk(vfs, "env/TOKEN")).inode
+    env.put("TOKEN", {"TOKEN": OLD})
+    await vfs._views["env"]._store._secrets.load("TOKEN")
+    assert (await walk(vfs, "env/TOKEN")).inode != before
+    handle = await vfs.open(before)
+    assert vfs.read(handle, 0, 999) == NEW
+    vfs.close(handle)
+    mock_clock.jump(0.2)
+    with pytest.raises(Superseded):
+        await vfs.open(before)
+
+
+async def test_a_version_that_expired_is_not_opened_once_more(
+    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secretfs.vfs, "GRACE", 0.1)
+    await cat(vfs, "env/TOKEN")
+    env.put("TOKEN", {"TOKEN": NEW})
+    mock_clock.jump(60)
+    assert await cat(vfs, "env/TOKEN") == NEW
