@@ -1,0 +1,337 @@
+"""The control directory without a kernel: what status.json says, and what a write to refresh does."""
+
+import json
+import stat
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from secretfs.breaker import FAILURES
+from secretfs.cache import CachedStore, Change, Freshness
+from secretfs.control import LARGEST_REQUEST, requested
+from secretfs.errors import (
+    AccessDenied,
+    DeadlineExceeded,
+    NoSuchEntry,
+    ReadOnly,
+    SecretNotFound,
+    StoreUnavailable,
+    TooLarge,
+)
+from secretfs.scopes import ALLOW_ALL, Access, SecretScope
+from secretfs.tree import ROOT_INODE
+from secretfs.vfs import Attributes, Modes, SecretVFS
+from secretfs.view import StoreView
+from tests.conftest import ExpectLog
+from tests.support.canary import leaked
+from tests.support.canary import secret as canary
+from tests.support.memory_store import MemoryStore
+
+Make = Callable[..., SecretVFS]
+
+OLD, NEW = canary("old").encode(), canary("new").encode()
+
+
+@pytest.fixture
+def vault() -> MemoryStore:
+    return MemoryStore({"db": {"user": OLD, "password": OLD}, "team/api": {"key": OLD}}, folders=True)
+
+
+@pytest.fixture
+def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
+    def make_vfs(scope: SecretScope = ALLOW_ALL, **stores: MemoryStore) -> SecretVFS:
+        views = {
+            name: StoreView(CachedStore(name, store, Freshness(ttl=3600, deadline=5), nursery, "memory"), scope)
+            for name, store in stores.items()
+        }
+        return SecretVFS(views, Modes(0o444), nursery, "shop")
+
+    return make_vfs
+
+
+@pytest.fixture
+def vfs(make: Make, vault: MemoryStore) -> SecretVFS:
+    return make(vault=vault)
+
+
+async def walk(vfs: SecretVFS, path: str) -> Attributes:
+    inode = ROOT_INODE
+    attributes = await vfs.getattr(inode)
+    for segment in path.split("/"):
+        attributes = await vfs.lookup(inode, segment.encode())
+        inode = attributes.inode
+    return attributes
+
+
+async def cat(vfs: SecretVFS, path: str) -> bytes:
+    handle = await vfs.open((await walk(vfs, path)).inode)
+    content = vfs.read(handle, 0, 1 << 20)
+    assert (await vfs.getattr(handle)).size == len(content)
+    vfs.close(handle)
+    return content
+
+
+async def refresh(vfs: SecretVFS, text: bytes) -> None:
+    handle = await vfs.open((await walk(vfs, ".secretfs/refresh")).inode)
+    try:
+        await vfs.write(handle, text)
+    finally:
+        vfs.close(handle)
+
+
+async def status(vfs: SecretVFS) -> dict[str, Any]:
+    text = (await cat(vfs, ".secretfs/status.json")).decode()
+    assert not leaked(text)
+    told: dict[str, Any] = json.loads(text)
+    return told
+
+
+async def of_vault(vfs: SecretVFS) -> dict[str, Any]:
+    store: dict[str, Any] = (await status(vfs))["stores"]["vault"]
+    return store
+
+
+class TestThePlace:
+    async def test_is_reachable_at_the_root_and_never_listed(self, vfs: SecretVFS) -> None:
+        handle = await vfs.open_directory(ROOT_INODE)
+        assert [segment for _, segment, _ in vfs.read_directory(handle, 0)] == [b"vault"]
+        handle = await vfs.open_directory((await walk(vfs, ".secretfs")).inode)
+        assert [segment for _, segment, _ in vfs.read_directory(handle, 0)] == [b"refresh", b"status.json"]
+
+    @pytest.mark.parametrize("path", [".secretfs-x", ".secretfs/x", "vault/.secretfs", "vault/db/.secretfs"])
+    async def test_is_nowhere_else(self, vfs: SecretVFS, path: str) -> None:
+        with pytest.raises(NoSuchEntry):
+            await walk(vfs, path)
+
+    async def test_has_modes_and_an_owner_of_its_own(self, vfs: SecretVFS) -> None:
+        for path, mode in ((".secretfs", 0o500), (".secretfs/status.json", 0o400), (".secretfs/refresh", 0o200)):
+            attributes = await walk(vfs, path)
+            assert (stat.S_IMODE(attributes.mode), attributes.control) == (mode, True)
+            assert await vfs.getattr(attributes.inode) == attributes._replace(entry_timeout=0.0)
+        assert not (await walk(vfs, "vault")).control
+
+    async def test_costs_the_store_nothing(self, vfs: SecretVFS, vault: MemoryStore) -> None:
+        await status(vfs)
+        assert not vault.calls
+
+
+class TestStatus:
+    async def test_of_the_mount(self, vfs: SecretVFS) -> None:
+        handle = await vfs.open((await walk(vfs, "vault/db/user")).inode)
+        mount = (await status(vfs))["mount"]
+        assert (mount["app_id"], mount["open_files"], mount["inodes"]) == ("shop", 1, 4)
+        vfs.close(handle)
+        assert (await status(vfs))["mount"]["open_files"] == 0
+
+    async def test_of_a_store(self, vfs: SecretVFS) -> None:
+        await cat(vfs, "vault/db/user")
+        store = await of_vault(vfs)
+        assert store.pop("last_success") is not None
+        assert store == {
+            "type": "memory",
+            "state": "ok",
+            "last_error": None,
+            "names": 1,
+            "cached_values": 2,
+            "stale_values": 0,
+            "breaker": {"open": False, "next_try": None},
+            "calls": {
+                "check": {"made": 0, "failed": 0},
+                "names": {"made": 1, "failed": 0},
+                "fetch": {"made": 1, "failed": 0},
+            },
+        }
+
+    async def test_stays_the_same_file_while_nothing_happens(self, vfs: SecretVFS) -> None:
+        await cat(vfs, "vault/db/user")
+        first = await walk(vfs, ".secretfs/status.json")
+        await cat(vfs, ".secretfs/status.json")
+        assert await walk(vfs, ".secretfs/status.json") == first
+
+    async def test_that_is_open_keeps_its_version(self, vfs: SecretVFS) -> None:
+        handle = await vfs.open((await walk(vfs, ".secretfs/status.json")).inode)
+        before = vfs.read(handle, 0, 1 << 20)
+        await cat(vfs, "vault/db/user")
+        assert await cat(vfs, ".secretfs/status.json") != before
+        assert vfs.read(handle, 0, 1 << 20) == before
+        assert (await vfs.getattr(handle)).size == len(before)
+        vfs.close(handle)
+
+    async def test_leaves_nothing_behind(self, vfs: SecretVFS) -> None:
+        before = len(vfs._tree)
+        directory = (await walk(vfs, ".secretfs")).inode
+        for name in ("status.json", "refresh"):
+            seen = []
+            for _ in range(5):
+                attributes = await vfs.lookup(directory, name.encode())
+                seen.append(attributes.inode)
+                vfs.close(await vfs.open(attributes.inode))
+            for inode in seen:
+                vfs.forget(inode, 1)
+        vfs.forget(directory, 1)
+        assert len(vfs._tree) == before
+
+    async def test_of_an_outage_and_of_the_recovery(
+        self, vfs: SecretVFS, vault: MemoryStore, expect_log: ExpectLog, mock_clock: MockClock
+    ) -> None:
+        expect_log("vault: connection refused")
+        await cat(vfs, "vault/db/user")
+        vault.fail_with = StoreUnavailable("connection refused")
+        with pytest.raises(StoreUnavailable):
+            await refresh(vfs, b"vault/db")
+        store = await of_vault(vfs)
+        assert (store["state"], store["stale_values"], store["breaker"]["open"]) == ("in doubt", 2, False)
+        assert store["last_error"].items() >= {"class": "StoreUnavailable", "message": "connection refused"}.items()
+        for _ in range(FAILURES - 1):
+            with pytest.raises(StoreUnavailable):
+                await refresh(vfs, b"vault/db")
+        store = await of_vault(vfs)
+        assert (store["state"], store["breaker"]["open"]) == ("down", True)
+        assert store["breaker"]["next_try"] is not None
+        vault.fail_with = None
+        await refresh(vfs, b"vault/db")
+        store = await of_vault(vfs)
+        assert (store["state"], store["stale_values"], store["breaker"]["next_try"]) == ("ok", 0, None)
+        assert store["calls"]["fetch"] == {"made": 2 + FAILURES, "failed": FAILURES}
+        assert store["last_error"] is not None
+
+    async def test_of_a_refusal(self, vfs: SecretVFS, vault: MemoryStore, expect_log: ExpectLog) -> None:
+        expect_log("not for you")
+        vault.refused["fetch:db"] = AccessDenied("not for you")
+        with pytest.raises(AccessDenied):
+            await refresh(vfs, b"vault/db")
+        store = await of_vault(vfs)
+        assert (store["state"], store["last_error"]["class"]) == ("refused", "AccessDenied")
+
+    async def test_counts_nothing_that_the_scope_hides(self, make: Make, vault: MemoryStore) -> None:
+        vault.folders = False
+        vfs = make(SecretScope("vault", Access.DENY, frozenset({"db"})), vault=vault)
+        await cat(vfs, "vault/db/user")
+        assert (await of_vault(vfs))["names"] == 1
+
+
+class TestRefresh:
+    @pytest.mark.parametrize("path", ["vault", "vault/db", "/vault/db/", "vault/db/password", "*", "", "/"])
+    async def test_shows_a_rotation_and_tells_of_it(self, vfs: SecretVFS, vault: MemoryStore, path: str) -> None:
+        changes: list[tuple[str, Change]] = []
+        vfs.on_change(lambda component, change: changes.append((component, change)))
+        await cat(vfs, "vault/db/password")
+        vault.put("db", {"user": OLD, "password": NEW})
+        assert await cat(vfs, "vault/db/password") == OLD
+        await refresh(vfs, path.encode() + b"\n")
+        assert await cat(vfs, "vault/db/password") == NEW
+        await wait_all_tasks_blocked()
+        assert changes == [("vault", Change(values=frozenset({("db", "password")})))]
+        assert vault.calls["fetch:db"] == 2
+
+    async def test_of_a_folder_is_of_what_is_known_in_it(self, vfs: SecretVFS, vault: MemoryStore) -> None:
+        await cat(vfs, "vault/team/api/key")
+        await cat(vfs, "vault/db/user")
+        vault.put("team/more", {"key": NEW})
+        vault.put("team/api", {"key": NEW})
+        await refresh(vfs, b"vault/team")
+        assert await cat(vfs, "vault/team/api/key") == NEW
+        assert await cat(vfs, "vault/team/more/key") == NEW
+        assert vault.calls["fetch:db"] == 1
+
+    async def test_finds_what_is_new(self, vfs: SecretVFS, vault: MemoryStore) -> None:
+        await walk(vfs, "vault/db")
+        vault.put("added", {"key": NEW})
+        with pytest.raises(NoSuchEntry):
+            await walk(vfs, "vault/added")
+        await refresh(vfs, b"vault/added")
+        assert await cat(vfs, "vault/added/key") == NEW
+
+    async def test_of_what_is_gone_is_enoent_and_it_is_gone(self, vfs: SecretVFS, vault: MemoryStore) -> None:
+        await cat(vfs, "vault/db/user")
+        vault.delete("db")
+        with pytest.raises(SecretNotFound):
+            await refresh(vfs, b"vault/db")
+        with pytest.raises(NoSuchEntry):
+            await walk(vfs, "vault/db")
+
+    @pytest.mark.parametrize(
+        "path", ["nope", "vault/nope", "vault/db/nope", "vault/db/user/x", "vault/..", ".secretfs", "\x00", "vault/%zz"]
+    )
+    async def test_of_what_is_not_there(self, vfs: SecretVFS, path: str) -> None:
+        with pytest.raises((NoSuchEntry, SecretNotFound)):
+            await refresh(vfs, path.encode())
+
+    async def test_of_what_is_hidden_asks_nobody(self, make: Make, vault: MemoryStore) -> None:
+        vfs = make(SecretScope("vault", denied_secrets=frozenset({"db"})), vault=vault)
+        with pytest.raises(NoSuchEntry):
+            await refresh(vfs, b"vault/db")
+        assert not vault.calls["fetch:db"]
+
+    async def test_of_a_store_nobody_has_looked_at_asks_it_all_the_same(
+        self, vfs: SecretVFS, vault: MemoryStore, expect_log: ExpectLog
+    ) -> None:
+        await refresh(vfs, b"vault")
+        assert vault.calls == {"names:": 1}
+        expect_log("vault: down")
+        vault.fail_with = StoreUnavailable("down")
+        with pytest.raises(StoreUnavailable):
+            await refresh(vfs, b"vault")
+
+    async def test_does_every_line_and_raises_the_first_error(self, make: Make, vault: MemoryStore) -> None:
+        env = MemoryStore.single(TOKEN=OLD)
+        vfs = make(vault=vault, env=env)
+        assert await cat(vfs, "env/TOKEN") == OLD
+        env.put("TOKEN", {"TOKEN": NEW})
+        with pytest.raises(NoSuchEntry):
+            await refresh(vfs, b"vault/nope\nenv/TOKEN/x\nenv/TOKEN\nenv/TOKEN\n")
+        assert await cat(vfs, "env/TOKEN") == NEW
+        assert env.calls["fetch:TOKEN"] == 2
+
+    async def test_waits_for_a_store_that_hangs_no_longer_than_its_deadline(
+        self, make: Make, vault: MemoryStore, expect_log: ExpectLog, mock_clock: MockClock
+    ) -> None:
+        expect_log("vault: no answer within 5 s")
+        env = MemoryStore.single(TOKEN=OLD)
+        vfs = make(vault=vault, env=env)
+        for path in ("env/TOKEN", "vault/db/user", "vault/team/api/key"):
+            await cat(vfs, path)
+        env.put("TOKEN", {"TOKEN": NEW})
+        vault.gate.clear()
+        mock_clock.autojump_threshold = 0.01
+        begin = trio.current_time()
+        with pytest.raises(DeadlineExceeded):
+            await refresh(vfs, b"\n")
+        assert trio.current_time() - begin == pytest.approx(5)
+        assert await cat(vfs, "env/TOKEN") == NEW
+        assert await cat(vfs, "vault/db/user") == OLD
+        vault.gate.set()
+
+    async def test_takes_so_much_and_no_more(self, vfs: SecretVFS) -> None:
+        await refresh(vfs, b"vault\n" * (LARGEST_REQUEST // 6))
+        with pytest.raises(TooLarge):
+            await refresh(vfs, b"vault\n" * (LARGEST_REQUEST // 6 + 1))
+
+    async def test_is_another_inode_for_everybody(self, vfs: SecretVFS) -> None:
+        first, second = await walk(vfs, ".secretfs/refresh"), await walk(vfs, ".secretfs/refresh")
+        assert first.inode != second.inode
+        for attributes in (first, second):
+            vfs.close(await vfs.open(attributes.inode))
+
+    async def test_is_the_only_file_that_takes_a_write(self, vfs: SecretVFS) -> None:
+        handle = await vfs.open((await walk(vfs, "vault/db/user")).inode)
+        with pytest.raises(ReadOnly):
+            await vfs.write(handle, b"vault")
+        assert not vfs.takes_requests((await walk(vfs, ".secretfs/status.json")).inode)
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        (b"vault\n", [(b"vault",)]),
+        (b"vault/db", [(b"vault", b"db")]),
+        (b"\n", [()]),
+        (b"*", [()]),
+        (b" * \n/a//b/\na/b\n", [(), (b"a", b"b")]),
+    ],
+)
+def test_a_request_is_lines_of_paths(text: bytes, paths: list[tuple[bytes, ...]]) -> None:
+    assert requested(text) == paths

@@ -1,0 +1,180 @@
+"""`secretfs status` and `secretfs refresh` as people see them."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secretfs import mountpoint
+from secretfs.errors import ConfigurationError, MountError
+from secretfs.status import Shown, read_status, refresh, show
+from tests.support.canary import secret
+from tests.support.command import in_namespace, secretfs
+from tests.support.manifests import component
+from tests.support.mounted import Mounted, mounted
+
+NOW = 1_800_000_000.0
+
+
+def moment(seconds: float) -> str:
+    return datetime.fromtimestamp(NOW + seconds, UTC).isoformat(timespec="seconds")
+
+
+WELL: dict[str, Any] = {
+    "type": "secretstores.local.env",
+    "state": "ok",
+    "last_success": moment(-30),
+    "last_error": None,
+    "names": 12,
+    "cached_values": 3,
+    "stale_values": 0,
+    "breaker": {"open": False, "next_try": None},
+    "calls": {"check": {"made": 1, "failed": 0}, "names": {"made": 2, "failed": 0}, "fetch": {"made": 30, "failed": 0}},
+}
+DOWN = deepcopy(WELL) | {
+    "state": "down",
+    "last_success": moment(-7300),
+    "last_error": {"at": moment(-5), "class": "StoreUnavailable", "message": "connection refused"},
+    "stale_values": 2,
+    "breaker": {"open": True, "next_try": moment(20)},
+}
+MOUNT = {"version": "1.2", "app_id": "shop", "pid": 42, "started": moment(-90000), "inodes": 7, "open_files": 0}
+
+
+def shown(**stores: dict[str, Any]) -> Shown:
+    return show({"mount": MOUNT, "stores": stores}, Path("/mnt/secrets"), NOW)
+
+
+class TestShow:
+    def test_all_is_well(self) -> None:
+        told = shown(env=WELL)
+        assert told.exit_code == 0
+        assert [line.text for line in told.lines] == [
+            "STORE  STATE  NAMES  CACHED  STALE  CALLS  FAILED  LAST SUCCESS  LAST ERROR",
+            "env    ok        12       3      0     33       0  30s ago       -",
+            "",
+            f"/mnt/secrets: secretfs 1.2, app id shop, process 42, since {MOUNT['started']}, 7 inodes, 0 open files",
+        ]
+        assert not any(line.severity for line in told.lines)
+
+    def test_what_is_wrong_comes_first(self) -> None:
+        told = shown(env=WELL, vault=DOWN)
+        assert told.exit_code == 1
+        assert [line.text for line in told.lines][:6] == [
+            "vault is down: StoreUnavailable, 5s ago: connection refused",
+            "vault serves 2 of 3 values although they have expired",
+            "vault is tried again in 20s; at once with secretfs refresh",
+            "",
+            "STORE  STATE  NAMES  CACHED  STALE  CALLS  FAILED  LAST SUCCESS  LAST ERROR",
+            "vault  down      12       3      2     33       0  2h ago        StoreUnavailable 5s ago",
+        ]
+        assert [line.severity for line in told.lines] == [2, 2, 2, 0, 0, 2, 0, 0, 0]
+
+    @pytest.mark.parametrize("change", [{"state": "in doubt"}, {"state": "refused"}, {"stale_values": 1}])
+    def test_what_is_in_doubt_is_no_success(self, change: dict[str, Any]) -> None:
+        told = shown(env=WELL | change)
+        assert (told.exit_code, told.lines[0].severity) == (1, 1)
+
+    def test_a_store_nobody_has_asked(self) -> None:
+        assert "never" in shown(env=WELL | {"last_success": None}).lines[1].text
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mounted]:
+    component(tmp_path / "components", "env", "local.env", {"prefix": "SFS_"})
+    with mounted(tmp_path / "components", env={"SFS_A": secret()}) as mount:
+        yield mount
+
+
+@pytest.mark.mount
+class TestCommands:
+    def test_status(self, mount: Mounted) -> None:
+        done = secretfs("status", mount.path)
+        assert (done.status, done.err) == (0, "")
+        assert done.out.splitlines()[1].split()[:2] == ["env", "ok"]
+        assert "\033" not in done.out
+
+    def test_json_is_the_file(self, mount: Mounted) -> None:
+        done = secretfs("status", "--json", mount.path)
+        assert done.out == (mount.path / ".secretfs/status.json").read_text()
+
+    def test_refresh(self, mount: Mounted) -> None:
+        for paths in ([], ["env"], ["env/A", f"{mount.path}/env/A"], [mount.path], [f"{mount.path}/"]):
+            done = secretfs("refresh", mount.path, *paths)
+            assert (done.status, done.out, done.err) == (0, "", "")
+
+    def test_refresh_says_what_is_not_there_and_does_the_rest(self, mount: Mounted) -> None:
+        done = secretfs("refresh", mount.path, "env/nope", "env/A", "no")
+        assert done.status == 4
+        where = f"see secretfs status {mount.path}"
+        assert done.lines == [
+            f"secretfs: env/nope: No such file or directory; {where}",
+            f"secretfs: no: No such file or directory; {where}",
+        ]
+
+    def test_refresh_takes_a_link_to_the_mount_for_it(self, mount: Mounted, tmp_path: Path) -> None:
+        link = tmp_path / "link"
+        link.symlink_to(mount.path)
+        assert secretfs("refresh", link, link / "env/A").status == 0
+        assert secretfs("status", link).status == 0
+
+    @pytest.mark.parametrize("path", ["/etc/passwd", "{}-other/env", "env/line\nbreak"])
+    def test_refresh_of_another_place_is_a_mistake(self, mount: Mounted, path: str) -> None:
+        with pytest.raises(ConfigurationError):
+            list(refresh(mount.path, mount.path, [path.format(mount.path)]))
+        assert secretfs("refresh", mount.path, path.format(mount.path)).status == 2
+
+    @pytest.mark.parametrize("command", ["status", "refresh"])
+    def test_without_a_mount(self, tmp_path: Path, command: str) -> None:
+        done = secretfs(command, tmp_path)
+        assert (done.status, done.err) == (3, f"secretfs: {tmp_path} has no secretfs mounted\n")
+
+    @pytest.mark.parametrize("command", ["status", "refresh"])
+    def test_a_mount_that_was_killed(self, mount: Mounted, command: str) -> None:
+        mount.process.kill()
+        mount.process.wait()
+        done = secretfs(command, mount.path)
+        assert done.status == 3
+        assert done.lines == [
+            f"secretfs: the secretfs at {mount.path} was killed; mount again: secretfs mount ... {mount.path}"
+        ]
+
+    def test_a_mount_that_hangs(self, mount: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mountpoint, "_PATIENCE", 0.1)
+        os.kill(mount.process.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(MountError, match="does not answer; kill it"):
+                read_status(mount.path)
+            with pytest.raises(MountError, match="does not answer; kill it"):
+                list(refresh(mount.path, mount.path, ["env"]))
+        finally:
+            os.kill(mount.process.pid, signal.SIGCONT)
+
+    def test_a_store_that_takes_its_time_is_waited_for(self, mount: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+        def slowly() -> int:
+            time.sleep(0.1)
+            return 7
+
+        monkeypatch.setattr(mountpoint, "_PATIENCE", 0.02)
+        assert mountpoint.ask(mount.path, slowly, while_alive=True) == 7
+
+    @pytest.mark.parametrize("options", ["", "--allow-other --mode 0444"])
+    def test_the_mount_of_somebody_else(self, options: str) -> None:
+        done = in_namespace(f"""
+            mkdir c m
+            printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {{name: env}}' \
+                'spec: {{type: secretstores.local.env}}' > c/env.yaml
+            A=b secretfs mount --resources-path c {options} m
+            as_nobody secretfs status m || echo $?
+            as_nobody secretfs refresh m env || echo $?
+            secretfs unmount m
+        """)
+        assert (done.status, done.out) == (0, "3\n3\n")
+        reason = "secretfs: the secretfs at /mnt/nobody/m answers only to the user who runs it; become that user"
+        assert done.lines == [reason, reason]
