@@ -1,0 +1,141 @@
+"""Configuration that is read again when it changes, or when SIGHUP asks for it.
+
+Files are looked at once a second, by stat(2): that also sees what inotify does not, such as the link that a Kubernetes
+ConfigMap swaps, or a file on NFS. A change counts when it has settled for one look. A mistake in what was written keeps
+everything as it is, and is logged.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISDIR
+from typing import Final
+
+import trio
+
+from secretfs.declaration import Declaration
+from secretfs.errors import SecretFSError
+from secretfs.publish import Publisher
+from secretfs.serving import Stores
+from secretfs.shelf import log_defect
+from secretfs.vfs import SecretVFS
+
+LOOK_EVERY: Final = 1.0
+"""Seconds."""
+
+Fingerprint = tuple[tuple[object, ...], ...]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the declaration came from, and how to read it again."""
+
+    read: Callable[[], Declaration]
+    paths: Sequence[Path]
+    """Directories of manifests, and configuration files; absolute."""
+    loaded: Fingerprint
+    """What `fingerprint` returned before everything was read for the first time."""
+    directory: Path | None = None
+    """Where relative paths in manifests start; None leaves the working directory as it is."""
+
+    def fingerprint(self) -> Fingerprint:
+        """Return something that differs when what `read` would read may differ."""
+        return fingerprint(self.paths)
+
+
+class Reloader:
+    """Puts what is declared now in the place of what was declared before."""
+
+    def __init__(self, origin: Origin, stores: Stores, vfs: SecretVFS, publisher: Publisher) -> None:
+        self._origin = origin
+        self._stores = stores
+        self._vfs = vfs
+        self._publisher = publisher
+        self._reloading = trio.Lock()
+        self._loaded = origin.loaded
+
+    async def on_change(self) -> None:
+        """Reload whenever the files have changed. Runs forever."""
+        seen = self._loaded
+        while True:
+            await trio.sleep(LOOK_EVERY)
+            now = await trio.to_thread.run_sync(self._origin.fingerprint)
+            if now == seen != self._loaded:
+                await self.reload()
+            seen = now
+
+    async def on_signal(self) -> None:
+        """Reload on SIGHUP. Runs forever."""
+        with trio.open_signal_receiver(signal.SIGHUP) as signals:
+            async for _ in signals:
+                await self.reload()
+
+    async def reload(self) -> None:
+        """Read everything again and serve it, or log why not."""
+        async with self._reloading:
+            try:
+                async with _working_in(self._origin.directory):
+                    await self._reload()
+            except SecretFSError as error:
+                log.error("%s; nothing is changed", error)  # noqa: TRY400 - a mistake of a user, not of ours
+            except Exception as error:  # noqa: BLE001 - a defect here must not cost everybody the mount
+                log_defect(log, error)
+
+    async def _reload(self) -> None:
+        self._loaded = await trio.to_thread.run_sync(self._origin.fingerprint)
+        declaration = await trio.to_thread.run_sync(self._origin.read)
+        for notice in declaration.notices:
+            log.warning("%s", notice)
+        replacement = await self._stores.replace(declaration)
+        if replacement is not None:
+            for component in sorted(self._vfs.replace(replacement.views, replacement.others)):
+                self._publisher.heard(component, None)
+            for component, change in replacement.changes.items():
+                self._publisher.heard(component, change)
+
+
+def working_directory() -> Path | None:
+    """Return the working directory, if it is still there."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return None
+
+
+@asynccontextmanager
+async def _working_in(directory: Path | None) -> AsyncIterator[None]:
+    """Work in a directory, as far as it is still there. In a thread, because it may be in our own mount."""
+    before = working_directory()
+    if directory in (None, before):
+        yield
+        return
+    with suppress(OSError):
+        await trio.to_thread.run_sync(os.chdir, directory)
+    try:
+        yield
+    finally:
+        os.chdir(before or "/")
+
+
+def fingerprint(paths: Iterable[Path]) -> Fingerprint:
+    """Return something that differs when manifests in these directories, or these files, may differ."""
+    return tuple(part for path in paths for part in _fingerprint(path))
+
+
+def _fingerprint(path: Path) -> list[tuple[object, ...]]:
+    try:
+        status = path.stat()
+        if not S_ISDIR(status.st_mode):
+            return [(str(path), status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)]
+        names = sorted(os.listdir(path))  # noqa: PTH208 - names are all it takes
+    except OSError as error:
+        return [(str(path), error.errno)]
+    # Not the directory's own times: they change with every file that comes and goes in it, such as a log.
+    manifests = (path / name for name in names if name.lower().endswith((".yaml", ".yml")))
+    return [(str(path),), *(part for manifest in manifests for part in _fingerprint(manifest))]

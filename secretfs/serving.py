@@ -1,0 +1,175 @@
+"""The stores that are being served, and how they are replaced while they are.
+
+Each store has a task of its own for its cache. A new declaration keeps every store whose component is unchanged, with
+all that is known of it; opens what is new or changed beside what runs; and only then puts the new set in place, in one
+step. What cannot be opened leaves what was there running. A store that was replaced is closed when its deadline has
+passed: until then somebody may be waiting for it.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import trio
+
+from secretfs.cache import CachedStore, Change, Freshness
+from secretfs.declaration import Declaration
+from secretfs.manifest import Component
+from secretfs.references import component_references
+from secretfs.registry import Failure, OpenedStore, Registry, check_references, close_stores, open_components
+from secretfs.scopes import SecretScope
+from secretfs.view import StoreView
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A store, its cache and the task that keeps it fresh."""
+
+    opened: OpenedStore
+    cached: CachedStore
+    task: trio.CancelScope
+
+
+class Replacement(NamedTuple):
+    """What `Stores.replace` put in place."""
+
+    views: Mapping[str, StoreView]
+    changes: Mapping[str, Change]
+    """What no longer shows, or shows now, because of another scope; by component."""
+    others: frozenset[str]
+    """The components that are another kind of store now, of which nothing known before tells anything."""
+
+
+class Stores:
+    """All stores of one app. ``nursery`` runs their tasks."""
+
+    def __init__(self, registry: Registry, default: Freshness, nursery: trio.Nursery) -> None:
+        self._registry = registry
+        self._default = default
+        self._nursery = nursery
+        self._served: dict[str, Served] = {}
+        self._scopes: dict[str, SecretScope] = {}
+
+    async def serve(self, declaration: Declaration) -> dict[str, StoreView]:
+        """Begin to serve what the registry has opened."""
+        for name, opened in self._registry.stores.items():
+            self._served[name] = await self._start(opened)
+        return self._views(declaration)
+
+    async def replace(self, declaration: Declaration) -> Replacement | None:
+        """Serve another declaration. None if there is a mistake in it: then all stays as it is."""
+        mistakes = check_references(declaration.components)
+        fatal = [mistake for mistake in mistakes if not mistake.component.ignore_errors]
+        for mistake in fatal:
+            log.error("%s; nothing is changed", mistake)
+        if fatal:
+            return None
+        kept = self._unchanged(declaration)
+        registry = Registry({name: self._served[name].opened for name in kept}, failures=mistakes)
+        done = kept | {mistake.component.name for mistake in mistakes}
+        fresh = [component for component in declaration.components if component.name not in done]
+        await open_components(registry, fresh, declaration.surroundings, self._default)
+        for notice in registry.notices:
+            log.warning("%s", notice)
+        for failure in registry.failures:
+            self._tell(failure, registry)
+        return await self._put_in_place(declaration, registry)
+
+    def _tell(self, failure: Failure, registry: Registry) -> None:
+        """Log what failed, and what becomes of it."""
+        name = failure.component.name
+        if name in registry.stores and failure.component.ignore_errors:
+            log.warning("%s; it is served when it answers (ignoreErrors)", failure)
+        else:
+            log.error("%s; %s", failure, "it goes on as it was" if name in self._served else "it is not served")
+
+    async def _put_in_place(self, declaration: Declaration, registry: Registry) -> Replacement:
+        refused = {failure.component.name for failure in registry.failures if not failure.component.ignore_errors}
+        before, scopes = self._served, self._scopes
+        now: dict[str, Served] = {}
+        for component in declaration.components:
+            old, opened = before.get(component.name), registry.stores.get(component.name)
+            if opened is not None and component.name not in refused and (old is None or old.opened is not opened):
+                now[component.name] = await self._start(opened)
+            elif old is not None:
+                now[component.name] = old
+        # From here on nothing waits: what a new store finds out is heard by who shows it.
+        self._served = now
+        gone = [served for name, served in before.items() if now.get(name) is not served]
+        self._nursery.start_soon(self._retire, gone, self._let_go(registry))
+        views = self._views(declaration)
+        changes = {name: self._rescoped(name, scopes[name]) for name in views if name in scopes}
+        others = frozenset(served.opened.component.name for served in gone if not self._resembles(served))
+        for served in gone:
+            name = served.opened.component.name
+            if name in now and name not in others:
+                now[name].cached.inherit(served.cached)
+        log.info("serving %s", ", ".join(views))
+        return Replacement(views, changes, others & now.keys())
+
+    def _resembles(self, before: Served) -> bool:
+        """Whether there is a store now under the name of this one, of the same kind."""
+        now = self._served.get(before.opened.component.name)
+        return (
+            now is not None
+            and now.cached.multi_valued == before.cached.multi_valued
+            and now.opened.component.type.lower() == before.opened.component.type.lower()
+        )
+
+    def _let_go(self, registry: Registry) -> list[OpenedStore]:
+        """Return what is open and not needed: neither served, nor where a store that is takes its credentials from."""
+        served = {id(one.opened): one.opened for one in self._served.values()}
+        needed = dict(served)
+        for opened in served.values():
+            while (opened := opened.source) is not None:  # type: ignore[assignment]
+                needed[id(opened)] = opened
+        everything = {id(opened): opened for opened in (*self._registry.open, *registry.open)}
+        self._registry.stores = {opened.component.name: opened for opened in served.values()}
+        self._registry.sources = [opened for key, opened in needed.items() if key not in served]
+        return [opened for key, opened in everything.items() if key not in needed]
+
+    def _views(self, declaration: Declaration) -> dict[str, StoreView]:
+        self._scopes = {name: declaration.scope(name) for name in self._served}
+        return {name: StoreView(served.cached, self._scopes[name]) for name, served in self._served.items()}
+
+    def _rescoped(self, name: str, before: SecretScope) -> Change:
+        """Return the names that one scope shows and the other does not."""
+        now = self._scopes[name]
+        known = self._served[name].cached.known_names().union(before.allowed_names or (), now.allowed_names or ())
+        return Change(names=frozenset(secret for secret in known if before.allows(secret) != now.allows(secret)))
+
+    def _unchanged(self, declaration: Declaration) -> set[str]:
+        """Name the running stores that a declaration leaves as they are, and that take nothing from one it changes."""
+        same = {c.name for c in declaration.components if self._runs(c)}
+        while dropped := {
+            c.name for c in declaration.components if c.name in same and not component_references(c) <= same
+        }:
+            same -= dropped
+        return same
+
+    def _runs(self, component: Component) -> bool:
+        served = self._served.get(component.name)
+        return served is not None and served.opened.component == component
+
+    async def _start(self, opened: OpenedStore) -> Served:
+        served: Served = await self._nursery.start(self._run, opened)
+        return served
+
+    async def _run(self, opened: OpenedStore, *, task_status: trio.TaskStatus[Served]) -> None:
+        with trio.CancelScope() as task:
+            cached = CachedStore(
+                opened.component.name, opened.store, opened.freshness, self._nursery, opened.component.type
+            )
+            task_status.started(Served(opened, cached, task))
+            await cached.keep_fresh()
+
+    async def _retire(self, gone: list[Served], unneeded: list[OpenedStore]) -> None:
+        try:
+            await trio.sleep(max((served.opened.freshness.deadline for served in gone), default=0.0))
+        finally:
+            for served in gone:
+                served.task.cancel()
+            await close_stores(opened.store for opened in unneeded)

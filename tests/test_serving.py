@@ -1,0 +1,531 @@
+"""Stores that are replaced while they are served: what is kept, opened, closed and never mixed up."""
+
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from secretfs.cache import Change, Freshness
+from secretfs.configuration import Configuration
+from secretfs.declaration import Declaration, load
+from secretfs.errors import DeadlineExceeded, NoSuchEntry, StoreUnavailable
+from secretfs.manifest import Component
+from secretfs.references import Surroundings
+from secretfs.registry import OpenedStore, Registry, open_registry
+from secretfs.serving import Replacement, Served, Stores
+from secretfs.view import StoreView
+from tests.conftest import ExpectLog
+from tests.support import fake_type
+from tests.support.canary import secret
+from tests.support.fake_type import Fakes, FakeStore, reference
+from tests.support.manifests import configuration, scope
+from tests.support.memory_store import WatchingMemoryStore
+from tests.support.until import until
+
+DEADLINE = Freshness().deadline
+IGNORED = {"ignoreErrors": True}
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Iterator[Fakes]:
+    with fake_type.installed(tmp_path / "site") as site:
+        yield Fakes(tmp_path / "components", site)
+
+
+def holding(**secrets: str) -> dict[str, object]:
+    """Make the value of ``secrets``: each with one marked value for the key ``k``."""
+    return {"value": {name: {"k": secret(value)} for name, value in secrets.items()}}
+
+
+class Running:
+    """Stores that are served, and the directory that declares them."""
+
+    def __init__(self, stores: Stores, fakes: Fakes, configs: list[Path], views: Mapping[str, StoreView]) -> None:
+        self.stores = stores
+        self.views = views
+        self._fakes = fakes
+        self._configs = configs
+
+    async def reload(self, *configs: Path) -> Replacement | None:
+        replacement = await self.stores.replace(load([self._fakes.directory], configs or self._configs, "", {}))
+        if replacement is not None:
+            self.views = replacement.views
+        return replacement
+
+    def served(self, name: str) -> Served:
+        return self.stores._served[name]
+
+    def store(self, name: str) -> FakeStore:
+        store = self.served(name).opened.store
+        return store if isinstance(store, FakeStore) else store._current.store  # type: ignore[attr-defined]
+
+    async def read(self, store: str, name: str) -> str:
+        return (await self.views[store].secret(name)).value.values["k"].decode()
+
+    async def names(self, store: str) -> list[bytes]:
+        return list((await self.views[store].entries(()))[0])
+
+
+@asynccontextmanager
+async def serving(fakes: Fakes, *configs: Path) -> AsyncIterator[Running]:
+    declaration = load([fakes.directory], configs, "", {})
+    async with (
+        open_registry(declaration.components, declaration.surroundings, Freshness()) as registry,
+        trio.open_nursery() as nursery,
+    ):
+        registry.require()
+        stores = Stores(registry, Freshness(), nursery)
+        yield Running(stores, fakes, list(configs), await stores.serve(declaration))
+        nursery.cancel_scope.cancel()
+
+
+async def later(clock: MockClock, seconds: float) -> None:
+    """Let time pass for all who wait for it."""
+    await wait_all_tasks_blocked()
+    clock.jump(seconds)
+
+
+def happened(kind: str) -> list[str]:
+    return [event.split()[1] for event in fake_type.events if event.startswith(kind)]
+
+
+class TestWhatChanges:
+    async def test_a_store_is_added(self, fakes: Fakes) -> None:
+        fakes.add("a", secrets=holding(x="a"))
+        async with serving(fakes) as running:
+            before = running.served("a")
+            fakes.add("b", secrets=holding(x="b"))
+            assert await running.reload() == Replacement(running.views, {"a": Change()}, frozenset())
+            assert list(running.views) == ["a", "b"]
+            assert (await running.read("a", "x"), await running.read("b", "x")) == (secret("a"), secret("b"))
+            assert running.served("a") is before
+            assert happened("open") == ["a", "b"]
+
+    async def test_a_store_is_changed(self, fakes: Fakes, mock_clock: MockClock) -> None:
+        fakes.add("a", secrets=holding(x="old"))
+        async with serving(fakes) as running:
+            assert await running.read("a", "x") == secret("old")
+            fakes.add("a", secrets=holding(x="new"))
+            await running.reload()
+            assert await running.read("a", "x") == secret("new")
+            assert happened("open") == ["a", "a"]
+            assert happened("close") == []
+            await later(mock_clock, DEADLINE)
+            await until(lambda: happened("close") == ["a"])
+
+    async def test_a_store_is_removed(self, fakes: Fakes, mock_clock: MockClock) -> None:
+        fakes.add("a")
+        path = fakes.add("b")
+        async with serving(fakes) as running:
+            path.unlink()
+            replacement = await running.reload()
+            assert replacement is not None
+            assert list(replacement.views) == ["a"]
+            assert replacement.others == frozenset()
+            await later(mock_clock, DEADLINE)
+            await until(lambda: happened("close") == ["b"])
+
+    async def test_a_store_is_renamed(self, fakes: Fakes, mock_clock: MockClock) -> None:
+        path = fakes.add("a", secrets=holding(x="x"))
+        async with serving(fakes) as running:
+            path.unlink()
+            fakes.add("b", secrets=holding(x="x"))
+            await running.reload()
+            assert list(running.views) == ["b"]
+            assert await running.read("b", "x") == secret("x")
+            await later(mock_clock, DEADLINE)
+            await until(lambda: happened("close") == ["a"])
+
+    async def test_a_store_is_removed_and_made_again(self, fakes: Fakes) -> None:
+        fakes.add("a")
+        path = fakes.add("b", secrets=holding(x="old"))
+        async with serving(fakes) as running:
+            path.unlink()
+            await running.reload()
+            fakes.add("b", secrets=holding(x="new"))
+            await running.reload()
+            assert await running.read("b", "x") == secret("new")
+
+    async def test_its_type_is_another_one(self, fakes: Fakes, tmp_path: Path) -> None:
+        (tmp_path / "s.json").write_text(json.dumps({"x": secret("file")}), encoding="utf-8")
+        fakes.add("a", secrets=holding(x="fake"))
+        async with serving(fakes) as running:
+            assert await running.read("a", "x") == secret("fake")
+            fakes.add("a", {"secretsFile": tmp_path / "s.json"}, type="local.file")
+            replacement = await running.reload()
+            assert replacement is not None
+            assert replacement.others == {"a"}
+            assert running.views["a"].peek("x") is None
+            assert (await running.views["a"].secret("x")).value.values == {"x": secret("file").encode()}
+
+    async def test_its_secrets_are_files_now(self, fakes: Fakes) -> None:
+        fakes.add("a", secrets=holding(x="x"))
+        async with serving(fakes) as running:
+            fakes.add("a", secrets={"value": {"x": {"x": secret("x")}}}, multiValued="false")
+            replacement = await running.reload()
+            assert replacement is not None
+            assert replacement.others == {"a"}
+            assert not replacement.views["a"].multi_valued
+
+    async def test_annotations_count(self, fakes: Fakes) -> None:
+        fakes.add("a", annotations={"secretfs/deadline": "7s"})
+        async with serving(fakes) as running:
+            fakes.add("a", annotations={"secretfs/deadline": "8s"})
+            await running.reload()
+            assert running.served("a").opened.freshness.deadline == 8
+
+
+class TestWhatStays:
+    async def test_an_unchanged_store_keeps_all_that_is_known_of_it(self, fakes: Fakes) -> None:
+        fakes.add("a", secrets=holding(x="x"))
+        async with serving(fakes) as running:
+            await running.read("a", "x")
+            await running.names("a")
+            cached, store = running.served("a").cached, running.store("a")
+            calls = store.calls.copy()
+            for number in range(5):
+                fakes.add("b", token=str(number))
+                await running.reload()
+                assert await running.read("a", "x") == secret("x")
+                assert await running.names("a") == [b"x"]
+            assert running.served("a").cached is cached
+            assert store.calls == calls
+
+    async def test_where_and_how_it_is_written_does_not_matter(self, fakes: Fakes) -> None:
+        a, b = fakes.add("a", token="1"), fakes.add("b", token="2")
+        async with serving(fakes) as running:
+            before = running.served("a"), running.served("b")
+            text = f"# both\n---\n{b.read_text()}\n---\n# and\n{a.read_text()}"
+            a.unlink()
+            b.write_text(text, encoding="utf-8")
+            await running.reload()
+            assert (running.served("a"), running.served("b")) == before
+            b.write_text(text.replace("'1'", "'3'"), encoding="utf-8")
+            await running.reload()
+            assert running.served("a") is not before[0]
+            assert running.served("b") is before[1]
+            assert fake_type.tokens == {"a": "3", "b": "2"}
+
+
+class TestScopes:
+    async def test_what_it_no_longer_shows_is_told_and_not_there(self, fakes: Fakes, tmp_path: Path) -> None:
+        fakes.add("a", secrets=holding(x="x", z="z"))
+        async with serving(fakes) as running:
+            await running.read("a", "x")
+            await running.names("a")
+            replacement = await running.reload(configuration(tmp_path, scope("a", denied=["x"])))
+            assert replacement is not None
+            assert replacement.changes == {"a": Change(names=frozenset({"x"}))}
+            assert await running.names("a") == [b"z"]
+            assert running.views["a"].peek("x") is None
+            with pytest.raises(NoSuchEntry):
+                await running.read("a", "x")
+            assert happened("open") == ["a"]
+
+    async def test_what_it_shows_now_is_told_and_there(self, fakes: Fakes, tmp_path: Path) -> None:
+        fakes.add("a", secrets=holding(x="x", z="z"))
+        async with serving(fakes, configuration(tmp_path, scope("a", default="deny", allowed=["x"]))) as running:
+            assert await running.names("a") == [b"x"]
+            replacement = await running.reload(configuration(tmp_path, scope("a")))
+            assert replacement is not None
+            assert replacement.changes == {"a": Change(names=frozenset({"z"}))}
+            assert await running.read("a", "z") == secret("z")
+
+    async def test_a_name_that_only_the_scope_knows_is_told(self, fakes: Fakes, tmp_path: Path) -> None:
+        """Where the store may not be listed, the names that the scope allows are what there is to see."""
+        fakes.add("a", secrets=holding(x="x", z="z"), fail="names:=AccessDenied")
+        async with serving(fakes, configuration(tmp_path, scope("a", default="deny", allowed=["x"]))) as running:
+            replacement = await running.reload(configuration(tmp_path, scope("a", default="deny", allowed=["x", "z"])))
+            assert replacement is not None
+            assert replacement.changes == {"a": Change(names=frozenset({"z"}))}
+
+
+class TestMistakes:
+    async def test_a_reference_that_leads_nowhere_changes_nothing(self, fakes: Fakes, expect_log: ExpectLog) -> None:
+        expect_log(r"b\.yaml:1: b -> gone: there is no secret store gone .*; nothing is changed")
+        fakes.add("a", token="1")
+        async with serving(fakes) as running:
+            before = running.served("a")
+            fakes.add("a", token="2")
+            fakes.add("b", token=reference("x"), secret_store="gone")
+            fakes.add("c")
+            assert await running.reload() is None
+            assert list(running.stores._served) == ["a"]
+            assert running.served("a") is before
+            assert happened("open") == ["a"]
+
+    async def test_a_circle_changes_nothing(self, fakes: Fakes, expect_log: ExpectLog) -> None:
+        expect_log("a -> b -> a: .*; nothing is changed")
+        expect_log("b -> a -> b: .*; nothing is changed")
+        fakes.add("a", secrets=holding(x="x"))
+        fakes.add("b", token=reference("x", "k"), secret_store="a")
+        async with serving(fakes) as running:
+            fakes.add("a", token=reference("x"), secret_store="b")
+            assert await running.reload() is None
+            assert list(running.stores._served) == ["a", "b"]
+
+    async def test_one_that_may_be_ignored_is_no_reason(self, fakes: Fakes, expect_log: ExpectLog) -> None:
+        expect_log("b -> gone: .*; it is not served")
+        fakes.add("a")
+        fakes.add("b", token=reference("x"), secret_store="gone", spec=IGNORED)
+        async with serving(fakes) as running:
+            fakes.add("c")
+            await running.reload()
+            assert list(running.views) == ["a", "c"]
+
+    @pytest.mark.parametrize("fail", ["open=ConfigurationError", "open=StoreUnavailable", "check=AccessDenied"])
+    async def test_what_cannot_be_opened_goes_on_as_it_was(
+        self, fakes: Fakes, mock_clock: MockClock, expect_log: ExpectLog, fail: str
+    ) -> None:
+        expect_log(r"a\.yaml:1: .*component a.*; it goes on as it was$")
+        fakes.add("a", secrets=holding(x="old"))
+        async with serving(fakes) as running:
+            before = running.served("a")
+            fakes.add("a", secrets=holding(x="new"), fail=fail)
+            fakes.add("b")
+            await running.reload()
+            assert list(running.views) == ["a", "b"]
+            assert running.served("a") is before
+            assert await running.read("a", "x") == secret("old")
+            await until(lambda: happened("close") == ["a"] * fail.startswith("check"))
+            await later(mock_clock, DEADLINE)
+            fakes.add("a", secrets=holding(x="new"))
+            await running.reload()
+            assert await running.read("a", "x") == secret("new")
+
+    async def test_a_defect_in_it_is_no_ones_else(self, fakes: Fakes, expect_log: ExpectLog) -> None:
+        expect_log("a defect in secretfs or in a store")
+        expect_log("unexpected ValueError; the log has the place; it goes on as it was")
+        fakes.add("a", secrets=holding(x="old"))
+        async with serving(fakes) as running:
+            fakes.add("a", fail="open=ValueError")
+            await running.reload()
+            assert await running.read("a", "x") == secret("old")
+
+    async def test_one_that_hangs_is_given_its_time(
+        self, fakes: Fakes, mock_clock: MockClock, expect_log: ExpectLog
+    ) -> None:
+        expect_log("init timeout for component a .*; it goes on as it was")
+        fakes.add("a", secrets=holding(x="old"))
+        async with serving(fakes) as running, trio.open_nursery() as nursery:
+            fakes.add("a", fail="open=hang", spec={"initTimeout": "3s"})
+            nursery.start_soon(running.reload)
+            await until(lambda: len(happened("open")) == 2)
+            assert await running.read("a", "x") == secret("old")
+            await later(mock_clock, 3)
+
+    async def test_a_new_one_that_cannot_be_opened_is_not_served(self, fakes: Fakes, expect_log: ExpectLog) -> None:
+        expect_log("component b: the fake says so; it is not served")
+        fakes.add("a")
+        async with serving(fakes) as running:
+            fakes.add("b", fail="check=AccessDenied")
+            await running.reload()
+            assert list(running.views) == ["a"]
+
+    async def test_ignored_it_is_served_all_the_same(self, fakes: Fakes, expect_log: ExpectLog) -> None:
+        expect_log(r"WARNING .*component a: the fake says so; it is served when it answers \(ignoreErrors\)")
+        fakes.add("a", secrets=holding(x="old"))
+        async with serving(fakes) as running:
+            fakes.add("a", secrets=holding(x="new"), fail="check=StoreUnavailable", spec=IGNORED)
+            await running.reload()
+            assert await running.read("a", "x") == secret("new")
+
+    async def test_ignored_and_not_to_be_opened_it_goes_on(self, fakes: Fakes, expect_log: ExpectLog) -> None:
+        expect_log("token: cannot be used .*; it goes on as it was")
+        fakes.add("a", secrets=holding(x="old"))
+        async with serving(fakes) as running:
+            fakes.add("a", fail="open=ConfigurationError", spec=IGNORED)
+            await running.reload()
+            assert await running.read("a", "x") == secret("old")
+
+
+class TestCredentials:
+    """``needy`` takes its token from ``source``."""
+
+    @pytest.fixture(autouse=True)
+    def components(self, fakes: Fakes) -> None:
+        fakes.add("needy", secrets=holding(x="needy"), token=reference("token", "k"), secret_store="source")
+        fakes.add("source", secrets=holding(token="old"))
+
+    async def test_a_store_is_opened_anew_when_its_source_is(self, fakes: Fakes, mock_clock: MockClock) -> None:
+        async with serving(fakes) as running:
+            fakes.add("source", secrets=holding(token="new"))
+            await running.reload()
+            assert fake_type.tokens["needy"] == secret("new")
+            assert happened("open") == ["source", "needy", "source", "needy"]
+            await later(mock_clock, DEADLINE)
+            await until(lambda: sorted(happened("close")) == ["needy", "source"])
+
+    async def test_an_unchanged_source_is_asked_and_not_opened(self, fakes: Fakes) -> None:
+        async with serving(fakes) as running:
+            source = running.served("source")
+            fakes.add("other", token=reference("token", "k"), secret_store="source")
+            await running.reload()
+            assert running.served("source") is source
+            assert fake_type.tokens["other"] == secret("old")
+
+    async def test_a_source_that_cannot_be_opened_leaves_both(self, fakes: Fakes, expect_log: ExpectLog) -> None:
+        expect_log("component source: the fake says so; it goes on as it was")
+        expect_log("it takes its credentials from source, which could not be opened; it goes on as it was")
+        async with serving(fakes) as running:
+            before = running.served("needy"), running.served("source")
+            fakes.add("source", secrets=holding(token="new"), fail="check=AccessDenied")
+            await running.reload()
+            assert (running.served("needy"), running.served("source")) == before
+            assert fake_type.tokens["needy"] == secret("old")
+
+    async def test_who_goes_on_with_an_old_source_keeps_it_open(
+        self, fakes: Fakes, mock_clock: MockClock, expect_log: ExpectLog
+    ) -> None:
+        """It will be asked when the token is rotated."""
+        expect_log("component needy: the fake says so; it goes on as it was")
+        async with serving(fakes) as running:
+            old = running.store("source")
+            fakes.add("source", secrets=holding(token="new"))
+            fakes.add("needy", token=reference("token", "k"), secret_store="source", fail="check=AccessDenied")
+            await running.reload()
+            await later(mock_clock, DEADLINE)
+            await until(lambda: happened("close") == ["needy"])
+            assert not old.closed
+            fakes.add("needy", token=reference("token", "k"), secret_store="source")
+            await running.reload()
+            await later(mock_clock, DEADLINE)
+            await until(lambda: sorted(happened("close")) == ["needy", "needy", "source"])
+            assert old.closed
+
+    async def test_in_the_end_that_is_closed_too(self, fakes: Fakes, expect_log: ExpectLog) -> None:
+        expect_log("component needy: the fake says so; it goes on as it was")
+        async with serving(fakes) as running:
+            fakes.add("source", secrets=holding(token="new"))
+            fakes.add("needy", token=reference("token", "k"), secret_store="source", fail="check=AccessDenied")
+            await running.reload()
+        assert sorted(happened("close")) == ["needy", "needy", "source", "source"]
+
+
+class TestTheEndOfAStore:
+    async def test_whoever_waits_for_it_is_answered_before_it_is_closed(
+        self, fakes: Fakes, mock_clock: MockClock
+    ) -> None:
+        answers: list[str] = []
+        fakes.add("a", secrets=holding(x="old"), annotations={"secretfs/deadline": "20s"})
+        async with serving(fakes) as running, trio.open_nursery() as nursery:
+            old, view = running.store("a"), running.views["a"]
+
+            async def read() -> None:
+                answers.append((await view.secret("x")).value.values["k"].decode())
+
+            old.gate.clear()
+            nursery.start_soon(read)
+            await until(lambda: old.running)
+            fakes.add("a", secrets=holding(x="new"))
+            await running.reload()
+            assert await running.read("a", "x") == secret("new")
+            await later(mock_clock, 19)
+            assert await running.read("a", "x") == secret("new")
+            assert (answers, old.closed) == ([], False)
+            old.gate.set()
+            await until(lambda: answers == [secret("old")])
+            assert not old.closed
+            await later(mock_clock, 1)
+            await until(lambda: old.closed)
+            with pytest.raises(StoreUnavailable, match="not served any more"):
+                await view.secret("y")
+            assert "fetch:y" not in old.calls
+
+    async def test_the_end_of_all_does_not_wait_for_that(self, fakes: Fakes) -> None:
+        fakes.add("a", secrets=holding(x="old"))
+        async with serving(fakes) as running:
+            fakes.add("a", secrets=holding(x="new"))
+            await running.reload()
+        assert happened("close") == ["a", "a"]
+
+    async def test_what_it_tells_after_its_end_is_heard_by_nobody(
+        self, mock_clock: MockClock, nursery: trio.Nursery
+    ) -> None:
+        store = WatchingMemoryStore({"x": {"k": b"v"}})
+        opened = OpenedStore(Component("a", "secretstores.fake"), store, Freshness())
+        stores = Stores(Registry({"a": opened}), Freshness(), nursery)
+        nothing = Declaration((), Configuration(), Surroundings({}, ""), ())
+        await (await stores.serve(nothing))["a"].secret("x")
+        await stores.replace(nothing)
+        await wait_all_tasks_blocked()
+        await later(mock_clock, DEADLINE)
+        await until(lambda: store.closed)
+        store.tell("x")
+        await wait_all_tasks_blocked()
+        assert store.calls == {"fetch:x": 1}
+
+
+class TestNothingIsMixedUp:
+    async def test_a_store_that_hangs_is_not_answered_for_by_its_predecessor(
+        self, fakes: Fakes, mock_clock: MockClock, expect_log: ExpectLog
+    ) -> None:
+        expect_log("a: no answer within 5 s")
+        fakes.add("a", secrets=holding(x="old"))
+        async with serving(fakes) as running, trio.open_nursery() as nursery:
+            assert await running.read("a", "x") == secret("old")
+            fakes.add("a", secrets=holding(x="new"), fail="fetch:x=hang")
+            await running.reload()
+            failed = trio.Event()
+
+            async def read() -> None:
+                with pytest.raises(DeadlineExceeded):
+                    await running.read("a", "x")
+                failed.set()
+
+            nursery.start_soon(read)
+            await until(lambda: running.store("a").calls["fetch:x"])
+            assert running.views["a"].peek("x") is None
+            await later(mock_clock, DEADLINE)
+            await failed.wait()
+
+    async def test_nor_is_one_that_is_down(self, fakes: Fakes, expect_log: ExpectLog) -> None:
+        expect_log("a: the fake says so")
+        fakes.add("a", secrets=holding(x="old"))
+        async with serving(fakes) as running:
+            assert await running.read("a", "x") == secret("old")
+            assert await running.names("a") == [b"x"]
+            fakes.add("a", fail="fetch:x=StoreUnavailable names:=StoreUnavailable")
+            await running.reload()
+            for _ in range(5):
+                with pytest.raises(StoreUnavailable):
+                    await running.read("a", "x")
+                with pytest.raises(StoreUnavailable):
+                    await running.names("a")
+
+    async def test_how_they_differ_is_told(self, fakes: Fakes) -> None:
+        fakes.add("a", secrets=holding(same="1", other="2", gone="3"))
+        async with serving(fakes) as running:
+            await running.names("a")
+            for name in ("same", "other", "gone"):
+                await running.read("a", name)
+            fakes.add("a", secrets=holding(same="1", other="two", new="4"))
+            await running.reload()
+            told: list[Change] = []
+            running.views["a"].on_change(told.append)
+            expected = [
+                Change(names=frozenset({"gone", "new"})),
+                Change(values=frozenset({("gone", "k")})),
+                Change(values=frozenset({("other", "k")})),
+            ]
+            await until(lambda: len(told) == 3)
+            assert sorted(told, key=str) == sorted(expected, key=str)
+
+    async def test_what_a_new_store_finds_is_told_however_many_there_are(self, fakes: Fakes) -> None:
+        """Nobody listens before all have been started."""
+        names = [f"s{number:02}" for number in range(20)]
+        for name in names:
+            fakes.add(name, secrets=holding(x="old"))
+        async with serving(fakes) as running:
+            for name in names:
+                await running.read(name, "x")
+                fakes.add(name, secrets=holding(x="new"))
+            await running.reload()
+            told: set[str] = set()
+            for name, view in running.views.items():
+                view.on_change(lambda _, name=name: told.add(name))  # type: ignore[misc]
+            await until(lambda: told == set(names))
