@@ -1,0 +1,138 @@
+"""``secretfs check``: what a mount would do, without mounting. Shows names, never values."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import trio
+
+from secretfs.annotations import freshness
+from secretfs.cache import CachedStore, Freshness
+from secretfs.declaration import Declaration
+from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, Notice, StoreError
+from secretfs.manifest import Component
+from secretfs.references import component_references
+from secretfs.registry import Failure, OpenedStore, check_references, defect, open_registry, open_store
+from secretfs.settings import unknown_properties
+from secretfs.stores import load_store_type
+from secretfs.tree import FolderKey, ValueKey
+from secretfs.view import StoreView
+
+EXIT_WARNINGS = 1
+
+Branch = Mapping[str, "Branch | None"]
+"""A directory as it is shown: entries by name, None for a file."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What there is to see, to warn of and to mend."""
+
+    notices: list[Notice] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    tree: list[str] = field(default_factory=list)
+
+    def exit_code(self, *, strict: bool) -> int:
+        """0 for ok, 1 for warnings, else that of the first error; ``strict`` makes a warning an error."""
+        fatal = [failure for failure in self.failures if not failure.component.ignore_errors]
+        if fatal:
+            return fatal[0].error.exit_code
+        if self.notices or self.failures:
+            return ConfigurationError.exit_code if strict else EXIT_WARNINGS
+        return 0
+
+
+async def examine(declaration: Declaration, default: Freshness, *, connect: bool, step: Callable[[], None]) -> Report:
+    """Check what is declared; with ``connect``, also whether the stores answer, and what is in them.
+
+    ``step`` is called twice for each component, as the work goes on.
+    """
+    report = Report(notices=list(declaration.notices))
+    stores: dict[str, Branch | None] = {component.name: None for component in declaration.components}
+    if connect:
+        stores = await _connect(declaration, default, report, step)
+    else:
+        report.failures += check_references(declaration.components)
+        for component in declaration.components:
+            _inspect(component, declaration, default, report)
+            step()
+            step()
+    report.tree = ["/", *_lines({name: entries or {} for name, entries in stores.items()})]
+    return report
+
+
+def _inspect(component: Component, declaration: Declaration, default: Freshness, report: Report) -> None:
+    """Check one component as far as that goes without a network: fully, unless it takes values from another store."""
+    try:
+        chosen = freshness(component, default)
+        if component_references(component):
+            module = load_store_type(component.type, component.version, component.source)
+            report.notices += unknown_properties(module.Settings, component.items)
+            return
+        store, notices = open_store(component, declaration.surroundings, chosen, None)
+        store.close()
+        report.notices += notices
+    except (ConfigurationError, StoreError) as error:
+        report.failures.append(Failure(component, error))
+    except Exception as error:  # noqa: BLE001 - a store may be anybody's
+        report.failures.append(Failure(component, defect(error)))
+
+
+async def _connect(
+    declaration: Declaration, default: Freshness, report: Report, step: Callable[[], None]
+) -> dict[str, Branch | None]:
+    stores: dict[str, Branch | None] = {}
+
+    async def look_into(opened: OpenedStore, nursery: trio.Nursery) -> None:
+        component = opened.component
+        cached = CachedStore(component.name, opened.store, opened.freshness, nursery)
+        view, unlistable = StoreView(cached, declaration.scope(component.name)), list[str]()
+        try:
+            stores[component.name] = await _names(view, (), unlistable)
+        except StoreError as error:
+            report.failures.append(Failure(component, error))
+        for folder in unlistable:
+            message = f"the names in {folder} may not be listed; a secret can still be read by its name"
+            report.notices.append(Notice(message, component.source))
+        step()
+
+    async with open_registry(declaration.components, declaration.surroundings, default, lambda _: step()) as registry:
+        report.notices += registry.notices
+        report.failures += registry.failures
+        failed = {failure.component.name for failure in registry.failures}
+        stores.update(dict.fromkeys(registry.stores))
+        async with trio.open_nursery() as calls:
+            async with trio.open_nursery() as nursery:
+                for component in declaration.components:
+                    if component.name in failed:
+                        step()
+                    else:
+                        nursery.start_soon(look_into, registry.stores[component.name], calls)
+            calls.cancel_scope.cancel()
+    return stores
+
+
+async def _names(view: StoreView, segments: tuple[str, ...], unlistable: list[str]) -> Branch:
+    """Return all names from a folder down. A folder that may not be listed shows as empty, and is noted."""
+    branch: dict[str, Branch | None] = {}
+    try:
+        entries, _ = await view.entries(segments)
+    except AccessDenied:
+        unlistable.append("/".join((view.component, *segments)))
+        return branch
+    except NoSuchEntry:  # gone since its parent was listed
+        return branch
+    for segment, entry in sorted(entries.items(), key=lambda item: item[0]):
+        shown = segment.decode(errors="backslashreplace")
+        if isinstance(entry, FolderKey):
+            branch[shown] = await _names(view, entry.segments, unlistable)
+        else:
+            branch[shown] = None if isinstance(entry, ValueKey) else {}
+    return branch
+
+
+def _lines(branch: Branch, indent: str = "") -> Iterator[str]:
+    """Draw a tree as tree(1) does, a "/" after what is a directory."""
+    for place, (name, below) in enumerate(branch.items(), 1):
+        last = place == len(branch)
+        yield f"{indent}{'└── ' if last else '├── '}{name}{'' if below is None else '/'}"
+        yield from _lines(below or {}, indent + ("    " if last else "│   "))

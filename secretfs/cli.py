@@ -1,0 +1,382 @@
+"""The command line: flags in, exit codes out. What the commands do is elsewhere."""
+
+import io
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+import trio
+
+import secretfs
+from secretfs.cache import Freshness
+from secretfs.check import Report, examine
+from secretfs.daemon import log_to, log_to_stderr, open_log, printable, run_in_background
+from secretfs.declaration import Declaration, load
+from secretfs.durations import parse_duration
+from secretfs.errors import ConfigurationError, MountError, SecretFSError
+from secretfs.hand import Hand
+from secretfs.mount import MountOptions, serve
+from secretfs.mountpoint import is_mounted, prepare, resolve, unmount
+from secretfs.process import protect_memory
+from secretfs.registry import open_registry
+from secretfs.reload import Origin, fingerprint, working_directory
+from secretfs.shelf import log_defect
+from secretfs.status import read_status, refresh, show
+from secretfs.vfs import Modes
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+log = logging.getLogger(__name__)
+
+_DEFAULT_RESOURCES = Path("~/.dapr/components")
+_DEFAULT_CONFIG = Path("~/.dapr/config.yaml")
+
+
+class _Path(click.Path):
+    """A path that nobody looks at while the command line is read: it may be a mount that hangs."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return Path(value)
+
+
+_PATH = _Path()
+
+
+def _mode(text: str) -> int:
+    """Read permission bits, in octal."""
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not an octal mode such as 0440") from None
+    if mode & ~0o444:
+        raise click.BadParameter(f"{text!r}: files here can be read and nothing else (0400, 0440, 0444)")
+    return mode
+
+
+def _duration(text: str) -> float:
+    """Read a duration as Go writes it."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: {error}") from None
+
+
+def _freshness(command: F) -> F:
+    """Add the flags that are the defaults of the annotations of the same names."""
+    for name, help_text in (
+        ("idle", "How long a value stays in memory that nobody reads."),
+        ("deadline", "How long a reader waits for a store at most."),
+        ("max-stale", "How old an answer may be that is served while its store is down."),
+        ("ttl", "How old an answer may be that is served without a question."),
+    ):
+        seconds = getattr(Freshness(), name.replace("-", "_"))
+        option = click.option(
+            f"--{name}", type=_duration, default=f"{seconds:g}s", metavar="TIME", show_default=True, help=help_text
+        )
+        command = option(command)
+    return command
+
+
+def _sources(command: F) -> F:
+    """Add the flags that say what to load. Their names are Dapr's."""
+    for option in (
+        click.option(
+            "--disable-builtin-k8s-secret-store",
+            "no_builtin",
+            is_flag=True,
+            help="Inside a Kubernetes pod, do without the store `kubernetes` that needs no manifest.",
+        ),
+        click.option(
+            "--app-id", default="", metavar="ID", help="The app whose view this is; component scopes name it."
+        ),
+        click.option(
+            "--config",
+            "configs",
+            type=_PATH,
+            multiple=True,
+            metavar="FILE",
+            help="Dapr Configuration with the secret scopes. Repeatable; a later file overrides.  [default:"
+            f" {_DEFAULT_CONFIG}, if it exists and there is no --resources-path]",
+        ),
+        click.option(
+            "--resources-path",
+            "resources",
+            type=_PATH,
+            multiple=True,
+            metavar="DIR",
+            help=f"Directory of Dapr Component manifests. Repeatable.  [default: {_DEFAULT_RESOURCES}]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(secretfs.__version__, prog_name="secretfs")
+def cli() -> None:
+    """Secrets as files: every store of your Dapr components is a directory, every secret a file.
+
+    \b
+      secretfs check --resources-path components --app-id shop
+      secretfs mount --resources-path components --app-id shop /mnt/secrets
+      cat /mnt/secrets/vault/db/password
+      secretfs unmount /mnt/secrets
+    """  # noqa: D301 - a real backspace keeps click from wrapping what follows
+
+
+@cli.command(short_help="Mount the secrets at a directory.")
+@_sources
+@_freshness
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
+@click.option(
+    "--log-file", type=_PATH, metavar="FILE", help="Where to log.  [default: syslog, or with -f standard error]"
+)
+@click.option("--allow-other", is_flag=True, help="Let other users in, as far as --uid, --gid and --mode allow.")
+@click.option("--uid", type=click.IntRange(0), metavar="UID", help="Owner of the files.  [default: yours]")
+@click.option("--gid", type=click.IntRange(0), metavar="GID", help="Group of the files.  [default: yours]")
+@click.option(
+    "--mode", type=_mode, default="0400", metavar="OCTAL", show_default=True, help="Permission bits of the files."
+)
+@click.argument("mountpoint", type=_PATH)
+def mount(
+    resources: tuple[Path, ...],
+    configs: tuple[Path, ...],
+    app_id: str,
+    mountpoint: Path,
+    *,
+    foreground: bool,
+    log_file: Path | None,
+    mode: int,
+    **flags: Any,
+) -> NoReturn:
+    """Mount the secrets at MOUNTPOINT, an existing directory.
+
+    Returns once the mount answers and every store has accepted our credentials; a store that does not stops the mount,
+    unless its component says ignoreErrors: true. Then it serves in the background until `secretfs unmount`.
+
+    \b
+    Exit codes:
+      0  mounted
+      2  a mistake in flags, manifests or configuration
+      3  the mount point or FUSE refuses
+      4  a store does not answer, or refuses
+    """  # noqa: D301
+    log_to_stderr()
+    default = Freshness(**{field.name: flags.pop(field.name) for field in fields(Freshness)})
+    builtin = not flags.pop("no_builtin")
+    options = MountOptions(resolve(mountpoint), modes=Modes(mode), **flags)
+    prepare(options.mountpoint)
+    resources, configs = _paths(resources, configs)
+    # Absolute, because a process in the background leaves the working directory.
+    paths = tuple(Path.absolute(path) for path in (*resources, *configs))
+    loaded = fingerprint(paths)
+    declaration = _load(resources, configs, app_id, builtin=builtin)
+    for notice in (*declaration.notices, *options.notices):
+        log.warning("%s", notice)
+    absolute = paths[: len(resources)], paths[len(resources) :]
+    origin = Origin(lambda: _load(*absolute, app_id, builtin=builtin), paths, loaded, working_directory())
+    work = partial(_serve, declaration, origin, options, default)
+    if not foreground:
+        sys.exit(run_in_background(work, open_log(log_file)))
+    sys.exit(work(lambda: log_to(open_log(log_file)) if log_file else None))
+
+
+@cli.command("unmount", short_help="Unmount, and end the process that serves it.")
+@click.argument("mountpoint", type=_PATH)
+def unmount_command(mountpoint: Path) -> None:
+    """Unmount MOUNTPOINT and end the process that serves it. Fails while a file in it is open."""
+    path = resolve(mountpoint)
+    if not is_mounted(path):
+        raise MountError(f"{path} has no secretfs mounted")
+    unmount(path)
+
+
+@cli.command("status", short_help="Say how a mount and its stores do.")
+@click.option("--json", "as_json", is_flag=True, help="Print it for programs: .secretfs/status.json as it is.")
+@click.argument("mountpoint", type=_PATH)
+def status_command(mountpoint: Path, *, as_json: bool) -> NoReturn:
+    """Say how the mount at MOUNTPOINT and its stores do: what is wrong first. Never shows a name or value of a secret.
+
+    Only the user who runs the mount may ask.
+
+    \b
+    Exit codes:
+      0  all is well
+      1  a store is down, in doubt or refuses, or old values are served
+      3  there is no secretfs, it was killed, hangs, or is somebody else's
+    """  # noqa: D301
+    path = resolve(mountpoint)
+    text = read_status(path)
+    shown = show(json.loads(text), path, time.time())
+    if as_json:
+        click.echo(text, nl=False)
+        sys.exit(shown.exit_code)
+    for line in shown.lines:
+        click.secho(printable(line.text), fg=(None, "yellow", "red")[line.severity])
+    sys.exit(shown.exit_code)
+
+
+@cli.command("refresh", short_help="Ask stores again now, without waiting for ttl.")
+@click.argument("mountpoint", type=_PATH)
+@click.argument("paths", nargs=-1, metavar="[PATH]...")
+def refresh_command(mountpoint: Path, paths: tuple[str, ...]) -> NoReturn:
+    """Ask again, now, for what is known of each PATH in the mount at MOUNTPOINT; of everything, if none is given.
+
+    A PATH is a store, a folder or a secret, such as vault/db, or absolute. Returns when the stores have answered; what
+    has changed shows in the files and to inotify as every change does. Only the user who runs the mount may ask.
+
+    \b
+    Exit codes:
+      0  asked and answered
+      2  a PATH that is not in the mount
+      3  there is no secretfs, it was killed, hangs, or is somebody else's
+      4  a store does not answer, or refuses, or has no such secret
+    """  # noqa: D301
+    code = 0
+    for error in refresh(resolve(mountpoint), mountpoint, paths):
+        code = _report(error)
+    sys.exit(code)
+
+
+@cli.command(short_help="Say what is wrong, and show what a mount would show.")
+@_sources
+@click.option("--strict", is_flag=True, help="Take warnings for errors.")
+@click.option("--connect", is_flag=True, help="Open every store and list the names in it.")
+def check(
+    resources: tuple[Path, ...],
+    configs: tuple[Path, ...],
+    app_id: str,
+    *,
+    no_builtin: bool,
+    strict: bool,
+    connect: bool,
+) -> NoReturn:
+    """Load everything as `mount` would, and show the tree that the app would see: names, never values.
+
+    Without --connect nothing leaves this machine: manifests, configuration, settings and references are checked, and
+    the stores shown. With it, each store has to answer, and its names are listed.
+
+    \b
+    Exit codes:
+      0  all is well
+      1  there are warnings
+      2  a mistake in flags, manifests or configuration; with --strict, a warning
+      4  a store does not answer, or refuses
+    """  # noqa: D301
+    declaration = _load(*_paths(resources, configs), app_id, builtin=not no_builtin)
+    steps = 2 * len(declaration.components)
+    hidden = not (connect and sys.stderr.isatty())
+    with click.progressbar(length=steps, label="Connecting", file=sys.stderr, hidden=hidden) as bar:
+        report = trio.run(partial(examine, declaration, Freshness(), connect=connect, step=lambda: bar.update(1)))
+    _print_report(report)
+    sys.exit(report.exit_code(strict=strict))
+
+
+def main() -> NoReturn:
+    """Run the command line. Whatever goes wrong ends as a line on standard error, and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without the lines of a tree is no error
+    sys.exit(_reporting(lambda: cli(standalone_mode=False) or 0))
+
+
+def _reporting(work: Callable[[], int]) -> int:
+    """Run ``work`` to an exit code; what is wrong is said on standard error."""
+    try:
+        return work()
+    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:  # noqa: BLE001 - each has its exit code
+        return _report(error)
+
+
+def _report(error: BaseException) -> int:
+    """Say what is wrong. Returns the exit code for it."""
+    if isinstance(error, BaseExceptionGroup):  # trio's; the first of it says enough
+        return _report(error.exceptions[0])
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, SecretFSError):
+        for line in str(error).splitlines():
+            click.echo(f"secretfs: {printable(line)}", err=True)
+        return error.exit_code
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return 128 + signal.SIGINT
+    if isinstance(error, Exception):
+        log_defect(log, error)
+        return os.EX_SOFTWARE
+    raise error
+
+
+def _paths(resources: tuple[Path, ...], configs: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return the paths that the flags name, or those of the Dapr command line when they name no resources."""
+    if resources:
+        return resources, configs
+    resources = (_default(_DEFAULT_RESOURCES),)
+    if not os.path.lexists(resources[0]):
+        raise ConfigurationError(f"{resources[0]} does not exist; --resources-path names another directory")
+    config = _default(_DEFAULT_CONFIG)
+    return resources, configs or ((config,) if os.path.lexists(config) else ())
+
+
+def _load(resources: tuple[Path, ...], configs: tuple[Path, ...], app_id: str, *, builtin: bool) -> Declaration:
+    declaration = load(resources, configs, app_id, dict(os.environ), builtin=builtin)
+    if not declaration.components:
+        told = ", ".join(map(str, resources))
+        whom = f"app id {app_id}" if app_id else "an app without an id (--app-id)"
+        raise ConfigurationError(f"no secret store for {whom} in {told}: nothing to show")
+    return declaration
+
+
+def _default(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigurationError(f"there is no home directory for the default {path}; use --resources-path") from None
+
+
+def _serve(
+    declaration: Declaration, origin: Origin, options: MountOptions, default: Freshness, ready: Callable[[], None]
+) -> int:
+    async def run(hand: Hand) -> None:
+        async with open_registry(declaration.components, declaration.surroundings, default) as registry:
+            for notice in registry.notices:
+                log.warning("%s", notice)
+            registry.require()
+            for failure in registry.failures:
+                log.warning("%s (ignoreErrors)", failure)
+            await serve(registry, declaration, origin, options, default, hand, ready)
+
+    def work() -> int:
+        protect_memory()
+        hand = Hand.fork()
+        try:
+            trio.run(run, hand)
+        finally:
+            hand.close()
+        return 0
+
+    return _reporting(work)
+
+
+def _print_report(report: Report) -> None:
+    for line in report.tree:
+        click.echo(printable(line))
+    for notice in report.notices:
+        _print_warning(str(notice))
+    for failure in report.failures:
+        if failure.component.ignore_errors:
+            _print_warning(f"{failure} (ignoreErrors)")
+        else:
+            click.secho(f"error: {printable(str(failure))}", fg="red", err=True)
+
+
+def _print_warning(text: str) -> None:
+    click.secho(f"warning: {printable(text)}", fg="yellow", err=True)

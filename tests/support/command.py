@@ -1,0 +1,137 @@
+"""The command line in a process of its own: run to its end, in the background, or in a mount namespace."""
+
+import contextlib
+import os
+import select
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.canary import leaked
+from tests.support.mounted import fuse_mounts, unmount
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRETFS = (sys.executable, "-m", "secretfs")
+NOBODY = 65534
+_PATIENCE = 20.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left: its status and what it said. It never says a secret, and never shows a traceback."""
+
+    status: int
+    out: str
+    err: str
+
+    def __post_init__(self) -> None:
+        assert "Traceback" not in self.out + self.err, self.err
+        assert not leaked(self.out + self.err), "the command printed a test secret"
+
+    @property
+    def lines(self) -> list[str]:
+        """What it said on standard error."""
+        return self.err.splitlines()
+
+
+def environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment for a command; PYTHONPATH is added to the path to this project."""
+    more = dict(env or {})
+    path = ":".join(filter(None, (str(ROOT), more.pop("PYTHONPATH", ""))))
+    return os.environ | {"PYTHONPATH": path} | more
+
+
+def secretfs(*arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Done:
+    """Run ``secretfs``."""
+    return run([*SECRETFS, *map(str, arguments)], env=environment(env), cwd=cwd)
+
+
+def run(command: list[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Done:
+    """Run a command. Waits until nobody holds its standard output and error any more."""
+    done = subprocess.run(
+        command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=False
+    )
+    return Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+@contextlib.contextmanager
+def background(
+    mountpoint: Path, *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Iterator[int]:
+    """Mount in the background; yields the process id of the daemon. In the end the mount and the daemon are gone."""
+    with contextlib.suppress(OSError):  # there is one; it may be a dead mount
+        mountpoint.mkdir()
+    try:
+        done = secretfs("mount", *arguments, mountpoint, env=env, cwd=cwd)
+        assert done.status == 0, done.err
+        (pid,) = daemons(mountpoint)
+        yield pid
+    finally:
+        end_daemons(mountpoint)
+
+
+def end_daemons(mountpoint: Path) -> None:
+    """Unmount, and wait until those who served the mount have ended."""
+    while str(mountpoint) in fuse_mounts():
+        unmount(mountpoint)
+    wait_for_end(mountpoint)
+
+
+def wait_for_end(mountpoint: Path) -> None:
+    """Wait until those who serve a mount point have ended."""
+    for pid, _ in list(_processes(mountpoint)):
+        with contextlib.suppress(ProcessLookupError):
+            process = os.pidfd_open(pid)
+            ended = select.select([process], [], [], _PATIENCE)[0]
+            os.close(process)
+            assert ended, "the daemon did not end"
+
+
+def daemons(mountpoint: Path) -> list[int]:
+    """List the processes that serve a mount point, without their hands (see `secretfs.hand`)."""
+    return [pid for pid, name in _processes(mountpoint) if name != "secretfs-hand"]
+
+
+def _processes(mountpoint: Path) -> Iterator[tuple[int, str]]:
+    """Yield id and name of all processes with our command and this mount point in their command line."""
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (directory / "cmdline").read_bytes().split(b"\0")
+            if b"secretfs" in command and os.fsencode(mountpoint) in command:
+                yield int(directory.name), (directory / "comm").read_text().strip()
+
+
+def in_namespace(script: str, env: Mapping[str, str] | None = None) -> Done:
+    """Run a bash script as root of mount and process namespaces that end with it.
+
+    There ``secretfs`` is the command, ``as_nobody`` runs what follows as a user without rights, /mnt/repo is this
+    project, /mnt/nobody that user's home and current directory, and /dev/fuse is open to everybody.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("only root may make a mount namespace with a device in it")
+    prelude = f"""
+        set -eu
+        mount -t tmpfs none /mnt
+        mkdir /mnt/repo /mnt/python /mnt/nobody
+        mount --bind {shlex.quote(str(ROOT))} /mnt/repo
+        mount --bind {shlex.quote(sys.prefix)} /mnt/python
+        mknod -m 666 /mnt/fuse c 10 229
+        mount --bind /mnt/fuse /dev/fuse
+        chown {NOBODY} /mnt/nobody
+        cd /mnt/nobody
+        export HOME=/mnt/nobody PYTHONPATH=/mnt/repo TMPDIR=/mnt/nobody PYTHONDONTWRITEBYTECODE=1
+        as_nobody() {{ setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups "$@"; }}
+        cat > /mnt/secretfs <<-'END'
+\t\t#!/bin/sh
+\t\texec /mnt/python/bin/python -m secretfs "$@"
+\t\tEND
+        chmod 755 /mnt/secretfs
+        PATH=/mnt:$PATH
+    """
+    unshare = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    return run([*unshare, "bash", "-c", prelude + script], env=os.environ | dict(env or {}))

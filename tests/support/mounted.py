@@ -1,0 +1,162 @@
+"""A real mount for a test: the real command line in its own process, always taken down again."""
+
+import contextlib
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.canary import leaked
+
+_ROOT = Path(__file__).resolve().parents[2]
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_HARMLESS = re.compile(r"$|(?:INFO|DEBUG) ")
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A running mount."""
+
+    path: Path
+    """The mount point."""
+    process: subprocess.Popen[bytes]
+    """The daemon. A test may kill it; the mount is cleaned up all the same."""
+    log_file: Path
+
+    @property
+    def log(self) -> str:
+        """What the daemon has said on stderr so far."""
+        return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+
+@contextlib.contextmanager
+def mounted(
+    *resources: Path,
+    config: Sequence[Path] = (),
+    app_id: str = "",
+    options: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    mountpoint: Path | None = None,
+    expect_log: Sequence[str] = (),
+    deadline: float = 15.0,
+) -> Iterator[Mounted]:
+    """Mount the manifests in the directories ``resources``, as ``secretfs mount --foreground`` does.
+
+    ``env`` is added to the environment. Lines of the daemon's log, other than those of level INFO and below, fail the
+    test unless one of the regular expressions in ``expect_log`` is found in them; a test secret in the log always does.
+    When the test itself fails, the log is shown with the failure.
+    """
+    skip_without_fuse()
+    flags = [flag for path in resources for flag in ("--resources-path", str(path))]
+    flags += [flag for path in config for flag in ("--config", str(path))]
+    flags += ["--app-id", app_id] if app_id else []
+    with tempfile.TemporaryDirectory(prefix="secretfs-test-") as scratch:
+        path = (mountpoint or Path(scratch, "mnt")).resolve()
+        path.mkdir(exist_ok=True)
+        log_file = Path(scratch, "log")
+        with log_file.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "secretfs", "mount", "--foreground", *flags, *options, str(path)],
+                env=os.environ | {"PYTHONPATH": str(_ROOT)} | dict(env or {}),
+                stdin=subprocess.DEVNULL,
+                stderr=stderr,
+            )
+        mount = Mounted(path, process, log_file)
+        try:
+            try:
+                _wait_until_mounted(mount, time.monotonic() + deadline)
+                yield mount
+            finally:
+                forced = _take_down(mount)
+        except BaseException as error:
+            error.add_note(f"--- log of the daemon ---\n{mount.log}--- end of log ---")
+            raise
+        _check(mount.log, expect_log, forced)
+
+
+def fuse_mounts() -> dict[str, str]:
+    """Say which FUSE file systems are mounted in this mount namespace: mount point to type."""
+    mounts = {}
+    for line in _MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        fstype = after.split(" ", 1)[0]
+        if fstype.startswith("fuse"):
+            # The kernel writes space, tab, newline and backslash as \040, \011, \012 and \134.
+            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split(" ")[4])
+            mounts[point] = fstype
+    return mounts
+
+
+def skip_without_fuse() -> None:
+    """Skip the test where nothing can be mounted. In CI that is a failure: a skipped promise is not a kept one."""
+    if os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail("/dev/fuse cannot be opened, and in CI no mount test may be skipped", pytrace=False)
+    pytest.skip("/dev/fuse cannot be opened")
+
+
+def unmount(path: Path) -> None:
+    """Detach whatever is mounted on ``path``, dead or alive, busy or not."""
+    command = ["umount", "--lazy"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+    subprocess.run([*command, str(path)], check=True, stdin=subprocess.DEVNULL)
+
+
+def _wait_until_mounted(mount: Mounted, end: float) -> None:
+    with _MOUNTINFO.open("rb") as table:
+        changes = select.poll()
+        changes.register(table, select.POLLPRI)  # the kernel tells when the table of mounts changes
+        while fuse_mounts().get(str(mount.path)) != "fuse.secretfs":
+            if mount.process.poll() is not None:
+                raise AssertionError(f"secretfs mount ended with status {mount.process.returncode} before it mounted")
+            if time.monotonic() > end:
+                raise AssertionError("secretfs mount did not mount in time")
+            changes.poll(20)
+    while "INFO mounted at " not in mount.log:  # the daemon itself has looked, and is out of the way
+        if time.monotonic() > end:
+            raise AssertionError("the mount did not answer in time")
+        time.sleep(0.002)
+
+
+def _take_down(mount: Mounted) -> str:
+    """End the daemon and the mount. Returns what had to be forced, or nothing when the daemon behaved."""
+    forced = ""
+    ended_before = mount.process.poll() is not None
+    if not ended_before:
+        mount.process.send_signal(signal.SIGTERM)
+    try:
+        status = mount.process.wait(timeout=10)
+        if status != 0 and not ended_before:
+            forced = f"the daemon ended with status {status} after SIGTERM"
+    except subprocess.TimeoutExpired:
+        mount.process.kill()
+        mount.process.wait()
+        forced = "the daemon did not end after SIGTERM and was killed"
+    if str(mount.path) in fuse_mounts():
+        unmount(mount.path)
+        if not ended_before:
+            forced = forced or "the daemon left its mount behind"
+    return forced
+
+
+def _check(log: str, expected: Sequence[str], forced: str) -> None:
+    if leaked(log):
+        raise AssertionError("a test secret is in the daemon's log")
+    trouble = [
+        line
+        for line in log.splitlines()
+        if not _HARMLESS.match(line) and not any(re.search(pattern, line) for pattern in expected)
+    ]
+    if forced:
+        trouble.append(forced)
+    if trouble:
+        raise AssertionError("unexpected in the daemon's log:\n" + "\n".join(trouble) + f"\n--- all of it ---\n{log}")

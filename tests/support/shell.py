@@ -1,0 +1,93 @@
+"""What tests do to a mount: run the programs users run, and say how system calls end."""
+
+import errno
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tests.support.command import secretfs
+from tests.support.mounted import fuse_mounts
+
+Argument = str | bytes | Path
+
+
+def run(
+    *command: Argument,
+    cwd: Path | None = None,
+    stdin: bytes = b"",
+    env: Mapping[str, str] | None = None,
+    user: int | None = None,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program, without a shell and in the C locale; what it prints is kept from the test's own output."""
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        input=stdin,
+        env=os.environ | {"LC_ALL": "C"} | dict(env or {}),
+        capture_output=True,
+        check=False,
+        timeout=30,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+    )
+
+
+def output(*command: Argument, cwd: Path | None = None, stdin: bytes = b"") -> bytes:
+    """Return what a program prints. It must succeed, and complain about nothing."""
+    done = run(*command, cwd=cwd, stdin=stdin)
+    assert (done.returncode, done.stderr) == (0, b""), command[0]
+    return done.stdout
+
+
+def lines(*command: Argument, cwd: Path | None = None) -> list[str]:
+    """Return the lines a program prints, sorted."""
+    return sorted(os.fsdecode(output(*command, cwd=cwd)).splitlines())
+
+
+def refused_mount(resources: Path, *options: str) -> tuple[int, str]:
+    """Ask for a mount that must not come about; returns the exit code and the reason."""
+    with tempfile.TemporaryDirectory() as directory:
+        done = secretfs("mount", "--resources-path", resources, *options, directory)
+        assert directory not in fuse_mounts()
+    return done.status, done.err
+
+
+def errno_of(call: Callable[..., object], *arguments: object) -> str:
+    """Call, and return the name of the errno it ends with: "ENOENT", or "" if it succeeds."""
+    try:
+        call(*arguments)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""
+
+
+def wait_until(condition: Callable[[], object], within: float = 10.0) -> None:
+    """Wait for something that happens by itself."""
+    end = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def wait_for(moment: float) -> None:
+    """Wait until a moment of `time.monotonic` at which something has been promised to be true."""
+    time.sleep(max(0.0, moment - time.monotonic()))
+
+
+def ways_to_ask(path: Path) -> list[str]:
+    """Return the errnos with which the ways to ask for a path end."""
+    calls: list[Callable[[], object]] = [
+        path.stat,
+        path.lstat,
+        path.read_bytes,
+        lambda: os.listdir(path),  # noqa: PTH208
+        lambda: os.listxattr(path),
+        lambda: os.getxattr(path, "user.secretfs.version"),
+        lambda: os.statvfs(path),
+        (path / "below").stat,
+    ]
+    return [errno_of(call) for call in calls]

@@ -1,0 +1,234 @@
+"""The background process: when the caller gets its answer, what the process leaves behind, and where it logs."""
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from secretfs.daemon import printable
+from tests.support import fake_type
+from tests.support.canary import leaked, secret
+from tests.support.command import (
+    SECRETFS,
+    background,
+    daemons,
+    end_daemons,
+    environment,
+    in_namespace,
+    secretfs,
+    wait_for_end,
+)
+from tests.support.fake_type import Fakes
+from tests.support.manifests import component
+from tests.support.mounted import fuse_mounts
+
+pytestmark = pytest.mark.mount
+
+
+@pytest.fixture
+def components(tmp_path: Path) -> Path:
+    """A store with one secret in a file, and one whose secrets are in the environment."""
+    directory = tmp_path / "components"
+    (tmp_path / "secrets.json").write_text(f'{{"password": "{secret("password")}"}}', encoding="utf-8")
+    component(directory, "file", "local.file", {"secretsFile": "secrets.json"})
+    return directory
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Iterator[Fakes]:
+    with fake_type.installed(tmp_path / "site") as site:
+        yield Fakes(tmp_path / "components", site, {"PYTHONPATH": str(site)})
+
+
+def session(pid: int) -> tuple[int, int, int]:
+    """Return process group, session and terminal (proc_pid_stat(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return int(fields[2]), int(fields[3]), int(fields[4])
+
+
+class TestOnceItIsUp:
+    def test_it_has_left_session_terminal_and_directory(self, components: Path, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        with background(tmp_path / "mnt", "--resources-path", components, "--log-file", log, cwd=tmp_path) as pid:
+            assert session(pid) == (pid, pid, 0)
+            assert Path(f"/proc/{pid}/cwd").readlink() == Path("/")
+            assert [Path(f"/proc/{pid}/fd/{stream}").readlink() for stream in (0, 1, 2)] == [Path(os.devnull)] * 3
+            # A relative path in a manifest still means what it meant where the command was typed.
+            assert (tmp_path / "mnt/file/password").read_text(encoding="utf-8") == secret("password")
+
+    def test_the_mount_answers_when_the_command_returns(self, components: Path, tmp_path: Path) -> None:
+        with background(tmp_path / "mnt", "--resources-path", components, cwd=tmp_path):
+            assert os.listdir(tmp_path / "mnt") == ["file"]  # noqa: PTH208
+
+    def test_nobody_waits_for_the_callers_pipe(self, components: Path, tmp_path: Path) -> None:
+        point = tmp_path / "mnt"
+        point.mkdir()
+        line = f"{' '.join(SECRETFS)} mount --resources-path {components} {point} 2>&1 | cat"
+        try:
+            done = subprocess.run(
+                ["bash", "-c", f'{line}; echo "${{PIPESTATUS[0]}}"'],
+                env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=20, check=True,
+            )  # fmt: skip
+            assert done.stdout == "0\n"
+            assert len(daemons(point)) == 1
+        finally:
+            end_daemons(point)
+
+    def test_unmounting_ends_it(self, components: Path, tmp_path: Path) -> None:
+        point = tmp_path / "mnt"
+        with background(point, "--resources-path", components, cwd=tmp_path) as pid:
+            assert daemons(point) == [pid]
+            assert secretfs("unmount", point).status == 0
+            assert str(point) not in fuse_mounts()
+            wait_for_end(point)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_signal_unmounts(self, components: Path, tmp_path: Path, number: signal.Signals) -> None:
+        point, log = tmp_path / "mnt", tmp_path / "log"
+        with background(point, "--resources-path", components, "--log-file", log, cwd=tmp_path) as pid:
+            os.kill(pid, number)
+            wait_for_end(point)
+            assert str(point) not in fuse_mounts()
+        assert f"INFO unmounting after {number.name}" in log.read_text(encoding="utf-8")
+
+
+class TestBeforeItIsUp:
+    def test_it_is_still_in_the_session_and_group_of_the_caller(self, fakes: Fakes, tmp_path: Path) -> None:
+        """An automount lets only the process group that asked for the mount through to the mount point."""
+        fakes.add("a", {"record": tmp_path / "record"})
+        point = tmp_path / "mnt"
+        point.mkdir()
+        try:
+            process = subprocess.Popen(
+                [*SECRETFS, "mount", "--resources-path", str(fakes.directory), str(point)],
+                env=environment(fakes.env), stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+            assert process.wait(20) == 0
+            recorded = (tmp_path / "record").read_text(encoding="ascii")
+            assert recorded == f"{process.pid} {process.pid}"
+        finally:
+            end_daemons(point)
+
+    def test_a_child_that_is_killed_is_told_by_the_status(self, fakes: Fakes, tmp_path: Path) -> None:
+        fifo, point = tmp_path / "fifo", tmp_path / "mnt"
+        os.mkfifo(fifo)
+        point.mkdir()
+        fakes.add("a", {"record": fifo, "fail": "open=hang"})
+        process = subprocess.Popen(
+            [*SECRETFS, "mount", "--resources-path", str(fakes.directory), str(point)],
+            env=environment(fakes.env), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        fifo.read_text(encoding="ascii")
+        (child,) = set(daemons(point)) - {process.pid}
+        os.kill(child, signal.SIGKILL)
+        assert process.wait(20) == 128 + signal.SIGKILL
+        assert str(point) not in fuse_mounts()
+
+    def test_a_caller_that_is_gone_does_not_take_the_mount_with_it(self, fakes: Fakes, tmp_path: Path) -> None:
+        fifo, point, log = tmp_path / "fifo", tmp_path / "mnt", tmp_path / "log"
+        os.mkfifo(fifo)
+        point.mkdir()
+        fakes.add("a", {"record": fifo})
+        process = subprocess.Popen(
+            [*SECRETFS, "mount", "--log-file", str(log), "--resources-path", str(fakes.directory), str(point)],
+            env=environment(fakes.env), stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            with fifo.open(encoding="ascii") as record:  # until it is read, the store is not open
+                process.kill()
+                process.wait(20)
+                record.read()
+            (pid,) = daemons(point)
+            while not point.joinpath("a").exists() and daemons(point):
+                pass
+            os.kill(pid, signal.SIGTERM)
+            wait_for_end(point)
+            assert str(point) not in fuse_mounts()
+            assert "CRITICAL" not in log.read_text(encoding="utf-8")
+        finally:
+            end_daemons(point)
+
+
+class TestLog:
+    def test_a_file_gets_a_line_with_the_time_for_each_message(self, fakes: Fakes, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        log.write_text("what was there\n", encoding="utf-8")
+        fakes.add("a", {"secrets": {"value": {"x": {"k": secret()}}}, "fail": "fetch:x=StoreUnavailable"})
+        point = tmp_path / "mnt"
+        arguments = ("--resources-path", str(fakes.directory), "--log-file", str(log))
+        with background(point, *arguments, env=fakes.env), pytest.raises(OSError, match="Input/output"):
+            os.listdir(point / "a" / "x")  # noqa: PTH208
+        first, *lines = log.read_text(encoding="utf-8").splitlines()
+        assert first == "what was there"
+        stamp = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING) \S")
+        assert [line for line in lines if not stamp.match(line)] == []
+        assert any(line.endswith("WARNING a: the fake says so") for line in lines)
+        assert not leaked("\n".join(lines))
+
+    def test_syslog_is_the_default(self) -> None:
+        done = in_namespace("""
+            mkdir c m
+            printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
+                'spec: {type: secretstores.local.env}' > c/env.yaml
+            mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/fuse c 10 229
+            cat > listen.py <<-'END'
+import socket
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+    log.bind("/dev/log")
+    print("listening", flush=True)
+    log.settimeout(20)
+    print(log.recv(4096))
+END
+            mkfifo listening
+            /mnt/python/bin/python listen.py > listening & listener=$!
+            exec 3< listening
+            read -r line <&3; echo "$line"
+            secretfs mount --resources-path c m
+            kill "$(pgrep --newest python)"
+            cat <&3
+            wait $listener
+        """)
+        assert done.err == ""
+        assert re.fullmatch(r"listening\nb'<30>secretfs\[\d+\]: INFO mounted at .*\\x00'\n", done.out), done.out
+
+    @pytest.mark.parametrize("log", ["rm -f /dev/log", "mknod -m 666 /dev/log p", "/mnt/python/bin/python bind.py"])
+    def test_without_a_syslog_it_mounts_all_the_same(self, log: str) -> None:
+        done = in_namespace(f"""
+            mkdir c m
+            printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {{name: env}}' \
+                'spec: {{type: secretstores.local.env}}' > c/env.yaml
+            mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/fuse c 10 229
+            echo 'import socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).bind("/dev/log")' > bind.py
+            {log}
+            secretfs mount --resources-path c m && ls m && secretfs unmount m
+        """)
+        assert (done.status, done.out, done.err) == (0, "env\n", "")
+
+
+def test_neither_arguments_nor_environment_nor_log_hold_a_secret_that_was_read(
+    components: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with background(tmp_path / "mnt", "--resources-path", components, "--log-file", log, cwd=tmp_path) as pid:
+        for path in ("file/password", "file/.bulk.json", "file/.bulk.env"):
+            assert leaked((tmp_path / "mnt" / path).read_text(encoding="utf-8"))
+        for file in ("cmdline", "environ", "comm", "status"):
+            assert not leaked(Path(f"/proc/{pid}/{file}").read_text(encoding="utf-8"))
+    assert not leaked(log.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain text ├── grün", "plain text ├── grün"),
+        ("a\nb\r\tc", r"a\nb\r\tc"),
+        ("\x1b[2J\x07\x7f\x9b", r"\x1b[2J\x07\x7f\x9b"),
+        ("\u202e\u2028\ud800", r"\u202e\u2028\ud800"),
+    ],
+)
+def test_control_characters_are_shown_as_escapes(text: str, shown: str) -> None:
+    assert printable(text) == shown
