@@ -1,0 +1,24 @@
+"""The promises of docs/SEMANTICS.md, kept through a real mount. `test_semantics_doc` explains how they are tied."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.servers.openbao import OpenBao, openbao
+from tests.support.vault_fixtures import kv, openbao_server
+
+__all__ = ["kv", "openbao_server"]
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the tests of a module a directory."""
+    return tmp_path_factory.mktemp("behaviour")
+
+
+@pytest.fixture(scope="module")
+def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
+    """Run a server that the tests of a module may hurt."""
+    with openbao(tmp_path_factory.mktemp("own-openbao")) as server:
+        yield server

@@ -1,0 +1,211 @@
+"""From the mount to the last unmount, and what is left when the daemon is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from secretfs.mountpoint import is_mounted
+from tests.support.canary import leaked, secret
+from tests.support.command import ROOT, background, secretfs
+from tests.support.fake_type import Fakes
+from tests.support.manifests import component
+from tests.support.mounted import Mounted, fuse_mounts, mounted, unmount
+from tests.support.shell import errno_of, refused_mount, run, wait_until
+
+pytestmark = pytest.mark.mount
+
+ENVIRONMENT = {"LIFE_TOKEN": secret("life")}
+
+
+@pytest.fixture(scope="module")
+def manifests(scratch: Path) -> Path:
+    component(scratch / "manifests", "env", "local.env", {"prefix": "LIFE_"})
+    return scratch / "manifests"
+
+
+def test_ready_when_it_returns(manifests: Path, tmp_path: Path) -> None:
+    """life-2: `secretfs mount` returns when the files can be read, and goes on in the background."""
+    point = tmp_path / "mnt"
+    with background(point, "--resources-path", manifests, env=ENVIRONMENT) as daemon:
+        assert (point / "env/TOKEN").read_text() == secret("life")
+        assert Path(f"/proc/{daemon}").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_signals(manifests: Path, number: signal.Signals) -> None:
+    """life-3: SIGTERM and SIGINT unmount and end the daemon with exit code 0; SIGHUP does not."""
+    with mounted(manifests, env=ENVIRONMENT) as mount:
+        mount.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "INFO serving env" in mount.log)
+        assert (mount.path / "env/TOKEN").read_text() == secret("life")
+        mount.process.send_signal(number)
+        assert mount.process.wait(10) == 0
+        assert str(mount.path) not in fuse_mounts()
+
+
+def test_unmount(manifests: Path) -> None:
+    """life-4: `secretfs unmount` unmounts and ends the daemon with exit code 0; so does a plain `umount`."""
+    for command in ("secretfs", "umount"):
+        with mounted(manifests, env=ENVIRONMENT) as mount:
+            if command == "umount":
+                unmount(mount.path)
+            else:
+                assert secretfs("unmount", mount.path).status == 0
+            assert mount.process.wait(10) == 0
+            assert str(mount.path) not in fuse_mounts()
+
+
+def test_unmount_while_in_use(manifests: Path) -> None:
+    """life-5: `secretfs unmount` refuses while a file is open (exit code 3), says so, and changes nothing."""
+    with mounted(manifests, env=ENVIRONMENT) as mount:
+        with (mount.path / "env/TOKEN").open() as file:
+            done = secretfs("unmount", mount.path)
+            assert done.status == 3
+            assert "busy" in done.err
+            assert file.read() == secret("life")
+            assert (mount.path / "env/TOKEN").read_text() == secret("life")
+        assert secretfs("unmount", mount.path).status == 0
+        assert mount.process.wait(10) == 0
+
+
+def test_unmount_of_nothing(tmp_path: Path) -> None:
+    """life-6: `secretfs unmount` unmounts nothing but a secretfs."""
+    done = secretfs("unmount", tmp_path)
+    assert done.status == 3
+    assert "has no secretfs mounted" in done.err
+
+
+def test_a_killed_daemon(manifests: Path) -> None:
+    """life-7: If the daemon is killed, reading and listing are ENOTCONN: nothing ever looks like an empty directory."""
+    with mounted(manifests, env=ENVIRONMENT) as mount:
+        (mount.path / "env/TOKEN").read_bytes()
+        kill(mount)
+        for path in (mount.path, mount.path / "env"):
+            assert errno_of(os.listdir, path) == "ENOTCONN"
+            assert errno_of(os.statvfs, path) == "ENOTCONN"
+            assert errno_of((path / "never-asked-for").stat) == "ENOTCONN"
+        assert errno_of((mount.path / "env/TOKEN").read_bytes) == "ENOTCONN"
+        assert b"Transport endpoint is not connected" in run("ls", mount.path).stderr
+
+
+def kill(mount: Mounted) -> None:
+    """Kill the daemon. Should it hang in a request to its own mount, free it, and fail."""
+    mount.process.kill()
+    try:
+        mount.process.wait(5)
+    except subprocess.TimeoutExpired:
+        run("umount", "--force", mount.path)
+        mount.process.wait()
+        pytest.fail("the killed daemon waits for itself, and so does everybody who uses the mount")
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_killed_at_once(manifests: Path, attempt: int) -> None:
+    """life-12: The daemon may be killed at any moment, also just after it has mounted: it never hangs."""
+    with mounted(manifests, env=ENVIRONMENT) as mount:
+        kill(mount)
+        assert errno_of(os.listdir, mount.path) == "ENOTCONN"
+
+
+def test_a_dead_mount_is_replaced(manifests: Path) -> None:
+    """life-8: The next `secretfs mount` at the same place replaces a dead mount."""
+    with mounted(manifests, env=ENVIRONMENT) as dead:
+        kill(dead)
+        with background(dead.path, "--resources-path", manifests, env=ENVIRONMENT):
+            assert (dead.path / "env/TOKEN").read_text() == secret("life")
+        assert str(dead.path) not in fuse_mounts()
+
+
+def test_a_dead_mount_can_be_unmounted(manifests: Path) -> None:
+    """`secretfs unmount` clears a dead mount too (life-8)."""
+    with mounted(manifests, env=ENVIRONMENT) as dead:
+        kill(dead)
+        assert secretfs("unmount", dead.path).status == 0
+        assert not is_mounted(dead.path)
+
+
+def test_mounted_already(manifests: Path) -> None:
+    """life-9: A living mount is not replaced: the second `secretfs mount` fails with exit code 3 and says so."""
+    with mounted(manifests, env=ENVIRONMENT) as mount:
+        done = secretfs("mount", "--resources-path", manifests, mount.path)
+        assert done.status == 3
+        assert "has a secretfs mounted already" in done.err
+        assert (mount.path / "env/TOKEN").read_text() == secret("life")
+
+
+def test_no_store(tmp_path: Path) -> None:
+    """life-10: A mount without any store is refused (exit code 2): it would look like no secrets."""
+    component(tmp_path / "m", "env", "local.env", scopes=["another-app"])
+    code, told = refused_mount(tmp_path / "m", "--app-id", "this-app")
+    assert code == 2
+    assert "no secret store for app id this-app" in told
+
+
+# --- defects ---
+
+
+@pytest.fixture(scope="module")
+def site(scratch: Path) -> Path:
+    """Make a directory that is like site-packages, with a store type of somebody else."""
+    information = scratch / "site/fake_store-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-store\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[secretfs.stores]\nsecretstores.fake = tests.support.fake_type\n")
+    return scratch / "site"
+
+
+def test_a_defect(site: Path, tmp_path: Path) -> None:
+    """error-11: A defect, here or in a store, is EIO for those who asked, for nobody else, and the mount lives."""
+    fakes = Fakes(tmp_path / "m", site)
+    healthy = json.dumps({name: {"key": secret(name)} for name in ("good", "bad")})
+    trouble = "fetch:bad=ValueError fetch:worse=OSError names:folder=ValueError"
+    fakes.add("fake", secrets=healthy, fail=trouble, annotations={"secretfs/ttl": "100ms"})
+    fakes.add("unlisted", secrets=healthy, fail="names:=ValueError")
+    environment = {"PYTHONPATH": f"{ROOT}:{site}"}
+    with mounted(tmp_path / "m", env=environment, expect_log=DEFECT) as mount:
+        for _ in range(3):
+            assert errno_of((mount.path / "fake/bad/key").read_bytes) == "EIO"
+            assert errno_of(os.listdir, mount.path / "fake/bad") == "EIO"
+            assert errno_of(os.listdir, mount.path / "unlisted") == "EIO"
+            assert errno_of((mount.path / "unlisted/good").stat) == "EIO"
+            assert errno_of((mount.path / "fake/.bulk.json").read_bytes) == "EIO"
+            assert (mount.path / "fake/good/key").read_text() == secret("good")
+            assert run("ls", mount.path / "fake").stdout == b"bad\ngood\n"
+        assert mount.process.poll() is None
+        assert "ValueError" in mount.log
+        assert 'fake_type.py", line' in mount.log
+        assert "in go_wrong" in mount.log  # the place; `mounted` sees to it that the text of the error is not there
+
+
+DEFECT = ["^ERROR a defect in secretfs or in a store$", "^Traceback", "^  ", "^Exception: ValueError"]
+
+
+def test_a_defect_says_where(site: Path, tmp_path: Path) -> None:
+    """error-4: The log names the place of a defect and the kind of error, never its text, which may hold a secret."""
+    fakes = Fakes(tmp_path / "m", site)
+    fakes.add("fake", secrets='{"bad": {"key": "x"}}', fail="fetch:bad=ValueError")
+    with mounted(tmp_path / "m", env={"PYTHONPATH": f"{ROOT}:{site}"}, expect_log=DEFECT) as mount:
+        assert errno_of((mount.path / "fake/bad/key").stat) == "EIO"
+        wait_until(lambda: "ValueError (its text is withheld" in mount.log)
+        assert "in go_wrong" in mount.log
+        assert not leaked(mount.log)
+
+
+def test_a_hung_store_does_not_keep_the_daemon(site: Path, tmp_path: Path) -> None:
+    """life-11: A store that hangs does not keep the daemon from ending."""
+    fakes = Fakes(tmp_path / "m", site)
+    fakes.add(
+        "fake", secrets='{"bad": {"key": "x"}}', fail="fetch:bad=hang", annotations={"secretfs/deadline": "200ms"}
+    )
+    environment = {"PYTHONPATH": f"{ROOT}:{site}"}
+    with mounted(tmp_path / "m", env=environment, expect_log=["no answer within"]) as mount:
+        assert errno_of((mount.path / "fake/bad/key").stat) == "ETIMEDOUT"
+        begin = time.monotonic()
+        mount.process.send_signal(signal.SIGTERM)
+        assert mount.process.wait(10) == 0
+        assert time.monotonic() - begin < 5

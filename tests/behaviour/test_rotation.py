@@ -1,0 +1,198 @@
+"""Changes that programs are told of: inotify, poll, `tail -F`, through a real mount and a real kernel."""
+
+import os
+import select
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.canary import secret
+from tests.support.manifests import component
+from tests.support.mounted import mounted
+from tests.support.secrets_file import SecretsFile, file
+from tests.support.shell import errno_of, wait_until
+from tests.support.vault_fixtures import Folder
+
+__all__ = ["file"]
+
+pytestmark = pytest.mark.mount
+
+OLD, NEW = secret("old"), secret("new, and longer")
+FIRST = {"token": OLD, "team": {"a": OLD, "b": OLD}, "gone": {"all": OLD}}
+
+
+class Watch:
+    """inotifywait on some directories, and what it has said so far."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+
+    def events(self) -> list[str]:
+        """Return ``DIRECTORY EVENT NAME`` for all entries that came, went or were replaced."""
+        told = ("MOVED_TO", "CREATE", "DELETE")
+        return [line for line in self._log.read_text().splitlines() if any(event in line for event in told)]
+
+    def wait_for(self, *events: str) -> None:
+        """Wait until these have been told."""
+        wait_until(lambda: set(events) <= set(self.events()))
+
+
+@contextmanager
+def watching(log: Path, *directories: Path) -> Iterator[Watch]:
+    with log.open("w") as told:
+        command = ["inotifywait", "--monitor", "--format", "%f %e %w", *map(str, directories)]
+        with subprocess.Popen(command, stdout=told, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            try:
+                while "established" not in process.stderr.readline():
+                    assert process.poll() is None
+                yield Watch(log)
+            finally:
+                process.kill()
+
+
+@pytest.fixture
+def store(file: SecretsFile, tmp_path: Path) -> Iterator[Path]:
+    """Mount a secrets file whose changes show quickly; gives the directory of its store."""
+    file.write(FIRST)
+    properties = {"secretsFile": file.path, "nestedSeparator": "/"}
+    component(tmp_path / "components", "file", "local.file", properties, annotations={"secretfs/ttl": "200ms"})
+    with mounted(tmp_path / "components") as mount:
+        yield mount.path / "file"
+
+
+def look_at(directory: Path) -> None:
+    """Read all there is, as a program does that will want to know of changes."""
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            path.read_bytes()
+
+
+def test_a_watcher_of_a_directory_is_told_of_a_new_version(store: Path, file: SecretsFile, tmp_path: Path) -> None:
+    """notify-1: A new version of a value is MOVED_TO for who watches its directory with inotify."""
+    look_at(store)
+    with watching(tmp_path / "log", store, store / "team") as watch:
+        file.write({**FIRST, "team": {"a": NEW, "b": OLD}})
+        watch.wait_for(f"a MOVED_TO {store}/team/")
+        assert (store / "team/a").read_text() == NEW
+        file.write({**FIRST, "token": NEW, "team": {"a": NEW, "b": OLD}})
+        watch.wait_for(f"token MOVED_TO {store}/")
+        assert (store / "token").read_text() == NEW
+        assert watch.events() == [f"a MOVED_TO {store}/team/", f"token MOVED_TO {store}/"]
+
+
+def test_what_comes_and_goes_is_told(store: Path, file: SecretsFile, tmp_path: Path) -> None:
+    """notify-2: A secret that is new upstream is MOVED_TO (a directory CREATE), one that is deleted is DELETE."""
+    look_at(store)
+    with watching(tmp_path / "log", store, store / "team") as watch:
+        file.write({"token": OLD, "team": {"a": OLD, "c": NEW}, "more": {"x": NEW}})
+        watch.wait_for(
+            f"c MOVED_TO {store}/team/",
+            f"b DELETE {store}/team/",
+            f"more CREATE,ISDIR {store}/",
+            f"gone DELETE,ISDIR {store}/",
+        )
+    assert sorted(path.name for path in store.iterdir()) == ["more", "team", "token"]
+    assert (store / "more/x").read_text() == NEW
+    assert errno_of((store / "team/b").stat) == "ENOENT"
+    assert errno_of((store / "gone").stat) == "ENOENT"
+
+
+def test_the_same_in_vault(kv: Folder, tmp_path: Path) -> None:
+    """Keys of a secret are replaced one by one, and secrets are directories that come and go (notify-1, notify-2)."""
+    kv.put("db", {"user": OLD, "password": OLD})
+    kv.put("gone", {"key": OLD})
+    component(tmp_path / "components", "vault", "hashicorp.vault", kv.metadata(), annotations={"secretfs/ttl": "200ms"})
+    with mounted(tmp_path / "components") as mount:
+        vault = mount.path / "vault"
+        look_at(vault)
+        with watching(tmp_path / "log", vault, vault / "db") as watch:
+            kv.put("db", {"user": OLD, "password": NEW, "port": "1"})
+            kv.put("added", {"key": NEW})
+            kv.delete("gone")
+            watch.wait_for(
+                f"password MOVED_TO {vault}/db/", f"port MOVED_TO {vault}/db/", f"added CREATE,ISDIR {vault}/"
+            )
+            assert f"user MOVED_TO {vault}/db/" not in watch.events()
+        assert (vault / "db/password").read_text() == NEW
+        assert (vault / "added/key").read_text() == NEW
+
+
+def test_who_has_a_file_open_is_woken(store: Path, file: SecretsFile) -> None:
+    """notify-3: `poll`, `select` and `epoll` on an open file wake with POLLPRI and POLLERR when it is superseded."""
+    path = store / "token"
+    for wake in (by_poll, by_epoll, by_select):
+        file.write({**FIRST, "token": OLD})
+        wait_until(lambda: path.read_text() == OLD)
+        with path.open("rb", buffering=0) as opened:
+            assert opened.read() == OLD.encode()
+            assert not wake(opened.fileno(), 0)
+            file.write({**FIRST, "token": NEW})
+            assert wake(opened.fileno(), 10)
+            assert os.pread(opened.fileno(), 999, 0) == OLD.encode()
+        assert path.read_text() == NEW
+
+
+def by_poll(fd: int, seconds: float) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLPRI)
+    return poller.poll(seconds * 1000) == [(fd, select.POLLPRI | select.POLLERR)]
+
+
+def by_epoll(fd: int, seconds: float) -> bool:
+    with select.epoll() as poller:
+        poller.register(fd, select.EPOLLPRI | select.EPOLLET)
+        return poller.poll(seconds) == [(fd, select.EPOLLPRI | select.EPOLLERR)]
+
+
+def by_select(fd: int, seconds: float) -> bool:
+    return select.select([], [], [fd], seconds)[2] == [fd]
+
+
+def test_a_file_is_always_readable_for_poll(store: Path) -> None:
+    """A program that waits until it can read does not wait (notify-3)."""
+    with (store / "token").open("rb") as opened:
+        assert select.select([opened], [], [], 0)[0] == [opened]
+
+
+def test_tail_follows(store: Path, file: SecretsFile, tmp_path: Path) -> None:
+    """notify-4: `tail -F` follows a value from version to version."""
+    command = ["tail", "-F", "--sleep-interval=0.05", "--max-unchanged-stats=1", str(store / "token")]
+    log = tmp_path / "tail"
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL) as tail:
+        try:
+            wait_until(lambda: log.read_text() == OLD)
+            file.write({**FIRST, "token": NEW})
+            wait_until(lambda: log.read_text() == OLD + NEW)
+            file.write({**FIRST, "token": OLD})
+            wait_until(lambda: log.read_text() == OLD + NEW + OLD)
+        finally:
+            tail.kill()
+
+
+def test_nobody_else_can_do_what_we_do(store: Path) -> None:
+    """What publishes a change is refused to every other process, root included (ro-1)."""
+    calls: list[Callable[[], object]] = [
+        lambda: (store / "token").rename(store / "other"),
+        lambda: (store / "team/a").rename(store / "team/b"),
+        (store / "token").unlink,
+        (store / "new").mkdir,
+        (store / "team").rmdir,
+    ]
+    assert [errno_of(call) for call in calls] == ["EROFS"] * len(calls)
+    assert sorted(path.name for path in store.iterdir()) == ["gone", "team", "token"]
+
+
+def test_nothing_is_told_when_nothing_changes(store: Path, file: SecretsFile, tmp_path: Path) -> None:
+    """notify-5: A value that is written again and is the same is told to nobody."""
+    look_at(store)
+    with watching(tmp_path / "log", store, store / "team") as watch:
+        for _ in range(3):
+            file.write(FIRST)
+            wait_until(lambda: (store / "token").read_text() == OLD)
+        file.write({**FIRST, "token": NEW})
+        watch.wait_for(f"token MOVED_TO {store}/")
+        assert watch.events() == [f"token MOVED_TO {store}/"]
