@@ -1,0 +1,1 @@
+"""How fast secretfs is: ``python -m benchmarks``. What each line means is in docs/performance.md."""

@@ -1,0 +1,62 @@
+"""The command line of the benchmarks."""
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from benchmarks import starts, vault, warm
+from benchmarks.race import FULL, QUICK, Effort
+from benchmarks.report import Section, as_json, as_text
+from benchmarks.stage import BenchmarkError, Stage
+
+_EPILOG = "docs/performance.md says what each line means."
+
+
+def main() -> int:
+    """Measure, print the table, and write the JSON file if one is wanted."""
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__, epilog=_EPILOG)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE as well")
+    parser.add_argument("--quick", action="store_true", help="see that everything works; the figures mean little")
+    arguments = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    try:
+        sections = _measure(QUICK if arguments.quick else FULL)
+    except _Stopped as stopped:
+        print("\ninterrupted: everything is taken down", file=sys.stderr)
+        return 128 + stopped.number
+    except BenchmarkError as error:
+        print(f"\nbenchmarks: {error}", file=sys.stderr)
+        return 1
+    print(as_text(sections))
+    if arguments.json:
+        figures = as_json(sections, quick=arguments.quick)
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+    return 0
+
+
+class _Stopped(BaseException):
+    """A signal that ends us. Not an Exception, so that nothing on the way takes it for an error of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    raise _Stopped(number)
+
+
+def _measure(effort: Effort) -> list[Section]:
+    with Stage() as stage:
+        sections = warm.measure(stage, effort)
+        with vault.vault(stage, effort) as server:
+            return [*sections, vault.measure(stage, effort, server), *starts.measure(stage, effort, server)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

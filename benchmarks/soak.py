@@ -1,0 +1,463 @@
+"""Everything at once, for long: readers, watchers, rotations, outages, reloads and refreshes on one mount.
+
+    python -m benchmarks.soak --minutes 10
+
+The stores are a real OpenBao behind a way that can be broken, and local files. Every value carries its checksum and the
+number of its version, so that readers can tell a torn one, a mixed one and one that is older than they have seen. What
+the daemon holds is looked at all the time: inodes, tasks, threads, descriptors and memory must not grow. Ends with 1 if
+there is a finding.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.probed import tasks
+from benchmarks.soaker import DEADLINE, FIRM, PASSING, SHAKY
+from benchmarks.stage import BenchmarkError, Mount, Stage
+from tests.support.canary import leaked
+from tests.support.manifests import component, configuration, scope
+from tests.support.servers.faulty import Faulty
+from tests.support.servers.openbao import OpenBao, openbao
+from tests.support.values import sealed, unsealed
+
+READERS, WATCHERS = 2, 2
+TTL = 1.0
+FRESH_AGAIN = 15.0
+"""Seconds within which everything is fresh once the server is back: the breaker may pause for half of it."""
+_EXPECTED = ("nothing is changed", "vault: ", "it goes on as it was")
+_LARGE, _SMALL = 200_001, 4_000
+_REMOUNT = 32 | 2 | 4 | 8  # MS_REMOUNT, MS_NOSUID, MS_NODEV, MS_NOEXEC: <sys/mount.h>
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the daemon holds at one moment."""
+
+    seconds: float
+    inodes: int
+    tasks: int
+    threads: int
+    descriptors: int
+    rss: int
+
+    def row(self) -> str:
+        """Show as a line of the table."""
+        return (
+            f"{self.seconds:8.0f} {self.inodes:8} {self.tasks:7} {self.threads:8} {self.descriptors:12} "
+            f"{self.rss / 1e6:9.1f}"
+        )
+
+
+HEADER = f"{'seconds':>8} {'inodes':>8} {'tasks':>7} {'threads':>8} {'descriptors':>12} {'RSS (MB)':>9}"
+
+# What may come on top of what there was in the middle of the time: noise, and work that is under way.
+TOLERANCE = {"inodes": 60, "tasks": 60, "threads": 12, "descriptors": 12, "rss": 16e6}
+
+
+class Soak:
+    """The stage, what happens on it, and what came to light."""
+
+    def __init__(self, stage: Stage, server: OpenBao, way: Faulty, seed: int) -> None:
+        self.findings: list[str] = []
+        self.happened: Counter[str] = Counter()
+        self._random = random.Random(seed)
+        self._stage = stage
+        self._server = server
+        self._way = way
+        self._over = threading.Event()
+        self._reachable = threading.Lock()
+        self._writing = threading.Lock()
+        self._numbers: dict[str, int] = {}
+        self._files: dict[str, dict[str, str]] = {"file": {}, "edited": {}}
+        self._vault: dict[str, str] = {}
+        self._directory = stage.directory("soak")
+        self._resources = stage.directory("resources")
+        self._log = self._directory / "log"
+        self._census = self._directory / "tasks"
+        self._flip = False
+
+    # --- what is there ---
+
+    def prepare(self) -> None:
+        """Write secrets and manifests."""
+        names = [f"{FIRM}-{number}" for number in range(20)] + [f"{SHAKY}-{number}" for number in range(100)]
+        for name in names:
+            self._put("vault", name)
+            for store, secrets in self._files.items():
+                secrets[name] = self._next(f"{store}/{name}")
+        for store in self._files:
+            self._save(store)
+        self._declare()
+
+    def _declare(self) -> None:
+        short = {"secretfs/ttl": f"{TTL:g}s", "secretfs/deadline": f"{DEADLINE:g}s", "secretfs/idle": "5s"}
+        vault = {"vaultAddr": self._way.address, "vaultToken": self._server.token, "vaultKVPrefix": "soak"}
+        component(self._resources, "vault", "hashicorp.vault", vault, annotations=short)
+        component(
+            self._resources, "file", "local.file", {"secretsFile": self._directory / "file.json"}, annotations=short
+        )
+        self._declare_edited()
+        configuration(self._resources.parent, scope("file"), name="config")
+
+    def _declare_edited(self) -> None:
+        annotations = {"secretfs/ttl": f"{TTL + self._flip:g}s", "secretfs/deadline": f"{DEADLINE:g}s"}
+        properties = {"secretsFile": self._directory / "edited.json"}
+        component(self._resources, "edited", "local.file", properties, annotations=annotations)
+
+    def _next(self, name: str) -> str:
+        """Make the next version of a value: mostly a small one."""
+        limit = _LARGE if self._random.random() < 0.05 else _SMALL
+        number = self._numbers.get(name, 0) + 1
+        while number * 7919 % 200_000 >= limit:
+            number += 1
+        self._numbers[name] = number
+        return sealed(number)
+
+    def _put(self, store: str, name: str) -> None:
+        value = self._next(f"{store}/{name}")
+        if store == "vault":
+            self._vault[name] = value
+            self._server.put(f"secret/soak/{name}", {"key": value})
+        else:
+            with self._writing:
+                self._files[store][name] = value
+                self._save(store)
+
+    def _delete(self, store: str, name: str) -> None:
+        if store == "vault":
+            del self._vault[name]
+            self._server.delete(f"secret/soak/{name}")
+        else:
+            with self._writing:
+                del self._files[store][name]
+                self._save(store)
+
+    def _save(self, store: str) -> None:
+        path = self._directory / f"{store}.json"
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(self._files[store]))
+        new.replace(path)
+
+    # --- what happens ---
+
+    def run(self, seconds: float, show: Callable[[str], None]) -> None:
+        """Do it all for so long."""
+        path = self._stage.directory("mnt")
+        command = [sys.executable, "-m", "benchmarks.probed", str(self._census), "mount", "-f"]
+        command += ["--resources-path", str(self._resources), "--config", str(self._resources.parent / "config.yaml")]
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(self._log.open("wb"))
+            daemon = subprocess.Popen(
+                [*command, str(path)],
+                env=self._stage.environment,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                process_group=0,
+            )
+            mount = stack.enter_context(self._stage.serving(path, daemon))
+            self._read_everything(mount)
+            idle = self._sample(mount, 0.0)
+            try:
+                samples = self._soak(mount, seconds, show)
+            except OSError as error:
+                tail = self._log.read_text("utf-8", "replace").splitlines()[-40:]
+                raise BenchmarkError("\n".join([f"{error}; the daemon: {daemon.poll()}; its log:", *tail])) from None
+            self._all_is_fresh(mount)
+            self._judge(samples)
+            time.sleep(2 * TTL)
+            self._forget(mount, idle, show)
+            if daemon.poll() is not None:
+                self.findings.append(f"the daemon ended with status {daemon.returncode}")
+        self._read_log()
+
+    def _soak(self, mount: Mount, seconds: float, show: Callable[[str], None]) -> list[Sample]:
+        started = time.monotonic()
+        samples = []
+        with self._readers(mount), self._inotifywait(mount), self._busy(mount):
+            show(HEADER)
+            pause = max(1.0, seconds / 20)
+            while time.monotonic() < started + seconds:
+                time.sleep(min(pause, max(0.0, started + seconds - time.monotonic())))
+                samples.append(self._sample(mount, time.monotonic() - started))
+                show(samples[-1].row())
+                if len(self.findings) > 50:
+                    break
+        return samples
+
+    @contextlib.contextmanager
+    def _busy(self, mount: Mount) -> Iterator[None]:
+        """Rotate, break, reload and refresh."""
+        works = (
+            (self._rotate, 0.03),
+            (self._come_and_go, 0.5),
+            (self._break, 4.0),
+            (lambda: self._reload(mount), 1.5),
+            (lambda: self._refresh(mount), 0.7),
+        )
+        threads = [threading.Thread(target=self._again, args=work) for work in works]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            for thread in threads:
+                thread.join()
+
+    def _again(self, work: Callable[[], None], pause: float) -> None:
+        while not self._over.wait(pause * self._random.uniform(0.5, 1.5)):
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - a finding, and the others go on
+                self.findings.append(f"{getattr(work, '__name__', 'work')}: {type(error).__name__}: {error}")
+                return
+
+    def _rotate(self) -> None:
+        store = self._random.choice(("vault", "vault", "file", "edited"))
+        kind, count = self._random.choice(((FIRM, 20), (FIRM, 20), (SHAKY, 100)))
+        name = f"{kind}-{self._random.randrange(count)}"
+        if store != "vault":
+            self._put(store, name)
+        elif self._reachable.acquire(blocking=False):
+            try:
+                self._put(store, name)
+            finally:
+                self._reachable.release()
+        self.happened["rotations"] += 1
+
+    def _come_and_go(self) -> None:
+        store, name = self._random.choice(("vault", "file")), f"{PASSING}-{self._random.randrange(10)}"
+        there = name in (self._vault if store == "vault" else self._files[store])
+        with self._reachable:
+            (self._delete if there else self._put)(store, name)
+        self.happened["secrets that came or went"] += 1
+
+    def _break(self) -> None:
+        how = self._random.choice(("stop", "kill", "reset", "black_hole", "swallow", "500", "429", "garbage", "drip"))
+        lasts = self._random.uniform(0.5, 5.0)
+        if how == "stop":
+            with self._reachable, self._server.hanging():
+                self._over.wait(lasts)
+        elif how == "kill":
+            with self._reachable:
+                self._way.shut()  # while the new server is empty, nobody may see it: that would be "no such secret"
+                self._server.kill()
+                self._over.wait(lasts)
+                self._server.start()
+                for name, value in self._vault.items():
+                    self._server.put(f"secret/soak/{name}", {"key": value})
+                self._way.mend()
+        else:
+            match how:
+                case "500" | "429":
+                    self._way.answer(int(how), b'{"errors":["no"]}', "Retry-After: 2")
+                case "garbage":
+                    self._way.answer(200, b'{"data": {"data"')
+                case _:
+                    getattr(self._way, how)()
+            self._over.wait(lasts)
+            self._way.mend()
+        self.happened[f"outages: {how}"] += 1
+
+    def _reload(self, mount: Mount) -> None:
+        match self._random.randrange(4):
+            case 0:
+                self._flip = not self._flip
+                self._declare_edited()
+            case 1:
+                (self._resources / "edited.yaml").write_text("apiVersion: dapr.io/v1alpha1\nkind: Component\nmeta: [")
+                os.kill(mount.pid, signal.SIGHUP)
+                self._over.wait(0.3)
+                self._declare_edited()
+            case 2:
+                extra = self._resources / "extra.yaml"
+                if extra.exists():
+                    extra.unlink()
+                else:
+                    component(self._resources, "extra", "local.env", {"prefix": "SOAK_"})
+            case 3:
+                denied = [f"{PASSING}-1"] if self._random.random() < 0.5 else []
+                configuration(self._resources.parent, scope("file", denied=denied), name="config")
+        if self._random.random() < 0.7:
+            os.kill(mount.pid, signal.SIGHUP)
+        self.happened["reloads"] += 1
+
+    def _refresh(self, mount: Mount) -> None:
+        what = self._random.choice(("*", "vault", "file", f"vault/{FIRM}-3", f"file/{FIRM}-3", f"file/{PASSING}-3"))
+        try:
+            (mount.path / ".secretfs/refresh").write_text(what)
+        except OSError as error:
+            name = errno.errorcode[error.errno or 0]
+            allowed = {"ENOENT"} if PASSING in what else set()
+            allowed |= {"EIO", "ETIMEDOUT", "EBADMSG"} if what[0] in "*v" else set()
+            if name not in allowed:
+                self.findings.append(f"refresh {what}: {name}")
+            self.happened[f"refreshes that failed: {name}"] += 1
+        else:
+            self.happened["refreshes"] += 1
+
+    @contextlib.contextmanager
+    def _readers(self, mount: Mount) -> Iterator[None]:
+        kinds = ["read"] * READERS + ["watch"] * WATCHERS
+        processes = [
+            self._stage.start("benchmarks.soaker", str(seed), str(mount.path), kind) for seed, kind in enumerate(kinds)
+        ]
+        try:
+            yield
+        finally:
+            for process in processes:
+                self._take_report(process)
+
+    def _take_report(self, process: subprocess.Popen[bytes]) -> None:
+        out, _ = process.communicate(timeout=60)
+        if process.returncode != 0:
+            self.findings.append(f"a reader ended with status {process.returncode}")
+            return
+        report: dict[str, Any] = json.loads(out)
+        self.findings += report["findings"]
+        self.happened.update(report["done"])
+        self.happened.update({f"errors: {name}": count for name, count in report["errors"].items()})
+        self.happened["watchers woken"] += report["woken"]
+        self.happened["watchers woken to see the same"] += report["unchanged"]
+        slowest = "slowest operation (ms)"
+        self.happened[slowest] = max(self.happened[slowest], int(report["slowest"] * 1000))
+
+    @contextlib.contextmanager
+    def _inotifywait(self, mount: Mount) -> Iterator[None]:
+        told = self._directory / "inotify"
+        command = ["inotifywait", "--monitor", "--quiet", "--format", "%e", str(mount.path / "file")]
+        command += [str(mount.path / "vault" / f"{FIRM}-{number}") for number in range(20)]
+        with told.open("wb") as out, subprocess.Popen([*command], stdout=out, stderr=subprocess.DEVNULL) as process:
+            try:
+                yield
+            finally:
+                process.kill()
+        self.happened["MOVED_TO told by inotify"] += told.read_text("ascii").count("MOVED_TO")
+        if not self.happened["MOVED_TO told by inotify"]:
+            self.findings.append("inotify told nothing")
+
+    # --- what comes to light ---
+
+    def _sample(self, mount: Mount, seconds: float) -> Sample:
+        process = Path("/proc", str(mount.pid))
+        status = json.loads((mount.path / ".secretfs/status.json").read_bytes())
+        return Sample(
+            seconds,
+            status["mount"]["inodes"],
+            tasks(self._census),
+            len(list((process / "task").iterdir())),
+            len(list((process / "fd").iterdir())),
+            mount.rss,
+        )
+
+    def _read_everything(self, mount: Mount) -> None:
+        for store in ("file", "edited"):
+            for name in self._files[store]:
+                unsealed((mount.path / store / name).read_bytes())
+        for name in self._vault:
+            unsealed((mount.path / "vault" / name / "key").read_bytes())
+
+    def _all_is_fresh(self, mount: Mount) -> None:
+        """Every value must become the newest one."""
+        end = time.monotonic() + FRESH_AGAIN + TTL
+        wanted = {f"vault/{name}/key": value for name, value in self._vault.items()}
+        wanted |= {
+            f"{store}/{name}": value for store, secrets in self._files.items() for name, value in secrets.items()
+        }
+        wanted = {path: value for path, value in wanted.items() if PASSING not in path}  # a scope may hide these
+        while wanted and time.monotonic() < end:
+            for path, value in list(wanted.items()):
+                with contextlib.suppress(OSError):
+                    if (mount.path / path).read_text() == value:
+                        del wanted[path]
+            time.sleep(0.05)
+        self.findings += [f"{path} does not become fresh again" for path in wanted]
+
+    def _judge(self, samples: list[Sample]) -> None:
+        """Compare the last third with the one before: what grows without end has grown."""
+        third = len(samples) // 3
+        if not third:
+            return
+        for name, tolerance in TOLERANCE.items():
+            middle = statistics.median(getattr(sample, name) for sample in samples[third : 2 * third])
+            last = statistics.median(getattr(sample, name) for sample in samples[-third:])
+            if last > middle + tolerance:
+                self.findings.append(f"{name} grow: {middle} in the middle, {last} at the end")
+
+    def _forget(self, mount: Mount, idle: Sample, show: Callable[[str], None]) -> None:
+        """Let the kernel forget all that it knows of the mount; then the daemon must hold no more than at the start."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.mount(b"secretfs", os.fsencode(mount.path), b"fuse.secretfs", _REMOUNT, None) != 0:
+            show(f"(not all is forgotten: {os.strerror(ctypes.get_errno())})")
+            return
+        time.sleep(1.0)
+        after = self._sample(mount, 0.0)
+        show("at first, with all values read once; and at the end, when the kernel has forgotten all:")
+        show(idle.row())
+        show(after.row())
+        if after.inodes > 5:  # the root, .secretfs and status.json
+            self.findings.append(f"{after.inodes} inodes are left")
+        for name in ("tasks", "descriptors"):
+            if getattr(after, name) > getattr(idle, name) + 6:
+                self.findings.append(f"{getattr(after, name)} {name} are left of {getattr(idle, name)}")
+
+    def _read_log(self) -> None:
+        log = self._log.read_text("utf-8", "replace")
+        if leaked(log):
+            self.findings.append("a secret is in the log")
+        for line in log.splitlines():
+            level = line.split(" ", 1)[0]
+            if level not in ("INFO", "DEBUG", "WARNING", "ERROR") or (
+                level == "ERROR" and not any(text in line for text in _EXPECTED)
+            ):
+                self.findings.append(f"log: {line}")
+        self.happened["lines of log"] = log.count("\n")
+
+
+def soak(seconds: float, seed: int, show: Callable[[str], None]) -> list[str]:
+    """Soak for so long; returns what was found."""
+    with Stage() as stage, openbao(stage.directory("openbao")) as server, Faulty(server.port) as way:
+        run = Soak(stage, server, way, seed)
+        run.prepare()
+        run.run(seconds, show)
+        for what, count in sorted(run.happened.items()):
+            show(f"{count:10} {what}")
+        return run.findings
+
+
+def main() -> int:
+    """Run, and print what comes to light."""
+    parser = argparse.ArgumentParser("python -m benchmarks.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    out: IO[str] = sys.stdout
+    try:
+        findings = soak(60 * arguments.minutes, arguments.seed, lambda line: print(line, file=out, flush=True))
+    except BenchmarkError as error:
+        print(f"soak: {error}", file=sys.stderr)
+        return 1
+    for finding in findings:
+        print(f"FINDING {finding}")
+    print(f"{len(findings)} findings")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
