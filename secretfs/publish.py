@@ -1,0 +1,184 @@
+"""Changes that everybody can see: published by system calls on our own mount.
+
+Nothing that FUSE lets a daemon tell the kernel makes an inotify event (measured: invalidate_inode, invalidate_entry and
+notify_store give none). A system call on the mount does, so `Hand` makes one. A new version gets a pending
+name that nobody can guess, and rename(2) moves it over the old name: the kernel moves its own entry atomically,
+watchers of the directory get MOVED_TO, ``tail -F`` follows, and who has the old version open keeps it. What is new
+upstream is renamed into place, or made if it is a directory; what is gone is unlinked.
+
+The kernel comes back to us for each of these calls. `Publisher` grants exactly the one that is under way, and the
+adapter asks it only on behalf of that process: for everybody else the file system is read-only.
+"""
+
+import logging
+import os
+import secrets
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import trio
+
+from secretfs.cache import Change
+from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
+from secretfs.hand import Hand
+from secretfs.names import CONTROL, encode, split
+from secretfs.tree import Directory, DirectoryKey, FolderKey, Inode, LeafKey, RootKey, ValueKey, Version
+from secretfs.vfs import Attributes, SecretVFS
+
+BACKLOG = 10_000
+"""Changes that may wait to be published. Beyond that they are found out by reading, when ttl is over."""
+
+log = logging.getLogger(__name__)
+
+
+class Call(Enum):
+    """The system calls that publish."""
+
+    RENAME = "rename"
+    MKDIR = "mkdir"
+    UNLINK = "unlink"
+    RMDIR = "rmdir"
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A system call of ours that is under way, as the kernel will ask about it."""
+
+    call: Call
+    parent: int
+    segment: bytes
+    inode: Inode
+    pending: bytes = b""
+    """The name a new version is renamed from."""
+
+
+class Publisher:
+    """Makes the kernel's tree follow the stores, one system call at a time."""
+
+    def __init__(self, vfs: SecretVFS, mountpoint: Path, hand: Hand) -> None:
+        self._vfs = vfs
+        self._hand = hand
+        self._mountpoint = os.fsencode(mountpoint)
+        self._send, self._changes = trio.open_memory_channel[tuple[str, Change | None]](BACKLOG)
+        self.grant: Grant | None = None
+        """What is under way."""
+        vfs.on_change(self.heard)
+
+    async def run(self) -> None:
+        """Publish what changes. Runs forever."""
+        async for component, change in self._changes:
+            try:
+                await self._publish(component, change)
+            except SecretFSError as error:  # of the store: it has been logged, and readers will find out
+                log.debug("%s: a change is not announced: %s", component, error)
+
+    def heard(self, component: str, change: Change | None) -> None:
+        """Take a change to be published; None is for a store that came or went itself."""
+        try:
+            self._send.send_nowait((component, change))
+        except trio.WouldBlock:
+            log.warning("%s: more than %d changes at once: not all are announced", component, BACKLOG)
+
+    def is_asked_by(self, pid: int) -> bool:
+        """Whether a request of the kernel is on behalf of the call under way."""
+        return self.grant is not None and pid == self._hand.pid
+
+    def lookup(self, parent: int, segment: bytes) -> Attributes | None:
+        """Answer a look-up that only the call under way can answer so; None for any other."""
+        grant = self.grant
+        if grant is None or grant.parent != parent:
+            return None
+        if segment == grant.pending or (segment == grant.segment and grant.call in (Call.UNLINK, Call.RMDIR)):
+            return self._vfs.entry_of(grant.inode)
+        if segment == grant.segment and grant.call is Call.MKDIR:
+            raise NoSuchEntry("not made yet")
+        return None
+
+    def rename(self, parent: int, segment: bytes, new_parent: int, new_segment: bytes) -> None:
+        """Let a new version take its place. Raises `ReadOnly` for any other rename."""
+        grant = self._granted(Call.RENAME, new_parent, new_segment)
+        if not isinstance(grant.inode, Version) or (parent, segment) != (grant.parent, grant.pending):
+            raise ReadOnly(Call.RENAME.value)
+        self._vfs.succeed(grant.inode)
+
+    def mkdir(self, parent: int, segment: bytes) -> Attributes:
+        """Let a directory appear. Raises `ReadOnly` for any other."""
+        return self._vfs.entry_of(self._granted(Call.MKDIR, parent, segment).inode)
+
+    def remove(self, call: Call, parent: int, segment: bytes) -> None:
+        """Let an entry go. Raises `ReadOnly` for any other."""
+        self._vfs.gone(self._granted(call, parent, segment).inode)
+
+    def _granted(self, call: Call, parent: int, segment: bytes) -> Grant:
+        grant = self.grant
+        if grant is None or (grant.call, grant.parent, grant.segment) != (call, parent, segment):
+            raise ReadOnly(call.value)
+        return grant
+
+    async def _publish(self, component: str, change: Change | None) -> None:
+        if change is None:
+            await self._publish_entry(RootKey(), encode(component), FolderKey(component))
+            return
+        for name in sorted(change.names):
+            await self._publish_name(component, name)
+        for name, key in sorted(change.values):
+            await self._publish_value(ValueKey(component, name, key))
+
+    async def _publish_value(self, key: ValueKey) -> None:
+        """Publish that a value is new, different or gone."""
+        segment, parent = self._vfs.place(key)
+        if self._vfs.known(parent) is None and self._vfs.known(key) is None:
+            return  # the kernel knows nothing of the directory, so nobody watches it
+        exists = await self._vfs.exists(key)
+        directory, version = self._vfs.known(parent), self._vfs.known(key)
+        if exists and directory is not None:
+            await self._put_in_place(directory.number, self._vfs.path(parent), segment, key)
+        elif not exists and version is not None:
+            if directory is not None:
+                await self._call(Grant(Call.UNLINK, directory.number, segment, version), self._vfs.path(parent))
+            self._vfs.gone(version)  # for those who poll it, if it went with its directory
+
+    async def _publish_name(self, component: str, name: str) -> None:
+        """Publish that a secret or folder is new or gone, in each directory on the way to it that the kernel knows."""
+        path = split(name)
+        for depth, own in enumerate(path):
+            parent = FolderKey(component, path[:depth])
+            await self._publish_entry(parent, encode(own), FolderKey(component, path[: depth + 1]))
+
+    async def _publish_entry(self, parent: RootKey | FolderKey, segment: bytes, place: FolderKey) -> None:
+        """Publish what has become of an entry. ``place`` is where it is, should it be a folder."""
+        directory = self._vfs.known(parent)
+        if directory is None:
+            return  # the kernel knows nothing of the directory, so nobody watches it
+        entries = await self._vfs.folder(parent)
+        if entries is None:
+            return  # it may not be listed; what is below it may
+        entry, known, path = entries.get(segment), self._vfs.known_at(place), self._vfs.path(parent)
+        past = [inode for inode in known if inode.key != entry or (isinstance(inode, Directory) and inode.outdated)]
+        for inode in past:
+            call = Call.UNLINK if isinstance(inode, Version) else Call.RMDIR
+            await self._call(Grant(call, directory.number, segment, inode), path)
+        if entry is not None and (past or not known):
+            await self._put_in_place(directory.number, path, segment, entry)
+
+    async def _put_in_place(self, parent: int, directory: bytes, segment: bytes, key: DirectoryKey | LeafKey) -> None:
+        inode = self._vfs.successor(key)
+        if isinstance(inode, Version):
+            pending = CONTROL + b"-" + secrets.token_hex(16).encode()
+            await self._call(Grant(Call.RENAME, parent, segment, inode, pending), directory)
+        else:
+            await self._call(Grant(Call.MKDIR, parent, segment, inode), directory)
+        self._vfs.discard(inode)
+
+    async def _call(self, grant: Grant, directory: bytes) -> None:
+        """Make the system call. One that fails was overtaken: a reader looked, or the mount is gone."""
+        base = os.path.join(self._mountpoint, directory)  # noqa: PTH118 - bytes
+        names = (grant.pending, grant.segment) if grant.call is Call.RENAME else (grant.segment,)
+        self.grant = grant
+        try:
+            await self._hand.call(grant.call.value, *(os.path.join(base, name) for name in names))  # noqa: PTH118
+        except OSError as error:
+            log.debug("a change is not announced: %s: %s", grant.call.value, error.strerror)
+        finally:
+            self.grant = None

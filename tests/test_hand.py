@@ -1,0 +1,67 @@
+"""The process that makes system calls for us: it does what it is told, holds nothing of ours, and ends with us."""
+
+import errno
+import os
+import select
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import PIPE, Popen
+
+import pytest
+
+from secretfs.hand import Hand
+
+
+@pytest.fixture
+def hand() -> Iterator[Hand]:
+    hand = Hand.fork()
+    yield hand
+    hand.close()
+
+
+async def test_it_makes_the_call(hand: Hand, tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path)
+    await hand.call("mkdir", path + b"/one")
+    await hand.call("rename", path + b"/one", path + b"/\xfftwo")
+    assert os.listdir(path) == [b"\xfftwo"]  # noqa: PTH208 - bytes
+    await hand.call("statvfs", path)
+    await hand.call("rmdir", path + b"/\xfftwo")
+    assert os.listdir(path) == []  # noqa: PTH208
+
+
+async def test_what_fails_raises_here(hand: Hand, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file") as raised:
+        await hand.call("unlink", os.fsencode(tmp_path) + b"/nothing")
+    assert raised.value.errno == errno.ENOENT
+
+
+async def test_a_hand_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    hand = Hand.fork()
+    os.kill(hand.pid, signal.SIGKILL)
+    with pytest.raises(OSError, match="Broken pipe"):
+        await hand.call("mkdir", os.fsencode(tmp_path) + b"/one")
+    hand.close()
+
+
+async def test_it_holds_nothing_of_ours(hand: Hand, tmp_path: Path) -> None:
+    await hand.call("statvfs", os.fsencode(tmp_path))  # it has come so far
+    assert looked_at(hand.pid) == ({"/dev/null", "socket"}, "/", "secretfs-hand")
+
+
+def looked_at(pid: int) -> tuple[set[str], str, str]:
+    process = Path(f"/proc/{pid}")
+    links = {os.readlink(path) for path in (process / "fd").iterdir()}  # noqa: PTH115
+    kinds = {link.partition(":")[0] for link in links}
+    return kinds, os.readlink(process / "cwd"), (process / "comm").read_text().strip()  # noqa: PTH115
+
+
+def test_it_ends_when_the_daemon_is_killed() -> None:
+    script = "from secretfs.hand import Hand; import time; print(Hand.fork().pid, flush=True); time.sleep(60)"
+    with Popen([sys.executable, "-c", script], stdout=PIPE, cwd=Path(__file__).parents[1]) as daemon:
+        assert daemon.stdout is not None
+        process = os.pidfd_open(int(daemon.stdout.readline()))
+        daemon.kill()
+    assert select.select([process], [], [], 10)[0]
+    os.close(process)
