@@ -9,6 +9,7 @@ The kernel counts its references (FUSE's nlookup); what it has forgotten and nob
 """
 
 import hashlib
+import math
 import secrets
 from dataclasses import dataclass, field
 from enum import Enum
@@ -220,18 +221,20 @@ class Tree:
             del self._current[inode.key]
         self.discard(inode)
 
+    def distrust(self, component: str) -> None:
+        """Take no content of a store's files for right any more, until an answer says so again."""
+        for inode in self._inodes.values():
+            if isinstance(inode, Version) and _is_of(component, inode.key):
+                inode.confirmed = -math.inf
+
     def outdate(self, component: str) -> list[Version]:
         """Let no path lead to what is in the directory of a store that has gone. Returns its files."""
         for key, directory in list(self._directories.items()):
             if key == FolderKey(component):
                 directory.outdated = True
-            elif isinstance(key, FolderKey | SecretKey) and key.component == component:
+            elif _is_of(component, key):
                 self.retire(directory)
-        files = [
-            version
-            for key, version in self._current.items()
-            if not isinstance(key, ControlKey) and key.component == component
-        ]
+        files = [version for key, version in self._current.items() if _is_of(component, key)]
         for version in files:
             self.retire(version)
         return files
@@ -322,6 +325,10 @@ class Tree:
     def _take_number(self) -> int:
         number, self._next = self._next, self._next + 1
         return number
+
+
+def _is_of(component: str, key: DirectoryKey | LeafKey) -> bool:
+    return not isinstance(key, RootKey | ControlsKey | ControlKey) and key.component == component
 
 
 def _is_known(inode: Inode) -> bool:

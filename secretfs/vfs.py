@@ -158,6 +158,9 @@ class SecretVFS:
         for component in {*self._views, *views}:
             for form in Bulk:
                 self._bulks.expire(BulkKey(component, form))
+        for component, view in self._views.items():
+            if not view.shows_the_same_as(views.get(component)):
+                self._tree.distrust(component)
         self._views = dict(views)
         self._roots = _roots(views)
         for component, view in views.items():

@@ -74,6 +74,12 @@ class StoreView:
 
         self._store.on_change(pass_on)
 
+    def shows_the_same_as(self, other: "StoreView | None") -> bool:
+        """Whether another view is on the same store, with the same scope."""
+        if other is None:
+            return False
+        return self._store is other._store and self._scope == other._scope  # noqa: SLF001 - one class
+
     async def secret(self, name: str) -> Fresh[Secret]:
         """Return a secret at most ttl old. Raises `NoSuchEntry` for one that the scope hides."""
         self._require(name)

@@ -201,7 +201,9 @@ class TestDeadMounts:
                 mount -i -t fuse.secretfs -o fd=3,rootmode=40000,user_id=0,group_id=0 sfs m
                 exec 3>&-
             done
-            secretfs mount --resources-path c m; ls m; grep -c "$PWD/m .*fuse.secretfs" /proc/self/mountinfo; secretfs unmount m
+            secretfs mount --resources-path c m
+            ls m; grep -c "$PWD/m .*fuse.secretfs" /proc/self/mountinfo
+            secretfs unmount m
         """
         )
         assert (done.status, done.out) == (0, "env\n1\n")

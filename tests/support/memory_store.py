@@ -1,4 +1,4 @@
-"""A secret store in memory with knobs: the verified fake (it passes `StoreContract`) behind which the core is tested."""
+"""A secret store in memory with knobs: the verified fake behind which the core is tested; it passes `StoreContract`."""
 
 import threading
 from collections import Counter
