@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache import CachedStore, Change, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreUnavailable
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
 from secretfs.tree import FolderKey, SecretKey, ValueKey
-from secretfs.view import StoreView
+from secretfs.view import AHEAD, StoreView, Walk
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
 from tests.support.memory_store import MemoryStore, WatchingMemoryStore
@@ -258,3 +258,48 @@ class TestBulk:
         await view.secret("db")
         await view.every_secret()
         assert store.calls["fetch:db"] == 1
+
+
+NAMES = [f"secret-{number:02}" for number in range(40)]
+
+
+class TestReadingAhead:
+    def test_nothing_until_two_are_read_in_a_row(self) -> None:
+        walk = Walk(NAMES)
+        assert walk.ahead_of(NAMES[0]) == ()
+        assert walk.ahead_of(NAMES[1]) == tuple(NAMES[2 : 2 + AHEAD])
+        assert walk.ahead_of(NAMES[20]) == ()
+        assert walk.ahead_of("another") == ()
+        assert walk.ahead_of(NAMES[38]) == ()
+        assert walk.ahead_of(NAMES[39]) == ()
+
+    async def test_each_secret_is_read_once(self, make: Make, mock_clock: MockClock) -> None:
+        store = MemoryStore({name: {"k": b"v"} for name in NAMES})
+        view = make(store)
+        view.walk(NAMES)
+        for name in NAMES:
+            await view.secret(name)
+            await wait_all_tasks_blocked()
+        assert {call: number for call, number in store.calls.items() if number != 1} == {}
+
+    async def test_who_reads_one_gets_one(self, make: Make, mock_clock: MockClock) -> None:
+        store = MemoryStore({name: {"k": b"v"} for name in NAMES})
+        view = make(store)
+        view.walk(NAMES)
+        await view.secret(NAMES[7])
+        await wait_all_tasks_blocked()
+        assert store.calls == {f"fetch:{NAMES[7]}": 1}
+
+    async def test_nothing_is_read_ahead_of_a_store_in_trouble(
+        self, make: Make, mock_clock: MockClock, expect_log: ExpectLog
+    ) -> None:
+        expect_log("down")
+        store = MemoryStore({name: {"k": b"v"} for name in NAMES})
+        store.fail_with = StoreUnavailable("down")
+        view = make(store)
+        view.walk(NAMES)
+        for name in NAMES[:2]:
+            with pytest.raises(StoreUnavailable):
+                await view.secret(name)
+        await wait_all_tasks_blocked()
+        assert sum(store.calls.values()) == 2
