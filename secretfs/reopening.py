@@ -21,7 +21,8 @@ from secretfs.store import Names, Secret, SecretStore, WatchingStore
 T = TypeVar("T")
 
 LOOK_AGAIN = 1.0
-"""Seconds between two looks at the references."""
+"""Seconds between two looks at the references on account of one kind of question: a listing that is never granted must
+not use up the look that a read needs."""
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class ReopeningStore:
         self._reopen = reopen
         self._properties = resolve()
         self._current = _Generation(reopen(self._properties))
-        self._looked = time.monotonic()
+        self._looked: dict[str, float] = {}
         self._changed: Callable[[frozenset[str]], None] | None = None
         self._counting = threading.Lock()
         self._looking = threading.Lock()
@@ -63,15 +64,15 @@ class ReopeningStore:
 
     def check(self) -> None:
         """`SecretStore.check`."""
-        self._ask(lambda store: store.check())
+        self._ask("check", lambda store: store.check())
 
     def names(self, folder: str) -> Names:
         """`SecretStore.names`."""
-        return self._ask(lambda store: store.names(folder))
+        return self._ask("names", lambda store: store.names(folder))
 
     def fetch(self, name: str) -> Secret:
         """`SecretStore.fetch`."""
-        return self._ask(lambda store: store.fetch(name))
+        return self._ask("fetch", lambda store: store.fetch(name))
 
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
         """`WatchingStore.watch`, if the store does watch."""
@@ -82,12 +83,12 @@ class ReopeningStore:
         """Close the store."""
         self._current.store.close()
 
-    def _ask(self, question: Callable[[SecretStore], T]) -> T:
+    def _ask(self, kind: str, question: Callable[[SecretStore], T]) -> T:
         with self._in_use() as asked:
             try:
                 return question(asked.store)
             except AccessDenied:
-                if not self._renewed(asked):
+                if not self._renewed(asked, kind):
                     raise
         with self._in_use() as asked:
             return question(asked.store)
@@ -107,14 +108,14 @@ class ReopeningStore:
             if abandoned:
                 generation.store.close()
 
-    def _renewed(self, refused: _Generation) -> bool:
+    def _renewed(self, refused: _Generation, kind: str) -> bool:
         """Whether there is another store to ask by now, opened by us or by somebody else who was refused."""
         with self._looking:
             if self._current is not refused:
                 return True
-            if time.monotonic() < self._looked + LOOK_AGAIN:
+            if time.monotonic() < self._looked.get(kind, 0.0) + LOOK_AGAIN:
                 return False
-            self._looked = time.monotonic()
+            self._looked[kind] = time.monotonic()
             try:
                 properties = self._resolve()
                 if properties == self._properties:

@@ -415,6 +415,8 @@ class TestWhatIsSeen:
             assert await running.inode("a/same/k") == same
             assert await running.inode("a/other/k") != other
             assert running.content(other) == secret("2")
+            with pytest.raises(Superseded):  # at once, although it was right a moment ago
+                await running.vfs.open(other)
 
     async def test_a_scope_shows_more_and_less(self, fakes: Fakes, tmp_path: Path) -> None:
         fakes.add("a", secrets=holding(x="x", z="z"))

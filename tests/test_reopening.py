@@ -150,7 +150,7 @@ def test_a_call_under_way_keeps_the_old_store_open(store: ReopeningStore, upstre
     entered.acquire()
     generation = store._current
     upstream.rotate()
-    assert store._renewed(generation)
+    assert store._renewed(generation, "fetch")
     assert store.fetch("db").values == {"k": b"v"}
     assert not old.closed
     upstream.accepted = None  # the slow call is refused by the old store and by the new one
