@@ -41,12 +41,12 @@ from secretfs.store import Names, Secret
 from secretfs.vfs import Attributes, Modes, SecretVFS
 from secretfs.view import StoreView
 
-FRESHNESS = Freshness(ttl=10.0, max_stale=120.0, deadline=2.0, idle=30.0)
+FRESHNESS = Freshness(ttl=10.0, max_stale=40.0, deadline=2.0, idle=30.0)
 LATENCY = 0.3
 """The longest time on each half of the way to a store that is well."""
 MORE = int(os.environ.get("SECRETFS_TEST_EXAMPLES", "0"))
 """Scripts to try, other ones at each run; if not set, it is always the same few."""
-EXAMPLES = MORE or 120
+EXAMPLES = MORE or 150
 TICK = FRESHNESS.ttl / 16
 RECOVERY = LONGEST * 1.25 + 2 * FRESHNESS.deadline + STALE_TTL + 2 * TICK
 """Seconds within which a store that is well again is known to be."""
@@ -463,26 +463,30 @@ class FakeHand:
         assert grant is not None
         assert grant.call.value == name
         await trio.lowlevel.checkpoint()
+        taken: list[int] = []  # the kernel forgets nothing that a call of it is about
         try:
             if name == "rename":
                 pending = publisher.lookup(grant.parent, grant.pending)
                 assert pending is not None
-                world.refs.append(pending.inode)
+                taken.append(pending.inode)
                 with suppress(NoSuchEntry, StoreError):
                     found = publisher.lookup(grant.parent, grant.segment)
-                    world.refs.append((found or await world.vfs.lookup(grant.parent, grant.segment)).inode)
+                    found = found or await world.vfs.lookup(grant.parent, grant.segment)
+                    taken.append(found.inode)
                 publisher.rename(grant.parent, grant.pending, grant.parent, grant.segment)
             elif name == "mkdir":
                 with suppress(NoSuchEntry):
                     publisher.lookup(grant.parent, grant.segment)
-                world.refs.append(publisher.mkdir(grant.parent, grant.segment).inode)
+                taken.append(publisher.mkdir(grant.parent, grant.segment).inode)
             else:
                 found = publisher.lookup(grant.parent, grant.segment)
                 assert found is not None
-                world.refs.append(found.inode)
+                taken.append(found.inode)
                 publisher.remove(grant.call, grant.parent, grant.segment)
         except SecretFSError as error:
             raise OSError(error.errno, str(error)) from None
+        finally:
+            world.refs += taken
 
 
 # --- scripts ---

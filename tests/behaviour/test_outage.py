@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -155,7 +155,7 @@ def took(call: Callable[[], object]) -> tuple[str, float]:
 def side_by_side(calls: list[Callable[[], object]]) -> list[tuple[str, float]]:
     """Call all of them at the same time."""
     results: list[tuple[str, float]] = []
-    threads = [threading.Thread(target=lambda call=call: results.append(took(call))) for call in calls]  # type: ignore[misc]
+    threads = [threading.Thread(target=lambda call=call: results.append(took(call))) for call in calls]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -194,6 +194,8 @@ class Patron:
 
 # --- all that may happen ---
 
+Fault = Callable[[Shop], AbstractContextManager[None]]
+
 
 @contextmanager
 def stopped(shop: Shop) -> Iterator[None]:
@@ -215,7 +217,7 @@ def killed(shop: Shop) -> Iterator[None]:
             way.mend()
 
 
-def broken(how: str, *arguments: object) -> Callable[[Shop], "object"]:
+def broken(how: str, *arguments: object) -> Fault:
     @contextmanager
     def fault(shop: Shop) -> Iterator[None]:
         getattr(shop.way, how)(*arguments)
@@ -232,7 +234,7 @@ def expired(shop: Shop) -> Iterator[None]:
     shop.way.present(shop.certificates.good)
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[Fault, str]] = {
     "stopped": (stopped, "ETIMEDOUT"),
     "killed": (killed, "EIO"),
     "refused": (broken("shut"), "EIO"),
@@ -255,7 +257,7 @@ def test_what_is_known(shop: Shop, fault: str) -> None:
     shop.ready()
     warm, known = shop.quick / "warm/key", secret("warm")
     with Patron(warm) as patron:
-        with how(shop):  # type: ignore[operator]
+        with how(shop):
             wait_until(lambda: stale(warm) == "1")
             # What is not known fails in time; and when a few have failed, at once.
             first = side_by_side([shop.cold().read_bytes for _ in range(3)])
@@ -389,14 +391,12 @@ def test_return(shop: Shop) -> None:
         wait_until(lambda: all(path.read_text() == NEW for path in paths), within=BACK)
         ended = time.monotonic()
     patron.is_content()
-    requests = shop.way.requests()
-    began = next(at for at, request in requests if "/data/" in request)
-    # After the first, the next is due when 70 % of ttl have passed.
-    most = 1 + (ended - began) / (0.7 * TTL)
-    counts = Counter(request for at, request in requests if "/data/" in request and at <= ended)
-    assert max(counts.values()) <= most
-    first_wave = Counter(request for at, request in requests if "/data/" in request and at < began + 0.7 * TTL)
-    assert max(first_wave.values()) == 1
+    # With so short a ttl each is asked for again all the time: as often as that, and never twice at once.
+    requests = [(at, request) for at, request in shop.way.requests() if "/crowd-" in request and at <= ended]
+    began = requests[0][0]
+    soonest = 0.7 * TTL  # until an answer is due to be asked for again
+    assert max(Counter(request for _, request in requests).values()) <= 1 + (ended - began) / soonest
+    assert max(Counter(request for at, request in requests if at < began + soonest).values()) == 1
     seed(shop.server)
 
 
@@ -519,7 +519,7 @@ def test_nobody_asks_a_store_that_is_down(shop: Shop) -> None:
     shop.way.forget()
     assert {errno_of(path.iterdir().__next__) for path in cold} == {"EIO"}
     asked = Counter(request for _, request in shop.way.requests() if "/cold-" in request)
-    assert sum(asked.values()) == 3
+    assert 3 <= sum(asked.values()) < len(cold) / 3  # a trial may have succeeded between two of these
     shop.way.mend()
     wait_until(lambda: works(cold[0] / "key"), within=BACK)
     assert all(works(path / "key") for path in cold)

@@ -272,7 +272,6 @@ def test_a_rotated_client_secret_that_is_a_reference(azure: Azure) -> None:
         return open_store(decode(Settings, properties)[0], StoreContext("store", deadline=2))
 
     with closing(ReopeningStore("store", look, reopen)) as store:
-        store._looked = 0
         assert store.fetch("db").values == {"db": secret("db").encode()}
         azure.client_secrets = {secret("new-client-secret")}
         azure.revoke()

@@ -1,0 +1,146 @@
+"""What many secrets cost while nothing happens."""
+
+import gc
+import json
+import os
+import time
+import tracemalloc
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from secretfs.cache import Freshness
+from secretfs.scopes import ALLOW_ALL
+from secretfs.store import Names, Secret
+from secretfs.vfs import Modes, SecretVFS
+from secretfs.view import StoreView
+from tests.support.at_once import AtOnce
+from tests.support.canary import secret
+from tests.support.manifests import component
+from tests.support.mounted import Mounted, mounted
+from tests.support.shell import wait_until
+
+pytestmark = pytest.mark.mount
+
+COUNT = 10_000
+SIZE = 200
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Endless:
+    """A store that makes each value when it is asked, and keeps none: what stays is ours."""
+
+    multi_valued = True
+    listed = Names(frozenset(f"service-{number:05}" for number in range(COUNT)))
+
+    def check(self) -> None:
+        pass
+
+    def names(self, folder: str) -> Names:
+        return self.listed
+
+    def fetch(self, name: str) -> Secret:
+        return Secret({"password": os.urandom(SIZE)}, "1", 1.0)
+
+    def close(self) -> None:
+        pass
+
+
+async def measure(*, forget: bool) -> float:
+    """Read all values as the kernel would; return the bytes that each has cost beyond its own.
+
+    The kernel may forget what it knows of a file, and does when it needs the memory; the value stays known.
+    """
+    async with trio.open_nursery() as nursery:
+        cached = AtOnce("vault", Endless(), Freshness(), nursery)
+        vfs = SecretVFS({"vault": StoreView(cached, ALLOW_ALL)}, Modes(), nursery)
+        store = (await vfs.lookup(1, b"vault")).inode
+        await vfs.lookup(store, b"service-00000")  # the listing is there, as it is before a value can be
+        before = traced()
+        for number in range(COUNT):
+            directory = (await vfs.lookup(store, f"service-{number:05}".encode())).inode
+            file = (await vfs.lookup(directory, b"password")).inode
+            handle = await vfs.open(file)
+            assert len(vfs.read(handle, 0, SIZE)) == SIZE
+            vfs.close(handle)
+            if forget:
+                vfs.forget(file, 1)
+                vfs.forget(directory, 1)
+        each = (traced() - before) / COUNT - SIZE
+        tracemalloc.stop()
+        assert len(cached._secrets) == COUNT
+        nursery.cancel_scope.cancel()
+    return each
+
+
+def test_a_cached_value_is_small() -> None:
+    """cost-6: 10,000 values that are known cost less than 1 KB of memory each beyond their bytes."""
+    assert trio.run(partial(measure, forget=True)) < 1024
+
+
+def test_what_the_kernel_knows_is_small() -> None:
+    """With the inodes of the file and of its directory, which the kernel may know, it is twice that (cost-6)."""
+    assert trio.run(partial(measure, forget=False)) < 2048
+
+
+def traced() -> int:
+    """Return the bytes that Python has allocated and not freed, from the first call on."""
+    gc.collect()
+    if not tracemalloc.is_tracing():
+        tracemalloc.start(1)
+    return tracemalloc.get_traced_memory()[0]
+
+
+@pytest.fixture(scope="module")
+def many(scratch: Path) -> Iterator[Mounted]:
+    """Mount a store with many secrets, and one whose values are soon forgotten."""
+    file = scratch / "secrets.json"
+    file.write_text(json.dumps({f"service-{number:05}": secret(str(number)) for number in range(COUNT)}))
+    component(scratch / "many", "patient", "local.file", {"secretsFile": file})
+    hasty = {"secretfs/ttl": "1s", "secretfs/idle": "1s"}
+    component(scratch / "many", "hasty", "local.file", {"secretsFile": file}, annotations=hasty)
+    with mounted(scratch / "many") as mount:
+        yield mount
+
+
+def known(mount: Mounted, store: str) -> int:
+    """Return how many values a store has in memory."""
+    status = json.loads((mount.path / ".secretfs/status.json").read_bytes())
+    return int(status["stores"][store]["cached_values"])
+
+
+def read_all(directory: Path, count: int) -> None:
+    for number in range(count):
+        assert (directory / f"service-{number:05}").read_text() == secret(str(number))
+
+
+def cpu(pid: int) -> float:
+    """Return the seconds of CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def test_nothing_happens(many: Mounted) -> None:
+    """cost-7: While nobody reads and nothing changes, a mount with 10,000 known values uses next to no CPU time."""
+    read_all(many.path / "patient", COUNT)
+    assert known(many, "patient") == COUNT
+    begin, before = time.monotonic(), cpu(many.process.pid)
+    time.sleep(2)  # what is measured
+    share = (cpu(many.process.pid) - before) / (time.monotonic() - begin)
+    assert share < 0.05
+    assert known(many, "patient") == COUNT
+
+
+def test_idle_values_are_dropped(many: Mounted) -> None:
+    """cost-8: A value that nobody has read for `idle` (10 min unless you say otherwise) is dropped from memory."""
+    read_all(many.path / "hasty", 100)
+    held = many.path / "hasty/service-00000"
+    with held.open("rb", buffering=0) as file:
+        file.read()
+        wait_until(lambda: known(many, "hasty") == 0)
+        assert os.pread(file.fileno(), 1000, 0) == secret("0").encode()  # who has it open keeps it
+    read_all(many.path / "hasty", 100)
+    assert known(many, "hasty") >= 50
