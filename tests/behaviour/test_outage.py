@@ -307,6 +307,14 @@ def _moment(text: bytes) -> float:
     return datetime.fromisoformat(text.decode()).timestamp()
 
 
+def text_of(path: Path) -> str:
+    """Read a file; nothing if that fails."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
 def test_stale_has_an_end(shop: Shop) -> None:
     """stale-3: What was fetched longer than `max-stale` (1 h unless you say otherwise) ago is not served any more."""
     shop.ready("brief")
@@ -314,11 +322,10 @@ def test_stale_has_an_end(shop: Shop) -> None:
     assert works(quick)
     shop.way.shut()
     last = time.monotonic()
-    while works(brief):
-        last = time.monotonic()
-        assert brief.read_text() == secret("warm")
+    while text := text_of(brief):
+        assert text == secret("warm")
         time.sleep(0.01)
-        assert time.monotonic() < last + 10
+        assert time.monotonic() < last + 30
     calls: list[Callable[[], object]] = [
         brief.read_bytes,
         brief.stat,
