@@ -38,6 +38,7 @@ from secretfs.hand import Hand
 from secretfs.publish import Publisher
 from secretfs.scopes import Access, SecretScope
 from secretfs.store import Names, Secret
+from secretfs.tree import Version
 from secretfs.vfs import Attributes, Modes, SecretVFS
 from secretfs.view import StoreView
 
@@ -205,7 +206,7 @@ class World:
     seen: dict[tuple[str, str], list[tuple[float, int]]] = field(default_factory=dict)
     refreshed: list[float] = field(default_factory=list)
     replaced: list[float] = field(default_factory=list)
-    dentries: dict[tuple[str, ...], int] = field(default_factory=dict)
+    dentries: dict[tuple[str, ...], tuple[int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.vfs = SecretVFS(self._views(SecretScope()), Modes(), self.nursery)
@@ -284,14 +285,12 @@ class World:
         for last in (False, True):
             taken: list[int] = []
             try:
-                cached = self.dentries.get(path)
-                if cached in self.refs and not last and self.random.random() < 0.5:
-                    number = cached
+                number, until = self.dentries.get(path, (0, 0.0))
+                if number in self.refs and trio.current_time() < until and not last and self.random.random() < 0.8:
                     self.refs.remove(number)
                     taken.append(number)
                 else:
                     number = await self._walk(path, taken)
-                    self.dentries[path] = number
                 return await self._asks(ask(number))
             except Superseded:
                 if last:
@@ -301,11 +300,12 @@ class World:
         raise AssertionError
 
     async def _walk(self, path: tuple[str, ...], taken: list[int]) -> int:
-        number = 1
+        number, until = 1, float("inf")
         for segment in path:
             attributes = await self._asks(self.vfs.lookup(number, segment.encode()))
             taken.append(attributes.inode)
-            number = attributes.inode
+            number, until = attributes.inode, min(until, trio.current_time() + attributes.entry_timeout)
+        self.dentries[path] = (number, until)
         return number
 
     # --- what programs do ---
@@ -337,6 +337,11 @@ class World:
             attributes = await self.again(self._path(component, name, key), self.vfs.getattr)
         except SecretFSError as error:
             self._failed(component, name, begin, error)
+            return
+        inode = self.vfs._tree.inode(attributes.inode)
+        if isinstance(inode, Version) and inode.opens:
+            # The kernel does not say whether it asks for a path or for an open file; that one keeps its size.
+            assert attributes.size == inode.size
             return
         sizes = {
             len(state) + (2 if self.stores[component].multi_valued else 0)
@@ -487,6 +492,7 @@ class FakeHand:
             raise OSError(error.errno, str(error)) from None
         finally:
             world.refs += taken
+            world.dentries.clear()  # the name leads elsewhere now
 
 
 # --- scripts ---
