@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 import trio
@@ -20,9 +20,9 @@ import secretfs
 from secretfs.cache import Freshness
 from secretfs.check import Report, examine
 from secretfs.daemon import log_to, log_to_stderr, open_log, printable, run_in_background
-from secretfs.declaration import Declaration, load
-from secretfs.durations import parse_duration
-from secretfs.errors import ConfigurationError, MountError, SecretFSError
+from secretfs.declaration import Declaration
+from secretfs.errors import MountError, SecretFSError
+from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources
 from secretfs.hand import Hand
 from secretfs.mount import MountOptions, serve
 from secretfs.mountpoint import is_mounted, prepare, resolve, unmount
@@ -33,91 +33,7 @@ from secretfs.shelf import log_defect
 from secretfs.status import read_status, refresh, show
 from secretfs.vfs import Modes
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 log = logging.getLogger(__name__)
-
-_DEFAULT_RESOURCES = Path("~/.dapr/components")
-_DEFAULT_CONFIG = Path("~/.dapr/config.yaml")
-
-
-class _Path(click.Path):
-    """A path that nobody looks at while the command line is read: it may be a mount that hangs."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        return Path(value)
-
-
-_PATH = _Path()
-
-
-def _mode(text: str) -> int:
-    """Read permission bits, in octal."""
-    try:
-        mode = int(text, 8)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not an octal mode such as 0440") from None
-    if mode & ~0o444:
-        raise click.BadParameter(f"{text!r}: files here can be read and nothing else (0400, 0440, 0444)")
-    return mode
-
-
-def _duration(text: str) -> float:
-    """Read a duration as Go writes it."""
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r}: {error}") from None
-
-
-def _freshness(command: F) -> F:
-    """Add the flags that are the defaults of the annotations of the same names."""
-    for name, help_text in (
-        ("idle", "How long a value stays in memory that nobody reads."),
-        ("deadline", "How long a reader waits for a store at most."),
-        ("max-stale", "How old an answer may be that is served while its store is down."),
-        ("ttl", "How old an answer may be that is served without a question."),
-    ):
-        seconds = getattr(Freshness(), name.replace("-", "_"))
-        option = click.option(
-            f"--{name}", type=_duration, default=f"{seconds:g}s", metavar="TIME", show_default=True, help=help_text
-        )
-        command = option(command)
-    return command
-
-
-def _sources(command: F) -> F:
-    """Add the flags that say what to load. Their names are Dapr's."""
-    for option in (
-        click.option(
-            "--disable-builtin-k8s-secret-store",
-            "no_builtin",
-            is_flag=True,
-            help="Inside a Kubernetes pod, do without the store `kubernetes` that needs no manifest.",
-        ),
-        click.option(
-            "--app-id", default="", metavar="ID", help="The app whose view this is; component scopes name it."
-        ),
-        click.option(
-            "--config",
-            "configs",
-            type=_PATH,
-            multiple=True,
-            metavar="FILE",
-            help="Dapr Configuration with the secret scopes. Repeatable; a later file overrides.  [default:"
-            f" {_DEFAULT_CONFIG}, if it exists and there is no --resources-path]",
-        ),
-        click.option(
-            "--resources-path",
-            "resources",
-            type=_PATH,
-            multiple=True,
-            metavar="DIR",
-            help=f"Directory of Dapr Component manifests. Repeatable.  [default: {_DEFAULT_RESOURCES}]",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -134,19 +50,14 @@ def cli() -> None:
 
 
 @cli.command(short_help="Mount the secrets at a directory.")
-@_sources
-@_freshness
+@sources
+@freshness
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
 @click.option(
-    "--log-file", type=_PATH, metavar="FILE", help="Where to log.  [default: syslog, or with -f standard error]"
+    "--log-file", type=PATH, metavar="FILE", help="Where to log.  [default: syslog, or with -f standard error]"
 )
-@click.option("--allow-other", is_flag=True, help="Let other users in, as far as --uid, --gid and --mode allow.")
-@click.option("--uid", type=click.IntRange(0), metavar="UID", help="Owner of the files.  [default: yours]")
-@click.option("--gid", type=click.IntRange(0), metavar="GID", help="Group of the files.  [default: yours]")
-@click.option(
-    "--mode", type=_mode, default="0400", metavar="OCTAL", show_default=True, help="Permission bits of the files."
-)
-@click.argument("mountpoint", type=_PATH)
+@audience
+@click.argument("mountpoint", type=PATH)
 def mount(
     resources: tuple[Path, ...],
     configs: tuple[Path, ...],
@@ -175,15 +86,15 @@ def mount(
     builtin = not flags.pop("no_builtin")
     options = MountOptions(resolve(mountpoint), modes=Modes(mode), **flags)
     prepare(options.mountpoint)
-    resources, configs = _paths(resources, configs)
+    resources, configs = named_paths(resources, configs)
     # Absolute, because a process in the background leaves the working directory.
     paths = tuple(Path.absolute(path) for path in (*resources, *configs))
     loaded = fingerprint(paths)
-    declaration = _load(resources, configs, app_id, builtin=builtin)
+    declaration = load_declaration(resources, configs, app_id, builtin=builtin)
     for notice in (*declaration.notices, *options.notices):
         log.warning("%s", notice)
     absolute = paths[: len(resources)], paths[len(resources) :]
-    origin = Origin(lambda: _load(*absolute, app_id, builtin=builtin), paths, loaded, working_directory())
+    origin = Origin(lambda: load_declaration(*absolute, app_id, builtin=builtin), paths, loaded, working_directory())
     work = partial(_serve, declaration, origin, options, default)
     if not foreground:
         sys.exit(run_in_background(work, open_log(log_file)))
@@ -191,7 +102,7 @@ def mount(
 
 
 @cli.command("unmount", short_help="Unmount, and end the process that serves it.")
-@click.argument("mountpoint", type=_PATH)
+@click.argument("mountpoint", type=PATH)
 def unmount_command(mountpoint: Path) -> None:
     """Unmount MOUNTPOINT and end the process that serves it. Fails while a file in it is open."""
     path = resolve(mountpoint)
@@ -202,7 +113,7 @@ def unmount_command(mountpoint: Path) -> None:
 
 @cli.command("status", short_help="Say how a mount and its stores do.")
 @click.option("--json", "as_json", is_flag=True, help="Print it for programs: .secretfs/status.json as it is.")
-@click.argument("mountpoint", type=_PATH)
+@click.argument("mountpoint", type=PATH)
 def status_command(mountpoint: Path, *, as_json: bool) -> NoReturn:
     """Say how the mount at MOUNTPOINT and its stores do: what is wrong first. Never shows a name or value of a secret.
 
@@ -226,7 +137,7 @@ def status_command(mountpoint: Path, *, as_json: bool) -> NoReturn:
 
 
 @cli.command("refresh", short_help="Ask stores again now, without waiting for ttl.")
-@click.argument("mountpoint", type=_PATH)
+@click.argument("mountpoint", type=PATH)
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 def refresh_command(mountpoint: Path, paths: tuple[str, ...]) -> NoReturn:
     """Ask again, now, for what is known of each PATH in the mount at MOUNTPOINT; of everything, if none is given.
@@ -248,7 +159,7 @@ def refresh_command(mountpoint: Path, paths: tuple[str, ...]) -> NoReturn:
 
 
 @cli.command(short_help="Say what is wrong, and show what a mount would show.")
-@_sources
+@sources
 @click.option("--strict", is_flag=True, help="Take warnings for errors.")
 @click.option("--connect", is_flag=True, help="Open every store and list the names in it.")
 def check(
@@ -272,7 +183,7 @@ def check(
       2  a mistake in flags, manifests or configuration; with --strict, a warning
       4  a store does not answer, or refuses
     """  # noqa: D301
-    declaration = _load(*_paths(resources, configs), app_id, builtin=not no_builtin)
+    declaration = load_declaration(*named_paths(resources, configs), app_id, builtin=not no_builtin)
     steps = 2 * len(declaration.components)
     hidden = not (connect and sys.stderr.isatty())
     with click.progressbar(length=steps, label="Connecting", file=sys.stderr, hidden=hidden) as bar:
@@ -313,33 +224,6 @@ def _report(error: BaseException) -> int:
         log_defect(log, error)
         return os.EX_SOFTWARE
     raise error
-
-
-def _paths(resources: tuple[Path, ...], configs: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Return the paths that the flags name, or those of the Dapr command line when they name no resources."""
-    if resources:
-        return resources, configs
-    resources = (_default(_DEFAULT_RESOURCES),)
-    if not os.path.lexists(resources[0]):
-        raise ConfigurationError(f"{resources[0]} does not exist; --resources-path names another directory")
-    config = _default(_DEFAULT_CONFIG)
-    return resources, configs or ((config,) if os.path.lexists(config) else ())
-
-
-def _load(resources: tuple[Path, ...], configs: tuple[Path, ...], app_id: str, *, builtin: bool) -> Declaration:
-    declaration = load(resources, configs, app_id, dict(os.environ), builtin=builtin)
-    if not declaration.components:
-        told = ", ".join(map(str, resources))
-        whom = f"app id {app_id}" if app_id else "an app without an id (--app-id)"
-        raise ConfigurationError(f"no secret store for {whom} in {told}: nothing to show")
-    return declaration
-
-
-def _default(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise ConfigurationError(f"there is no home directory for the default {path}; use --resources-path") from None
 
 
 def _serve(

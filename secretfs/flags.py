@@ -1,0 +1,149 @@
+"""The flags that commands share, and what is read because of them."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from secretfs.cache import Freshness
+from secretfs.declaration import Declaration, load
+from secretfs.durations import parse_duration
+from secretfs.errors import ConfigurationError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_DEFAULT_RESOURCES = Path("~/.dapr/components")
+_DEFAULT_CONFIG = Path("~/.dapr/config.yaml")
+
+
+class _Path(click.Path):
+    """A path that nobody looks at while the command line is read: it may be a mount that hangs."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return Path(value)
+
+
+PATH = _Path()
+"""A path as a flag or an argument."""
+
+
+def _mode(text: str) -> int:
+    """Read permission bits, in octal."""
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not an octal mode such as 0440") from None
+    if mode & ~0o444:
+        raise click.BadParameter(f"{text!r}: files here can be read and nothing else (0400, 0440, 0444)")
+    return mode
+
+
+def _duration(text: str) -> float:
+    """Read a duration as Go writes it."""
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r}: {error}") from None
+
+
+def freshness(command: F) -> F:
+    """Add the flags that are the defaults of the annotations of the same names."""
+    for name, help_text in (
+        ("idle", "How long a value stays in memory that nobody reads."),
+        ("deadline", "How long a reader waits for a store at most."),
+        ("max-stale", "How old an answer may be that is served while its store is down."),
+        ("ttl", "How old an answer may be that is served without a question."),
+    ):
+        seconds = getattr(Freshness(), name.replace("-", "_"))
+        option = click.option(
+            f"--{name}", type=_duration, default=f"{seconds:g}s", metavar="TIME", show_default=True, help=help_text
+        )
+        command = option(command)
+    return command
+
+
+def sources(command: F) -> F:
+    """Add the flags that say what to load. Their names are Dapr's."""
+    for option in (
+        click.option(
+            "--disable-builtin-k8s-secret-store",
+            "no_builtin",
+            is_flag=True,
+            help="Inside a Kubernetes pod, do without the store `kubernetes` that needs no manifest.",
+        ),
+        click.option(
+            "--app-id", default="", metavar="ID", help="The app whose view this is; component scopes name it."
+        ),
+        click.option(
+            "--config",
+            "configs",
+            type=PATH,
+            multiple=True,
+            metavar="FILE",
+            help="Dapr Configuration with the secret scopes. Repeatable; a later file overrides.  [default:"
+            f" {_DEFAULT_CONFIG}, if it exists and there is no --resources-path]",
+        ),
+        click.option(
+            "--resources-path",
+            "resources",
+            type=PATH,
+            multiple=True,
+            metavar="DIR",
+            help=f"Directory of Dapr Component manifests. Repeatable.  [default: {_DEFAULT_RESOURCES}]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def audience(command: F) -> F:
+    """Add the flags that say for whom the files are."""
+    for option in (
+        click.option(
+            "--mode",
+            type=_mode,
+            default="0400",
+            metavar="OCTAL",
+            show_default=True,
+            help="Permission bits of the files.",
+        ),
+        click.option("--gid", type=click.IntRange(0), metavar="GID", help="Group of the files.  [default: yours]"),
+        click.option("--uid", type=click.IntRange(0), metavar="UID", help="Owner of the files.  [default: yours]"),
+        click.option(
+            "--allow-other", is_flag=True, help="Let other users in, as far as --uid, --gid and --mode allow."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def named_paths(resources: tuple[Path, ...], configs: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Return the paths that the flags name, or those of the Dapr command line when they name no resources."""
+    if resources:
+        return resources, configs
+    resources = (_default(_DEFAULT_RESOURCES),)
+    if not os.path.lexists(resources[0]):
+        raise ConfigurationError(f"{resources[0]} does not exist; --resources-path names another directory")
+    config = _default(_DEFAULT_CONFIG)
+    return resources, configs or ((config,) if os.path.lexists(config) else ())
+
+
+def load_declaration(
+    resources: tuple[Path, ...], configs: tuple[Path, ...], app_id: str, *, builtin: bool
+) -> Declaration:
+    """Read what is declared for an app. Raises `ConfigurationError`, also if that is no store at all."""
+    declaration = load(resources, configs, app_id, dict(os.environ), builtin=builtin)
+    if not declaration.components:
+        told = ", ".join(map(str, resources))
+        whom = f"app id {app_id}" if app_id else "an app without an id (--app-id)"
+        raise ConfigurationError(f"no secret store for {whom} in {told}: nothing to show")
+    return declaration
+
+
+def _default(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigurationError(f"there is no home directory for the default {path}; use --resources-path") from None
