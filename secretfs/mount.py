@@ -77,6 +77,8 @@ async def serve(
     """
     inherited = keeper.inherited
     journal = inherited.journal if inherited else Journal()
+    if inherited:
+        journal.begin_generation()
     async with trio.open_nursery() as nursery:
         stores = Stores(registry, options.default, nursery)
         views = await stores.serve(declaration)
