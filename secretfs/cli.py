@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -21,14 +22,15 @@ from secretfs.cache import Freshness
 from secretfs.check import Report, examine
 from secretfs.daemon import log_to, log_to_stderr, open_log, printable, run_in_background
 from secretfs.declaration import Declaration
-from secretfs.errors import MountError, SecretFSError
+from secretfs.errors import SecretFSError
 from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources
 from secretfs.hand import Hand
 from secretfs.mount import MountOptions, serve
-from secretfs.mountpoint import is_mounted, prepare, resolve, unmount
+from secretfs.mountpoint import prepare, require_mounted, resolve, unmount
 from secretfs.process import protect_memory
 from secretfs.registry import open_registry
 from secretfs.reload import Origin, fingerprint, working_directory
+from secretfs.servers import force_unmount
 from secretfs.shelf import log_defect
 from secretfs.status import read_status, refresh, show
 from secretfs.vfs import Modes
@@ -82,10 +84,10 @@ def mount(
       4  a store does not answer, or refuses
     """  # noqa: D301
     log_to_stderr()
-    default = Freshness(**{field.name: flags.pop(field.name) for field in fields(Freshness)})
+    default = _freshness(flags)
     builtin = not flags.pop("no_builtin")
     options = MountOptions(resolve(mountpoint), modes=Modes(mode), **flags)
-    prepare(options.mountpoint)
+    prepare(options.mountpoint, allow_other=options.allow_other)
     resources, configs = named_paths(resources, configs)
     # Absolute, because a process in the background leaves the working directory.
     paths = tuple(Path.absolute(path) for path in (*resources, *configs))
@@ -102,13 +104,20 @@ def mount(
 
 
 @cli.command("unmount", short_help="Unmount, and end the process that serves it.")
+@click.option("--force", is_flag=True, help="Whatever hangs or is in use: end who serves it, fail who reads it.")
 @click.argument("mountpoint", type=PATH)
-def unmount_command(mountpoint: Path) -> None:
-    """Unmount MOUNTPOINT and end the process that serves it. Fails while a file in it is open."""
+def unmount_command(mountpoint: Path, *, force: bool) -> None:
+    """Unmount MOUNTPOINT and end the process that serves it. Fails while a file in it is open.
+
+    With --force it does not fail, and waits for nobody: programs that hang in the mount, or have files of it open, get
+    an error, and the processes that serve it are killed if they do not end by themselves.
+    """
     path = resolve(mountpoint)
-    if not is_mounted(path):
-        raise MountError(f"{path} has no secretfs mounted")
-    unmount(path)
+    if force:
+        force_unmount(path)
+    else:
+        require_mounted(path)
+        unmount(path)
 
 
 @cli.command("status", short_help="Say how a mount and its stores do.")
@@ -184,10 +193,8 @@ def check(
       4  a store does not answer, or refuses
     """  # noqa: D301
     declaration = load_declaration(*named_paths(resources, configs), app_id, builtin=not no_builtin)
-    steps = 2 * len(declaration.components)
-    hidden = not (connect and sys.stderr.isatty())
-    with click.progressbar(length=steps, label="Connecting", file=sys.stderr, hidden=hidden) as bar:
-        report = trio.run(partial(examine, declaration, Freshness(), connect=connect, step=lambda: bar.update(1)))
+    with _progress(declaration, shown=connect) as step:
+        report = trio.run(partial(examine, declaration, Freshness(), connect=connect, step=step))
     _print_report(report)
     sys.exit(report.exit_code(strict=strict))
 
@@ -248,6 +255,20 @@ def _serve(
         return 0
 
     return _reporting(work)
+
+
+def _freshness(flags: dict[str, Any]) -> Freshness:
+    """Take the flags that `freshness` adds."""
+    return Freshness(**{field.name: flags.pop(field.name) for field in fields(Freshness)})
+
+
+@contextmanager
+def _progress(declaration: Declaration, *, shown: bool = True) -> Iterator[Callable[[], None]]:
+    """Show on a terminal how far the stores have been asked: two steps for each."""
+    hidden = not (shown and sys.stderr.isatty())
+    steps = 2 * len(declaration.components)
+    with click.progressbar(length=steps, label="Connecting", file=sys.stderr, hidden=hidden) as bar:
+        yield lambda: bar.update(1)
 
 
 def _print_report(report: Report) -> None:

@@ -13,13 +13,15 @@ import trio
 
 from secretfs.cache import Freshness
 from secretfs.declaration import Declaration
-from secretfs.errors import MountError, Notice
+from secretfs.errors import Notice
 from secretfs.fuse import SecretOperations
 from secretfs.hand import Hand
 from secretfs.mountpoint import FSTYPE, clear
+from secretfs.obstacles import explain
 from secretfs.publish import Publisher
 from secretfs.registry import Registry
 from secretfs.reload import Origin, Reloader
+from secretfs.servers import sign
 from secretfs.serving import Stores
 from secretfs.vfs import Modes, SecretVFS
 
@@ -93,8 +95,8 @@ async def _mounted(vfs: SecretVFS, publisher: Publisher, options: MountOptions) 
         try:
             pyfuse3.init(SecretOperations(vfs, publisher, uid, gid), str(options.mountpoint), flags)
         except RuntimeError:
-            reason = said() or "libfuse gives no reason"
-            raise MountError(f"cannot mount at {options.mountpoint}: {reason}") from None
+            raise explain(said(), options.mountpoint) from None
+    sign(options.mountpoint)
     clean = False
     try:
         yield
@@ -109,7 +111,7 @@ def _what_libfuse_says() -> Iterator[Callable[[], str]]:
     said, terminal = os.memfd_create("libfuse"), os.dup(2)
     os.dup2(said, 2)
     try:
-        yield lambda: os.pread(said, 4096, 0).decode(errors="replace").strip().replace("\n", "; ")
+        yield lambda: os.pread(said, 4096, 0).decode(errors="replace")
     finally:
         os.dup2(terminal, 2)
         os.close(said)

@@ -188,7 +188,7 @@ END
             exec 3< listening
             read -r line <&3; echo "$line"
             secretfs mount --resources-path c m
-            kill "$(pgrep --newest python)"
+            kill "$(pgrep secretfs:)"
             cat <&3
             wait $listener
         """)
