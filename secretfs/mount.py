@@ -122,7 +122,8 @@ async def _stop_on_signal() -> None:
     with trio.open_signal_receiver(*_STOPPING) as signals:
         async for number in signals:
             log.info("unmounting after %s", signal.Signals(number).name)
-            pyfuse3.terminate()
+            if pyfuse3.trio_token is not None:  # else its loop has just ended by itself, and this would crash
+                pyfuse3.terminate()
 
 
 async def _tidy(vfs: SecretVFS) -> None:

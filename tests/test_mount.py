@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from secretfs.mountpoint import mounts
 from secretfs.registry import open_registry
 from secretfs.serving import Stores
 from tests.support.canary import secret
-from tests.support.command import background, in_namespace
+from tests.support.command import background, environment, in_namespace
 from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import mounted
 
@@ -121,3 +122,25 @@ async def _ended(process: int) -> bool:
         await trio.lowlevel.wait_readable(process)
         return True
     return False
+
+
+def test_a_signal_just_after_the_end_of_the_loop_does_no_harm() -> None:
+    """pyfuse3.terminate() crashes when there is nothing to terminate; the unmount may have been faster."""
+    code = """
+import logging, os, signal, sys
+import trio, trio.testing
+from secretfs.mount import _stop_on_signal
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+async def main():
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_on_signal)
+        await trio.testing.wait_all_tasks_blocked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        nursery.cancel_scope.cancel()
+trio.run(main)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "unmounting after SIGTERM\n"), done.stderr
