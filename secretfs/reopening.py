@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from secretfs.errors import AccessDenied, SecretFSError
 from secretfs.settings import Property
-from secretfs.store import Names, Secret, SecretStore, WatchingStore
+from secretfs.store import ClockedStore, Names, Secret, SecretStore, WatchingStore
 
 T = TypeVar("T")
 
@@ -78,6 +78,11 @@ class ReopeningStore:
         """`WatchingStore.watch`, if the store does watch."""
         self._changed = changed
         self._watch(self._current.store)
+
+    def ahead(self) -> float | None:
+        """`ClockedStore.ahead`, if the store does tell."""
+        store = self._current.store
+        return store.ahead() if isinstance(store, ClockedStore) else None
 
     def close(self) -> None:
         """Close the store."""
