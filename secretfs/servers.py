@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -25,13 +25,14 @@ def sign(mountpoint: Path) -> None:
 
 
 def serving(mount: MountedAt) -> list[int]:
-    """Return the ids of the processes that serve a mount, the oldest first: a supervisor before its workers."""
-    found = []
+    """Return the ids of the processes that serve a mount, a supervisor before the workers that it has forked."""
+    parents = {}
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
-            if _serves(directory, mount):
-                found.append((_started(directory), int(directory.name)))
-    return [pid for _, pid in sorted(found)]
+            status = _status(directory)
+            if _serves(status, mount):
+                parents[int(directory.name)] = int(status["PPid"])
+    return sorted(parents, key=lambda pid: (parents[pid] in parents, pid))
 
 
 def force_unmount(path: Path) -> None:
@@ -47,10 +48,10 @@ def force_unmount(path: Path) -> None:
             raise MountError(f"the secretfs at {path} was mounted by user {mount.user}", "become that user, or root")
         pids = serving(mount)
         _signal(pids, signal.SIGTERM)
-        freed = _cut_off(path)
+        nobody_waits = _cut_off(path) or bool(pids) or _seems_dead(path)
         _detach(path)
         _end(mount)
-        if not pids and not freed:
+        if not nobody_waits:
             raise MountError(
                 f"{path} is unmounted, but the process behind it was not found: who waits for it may wait on",
                 "find it with ps -ef, and kill it",
@@ -61,23 +62,21 @@ def _name(mount: MountedAt) -> str:
     return f"secretfs:{mount.minor:x}"  # 15 bytes at most: a minor number has 20 bits
 
 
-def _serves(directory: Path, mount: MountedAt) -> bool:
+def _status(directory: Path) -> dict[str, str]:
+    lines = (directory / "status").read_text("ascii", "replace").splitlines()
+    return {field: value.strip() for field, _, value in (line.partition(":") for line in lines)}
+
+
+def _serves(status: Mapping[str, str], mount: MountedAt) -> bool:
     """Whether a process has the name, belongs to who mounted, and is not just waiting for its parent to notice its end.
 
     The owner of /proc/PID is no help: it is root for a process that lets nobody look into its memory.
     """
-    lines = (directory / "status").read_text("ascii", "replace").splitlines()
-    status = {field: value.strip() for field, _, value in (line.partition(":") for line in lines)}
     return (
         status["Name"] == _name(mount)
         and int(status["Uid"].split()[0]) == mount.user
         and not status["State"].startswith(("Z", "X"))
     )
-
-
-def _started(directory: Path) -> int:
-    """Return when a process was started, in ticks since boot (proc_pid_stat(5))."""
-    return int((directory / "stat").read_bytes().rpartition(b")")[2].split()[19])
 
 
 def _signal(pids: list[int], number: signal.Signals) -> None:
@@ -87,14 +86,19 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
 
 
 def _cut_off(path: Path) -> bool:
-    """Free who waits for the mount. Returns whether it is certain that nobody waits any more."""
+    """Free who waits for the mount. Returns whether that was possible: see `abort`."""
     try:
         abort(path)
     except MountError:
-        with contextlib.suppress(MountError):
-            return is_dead(path)
         return False
     return True
+
+
+def _seems_dead(path: Path) -> bool:
+    try:
+        return is_dead(path)
+    except MountError:  # it hangs
+        return False
 
 
 def _detach(path: Path) -> None:
@@ -115,7 +119,7 @@ def _end(mount: MountedAt) -> None:
 def _kill(mount: MountedAt) -> list[int]:
     """Kill the processes that serve a mount. Returns their ids.
 
-    The oldest is killed first: a supervisor that survived its worker would start another one.
+    A supervisor is killed first: one that survived its worker would start another one.
     """
     pids = serving(mount)
     _signal(pids, signal.SIGKILL)
