@@ -22,7 +22,17 @@ from secretfs.cache import Freshness
 from secretfs.check import Report, examine
 from secretfs.daemon import log_to, log_to_stderr, open_log, printable, run_in_background
 from secretfs.declaration import Declaration
-from secretfs.errors import SecretFSError
+from secretfs.doctor import (
+    Finding,
+    Level,
+    examine_declaration,
+    examine_machine,
+    examine_stores,
+    exit_code,
+    summary,
+    to_json,
+)
+from secretfs.errors import ConfigurationError, SecretFSError
 from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources
 from secretfs.hand import Hand
 from secretfs.mount import MountOptions, serve
@@ -199,6 +209,38 @@ def check(
     sys.exit(report.exit_code(strict=strict))
 
 
+@cli.command(
+    "doctor",
+    short_help="Say whether a mount would come up here, and what to do if not.",
+    params=[
+        *(parameter for parameter in mount.params if parameter.name != "mountpoint"),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the findings for programs."),
+        click.Argument(["mountpoint"], type=PATH, required=False),
+    ],
+)
+def doctor_command(mountpoint: Path | None, *, as_json: bool, **flags: Any) -> NoReturn:
+    """Look for all that keeps `mount` with the same flags from working: the machine, the mount point, the stores.
+
+    Each finding is PASS, WARN or FAIL, with what to do about it. Nothing is mounted, and no secret is read but those
+    that are the credentials of a store.
+
+    \b
+    Exit codes:
+      0  all is well
+      1  there are warnings
+      2  a mistake in flags, manifests or configuration
+      3  the mount point or FUSE refuses
+      4  a store does not answer, or refuses
+    """  # noqa: D301
+    findings = []
+    for finding in _diagnose(mountpoint, flags):
+        findings.append(finding)
+        if not as_json:
+            _print_finding(finding)
+    click.echo(to_json(findings) if as_json else summary(findings))
+    sys.exit(exit_code(findings))
+
+
 def main() -> NoReturn:
     """Run the command line. Whatever goes wrong ends as a line on standard error, and an exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -269,6 +311,36 @@ def _progress(declaration: Declaration, *, shown: bool = True) -> Iterator[Calla
     steps = 2 * len(declaration.components)
     with click.progressbar(length=steps, label="Connecting", file=sys.stderr, hidden=hidden) as bar:
         yield lambda: bar.update(1)
+
+
+def _diagnose(mountpoint: Path | None, flags: dict[str, Any]) -> Iterator[Finding]:
+    """Make all findings, each when it is found."""
+    yield from examine_machine(mountpoint, allow_other=flags["allow_other"])
+    for notice in MountOptions(mountpoint or Path(), flags["allow_other"], flags["uid"]).notices:
+        yield Finding.warn("flags", str(notice), "give that flag as well, unless only root shall read")
+    resources, configs, app_id, builtin = (flags[name] for name in ("resources", "configs", "app_id", "no_builtin"))
+    if not resources:
+        try:
+            named_paths(resources, configs)
+        except ConfigurationError as error:  # who asks for the machine alone has made no mistake
+            yield Finding.warn("manifests", "no stores are looked at", str(error))
+            return
+    findings, declaration = examine_declaration(
+        lambda: load_declaration(*named_paths(resources, configs), app_id, builtin=not builtin)
+    )
+    yield from findings
+    if declaration is not None:
+        with _progress(declaration) as step:
+            findings = trio.run(examine_stores, declaration, _freshness(flags), step)
+        yield from findings
+
+
+def _print_finding(finding: Finding) -> None:
+    colour = {Level.PASS: "green", Level.WARN: "yellow", Level.FAIL: "red"}[finding.level]
+    click.secho(finding.level.value, fg=colour, nl=False)
+    click.echo(f"  {printable(finding.check):<12} {printable(finding.text)}")
+    if finding.fix:
+        click.echo(f"{'fix:':>18} {printable(finding.fix)}")
 
 
 def _print_report(report: Report) -> None:
