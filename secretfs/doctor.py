@@ -32,6 +32,7 @@ from secretfs.errors import (
     MountError,
     Notice,
     SecretFSError,
+    SecretNotFound,
     StoreError,
     StoreUnavailable,
 )
@@ -50,10 +51,11 @@ SKEW: Final = 30.0
 _PACKAGES: Final = ("pyfuse3", "trio", "hvac", "kubernetes", "azure-identity", "azure-keyvault-secrets")
 
 _MEND: Final = "correct that; `secretfs check` reads it again"
-_ASK_FOR: Final[Mapping[type[StoreError], str]] = {
+_WAYS_OUT: Final[Mapping[type[StoreError], str]] = {
     AccessDenied: "look at the credentials that the component names, and at what their role or policy allows",
     DeadlineExceeded: "look at the store, and at proxies and firewalls on the way; initTimeout says how long to wait",
     StoreUnavailable: "start the store, or correct its address in the manifest",
+    SecretNotFound: "look whether the manifest names what is there: address, engine, path, namespace",
     MalformedAnswer: "look who answers at that address: a proxy, or another service?",
 }
 
@@ -260,8 +262,8 @@ def _noted(check: str, notice: Notice) -> Finding:
 def _wrong(check: str, error: SecretFSError, text: str, *, ignored: bool = False) -> Finding:
     """Make a finding of an error of a manifest or of a store; one of a store that may fail is a warning."""
     if isinstance(error, StoreError):
-        fix = next((fix for kind, fix in _ASK_FOR.items() if isinstance(error, kind)), "")
-        fix = fix or "the log has the reason; docs/stores has a page for each store"
+        ways = (fix for kind, fix in _WAYS_OUT.items() if isinstance(error, kind))
+        fix = next(ways, "docs/stores has a page for each store, with all its settings")
     else:
         fix = _MEND
     if ignored:

@@ -226,6 +226,7 @@ class TestStores:
         [
             ("check=AccessDenied", 4, "the fake says so", "look at the credentials that the component names"),
             ("check=StoreUnavailable", 4, "the fake says so", "start the store, or correct its address"),
+            ("check=SecretNotFound", 4, "the fake says so", "look whether the manifest names what is there"),
             ("check=MalformedAnswer", 4, "the fake says so", "look who answers at that address"),
             ("names:=DeadlineExceeded", 4, "the fake says so", "look at the store, and at proxies and firewalls"),
             ("names:=hang", 4, "no answer within 0.2 s", "look at the store, and at proxies and firewalls"),
