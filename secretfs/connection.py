@@ -18,9 +18,9 @@ from typing import Final
 
 from secretfs.errors import MountError
 from secretfs.journal import Journal
-from secretfs.mountpoint import FSTYPE, explain, find_fusermount
+from secretfs.mountpoint import FSTYPE
+from secretfs.obstacles import DEVICE, explain, require_device, require_fusermount
 
-_DEVICE: Final = "/dev/fuse"
 _SOURCE: Final = b"secretfs"
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8  # sys/mount.h
 _LARGEST: Final = 64 << 10  # bytes; no message before FUSE_INIT is answered is longer
@@ -98,7 +98,8 @@ def connect(path: Path, *, allow_other: bool) -> int:
 
     Whoever may mount does; others have fusermount3 do it.
     """
-    descriptor = _open_device()
+    require_device()
+    descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
         _mount(descriptor, path, allow_other=allow_other)
     except PermissionError:
@@ -106,15 +107,8 @@ def connect(path: Path, *, allow_other: bool) -> int:
         return _fusermount(path, allow_other=allow_other)
     except OSError as error:
         os.close(descriptor)
-        raise MountError(f"cannot mount at {path}: {error.strerror}") from None
+        raise explain(error.strerror or "", path) from None
     return descriptor
-
-
-def _open_device() -> int:
-    try:
-        return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise MountError(f"cannot open {_DEVICE}: {error.strerror}") from None
 
 
 def _mount(descriptor: int, path: Path, *, allow_other: bool) -> None:
@@ -139,7 +133,7 @@ def _fusermount(path: Path, *, allow_other: bool) -> int:
     with ours, theirs:
         done = subprocess.run(  # noqa: S603 - no shell
             ["fusermount3", "-o", options, "--", str(path)],  # noqa: S607 - `executable` is its path
-            executable=find_fusermount(),
+            executable=require_fusermount(),
             env={"_FUSE_COMMFD": str(theirs.fileno()), "LC_ALL": "C", "PATH": os.defpath},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -153,7 +147,7 @@ def _fusermount(path: Path, *, allow_other: bool) -> int:
             if descriptors:
                 os.set_inheritable(descriptors[0], False)  # noqa: FBT003 - the library's signature
                 return descriptors[0]
-    raise MountError(f"cannot mount at {path}: {explain(done.stderr, path)}")
+    raise explain(done.stderr, path)
 
 
 def _read_init(descriptor: int) -> bytes:

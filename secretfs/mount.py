@@ -24,6 +24,7 @@ from secretfs.mountpoint import clear, is_mounted, unmount
 from secretfs.publish import Publisher
 from secretfs.registry import Registry
 from secretfs.reload import Origin, Reloader
+from secretfs.servers import sign
 from secretfs.serving import Stores
 from secretfs.vfs import SecretVFS
 
@@ -88,6 +89,7 @@ async def serve(
         connection = inherited or _mount(options, journal)
         if not inherited:
             keeper.keep(connection)
+        sign(options.mountpoint)
         vfs.on_wake(connection.send)
         _offer(connection, vfs, publisher, options)
         for task in (publisher.run, reloader.on_change, reloader.on_signal):

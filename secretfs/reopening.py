@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from secretfs.errors import AccessDenied, SecretFSError, StoreError
 from secretfs.settings import Property
-from secretfs.store import Names, Secret, SecretStore, WatchingStore
+from secretfs.store import ClockedStore, Names, Secret, SecretStore, WatchingStore
 
 T = TypeVar("T")
 
@@ -81,6 +81,11 @@ class ReopeningStore:
         self._changed = changed
         if self._current is not None:
             self._watch(self._current.store)
+
+    def ahead(self) -> float | None:
+        """`ClockedStore.ahead`, if the store does tell."""
+        store = self._current.store if self._current is not None else None
+        return store.ahead() if isinstance(store, ClockedStore) else None
 
     def close(self) -> None:
         """Close the store."""

@@ -237,6 +237,7 @@ class Supervisor:
             self._let_go(state.get("FDNAME", ""))
         if "READY" in state and not worker.ready:
             worker.ready, worker.ready_at = True, time.monotonic()
+            self._sign()
             if not self._was_ready:
                 self._was_ready = True
                 self._announce()
@@ -260,6 +261,13 @@ class Supervisor:
         with contextlib.suppress(BrokenPipeError):  # who asked for the mount is gone; its users are not
             os.write(self._tell_ready, b"\0")
         os.close(self._tell_ready)
+
+    def _sign(self) -> None:
+        """Take the name of those who serve what is mounted now: `unmount --force` ends us before our worker."""
+        from secretfs.servers import sign  # noqa: PLC0415 - not before it is needed: a supervisor is to be small
+
+        with contextlib.suppress(MountError):  # it has just been unmounted
+            sign(Path(self._mountpoint))
 
     # --- the end ---
 

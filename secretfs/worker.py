@@ -84,7 +84,7 @@ def _work(request: Request, keeper: Keeper) -> None:
         _log_as_asked(request)
     keeper.inherit(request.options.mountpoint)
     if keeper.inherited is None:
-        prepare(request.options.mountpoint)
+        prepare(request.options.mountpoint, allow_other=request.options.allow_other)
         obituary.remove(str(request.options.mountpoint))
     declaration, origin = _read(request)
     protect_memory()

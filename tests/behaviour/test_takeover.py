@@ -311,12 +311,12 @@ def test_what_cannot_be_taken_over(components: Path, offset: int, data: bytes, w
     """takeover-12: What cannot be taken over is mounted anew, and the log says why; what is open is ENOTCONN."""
     with mount_of(components, "cannot be taken over") as mount:
         token = os.open(mount.path / "file/token", os.O_RDONLY)
-        with down(mount):
-            descriptors = Path(f"/proc/{mount.process.pid}/fd")
-            (journal,) = [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())]
-            with journal.open("r+b", buffering=0) as file:
-                file.seek(offset)
-                file.write(data)
+        descriptors = Path(f"/proc/{mount.process.pid}/fd")
+        wait_until(lambda: [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())])
+        (journal,) = [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())]
+        with down(mount), journal.open("r+b", buffering=0) as file:
+            file.seek(offset)
+            file.write(data)
         wait_until(lambda: mount.log.count("INFO mounted at ") == 2)
         assert why in mount.log
         assert (mount.path / "file/token").read_text() == OLD
@@ -335,7 +335,7 @@ def test_a_user_is_taken_over_too() -> None:
             'spec: {type: secretstores.local.env, metadata: [{name: prefix, value: TOKEN_}]}' > c/env.yaml
         as_nobody secretfs mount --log-file log --resources-path c m
         for i in 1 2 3; do
-            pkill -KILL -x -n python
+            pkill -KILL -n secretfs:
             as_nobody cat m/env/A; echo
             until [ "$(grep -c "took over" log)" = $i ]; do sleep 0.01; done
         done
