@@ -17,11 +17,12 @@ import click
 import trio
 
 import secretfs
+from secretfs import mounthelper
 from secretfs.cache import Freshness
 from secretfs.check import Report, examine
 from secretfs.daemon import log_to, log_to_stderr, open_log, printable, run_in_background
 from secretfs.declaration import Declaration
-from secretfs.errors import MountError, SecretFSError
+from secretfs.errors import ConfigurationError, MountError, SecretFSError
 from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources
 from secretfs.hand import Hand
 from secretfs.mount import MountOptions, serve
@@ -194,9 +195,31 @@ def check(
 
 def main() -> NoReturn:
     """Run the command line. Whatever goes wrong ends as a line on standard error, and an exit code."""
+    if mounthelper.is_request(sys.argv[1:], cli.commands):
+        mount_secretfs()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without the lines of a tree is no error
     sys.exit(_reporting(lambda: cli(standalone_mode=False) or 0))
+
+
+def mount_secretfs() -> NoReturn:
+    """Do what mount(8) asks of ``/sbin/mount.secretfs``."""
+    os.environ["PATH"] = os.environ.get("PATH") or mounthelper.PATH
+    try:
+        code = _reporting(_mount_as_asked)
+    except SystemExit as done:
+        code = int(done.code or 0)
+    sys.exit(mounthelper.FAILED if code else 0)
+
+
+def _mount_as_asked() -> int:
+    asked = mounthelper.translate(sys.argv[1:], mount)
+    try:
+        with mount.make_context("mount", asked.flags) as context:
+            context.params["source"] = asked.source
+            return 0 if asked.pretend else int(mount.invoke(context))
+    except click.UsageError as error:  # without its usage: nobody has typed these flags
+        raise ConfigurationError(error.format_message()) from None
 
 
 def _reporting(work: Callable[[], int]) -> int:

@@ -44,6 +44,8 @@ class MountOptions:
     uid: int | None = None
     gid: int | None = None
     modes: Modes = field(default_factory=Modes)
+    source: str = "secretfs"
+    """What the table of mounts has as mounted. `mount -a` looks for what fstab has."""
 
     @property
     def notices(self) -> list[Notice]:
@@ -85,7 +87,12 @@ async def serve(
 async def _mounted(vfs: SecretVFS, publisher: Publisher, options: MountOptions) -> AsyncIterator[None]:
     uid = os.getuid() if options.uid is None else options.uid
     gid = os.getgid() if options.gid is None else options.gid
-    flags = {*pyfuse3.default_options, *_FLAGS, "fsname=secretfs", f"subtype={FSTYPE.removeprefix('fuse.')}"}
+    flags = {
+        *pyfuse3.default_options,
+        *_FLAGS,
+        f"fsname={_escaped(options.source)}",
+        f"subtype={FSTYPE.removeprefix('fuse.')}",
+    }
     if options.allow_other:
         flags.add("allow_other")
     clear(options.mountpoint)
@@ -101,6 +108,11 @@ async def _mounted(vfs: SecretVFS, publisher: Publisher, options: MountOptions) 
         clean = True
     finally:
         pyfuse3.close(unmount=clean)
+
+
+def _escaped(value: str) -> str:
+    """Write a value as libfuse reads it, for whom a comma ends an option."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
 @contextmanager
