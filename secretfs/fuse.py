@@ -62,17 +62,25 @@ def _answers(handler: Handler[P, R]) -> Handler[P, R]:
 
 
 class SecretOperations(ReadOnlyOperations):
-    """What pyfuse3 calls. ``uid`` and ``gid`` own every file, as host ids."""
+    """What pyfuse3 calls. ``uid`` and ``gid`` own every file, as host ids.
+
+    ``attach`` is called when libfuse has read the kernel's first message, before it answers.
+    """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, vfs: SecretVFS, publisher: Publisher, uid: int, gid: int) -> None:
+    def __init__(self, vfs: SecretVFS, publisher: Publisher, uid: int, gid: int, attach: Callable[[], None]) -> None:
         super().__init__()
+        self._attach = attach
         self._vfs = vfs
         self._publisher = publisher
         self._uid = uid
         self._gid = gid
+
+    def init(self) -> None:
+        """Begin."""
+        self._attach()
 
     @_answers
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
@@ -99,7 +107,7 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List a snapshot. libfuse always answers READDIRPLUS, so each entry is a reference that the kernel takes."""
-        for offset, segment, attributes in self._vfs.read_directory(fh, start_id):
+        for offset, segment, attributes in await self._vfs.read_directory(fh, start_id):
             if not pyfuse3.readdir_reply(token, segment, self._reply(attributes), offset):
                 self._vfs.forget(attributes.inode, 1)
                 break
@@ -121,7 +129,7 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Read from the version that was opened."""
-        return self._vfs.read(fh, off, size)
+        return await self._vfs.read(fh, off, size)
 
     @_answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:

@@ -50,6 +50,8 @@ class Asked(NamedTuple):
     """For ``secretfs mount``, the mount point included."""
     source: str
     """What the table of mounts is to have as mounted."""
+    again: list[str]
+    """The same request, as `is_request` knows it: for the supervisor, which starts worker after worker."""
     pretend: bool
     """Do everything but mount (``-f``)."""
 
@@ -68,12 +70,11 @@ def translate(arguments: Sequence[str], mount: click.Command) -> Asked:
     if len(positional) != 2:
         raise ConfigurationError("usage: mount.secretfs SPEC DIRECTORY [-sfnv] [-o OPTION,...] [-t TYPE]")
     spec, directory = positional
-    given = [name for name, _ in switches]
-    flags = _resources(spec)
-    for name, value in switches:
-        if name == "-o":
-            flags += _flags(value, mount, sloppy="-s" in given)
-    return Asked([*flags, "--", directory], spec or "secretfs", pretend="-f" in given)
+    given = {name for name, _ in switches}
+    options = ",".join(value for name, value in switches if name == "-o") or "defaults"
+    flags = [*_resources(spec), *_flags(options, mount, sloppy="-s" in given), "--", directory]
+    again = [spec, directory, "-o", options, *given & {"-s"}]
+    return Asked(flags, spec or "secretfs", again, pretend="-f" in given)
 
 
 def _resources(spec: str) -> list[str]:

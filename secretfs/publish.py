@@ -23,7 +23,8 @@ from secretfs.cache import Change
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
 from secretfs.hand import Hand
 from secretfs.names import CONTROL, encode, split
-from secretfs.tree import Directory, DirectoryKey, FolderKey, Inode, LeafKey, RootKey, ValueKey, Version
+from secretfs.places import DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey
+from secretfs.tree import Directory, Inode, Version
 from secretfs.vfs import Attributes, SecretVFS
 
 BACKLOG = 10_000

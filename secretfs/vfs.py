@@ -9,6 +9,7 @@ multi-valued secret are names that only its value tells; all its lookups wait fo
 Content that has changed means a new inode. The old one is `Superseded`: the kernel looks the path up again by itself.
 """
 
+import hashlib
 import logging
 import os
 import time
@@ -35,27 +36,25 @@ from secretfs.errors import (
     StoreError,
     Superseded,
 )
+from secretfs.journal import Journal
 from secretfs.names import BULK_ENV, BULK_JSON, CONTROL, encode, split
-from secretfs.shelf import Fresh, Shelf
-from secretfs.store import Secret
-from secretfs.tree import (
+from secretfs.places import (
     Bulk,
     BulkKey,
     Control,
     ControlKey,
     ControlsKey,
-    Directory,
     DirectoryKey,
     FolderKey,
-    Inode,
     LeafKey,
     RootKey,
     SecretBulkKey,
     SecretKey,
-    Tree,
     ValueKey,
-    Version,
 )
+from secretfs.shelf import Fresh, Shelf
+from secretfs.store import Secret
+from secretfs.tree import Directory, Inode, Tree, Version
 from secretfs.view import StoreView
 
 T = TypeVar("T")
@@ -79,6 +78,10 @@ GRACE = 0.1
 """Seconds for which a version can be opened from when it was right, whatever happens: `SHORTEST_TTL` of the cache."""
 BULK_IDLE = 60.0
 """Seconds that the bulk file of a store stays in memory without a reader."""
+
+_NUMBER_BITS = 40
+_NUMBER = (1 << _NUMBER_BITS) - 1
+"""Inode numbers stay below: ten years of a thousand versions a second are 3e11."""
 
 _BULK_FORMS = {BULK_JSON: Bulk.JSON, BULK_ENV: Bulk.ENV}
 
@@ -124,19 +127,40 @@ _XATTRS: dict[str, Callable[[Fresh[Secret]], str]] = {
 }
 
 
+Entries = list[tuple[bytes, DirectoryKey | LeafKey, float]]
+"""What is in a directory: segment, place, and until when that holds, on trio's clock."""
+
+
+@dataclass(slots=True)
+class Listing:
+    """A directory as it was when it was opened. Who opens it with the same names in it shares it."""
+
+    entries: Entries
+    opens: int = 0
+
+
 class SecretVFS:
     """The file system of one app: a directory for each of its stores, by component name."""
 
-    def __init__(self, views: Mapping[str, StoreView], modes: Modes, nursery: trio.Nursery, app_id: str = "") -> None:
+    def __init__(
+        self,
+        views: Mapping[str, StoreView],
+        modes: Modes,
+        nursery: trio.Nursery,
+        app_id: str = "",
+        journal: Journal | None = None,
+    ) -> None:
+        """Begin a file system, or go on with the one that a journal tells of. Raises `JournalUnreadable`."""
         self._views = dict(views)
         self._roots = _roots(views)
         self._file_mode = S_IFREG | modes.file
         self._directory_mode = S_IFDIR | modes.directory
-        self._tree = Tree()
+        self._tree = Tree(journal)
+        self._tree.settle({name: view.multi_valued for name, view in views.items()})
         self._bulks = Shelf[BulkKey, bytes](self._render, nursery)
-        self._listings: dict[int, list[tuple[bytes, DirectoryKey | LeafKey, float]]] = {}
+        self._listings: dict[int, Listing] = {}
         self._unrenderable: dict[BulkKey, str] = {}
-        self._handles = count(1)
+        self._serials = count(1)
         self._changed: Callable[[str, Change], None] = lambda _, __: None
         self._polls: dict[int, list[Callable[[], None]]] = {}
         self._born = time.time()
@@ -167,6 +191,7 @@ class SecretVFS:
             view.on_change(partial(self._pass_on, component))
         for version in [version for component in changed for version in self._tree.outdate(component)]:
             self._wake(version.number)
+        self._tree.settle({name: view.multi_valued for name, view in views.items()})
         return changed
 
     async def lookup(self, parent: int, segment: bytes) -> Attributes:
@@ -194,22 +219,37 @@ class SecretVFS:
         return self._file_attributes(inode, content.remaining)
 
     async def open_directory(self, number: int) -> int:
-        """Take a snapshot of a directory's entries; returns a handle for `read_directory` and `close_directory`."""
+        """Take a snapshot of a directory's entries; returns a handle for `read_directory` and `close_directory`.
+
+        The handle tells the directory and what was in it, so that whoever takes over can go on with it.
+        """
         directory = self._directory(number).key
         entries = await self._entries(directory)
         if isinstance(directory, FolderKey):
             self._view(directory.component).walk(key.name for _, key, _ in entries if _is_secret(key))
-        handle = next(self._handles)
-        self._listings[handle] = entries
+        handle = _listing_handle(number, entries)
+        listing = self._listings.setdefault(handle, Listing(entries))
+        listing.entries = entries  # the same names, known for longer
+        listing.opens += 1
         return handle
 
-    def read_directory(self, handle: int, start: int) -> Iterator[tuple[int, bytes, Attributes]]:
-        """Yield ``(offset of the next, segment, attributes)`` from ``start`` on, without fetching any value.
+    async def read_directory(self, handle: int, start: int) -> Iterator[tuple[int, bytes, Attributes]]:
+        """Return ``(offset of the next, segment, attributes)`` from ``start`` on, without fetching any value.
 
-        What is yielded counts as a reference that the kernel holds; `forget` what did not reach it.
+        What is yielded counts as a reference that the kernel holds; `forget` what did not reach it. Raises `Superseded`
+        if the directory was opened before this process took over, and holds other names by now.
         """
+        if handle not in self._listings:
+            number = handle & _NUMBER
+            entries = await self._entries(self._directory(number).key)
+            if _listing_handle(number, entries) != handle:
+                raise Superseded(f"directory {number} has changed since it was opened")
+            self._listings.setdefault(handle, Listing(entries))
+        return self._read_on(self._listings[handle].entries, start)
+
+    def _read_on(self, entries: Entries, start: int) -> Iterator[tuple[int, bytes, Attributes]]:
         now = trio.current_time()
-        for offset, (segment, key, expires) in enumerate(self._listings[handle][start:], start + 1):
+        for offset, (segment, key, expires) in enumerate(entries[start:], start + 1):
             try:
                 attributes = self._entry(key, max(0.0, expires - now))
             except NoSuchEntry:  # a key that the secret lost since the directory was opened
@@ -217,8 +257,12 @@ class SecretVFS:
             yield offset, segment, attributes
 
     def close_directory(self, handle: int) -> None:
-        """Drop a snapshot."""
-        del self._listings[handle]
+        """Drop a snapshot when the last who has it closes it."""
+        listing = self._listings.get(handle)
+        if listing is not None:  # else it was opened, and never read from, before this process took over
+            listing.opens -= 1
+            if listing.opens <= 0:
+                del self._listings[handle]
 
     async def open(self, number: int) -> int:
         """Open a file at the version of this inode. The handle is the inode number: it carries no state of its own.
@@ -228,6 +272,8 @@ class SecretVFS:
         """
         version = self._version(number)
         if isinstance(version.key, ControlKey):
+            if version.content is None and version.key.control is Control.STATUS:
+                raise Superseded("what it told, another process knew")
             self._tree.open(version, version.content or b"")
             return number
         try:
@@ -250,12 +296,12 @@ class SecretVFS:
             raise ReadOnly("write")
         await refresh({root: self._view(key.component) for root, key in self._roots.items()}, requested(text))
 
-    def read(self, handle: int, offset: int, size: int) -> bytes:
-        """Read from an open file."""
-        content = self._version(handle).content
-        if content is None:
-            raise Superseded(f"inode {handle} is not open")
-        return content[offset : offset + size]
+    async def read(self, handle: int, offset: int, size: int) -> bytes:
+        """Read from an open file. Raises `Superseded` if this process took over and the version is not to be had."""
+        version = self._version(handle)
+        if version.content is None:
+            self._tree.hold(version, (await self._current_content(version)).data)
+        return (version.content or b"")[offset : offset + size]
 
     def close(self, handle: int) -> None:
         """Close an open file."""
@@ -437,7 +483,7 @@ class SecretVFS:
                 return key, max(0.0, expires - trio.current_time())
         raise NoSuchEntry(segment.decode(errors="replace"))
 
-    async def _entries(self, parent: DirectoryKey) -> list[tuple[bytes, DirectoryKey | LeafKey, float]]:
+    async def _entries(self, parent: DirectoryKey) -> Entries:
         """Return segment, key and expiry of all that is listed in a directory, sorted."""
         found: Mapping[bytes, DirectoryKey | LeafKey] = self._roots
         remaining = DIRECTORY_TIMEOUT
@@ -473,7 +519,7 @@ class SecretVFS:
         """
         if key.control is Control.STATUS:
             data = self._status()
-            version = self._bind(key, Content(data, time.time(), 0.0, next(self._handles)))
+            version = self._bind(key, Content(data, time.time(), 0.0, next(self._serials)))
             version.content = data
         else:
             version = self._tree.successor(key)
@@ -555,6 +601,12 @@ class SecretVFS:
     def _file_attributes(self, version: Version, attr_timeout: float, entry_timeout: float = 0.0) -> Attributes:
         modified = version.modified or self._born
         return Attributes(version.number, self._file_mode, version.size, modified, attr_timeout, entry_timeout)
+
+
+def _listing_handle(number: int, entries: Entries) -> int:
+    """Return a handle for a directory with these entries: its inode number and, above that, a digest of the names."""
+    digest = hashlib.blake2b(b"/".join(segment for segment, _, _ in entries), digest_size=3).digest()
+    return number | int.from_bytes(digest, "big") << _NUMBER_BITS
 
 
 def _is_secret(key: DirectoryKey | LeafKey) -> TypeGuard[SecretKey | ValueKey]:

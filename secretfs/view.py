@@ -17,11 +17,11 @@ import trio
 from secretfs.cache import CONCURRENCY, REFUSAL_TTL, CachedStore, Change
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreError
 from secretfs.names import decode, encode, split
+from secretfs.places import FolderKey, SecretKey, ValueKey
 from secretfs.scopes import SecretScope
 from secretfs.shelf import Fresh
 from secretfs.store import Names, Secret
 from secretfs.tally import Statistics
-from secretfs.tree import FolderKey, SecretKey, ValueKey
 
 Entry = FolderKey | SecretKey | ValueKey
 Entries = Mapping[bytes, Entry]

@@ -15,9 +15,10 @@ import pytest
 import secretfs.errors
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
 from secretfs.fuse import SecretOperations
+from secretfs.places import ValueKey
 from secretfs.publish import Call, Grant, Publisher
 from secretfs.readonly import ReadOnlyOperations
-from secretfs.tree import ValueKey, Version
+from secretfs.tree import Version
 from secretfs.vfs import Attributes, SecretVFS
 from tests.conftest import ExpectLog
 from tests.support.canary import leaked
@@ -108,7 +109,13 @@ class Recorder:
 
 def serving(vfs: object, publisher: object = None) -> SecretOperations:
     """Put the adapter before what stands in for a `SecretVFS` and a `Publisher`."""
-    return SecretOperations(cast("SecretVFS", vfs), cast("Publisher", publisher or Recorder(busy=False)), 1000, 2000)
+
+    def attach() -> None:
+        """Stand in for the kernel."""
+
+    return SecretOperations(
+        cast("SecretVFS", vfs), cast("Publisher", publisher or Recorder(busy=False)), 1000, 2000, attach
+    )
 
 
 class FailingVFS:
@@ -120,9 +127,7 @@ class FailingVFS:
     def __getattr__(self, name: str) -> Callable[..., object]:
         if name in (
             "forget",
-            "read_directory",
             "close_directory",
-            "read",
             "close",
             "listxattr",
             "poll",

@@ -18,11 +18,13 @@ def test_the_first_field_is_the_directory_of_the_manifests() -> None:
     asked = translate(["/etc/secretfs/components", "/srv/secrets"], mount)
     assert asked.flags == ["--resources-path", "/etc/secretfs/components", "--", "/srv/secrets"]
     assert asked.source == "/etc/secretfs/components"
+    assert not asked.pretend
 
 
 @pytest.mark.parametrize(("spec", "source"), [("none", "none"), ("secretfs", "secretfs"), ("", "secretfs")])
 def test_the_first_field_may_say_nothing(spec: str, source: str) -> None:
-    assert translate([spec, "/srv/secrets"], mount) == (["--", "/srv/secrets"], source, False)
+    asked = translate([spec, "/srv/secrets"], mount)
+    assert (asked.flags, asked.source) == (["--", "/srv/secrets"], source)
 
 
 def test_another_first_field_is_refused() -> None:
@@ -82,8 +84,18 @@ def test_commas_in_quotes_and_further_options_belong_to_the_request() -> None:
 
 
 def test_switches_may_stand_anywhere() -> None:
-    assert translate(["-n", "", "-v", "/m", "-t", "secretfs"], mount) == (["--", "/m"], "secretfs", False)
+    assert flags("-n", "", "-v", "/m", "-t", "secretfs") == ["--", "/m"]
     assert translate(["", "/m", "-f"], mount).pretend
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["/c", "/m"], ["/c", "/m", "-sv", "-o", "ttl=1s", "-o", "alow_other"], ["-o", "ro,mode=0440", "none", "/m"]],
+)
+def test_a_request_can_be_made_again(arguments: list[str]) -> None:
+    asked = translate(arguments, mount)
+    assert is_request(asked.again, cli.commands)
+    assert translate(asked.again, mount) == asked
 
 
 @pytest.mark.parametrize("arguments", [[], ["/m"], ["", "/m", "more"], ["", "/m", "-N", "7"], ["", "/m", "-o"]])

@@ -24,9 +24,10 @@ from secretfs.cache import Change, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, ReadOnly, SecretFSError, SecretNotFound, StoreUnavailable
 from secretfs.hand import CALLS, Hand
 from secretfs.names import CONTROL, encode, is_reserved, split
+from secretfs.places import FolderKey, ValueKey
 from secretfs.publish import BACKLOG, Call, Grant, Publisher
 from secretfs.scopes import ALLOW_ALL, SecretScope
-from secretfs.tree import ROOT_INODE, Directory, FolderKey, ValueKey, Version
+from secretfs.tree import ROOT_INODE, Directory, Version
 from secretfs.vfs import Attributes, Modes, SecretVFS
 from secretfs.view import StoreView
 from tests.conftest import ExpectLog
@@ -145,7 +146,7 @@ class FakeKernel(Publisher):
         """List a directory, as a reader does; returns its inode."""
         inode = await self.walk(path)
         handle = await self._vfs.open_directory(inode)
-        for _, segment, attributes in self._vfs.read_directory(handle, 0):
+        for _, segment, attributes in await self._vfs.read_directory(handle, 0):
             self.take(inode, segment, attributes)
         self._vfs.close_directory(handle)
         self.listed.add(inode)
@@ -167,7 +168,7 @@ class FakeKernel(Publisher):
     async def cat(self, path: str) -> bytes:
         """Open, read and close."""
         handle = await self.open(path)
-        content = self._vfs.read(handle, 0, 1 << 20)
+        content = await self._vfs.read(handle, 0, 1 << 20)
         await self.close(handle)
         return content
 
@@ -447,7 +448,7 @@ class TestWhatIsCalled:
         await put(env, "TOKEN")
         assert woken == [True]
         assert kernel._vfs.poll(handle, lambda: woken.append(True))
-        assert kernel._vfs.read(handle, 0, 999) == OLD
+        assert await kernel._vfs.read(handle, 0, 999) == OLD
         await kernel.close(handle)
         with pytest.raises(KeyError):
             kernel._vfs._tree.inode(handle)
@@ -527,7 +528,7 @@ class TestWhatIsCalled:
         await delete(store, name)
         assert woken == [True]
         assert kernel._vfs.poll(handle, lambda: woken.append(True))
-        assert kernel._vfs.read(handle, 0, 999) == OLD
+        assert await kernel._vfs.read(handle, 0, 999) == OLD
         await kernel.close(handle)
 
     @pytest.mark.parametrize("directory_first", [False, True])
@@ -914,7 +915,7 @@ class History:
 
     async def compare(self, vfs: SecretVFS, fresh: int, shown: int) -> None:
         handle = await vfs.open_directory(fresh)
-        there = {segment: attributes for _, segment, attributes in vfs.read_directory(handle, 0)}
+        there = {segment: attributes for _, segment, attributes in await vfs.read_directory(handle, 0)}
         entries = self.kernel.entries.get(shown, {})
         assert entries.keys() <= there.keys()
         assert shown not in self.kernel.listed or entries.keys() == there.keys()

@@ -328,16 +328,16 @@ class App:
 
     async def read(self, path: str) -> str:
         handle = await self.open(path)
-        text = self.content(handle)
+        text = await self.content(handle)
         self.vfs.close(handle)
         return text
 
-    def content(self, handle: int) -> str:
-        return self.vfs.read(handle, 0, 999).decode()
+    async def content(self, handle: int) -> str:
+        return (await self.vfs.read(handle, 0, 999)).decode()
 
     async def names(self, path: str) -> list[str]:
         handle = await self.vfs.open_directory(await self.inode(path) if path else ROOT_INODE)
-        names = [segment.decode() for _, segment, _ in self.vfs.read_directory(handle, 0)]
+        names = [segment.decode() for _, segment, _ in await self.vfs.read_directory(handle, 0)]
         self.vfs.close_directory(handle)
         return names
 
@@ -386,7 +386,7 @@ class TestWhatIsSeen:
             assert not running.vfs.poll(handle, lambda: woken.append(True))
             path.unlink()
             await running.reload()
-            assert running.content(handle) == secret("a")
+            assert await running.content(handle) == secret("a")
             assert (await running.vfs.getattr(handle)).size == len(secret("a"))
             assert woken == [True]
             assert running.vfs.poll(handle, None)
@@ -414,7 +414,7 @@ class TestWhatIsSeen:
             await until(lambda: running.told == [("a", Change(values=frozenset({("other", "k")})))])
             assert await running.inode("a/same/k") == same
             assert await running.inode("a/other/k") != other
-            assert running.content(other) == secret("2")
+            assert await running.content(other) == secret("2")
             with pytest.raises(Superseded):  # at once, although it was right a moment ago
                 await running.vfs.open(other)
 

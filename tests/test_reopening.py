@@ -149,6 +149,7 @@ def test_a_call_under_way_keeps_the_old_store_open(store: ReopeningStore, upstre
     slow.start()
     entered.acquire()
     generation = store._current
+    assert generation is not None
     upstream.rotate()
     assert store._renewed(generation, "fetch")
     assert store.fetch("db").values == {"k": b"v"}

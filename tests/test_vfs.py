@@ -20,8 +20,9 @@ from secretfs.errors import (
     StoreUnavailable,
     Superseded,
 )
+from secretfs.places import Bulk, BulkKey, FolderKey, SecretKey, ValueKey
 from secretfs.scopes import ALLOW_ALL, SecretScope
-from secretfs.tree import ROOT_INODE, Bulk, BulkKey, FolderKey, SecretKey, ValueKey, Version
+from secretfs.tree import ROOT_INODE, Version
 from secretfs.vfs import POLLS, Attributes, Modes, SecretVFS
 from secretfs.view import StoreView
 from tests.conftest import ExpectLog
@@ -88,7 +89,7 @@ async def cat(vfs: SecretVFS, path: str) -> bytes:
         except Superseded:
             assert attempt == 0
             continue
-        content = vfs.read(handle, 0, 1 << 20)
+        content = await vfs.read(handle, 0, 1 << 20)
         assert (await vfs.getattr(attributes.inode)).size == len(content)
         vfs.close(handle)
         return content
@@ -98,7 +99,7 @@ async def cat(vfs: SecretVFS, path: str) -> bytes:
 async def ls(vfs: SecretVFS, path: str = "") -> dict[str, Attributes]:
     inode = (await walk(vfs, path)).inode if path else ROOT_INODE
     handle = await vfs.open_directory(inode)
-    entries = list(vfs.read_directory(handle, 0))
+    entries = list(await vfs.read_directory(handle, 0))
     vfs.close_directory(handle)
     return {segment.decode(): attributes for _, segment, attributes in entries}
 
@@ -219,13 +220,13 @@ async def test_an_open_file_keeps_its_version(vfs: SecretVFS, env: MemoryStore, 
     env.put("TOKEN", {"TOKEN": NEW})
     mock_clock.jump(60)
     assert await cat(vfs, "env/TOKEN") == NEW
-    assert vfs.read(handle, 0, 999) == OLD
-    assert vfs.read(handle, 8, 4) == OLD[8:12]
+    assert await vfs.read(handle, 0, 999) == OLD
+    assert await vfs.read(handle, 8, 4) == OLD[8:12]
     assert (await vfs.getattr(inode)).size == len(OLD)  # fstat
     env.delete("TOKEN")
     mock_clock.jump(60)
     assert (await vfs.getattr(inode)).size == len(OLD)
-    assert vfs.read(handle, 0, 999) == OLD
+    assert await vfs.read(handle, 0, 999) == OLD
     vfs.close(handle)
     vfs.forget(inode, 1)
 
@@ -262,7 +263,7 @@ async def test_a_key_that_is_lost_while_a_directory_is_read_is_passed_over(
     vault.put("db", {"password": OLD})
     mock_clock.jump(60)
     await cat(vfs, "vault/db/password")
-    assert [segment for _, segment, _ in vfs.read_directory(handle, 0)] == [b"password"]
+    assert [segment for _, segment, _ in await vfs.read_directory(handle, 0)] == [b"password"]
 
 
 async def test_a_listing_is_a_snapshot_that_can_be_continued(
@@ -270,10 +271,10 @@ async def test_a_listing_is_a_snapshot_that_can_be_continued(
 ) -> None:
     inode = (await walk(vfs, "env")).inode
     handle = await vfs.open_directory(inode)
-    first, *_ = vfs.read_directory(handle, 0)
+    first, *_ = await vfs.read_directory(handle, 0)
     env.put("AAA", {"AAA": b""})
     mock_clock.jump(60)
-    rest = [segment for _, segment, _ in vfs.read_directory(handle, first[0])]
+    rest = [segment for _, segment, _ in await vfs.read_directory(handle, first[0])]
     assert [first[1], *rest] == [b"EMPTY", b"TOKEN"]
 
 
@@ -332,7 +333,7 @@ async def test_bulk_is_one_version_and_scope_filtered(make: Make, vault: MemoryS
     vault.put("team/api", {"key": b"other"})
     mock_clock.jump(60)
     assert json.loads(await cat(vfs, "vault/.bulk.json")) == {"team/api": {"key": "other"}}
-    assert json.loads(vfs.read(handle, 0, 999)) == {"team/api": {"key": "k"}}
+    assert json.loads(await vfs.read(handle, 0, 999)) == {"team/api": {"key": "k"}}
     vfs.close(handle)
 
 
@@ -520,7 +521,7 @@ class TestChangesThatAStoreTells:
         assert (await walk(vfs, path)).inode == after.inode
         assert await cat(vfs, path) == NEW
         assert (await vfs.getattr(before)).size == len(OLD)  # fstat
-        assert vfs.read(handle, 0, 999) == OLD
+        assert await vfs.read(handle, 0, 999) == OLD
         vfs.close(handle)
         with pytest.raises(Superseded):
             await vfs.getattr(before)
@@ -534,7 +535,7 @@ class TestChangesThatAStoreTells:
     ) -> None:
         before = (await stat_of(vfs, "vault/.bulk.json")).inode
         handle = await vfs.open(before)
-        content = vfs.read(handle, 0, 999)
+        content = await vfs.read(handle, 0, 999)
         vault.put("db", {"password": NEW})
         vault.put("added", {"k": b"v"})
         await tell(vault, "db", "added")
@@ -544,7 +545,7 @@ class TestChangesThatAStoreTells:
             "added": {"k": "v"},
         }
         assert (await walk(vfs, "vault/.bulk.json")).inode != before
-        assert vfs.read(handle, 0, 999) == content
+        assert await vfs.read(handle, 0, 999) == content
         vfs.close(handle)
         assert told
 
@@ -646,7 +647,7 @@ class TestPoll:
         vfs.gone(vfs._tree.inode(polled.handle))
         assert polled.notified == ["a"]
         assert polled.poll("b") is True  # or poll(2) would go back to sleep
-        assert vfs.read(polled.handle, 0, 999) == OLD
+        assert await vfs.read(polled.handle, 0, 999) == OLD
         assert (await vfs.getattr(polled.handle)).size == len(OLD)
         assert (await walk(vfs, "env/TOKEN")).inode != polled.handle
 
@@ -705,7 +706,7 @@ async def test_a_version_can_be_opened_for_a_moment_after_it_was_right(
     await vfs._views["env"]._store._secrets.load("TOKEN")
     assert (await walk(vfs, "env/TOKEN")).inode != before
     handle = await vfs.open(before)
-    assert vfs.read(handle, 0, 999) == NEW
+    assert await vfs.read(handle, 0, 999) == NEW
     vfs.close(handle)
     mock_clock.jump(0.2)
     with pytest.raises(Superseded):

@@ -23,8 +23,6 @@ PASSWORD = POINT / "file/password"
 UNITS = sorted((ROOT / "systemd").rglob("*.service"))
 DROP_IN = Path(f"/run/systemd/system/{UNIT}.d/test.conf")
 
-needs_takeover = pytest.mark.xfail(reason="the daemon does not take the live connection over yet", strict=True)
-
 
 @pytest.fixture
 def service(system: System) -> Iterator[System]:
@@ -150,7 +148,6 @@ def test_killed(service: System) -> None:
     assert service.show(UNIT, "NRestarts") == "1"
 
 
-@needs_takeover
 def test_readers_of_a_killed_daemon(service: System) -> None:
     """systemd-4: No reader sees an error when the daemon is killed or restarted: he waits, less than a second."""
     service.systemctl("start", UNIT)
@@ -164,7 +161,6 @@ def test_readers_of_a_killed_daemon(service: System) -> None:
     assert reader.worst < 1
 
 
-@needs_takeover
 def test_hanging(service: System) -> None:
     """systemd-5: A daemon that hangs is ended and replaced after `WatchdogSec`; readers wait, and see no error."""
     drop_in(service, "[Service]", "WatchdogSec=500ms")
@@ -178,7 +174,6 @@ def test_hanging(service: System) -> None:
     assert reader.failed == []
 
 
-@needs_takeover
 def test_alive(service: System) -> None:
     """A daemon that serves is left alone, however long (systemd-5)."""
     drop_in(service, "[Service]", "WatchdogSec=300ms")
