@@ -48,6 +48,13 @@ def daemons(system: System) -> list[str]:
     return system.run("pgrep", "--full", f" {POINT}( |$)").stdout.decode().split()
 
 
+def workers(system: System) -> list[str]:
+    """Return who serves: neither the supervisor nor a hand."""
+    found = system.run("pgrep", "--full", "--", f"-m secretfs .*{POINT}( |$)").stdout.decode().split()
+    names = {pid: system.output("cat", f"/proc/{pid}/comm").strip() for pid in found}
+    return [pid for pid, name in names.items() if name not in ("secretfs-keeper", "secretfs-hand")]
+
+
 def password(system: System) -> str:
     return system.path(POINT / "file/password").read_text(encoding="utf-8")
 
@@ -140,11 +147,19 @@ def test_automount(system: System) -> None:
     fstab(system, f"{MANIFESTS} secretfs noauto,_netdev,x-systemd.automount,x-systemd.idle-timeout=1")
     system.systemctl("start", "srv-secrets.automount")
     assert daemons(system) == []
-    for _ in range(2):
-        assert system.output("head", "-c5", f"{POINT}/file/password") == secret("fstab")[:5]
-        system.wait_for("srv-secrets.mount", "active")
-        system.wait_for("srv-secrets.mount", "inactive")
-        wait_until(lambda: not daemons(system))
+    assert system.output("head", "-c5", f"{POINT}/file/password") == secret("fstab")[:5]
+    system.wait_for("srv-secrets.mount", "inactive")
+    wait_until(lambda: not daemons(system))
+    assert system.output("head", "-c5", f"{POINT}/file/password") == secret("fstab")[:5]
+
+
+def test_killed(system: System) -> None:
+    """fstab-8: A daemon that is killed is replaced; no reader sees an error."""
+    assert mount(system, "-t", "secretfs", MANIFESTS, str(POINT)).returncode == 0
+    (worker,) = workers(system)
+    system.output("kill", "-KILL", worker)
+    assert password(system) == secret("fstab")
+    assert workers(system) not in ([], [worker])
 
 
 def test_a_mount_that_is_needed(system: System) -> None:
