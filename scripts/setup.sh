@@ -38,7 +38,7 @@ dev_packages=(
     tree
     procps        # pgrep
     shellcheck
-    util-linux    # umount, unshare
+    util-linux    # nsenter, setpriv, umount, unshare
 )
 
 say() { echo "setup: $*"; }

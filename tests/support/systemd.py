@@ -5,7 +5,6 @@ import errno
 import os
 import select
 import shlex
-import signal
 import socket
 import subprocess
 import tempfile
@@ -22,8 +21,13 @@ from tests.support.shell import Argument, run, wait_until
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PATIENCE = 30.0
 
-# In a mount namespace of its own, of which nothing is left when the last process in it has ended. /run is another one
-# because systemd-nspawn leaves a directory there. Devices are made here: those of the machine may be for root alone.
+# The first process of namespaces of its own: when it is killed, all that it has started ends and all mounts go, also if
+# it is the tests themselves that were killed. /run is another one because systemd-nspawn leaves a directory there.
+# Devices are made here: those of the machine may be for root alone.
+_ALONE = [
+    *("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=private"),
+    *("--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"),
+]
 _BOOT = """
 set -eu
 for cgroup in {cgroups}; do echo $$ > "$cgroup/cgroup.procs"; done
@@ -109,7 +113,7 @@ def booted() -> Iterator[System]:
         console = Path(scratch, "console")
         with console.open("wb") as output:
             container = subprocess.Popen(
-                ["unshare", "--mount", "--propagation=private", "setpriv", "--pdeathsig=KILL", "sh", "-c", script],
+                [*_ALONE, script],
                 env={"PATH": _PATH, "NOTIFY_SOCKET": f"@{told.getsockname()[1:].decode()}"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -118,29 +122,25 @@ def booted() -> Iterator[System]:
         try:
             yield System(_leader(container, told, console), Path(scratch, "shared"))
         finally:
-            _pull_the_plug(container)
+            container.kill()
+            container.wait()
 
 
 def _leader(container: subprocess.Popen[bytes], told: socket.socket, console: Path) -> int:
-    """Wait until the system is up; returns its PID 1, as systemd-nspawn tells it."""
-    leader = 0
+    """Wait until the system is up, which systemd-nspawn tells; returns its PID 1."""
     ended, ready = os.pidfd_open(container.pid), told.fileno()
     try:
         while ready in select.select([ready, ended], [], [], _PATIENCE)[0]:
-            message = dict(line.split("=", 1) for line in told.recv(4096).decode().splitlines())
-            leader = int(message.get("X_NSPAWN_LEADER_PID", leader))
-            if "READY" in message:
-                return leader
+            if "READY=1" in told.recv(4096).decode().splitlines():
+                return _child(_child(container.pid))  # unshare, systemd-nspawn, systemd
     finally:
         os.close(ended)
     raise AssertionError(f"the system did not boot:\n{console.read_text('utf-8', 'replace')}")
 
 
-def _pull_the_plug(container: subprocess.Popen[bytes]) -> None:
-    for pid in Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text("ascii").split():
-        os.kill(int(pid), signal.SIGKILL)  # PID 1; all that it has started ends with it
-    container.kill()
-    container.wait()
+def _child(pid: int) -> int:
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
+    return int(child)
 
 
 @contextlib.contextmanager
