@@ -18,6 +18,7 @@ import trio
 
 import secretfs
 from secretfs import mounthelper, worker
+from secretfs.attributes import Modes
 from secretfs.cache import Freshness
 from secretfs.check import Report, examine
 from secretfs.daemon import log_to_stderr, printable
@@ -27,7 +28,6 @@ from secretfs.mount import MountOptions
 from secretfs.mountpoint import is_mounted, resolve, unmount
 from secretfs.shelf import log_defect
 from secretfs.status import read_status, refresh, show
-from secretfs.vfs import Modes
 from secretfs.worker import Request
 
 log = logging.getLogger(__name__)

@@ -5,12 +5,14 @@ users wait; a process that takes over is fed the FUSE_INIT that the kernel sent 
 read and not answered to be sent again (FUSE_NOTIFY_RESEND, Linux 6.9). See linux/fuse.h.
 """
 
+import contextlib
 import ctypes
 import os
 import select
 import socket
 import struct
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -27,7 +29,7 @@ _INIT_IN: Final = struct.Struct("=IIIII")  # major, minor, max_readahead, flags,
 _OUT_HEADER: Final = struct.Struct("=IiQ")  # len, error, unique
 _FUSE_INIT: Final = 26
 _FLAGS2_HAS_RESEND: Final = 1 << (39 - 32)
-_NOTIFY_POLL, _NOTIFY_RESEND = 1, 7
+_NOTIFY_RESEND = 7
 
 
 class Connection:
@@ -68,6 +70,26 @@ class Connection:
             self._ours.close()
         if self.taken_over:
             os.write(self.descriptor, _OUT_HEADER.pack(_OUT_HEADER.size, _NOTIFY_RESEND, 0))
+
+    def wake_up_call(self, notify: Callable[[], None]) -> bytes:
+        """Return the message that a poll handle sends to wake who waits, instead of having it sent.
+
+        The handle dies with the process, and those who wait do not: `send` sends the message in any process. libfuse
+        writes it to where it believes the kernel to be.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            os.dup2(theirs.fileno(), self._place, inheritable=False)
+            try:
+                notify()
+            finally:
+                os.dup2(self.descriptor, self._place, inheritable=False)
+            return ours.recv(_LARGEST, socket.MSG_DONTWAIT)
+
+    def send(self, message: bytes) -> None:
+        """Send the kernel a message of `wake_up_call`. One about a file that is closed by now does nothing."""
+        with contextlib.suppress(OSError):  # there is nobody to wake if the mount is gone
+            os.write(self.descriptor, message)
 
 
 def connect(path: Path, source: str, *, allow_other: bool) -> int:

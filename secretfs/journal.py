@@ -29,7 +29,8 @@ FORMAT: Final = 1
 _MAGIC: Final = int.from_bytes(b"secretfs", "little")
 _GROWTH: Final = 256 << 10  # bytes
 _WORD: Final = 8
-_NOTE: Final = 2**64 - 1  # number of the record that is no inode
+_NOTE: Final = 2**64 - 1  # number of a record that is no inode, as is the next
+_WAITER: Final = 2**64 - 2
 _LONGEST_INIT: Final = 256  # bytes; FUSE_INIT has 104 (protocol 7.45)
 _DIGEST: Final = 16
 
@@ -117,7 +118,7 @@ class Journal:
 
     def _begin(self) -> None:
         words = self._words
-        words[_Head.USED], words[_Head.NEXT] = _Head.END, 1
+        words[_Head.USED], words[_Head.NEXT], words[_Head.BORN] = _Head.END, 1, _bits(time.time())
         self._put(_Head.DIGEST_KEY, secrets.token_bytes(32))
         words[_Head.FORMAT], words[_Head.MAGIC] = FORMAT, _MAGIC
 
@@ -143,10 +144,6 @@ class Journal:
         """When the mount was made, in seconds since the epoch."""
         return _float(self._words[_Head.BORN])
 
-    @born.setter
-    def born(self, moment: float) -> None:
-        self._words[_Head.BORN] = _bits(moment)
-
     @property
     def generation(self) -> int:
         """How many processes have served the mount before."""
@@ -167,7 +164,7 @@ class Journal:
         for slot in self._slots():
             if not self._words[slot + _Field.NUMBER]:
                 self._free[self._words[slot]].append(slot)
-            elif self._words[slot + _Field.NUMBER] != _NOTE:
+            elif self._words[slot + _Field.NUMBER] < _WAITER:
                 yield self._record(slot)
 
     def _slots(self) -> Iterator[int]:
@@ -229,6 +226,18 @@ class Journal:
         self._words[slot + _Field.MODIFIED] = _bits(modified)
         self._put(slot + _Field.DIGEST, digest)
         self._words[slot + _Field.FLAGS] |= Flag.BOUND
+
+    def add_waiter(self, message: bytes) -> int:
+        """Write down what wakes somebody who polls a file. Returns the slot to `drop` when that is no longer needed."""
+        return self.add(_WAITER, message)
+
+    def take_waiters(self) -> list[bytes]:
+        """Return what is written down of those who poll, and forget it."""
+        slots = [slot for slot in self._slots() if self._words[slot + _Field.NUMBER] == _WAITER]
+        messages = [self._record(slot).text for slot in slots]
+        for slot in slots:
+            self.drop(slot)
+        return messages
 
     @property
     def stores(self) -> dict[str, bool]:

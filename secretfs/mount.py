@@ -10,7 +10,9 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from secretfs.attributes import Modes
 from secretfs.cache import Freshness
+from secretfs.catchup import catch_up
 from secretfs.connection import Connection, connect
 from secretfs.declaration import Declaration
 from secretfs.errors import Notice
@@ -23,7 +25,7 @@ from secretfs.publish import Publisher
 from secretfs.registry import Registry
 from secretfs.reload import Origin, Reloader
 from secretfs.serving import Stores
-from secretfs.vfs import Modes, SecretVFS
+from secretfs.vfs import SecretVFS
 
 REQUESTS = 10_000
 """Kernel requests served at once. Each costs a task; a wait for one store must never keep another's readers out."""
@@ -77,6 +79,8 @@ async def serve(
     """
     inherited = keeper.inherited
     journal = inherited.journal if inherited else Journal()
+    if inherited:
+        journal.begin_generation()
     async with trio.open_nursery() as nursery:
         stores = Stores(registry, options.default, nursery)
         views = await stores.serve(declaration)
@@ -85,10 +89,12 @@ async def serve(
         reloader = Reloader(origin, stores, vfs, publisher)
         connection = inherited or _mount(options, journal)
         keeper.keep(connection)
+        vfs.on_wake(connection.send)
         _offer(connection, vfs, publisher, options)
         for task in (publisher.run, reloader.on_change, reloader.on_signal):
             nursery.start_soon(task)
         nursery.start_soon(_tidy, vfs)
+        nursery.start_soon(catch_up, vfs, publisher.heard)
         nursery.start_soon(_announce, options.mountpoint, hands.asking, keeper, ready)
         asked_to_stop = await _until_unmounted_or_asked_to_stop()
         pyfuse3.close(unmount=False)
@@ -108,7 +114,7 @@ def _offer(connection: Connection, vfs: SecretVFS, publisher: Publisher, options
     """Give libfuse the connection. What is mounted, and with which options, is none of its business."""
     uid = os.getuid() if options.uid is None else options.uid
     gid = os.getgid() if options.gid is None else options.gid
-    operations = SecretOperations(vfs, publisher, uid, gid, connection.attach)
+    operations = SecretOperations(vfs, publisher, uid, gid, connection)
     pyfuse3.init(operations, connection.offer(), set())
 
 

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import trio
 
+from secretfs.attributes import Attributes
 from secretfs.cache import Change
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
 from secretfs.hand import Hand
 from secretfs.names import CONTROL, encode, split
 from secretfs.places import DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey
 from secretfs.tree import Directory, Inode, Version
-from secretfs.vfs import Attributes, SecretVFS
+from secretfs.vfs import SecretVFS
 
 BACKLOG = 10_000
 """Changes that may wait to be published. Beyond that they are found out by reading, when ttl is over."""

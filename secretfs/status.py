@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from secretfs import obituary
 from secretfs.errors import ConfigurationError, MountError, SecretFSError, StoreError
 from secretfs.mountpoint import ask, is_mounted
 from secretfs.names import CONTROL
@@ -76,7 +77,7 @@ def show(status: Mapping[str, Any], mountpoint: Path, now: float) -> Shown:
         Line(""),
         Line(
             f"{mountpoint}: secretfs {mount['version']}, {app}, process {mount['pid']}, since {mount['started']}, "
-            f"{mount['inodes']} inodes, {mount['open_files']} open files"
+            f"{mount['inodes']} inodes, {mount['open_files']} open files, taken over {mount['takeovers']} times"
         ),
     ]
     return Shown(lines, EXIT_TROUBLE if wrong else 0)
@@ -163,9 +164,15 @@ def _below(mountpoint: Path, given: str, path: str) -> str:
     raise ConfigurationError(f"{path} is not below {mountpoint}")
 
 
+def _end(mountpoint: Path) -> str:
+    reason = obituary.read(str(mountpoint))
+    why = f"ended at once again and again ({reason})" if reason else "was killed"
+    return f"{why}; mount again: secretfs mount ... {mountpoint}"
+
+
 def _explained(mountpoint: Path, error: OSError) -> MountError:
     reasons = {
-        errno.ENOTCONN: f"the secretfs at {mountpoint} was killed; mount again: secretfs mount ... {mountpoint}",
+        errno.ENOTCONN: f"the secretfs at {mountpoint} {_end(mountpoint)}",
         errno.EACCES: f"the secretfs at {mountpoint} answers only to the user who runs it; become that user",
         errno.ENOENT: f"the secretfs at {mountpoint} is one without {os.fsdecode(CONTROL)}; mount again",
     }

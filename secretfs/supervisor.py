@@ -181,7 +181,7 @@ class Supervisor:
             return self._unmount()
         if not self._was_ready:
             self._abandon()
-            return code if code > 0 else 128 - code
+            return code if code >= 0 else 128 - code
         crashed = worker.ended_at_once and not (worker.ready and code == -signal.SIGKILL and not worker.killed_by_us)
         self._failures = self._failures + 1 if crashed else 0
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else worker.said or f"exit status {code}"
@@ -192,7 +192,7 @@ class Supervisor:
             return None
         log.critical("%d processes in a row ended at once, the last with: %s; giving up", self._failures, reason)
         obituary.write(self._mountpoint, reason)
-        return code if code > 0 else 128 - code
+        return code if code >= 0 else 128 - code
 
     # --- what it hears ---
 

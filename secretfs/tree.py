@@ -23,6 +23,8 @@ from secretfs.places import (
     FolderKey,
     LeafKey,
     RootKey,
+    SecretKey,
+    ValueKey,
     read,
     write,
 )
@@ -121,6 +123,16 @@ class Tree:
             return self._directories.get(key)
         return self._current.get(key)
 
+    def known_names(self, component: str) -> set[str]:
+        """Return the names of all secrets and folders of a store whose place the kernel knows."""
+        names = {key.name for key in self._current if isinstance(key, ValueKey) and key.component == component}
+        for key in self._directories:
+            if isinstance(key, SecretKey) and key.component == component:
+                names.add(key.name)
+            elif isinstance(key, FolderKey) and key.component == component and key.segments:
+                names.add("/".join(key.segments))
+        return names
+
     def is_current(self, version: Version) -> bool:
         """Whether the path to its place still leads to this version."""
         return self._current.get(version.key) is version
@@ -176,7 +188,7 @@ class Tree:
     def distrust(self, component: str) -> None:
         """Take no content of a store's files for right any more, until an answer says so again."""
         for inode in self._inodes.values():
-            if isinstance(inode, Version) and _is_of(component, inode.key):
+            if isinstance(inode, Version) and is_of(component, inode.key):
                 inode.confirmed = -math.inf
 
     def settle(self, stores: dict[str, bool]) -> None:
@@ -195,9 +207,9 @@ class Tree:
             if key == FolderKey(component):
                 directory.outdated = True
                 self._mark(directory)
-            elif _is_of(component, key):
+            elif is_of(component, key):
                 self.retire(directory)
-        files = [version for key, version in self._current.items() if _is_of(component, key)]
+        files = [version for key, version in self._current.items() if is_of(component, key)]
         for version in files:
             self.retire(version)
         return files
@@ -353,7 +365,8 @@ class Tree:
         return version
 
 
-def _is_of(component: str, key: DirectoryKey | LeafKey) -> bool:
+def is_of(component: str, key: DirectoryKey | LeafKey) -> bool:
+    """Whether a place is in the directory of a store, or that directory itself."""
     return not isinstance(key, RootKey | ControlsKey | ControlKey) and key.component == component
 
 

@@ -62,6 +62,11 @@ class StoreView:
         self._shadowed: set[str] = set()
         self._walk = Walk()
 
+    @property
+    def idle(self) -> float:
+        """Seconds after which what nobody uses is not known any more."""
+        return self._store.idle
+
     def on_change(self, changed: Callable[[Change], None]) -> None:
         """Call ``changed`` with what has changed among what the scope lets this app see."""
         allows = self._scope.allows

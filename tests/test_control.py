@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from secretfs.attributes import Attributes, Modes
 from secretfs.breaker import FAILURES
 from secretfs.cache import CachedStore, Change, Freshness
 from secretfs.control import LARGEST_REQUEST, requested
@@ -23,7 +24,7 @@ from secretfs.errors import (
 )
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
 from secretfs.tree import ROOT_INODE
-from secretfs.vfs import Attributes, Modes, SecretVFS
+from secretfs.vfs import SecretVFS
 from secretfs.view import StoreView
 from tests.conftest import ExpectLog
 from tests.support.canary import leaked

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from secretfs.attributes import Attributes, Modes
 from secretfs.breaker import LONGEST
 from secretfs.cache import SHORTEST_TTL, STALE_TTL, CachedStore, Freshness
 from secretfs.errors import (
@@ -39,7 +40,7 @@ from secretfs.publish import Publisher
 from secretfs.scopes import Access, SecretScope
 from secretfs.store import Names, Secret
 from secretfs.tree import Version
-from secretfs.vfs import Attributes, Modes, SecretVFS
+from secretfs.vfs import SecretVFS
 from secretfs.view import StoreView
 
 FRESHNESS = Freshness(ttl=10.0, max_stale=40.0, deadline=2.0, idle=30.0)

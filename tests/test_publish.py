@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from secretfs.attributes import Attributes, Modes
 from secretfs.cache import Change, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, ReadOnly, SecretFSError, SecretNotFound, StoreUnavailable
 from secretfs.hand import CALLS, Hand
@@ -28,7 +29,7 @@ from secretfs.places import FolderKey, ValueKey
 from secretfs.publish import BACKLOG, Call, Grant, Publisher
 from secretfs.scopes import ALLOW_ALL, SecretScope
 from secretfs.tree import ROOT_INODE, Directory, Version
-from secretfs.vfs import Attributes, Modes, SecretVFS
+from secretfs.vfs import SecretVFS
 from secretfs.view import StoreView
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
@@ -443,11 +444,12 @@ class TestWhatIsCalled:
     ) -> None:
         await kernel.ls("env")
         handle = await kernel.open("env/TOKEN")
-        woken: list[bool] = []
-        assert not kernel._vfs.poll(handle, lambda: woken.append(True))
+        woken: list[bytes] = []
+        kernel._vfs.on_wake(woken.append)
+        assert not kernel._vfs.poll(handle, b"waiter")
         await put(env, "TOKEN")
-        assert woken == [True]
-        assert kernel._vfs.poll(handle, lambda: woken.append(True))
+        assert woken == [b"waiter"]
+        assert kernel._vfs.poll(handle, b"waiter")
         assert await kernel._vfs.read(handle, 0, 999) == OLD
         await kernel.close(handle)
         with pytest.raises(KeyError):
@@ -523,11 +525,12 @@ class TestWhatIsCalled:
         store, name = (vault, "db") if path.startswith("vault") else (env, path.removeprefix("env/"))
         await kernel.tree()
         handle = await kernel.open(path)
-        woken: list[bool] = []
-        assert not kernel._vfs.poll(handle, lambda: woken.append(True))
+        woken: list[bytes] = []
+        kernel._vfs.on_wake(woken.append)
+        assert not kernel._vfs.poll(handle, b"waiter")
         await delete(store, name)
-        assert woken == [True]
-        assert kernel._vfs.poll(handle, lambda: woken.append(True))
+        assert woken == [b"waiter"]
+        assert kernel._vfs.poll(handle, b"waiter")
         assert await kernel._vfs.read(handle, 0, 999) == OLD
         await kernel.close(handle)
 
@@ -537,8 +540,9 @@ class TestWhatIsCalled:
     ) -> None:
         await kernel.tree()
         handle = await kernel.open("vault/db/password")
-        woken: list[bool] = []
-        assert not kernel._vfs.poll(handle, lambda: woken.append(True))
+        woken: list[bytes] = []
+        kernel._vfs.on_wake(woken.append)
+        assert not kernel._vfs.poll(handle, b"waiter")
         kernel._vfs.on_change(lambda *_: None)
         await delete(vault, "db")
         changes = [Change(values=frozenset({("db", "password")})), Change(names=frozenset({"db"}))]
@@ -546,8 +550,8 @@ class TestWhatIsCalled:
             kernel.heard("vault", change)
             await wait_all_tasks_blocked()
         assert kernel.calls[-1] == (Call.RMDIR, "vault/db")
-        assert woken == [True]
-        assert kernel._vfs.poll(handle, lambda: woken.append(True))
+        assert woken == [b"waiter"]
+        assert kernel._vfs.poll(handle, b"waiter")
         await kernel.close(handle)
 
     @pytest.mark.parametrize("path", ["env/TOKEN", "env/team", "vault/db", "vault/team"])
@@ -635,7 +639,7 @@ class TestWhatIsCalled:
     async def test_nothing_where_the_kernel_knows_nothing(
         self, kernel: FakeKernel, vault: WatchingMemoryStore, env: WatchingMemoryStore
     ) -> None:
-        views = kernel._vfs._views
+        views = kernel._vfs._contents.views
         for name, store in (("vault", vault), ("env", env)):  # known to the cache, but not to the kernel
             await views[name].entries(())
             for secret in store.secrets:
@@ -666,7 +670,7 @@ class TestWhatIsCalled:
         await kernel.tree()
         await put(env, "team")
         assert kernel.calls == []
-        await kernel._vfs._views["env"].secret("team")  # as the bulk file does
+        await kernel._vfs._contents.views["env"].secret("team")  # as the bulk file does
         env.put("team", {"team": OLD})
         await tell(env, "team")
         assert kernel.calls == kernel.calls[:1]
@@ -692,7 +696,7 @@ class TestWhatIsCalled:
     ) -> None:
         expect_log(f"env: {failure}")
         await kernel.tree()
-        await kernel._vfs._views["env"].secret("TOKEN")
+        await kernel._vfs._contents.views["env"].secret("TOKEN")
         mock_clock.jump(3600)
         env.fail_with = failure
         kernel.heard("env", Change(frozenset({"ADDED"}), frozenset({("TOKEN", "TOKEN")})))
@@ -911,7 +915,7 @@ class History:
         async with trio.open_nursery() as nursery:
             await self.compare(make_vfs({"s": self.store}, nursery, SCOPE), ROOT_INODE, ROOT_INODE)
             nursery.cancel_scope.cancel()
-        self.store._changed = self.kernel._vfs._views["s"]._store._heard  # the other one is gone
+        self.store._changed = self.kernel._vfs._contents.views["s"]._store._heard  # the other one is gone
 
     async def compare(self, vfs: SecretVFS, fresh: int, shown: int) -> None:
         handle = await vfs.open_directory(fresh)

@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from secretfs.attributes import Modes
 from secretfs.cache import Change, Freshness
 from secretfs.declaration import Declaration, load
 from secretfs.errors import NoSuchEntry, Superseded
@@ -21,7 +22,7 @@ from secretfs.registry import open_registry
 from secretfs.reload import LOOK_EVERY, Fingerprint, Origin, Reloader, fingerprint, working_directory
 from secretfs.serving import Stores
 from secretfs.tree import ROOT_INODE
-from secretfs.vfs import Modes, SecretVFS
+from secretfs.vfs import SecretVFS
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret
@@ -382,13 +383,14 @@ class TestWhatIsSeen:
         fakes.add("b")
         async with app(fakes) as running:
             handle = await running.open("a/x/k")
-            woken: list[bool] = []
-            assert not running.vfs.poll(handle, lambda: woken.append(True))
+            woken: list[bytes] = []
+            running.vfs.on_wake(woken.append)
+            assert not running.vfs.poll(handle, b"waiter")
             path.unlink()
             await running.reload()
             assert await running.content(handle) == secret("a")
             assert (await running.vfs.getattr(handle)).size == len(secret("a"))
-            assert woken == [True]
+            assert woken == [b"waiter"]
             assert running.vfs.poll(handle, None)
             with pytest.raises(NoSuchEntry):
                 await running.vfs.open(handle)

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from secretfs.attributes import Modes
 from secretfs.cache import Freshness
 from secretfs.scopes import ALLOW_ALL
 from secretfs.store import Names, Secret
-from secretfs.vfs import Modes, SecretVFS
+from secretfs.vfs import SecretVFS
 from secretfs.view import StoreView
 from tests.support.at_once import AtOnce
 from tests.support.canary import secret
