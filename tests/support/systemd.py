@@ -32,8 +32,8 @@ _BOOT = """
 set -eu
 for cgroup in {cgroups}; do echo $$ > "$cgroup/cgroup.procs"; done
 mount -t tmpfs none /run
-mount -t tmpfs -o mode=755 secretfs-test {scratch}/system
-cd {scratch}/system
+mount -t tmpfs -o mode=755 secretfs-test {scratch}
+cd {scratch}
 mkdir changes work root
 mknod -m 666 fuse c 10 229
 mknod -m 600 autofs c 10 235
@@ -43,7 +43,7 @@ rm -f root/etc/machine-id
 : > root/etc/machine-id
 exec systemd-nspawn --quiet --directory=root --machine=secretfs-test --boot --register=no --keep-unit \
     --notify-ready=yes --private-network --console=pipe --bind=$PWD/fuse:/dev/fuse --bind=$PWD/autofs:/dev/autofs \
-    --bind={project} --bind={scratch}/shared systemd.unit=basic.target
+    --bind={project} systemd.unit=basic.target
 """
 
 
@@ -53,8 +53,6 @@ class System:
 
     leader: int
     """Its PID 1, as the tests see it."""
-    shared: Path
-    """A directory that has the same path inside and outside."""
 
     def path(self, inside: str | Path) -> Path:
         """Return where a test finds what is at an absolute path inside, mounts included."""
@@ -101,13 +99,11 @@ def booted() -> Iterator[System]:
         _cgroups(Path(scratch).name) as cgroups,
         contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as told,
     ):
-        for name in ("shared", "system"):
-            Path(scratch, name).mkdir(mode=0o755)
-        Path(scratch).chmod(0o755)
+        Path(scratch, "system").mkdir()
         told.bind("")  # the kernel chooses an abstract name
         script = _BOOT.format(
             cgroups=" ".join(map(str, cgroups)),
-            scratch=scratch,
+            scratch=shlex.quote(f"{scratch}/system"),
             project=shlex.quote(str(ROOT)),
         )
         console = Path(scratch, "console")
@@ -120,7 +116,7 @@ def booted() -> Iterator[System]:
                 stderr=subprocess.STDOUT,
             )
         try:
-            yield System(_leader(container, told, console), Path(scratch, "shared"))
+            yield System(_leader(container, told, console))
         finally:
             container.kill()
             container.wait()
