@@ -44,7 +44,15 @@ DOWN = deepcopy(WELL) | {
     "stale_values": 2,
     "breaker": {"open": True, "next_try": moment(20)},
 }
-MOUNT = {"version": "1.2", "app_id": "shop", "pid": 42, "started": moment(-90000), "inodes": 7, "open_files": 0}
+MOUNT = {
+    "version": "1.2",
+    "app_id": "shop",
+    "pid": 42,
+    "started": moment(-90000),
+    "inodes": 7,
+    "open_files": 0,
+    "takeovers": 2,
+}
 
 
 def shown(**stores: dict[str, Any]) -> Shown:
@@ -59,7 +67,10 @@ class TestShow:
             "STORE  STATE  NAMES  CACHED  STALE  CALLS  FAILED  LAST SUCCESS  LAST ERROR",
             "env    ok        12       3      0     33       0  30s ago       -",
             "",
-            f"/mnt/secrets: secretfs 1.2, app id shop, process 42, since {MOUNT['started']}, 7 inodes, 0 open files",
+            (
+                f"/mnt/secrets: secretfs 1.2, app id shop, process 42, since {MOUNT['started']}, 7 inodes, 0 open files, "
+                "taken over 2 times"
+            ),
         ]
         assert not any(line.severity for line in told.lines)
 
