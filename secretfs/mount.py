@@ -88,7 +88,8 @@ async def serve(
         publisher = Publisher(vfs, options.mountpoint, hands.publishing)
         reloader = Reloader(origin, stores, vfs, publisher)
         connection = inherited or _mount(options, journal)
-        keeper.keep(connection)
+        if not inherited:
+            keeper.keep(connection)
         vfs.on_wake(connection.send)
         _offer(connection, vfs, publisher, options)
         for task in (publisher.run, reloader.on_change, reloader.on_signal):

@@ -83,7 +83,6 @@ class Supervisor:
         self._tell_ready = ready
         self._directory = _working_directory()
         self._kept: dict[str, int] = {}
-        self._released = False
         self._stopping = False
         self._failures = 0
         self._was_ready = False
@@ -175,8 +174,8 @@ class Supervisor:
 
     def _conclude(self, worker: Worker, code: int) -> int | None:
         """Decide what follows from the end of a worker: an exit status, or None for another worker."""
-        if self._released:
-            return 0
+        if self._was_ready and not self._kept:
+            return 0  # it was unmounted
         if self._stopping:
             return self._unmount()
         if not self._was_ready:
@@ -235,7 +234,7 @@ class Supervisor:
         worker.heard_at = time.monotonic()
         worker.said = state.get("STATUS", worker.said)
         if "FDSTOREREMOVE" in state:
-            self._released = True
+            self._let_go(state.get("FDNAME", ""))
         if "READY" in state and not worker.ready:
             worker.ready, worker.ready_at = True, time.monotonic()
             if not self._was_ready:
@@ -243,10 +242,13 @@ class Supervisor:
                 self._announce()
 
     def _keep(self, name: str, descriptor: int) -> None:
-        before = self._kept.pop(name, None)
-        if before is not None:
-            os.close(before)
+        self._let_go(name)
         self._kept[name] = descriptor
+
+    def _let_go(self, name: str) -> None:
+        descriptor = self._kept.pop(name, None)
+        if descriptor is not None:
+            os.close(descriptor)
 
     def _announce(self) -> None:
         """Tell who waits for the mount that it is there, and leave the terminal."""

@@ -6,6 +6,7 @@ that wants to be notified (systemd, ``Type=notify``) is one already.
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ def work(request: Request, keeper: Keeper) -> int:
 
 
 def _work(request: Request, keeper: Keeper) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is listened to: what it asks to be read is being read
     if keeper.takes_over:  # there is no terminal any more
         _log_as_asked(request)
     keeper.inherit(request.options.mountpoint)

@@ -61,16 +61,14 @@ def shown(**stores: dict[str, Any]) -> Shown:
 
 class TestShow:
     def test_all_is_well(self) -> None:
+        numbers = "7 inodes, 0 open files, taken over 2 times"
         told = shown(env=WELL)
         assert told.exit_code == 0
         assert [line.text for line in told.lines] == [
             "STORE  STATE  NAMES  CACHED  STALE  CALLS  FAILED  LAST SUCCESS  LAST ERROR",
             "env    ok        12       3      0     33       0  30s ago       -",
             "",
-            (
-                f"/mnt/secrets: secretfs 1.2, app id shop, process 42, since {MOUNT['started']}, 7 inodes, 0 open files, "
-                "taken over 2 times"
-            ),
+            f"/mnt/secrets: secretfs 1.2, app id shop, process 42, since {MOUNT['started']}, {numbers}",
         ]
         assert not any(line.severity for line in told.lines)
 

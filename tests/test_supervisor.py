@@ -86,6 +86,7 @@ def test_what_a_worker_has_kept_the_next_one_gets(tmp_path: Path) -> None:
         told = {{name: os.pread(held, 99, 0).decode() for name, held in kept.items()}}
         open({str(tmp_path / "told")!r}, "w").write(repr(told) + os.getcwd())
         manager.forget("connection")
+        manager.forget("journal")
     """
     with supervised(tmp_path, worker) as s:
         assert s.process.wait(20) == 0
@@ -97,6 +98,8 @@ def test_what_a_worker_has_kept_the_next_one_gets(tmp_path: Path) -> None:
 
 def test_a_worker_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
     worker = """
+        if lives == 1:
+            manager.keep("connection", os.memfd_create("x"))
         manager.tell(READY=1)
         assert manager.watchdog == 0.4
         while lives > 1 or time.monotonic() < time.monotonic() + 1:
@@ -115,6 +118,7 @@ def test_a_worker_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
 def test_who_ends_at_once_again_and_again_is_given_up_with_the_reason(tmp_path: Path) -> None:
     worker = """
         if lives == 1:
+            manager.keep("connection", os.memfd_create("x"))
             manager.tell(READY=1); time.sleep(0.1); os.kill(os.getpid(), 9)
         manager.tell(STATUS="it is Tuesday"); sys.exit(4)
     """
@@ -132,6 +136,8 @@ def test_who_ends_at_once_again_and_again_is_given_up_with_the_reason(tmp_path: 
 
 def test_who_is_killed_from_outside_is_never_given_up(tmp_path: Path) -> None:
     worker = """
+        if lives == 1:
+            manager.keep("connection", os.memfd_create("x"))
         manager.tell(READY=1)
         if lives < 20:
             os.kill(os.getpid(), 9)
@@ -174,6 +180,7 @@ def test_nobody_else_is_listened_to(tmp_path: Path) -> None:
     worker = """
         manager.tell(READY=1)
         if lives == 1:
+            manager.keep("connection", os.memfd_create("x"))
             if not os.fork():
                 manager.forget("connection")
                 os._exit(0)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.canary import secret
-from tests.support.command import secretfs
+from tests.support.command import in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, mounted
 from tests.support.secrets_file import SecretsFile, file
@@ -296,3 +296,49 @@ def test_a_supervisor_that_is_killed(components: Path) -> None:
         assert (mount.path / "file/token").read_text() == OLD
         os.kill(worker, signal.SIGTERM)
         wait_until(lambda: not os.path.ismount(mount.path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a supervisor's memory may be written to by root alone")
+@pytest.mark.parametrize(
+    ("offset", "data", "why"),
+    [
+        (11 * 8 + 40 + 16, bytes(4), "a kernel before Linux 6.9 does not send again"),  # flags2 of the saved FUSE_INIT
+        (8, b"\xff", "it is of another version of secretfs"),
+    ],
+    ids=["an older kernel", "another version"],
+)
+def test_what_cannot_be_taken_over(components: Path, offset: int, data: bytes, why: str) -> None:
+    """takeover-12: What cannot be taken over is mounted anew, and the log says why; what is open is ENOTCONN."""
+    with mount_of(components, "cannot be taken over") as mount:
+        token = os.open(mount.path / "file/token", os.O_RDONLY)
+        with down(mount):
+            descriptors = Path(f"/proc/{mount.process.pid}/fd")
+            (journal,) = [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())]
+            with journal.open("r+b", buffering=0) as file:
+                file.seek(offset)
+                file.write(data)
+        wait_until(lambda: mount.log.count("INFO mounted at ") == 2)
+        assert why in mount.log
+        assert (mount.path / "file/token").read_text() == OLD
+        assert errno_of(os.read, token, 9) in ("ENOTCONN", "ECONNABORTED")
+        assert errno_of(os.close, token) == "ENOTCONN"
+        killed(mount)
+        assert (mount.path / "file/token").read_text() == OLD
+
+
+def test_a_user_is_taken_over_too() -> None:
+    """takeover-13: All of this takes no root."""
+    done = in_namespace("""
+        export TOKEN_A=value
+        mkdir c; as_nobody mkdir m
+        printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
+            'spec: {type: secretstores.local.env, metadata: [{name: prefix, value: TOKEN_}]}' > c/env.yaml
+        as_nobody secretfs mount --log-file log --resources-path c m
+        for i in 1 2 3; do
+            pkill -KILL -x -n python
+            as_nobody cat m/env/A; echo
+            until [ "$(grep -c "took over" log)" = $i ]; do sleep 0.01; done
+        done
+        as_nobody secretfs unmount m
+    """)
+    assert (done.status, done.out, done.err) == (0, "value\nvalue\nvalue\n", "")
