@@ -18,7 +18,7 @@ import click
 import trio
 
 import secretfs
-from secretfs import worker
+from secretfs import mounthelper, worker
 from secretfs.attributes import Modes
 from secretfs.cache import Freshness
 from secretfs.check import Report, examine
@@ -229,9 +229,31 @@ def doctor_command(mountpoint: Path | None, *, as_json: bool, **flags: Any) -> N
 
 def main() -> NoReturn:
     """Run the command line. Whatever goes wrong ends as a line on standard error, and an exit code."""
+    if mounthelper.is_request(sys.argv[1:], cli.commands):
+        mount_secretfs()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without the lines of a tree is no error
     sys.exit(_reporting(lambda: cli(sys.argv[1:], standalone_mode=False, obj=sys.argv[1:]) or 0))
+
+
+def mount_secretfs() -> NoReturn:
+    """Do what mount(8) asks of ``/sbin/mount.secretfs``."""
+    os.environ["PATH"] = os.environ.get("PATH") or mounthelper.PATH
+    try:
+        code = _reporting(_mount_as_asked)
+    except SystemExit as done:
+        code = int(done.code or 0)
+    sys.exit(mounthelper.FAILED if code else 0)
+
+
+def _mount_as_asked() -> int:
+    asked = mounthelper.translate(sys.argv[1:], mount)
+    try:
+        with mount.make_context("mount", asked.flags, obj=asked.again) as context:
+            context.params["source"] = asked.source
+            return 0 if asked.pretend else int(mount.invoke(context))
+    except click.UsageError as error:  # without its usage: nobody has typed these flags
+        raise ConfigurationError(error.format_message()) from None
 
 
 def _reporting(work: Callable[[], int]) -> int:

@@ -48,6 +48,8 @@ class MountOptions:
     uid: int | None = None
     gid: int | None = None
     modes: Modes = field(default_factory=Modes)
+    source: str = "secretfs"
+    """What the table of mounts has as mounted. `mount -a` looks for what fstab has."""
     default: Freshness = field(default_factory=Freshness)
     """Of the stores that do not say otherwise."""
 
@@ -108,7 +110,7 @@ async def serve(
 
 def _mount(options: MountOptions, journal: Journal) -> Connection:
     clear(options.mountpoint)
-    return Connection(connect(options.mountpoint, allow_other=options.allow_other), journal)
+    return Connection(connect(options.mountpoint, options.source, allow_other=options.allow_other), journal)
 
 
 def _offer(connection: Connection, vfs: SecretVFS, publisher: Publisher, options: MountOptions) -> None:
