@@ -3,11 +3,12 @@
 import io
 import json
 import logging
+import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -21,14 +22,26 @@ from secretfs.cache import Freshness
 from secretfs.check import Report, examine
 from secretfs.daemon import log_to, log_to_stderr, open_log, printable, run_in_background
 from secretfs.declaration import Declaration
-from secretfs.errors import MountError, SecretFSError
-from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources
+from secretfs.errors import ConfigurationError, MountError, SecretFSError
+from secretfs.flags import (
+    ON_CHANGE,
+    PATH,
+    audience,
+    declare,
+    freshness,
+    freshness_for_a_command,
+    load_declaration,
+    named_paths,
+    sources,
+)
 from secretfs.hand import Hand
-from secretfs.mount import MountOptions, serve
-from secretfs.mountpoint import is_mounted, prepare, resolve, unmount
+from secretfs.mount import MountOptions, Observer, serve
+from secretfs.mountpoint import is_mounted, prepare, require_device, require_directory, resolve, unmount
+from secretfs.namespace import empty_directory, enter
 from secretfs.process import protect_memory
 from secretfs.registry import open_registry
-from secretfs.reload import Origin, fingerprint, working_directory
+from secretfs.reload import Origin
+from secretfs.run import Line, OnChange, end_as, run
 from secretfs.shelf import log_defect
 from secretfs.status import read_status, refresh, show
 from secretfs.vfs import Modes
@@ -86,19 +99,83 @@ def mount(
     builtin = not flags.pop("no_builtin")
     options = MountOptions(resolve(mountpoint), modes=Modes(mode), **flags)
     prepare(options.mountpoint)
-    resources, configs = named_paths(resources, configs)
-    # Absolute, because a process in the background leaves the working directory.
-    paths = tuple(Path.absolute(path) for path in (*resources, *configs))
-    loaded = fingerprint(paths)
-    declaration = load_declaration(resources, configs, app_id, builtin=builtin)
+    declaration, origin = declare(resources, configs, app_id, builtin=builtin)
     for notice in (*declaration.notices, *options.notices):
         log.warning("%s", notice)
-    absolute = paths[: len(resources)], paths[len(resources) :]
-    origin = Origin(lambda: load_declaration(*absolute, app_id, builtin=builtin), paths, loaded, working_directory())
-    work = partial(_serve, declaration, origin, options, default)
+
+    def work(ready: Callable[[], None]) -> int:
+        return _serve(declaration, origin, options, default, Observer(ready))
+
     if not foreground:
         sys.exit(run_in_background(work, open_log(log_file)))
     sys.exit(work(lambda: log_to(open_log(log_file)) if log_file else None))
+
+
+@cli.command(
+    "run",
+    short_help="Run a command with secrets mounted for it alone.",
+    context_settings={"allow_interspersed_args": False},
+    options_metavar="[OPTIONS] --",
+)
+@sources
+@freshness_for_a_command
+@ON_CHANGE
+@click.option(
+    "--at",
+    type=PATH,
+    metavar="DIR",
+    help="An existing directory to mount at.  [default: an empty one such as /mnt]",
+)
+@click.option("--log-file", type=PATH, metavar="FILE", help="Where to log.  [default: warnings, to standard error]")
+@audience
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run_command(
+    resources: tuple[Path, ...],
+    configs: tuple[Path, ...],
+    app_id: str,
+    command: tuple[str, ...],
+    *,
+    on_change: OnChange,
+    at: Path | None,
+    log_file: Path | None,
+    **flags: Any,
+) -> NoReturn:
+    """Run COMMAND with the secrets mounted where nobody else sees them. Its variable SECRETFS says where.
+
+    It takes no rights and leaves no trace: the mount is in a namespace of its own and gone with the command. Standard
+    input and output are the command's, the signals that are sent to secretfs are passed on to it, and its end is ours:
+    by its exit code, or by the signal that killed it. A command that was never started ends otherwise.
+
+    \b
+    Exit codes:
+      2    a mistake in flags, manifests or configuration
+      3    the mount point, FUSE or the kernel refuses
+      4    a store does not answer, or refuses
+      126  the command cannot be run
+      127  there is no such command
+    """  # noqa: D301
+    log_to_stderr()
+    logging.getLogger().setLevel(logging.WARNING)
+    handler = open_log(log_file) if log_file else None
+    flags["idle"] = math.inf if flags["idle"] is None else flags["idle"]
+    default = Freshness(**{field.name: flags.pop(field.name) for field in fields(Freshness)})
+    builtin = not flags.pop("no_builtin")
+    modes = Modes(flags.pop("mode"))
+    options = MountOptions(_private_place(at, flags["uid"], flags["gid"]), modes=modes, **flags)
+
+    def load_and_serve(line: Line) -> int:
+        declaration, origin = declare(resources, configs, app_id, builtin=builtin)
+        for notice in (*declaration.notices, *options.notices):
+            log.warning("%s", notice)
+
+        def ready() -> None:
+            if handler is not None:
+                log_to(handler)
+            line.ready()
+
+        return _serve(declaration, origin, options, default, Observer(ready, line.changed), line.ended)
+
+    end_as(run(lambda line: _reporting(lambda: load_and_serve(line)), command, options.mountpoint, on_change))
 
 
 @cli.command("unmount", short_help="Unmount, and end the process that serves it.")
@@ -226,17 +303,42 @@ def _report(error: BaseException) -> int:
     raise error
 
 
+def _private_place(at: Path | None, uid: int | None, gid: int | None) -> Path:
+    """Leave for a mount namespace of our own; returns where to mount in it."""
+    if at is not None:
+        at = resolve(at)
+        require_directory(at)
+    require_device()
+    if not enter() and not ({uid, gid} <= {None} or (uid, gid) == (os.getuid(), os.getgid())):
+        raise ConfigurationError("--uid, --gid: a user without the right to mount can show files to himself only")
+    return at or empty_directory()
+
+
 def _serve(
-    declaration: Declaration, origin: Origin, options: MountOptions, default: Freshness, ready: Callable[[], None]
+    declaration: Declaration,
+    origin: Origin,
+    options: MountOptions,
+    default: Freshness,
+    observer: Observer,
+    end: Callable[[], Awaitable[None]] = trio.sleep_forever,
 ) -> int:
+    """Serve until somebody unmounts, or ``end`` returns: then the mount stays, dead, for those who still use it."""
+
     async def run(hand: Hand) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_until_end, hand, nursery.cancel_scope)
+            await end()
+            nursery.cancel_scope.cancel()
+
+    async def run_until_end(hand: Hand, scope: trio.CancelScope) -> None:
         async with open_registry(declaration.components, declaration.surroundings, default) as registry:
             for notice in registry.notices:
                 log.warning("%s", notice)
             registry.require()
             for failure in registry.failures:
                 log.warning("%s (ignoreErrors)", failure)
-            await serve(registry, declaration, origin, options, default, hand, ready)
+            await serve(registry, declaration, origin, options, default, hand, observer)
+        scope.cancel()
 
     def work() -> int:
         protect_memory()

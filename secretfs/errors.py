@@ -3,6 +3,7 @@
     SecretFSError
     ├── ConfigurationError      a manifest, configuration, flag or setting is wrong      exit 2
     ├── MountError              the kernel or the mount point refuses                    exit 3
+    ├── CommandError            a command that is not there, or cannot be run            127, 126
     ├── NoSuchEntry             a path that is not there for this app            ENOENT
     ├── NoSuchAttribute         an extended attribute that is not there          ENODATA
     ├── ReadOnly                a write                                          EROFS
@@ -75,6 +76,17 @@ class MountError(SecretFSError):
     """The mount point, the kernel or fusermount3 refuses."""
 
     exit_code = 3
+
+
+class CommandError(SecretFSError):
+    """The command of ``secretfs run`` cannot be run. The exit codes are those of env(1), nohup(1) and shells."""
+
+    exit_code = 126
+
+    def __init__(self, name: str, error: OSError) -> None:
+        super().__init__(f"cannot run {name}: {error.strerror}")
+        if isinstance(error, FileNotFoundError):
+            self.exit_code = 127
 
 
 class StoreError(SecretFSError):

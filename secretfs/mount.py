@@ -53,6 +53,16 @@ class MountOptions:
         return [Notice(f"user {self.uid} owns the files and cannot get at them without --allow-other")]
 
 
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """Who is told how a mount does."""
+
+    ready: Callable[[], None]
+    """The mount answers."""
+    changed: Callable[[], None] = lambda: None
+    """A value that was read has changed, or something that was listed has come or gone, and the files show it."""
+
+
 async def serve(
     registry: Registry,
     declaration: Declaration,
@@ -60,9 +70,9 @@ async def serve(
     options: MountOptions,
     default: Freshness,
     hand: Hand,
-    ready: Callable[[], None],
+    observer: Observer,
 ) -> None:
-    """Mount, call ``ready`` once the mount answers, and serve until it is unmounted or a signal asks to stop.
+    """Mount, tell ``observer`` once the mount answers, and serve until it is unmounted or a signal asks to stop.
 
     On a fatal error the mount stays behind, dead: ENOTCONN tells readers the truth, while an empty directory would look
     like "no secrets". The next start replaces a dead mount.
@@ -70,13 +80,13 @@ async def serve(
     async with trio.open_nursery() as nursery:
         stores = Stores(registry, default, nursery)
         vfs = SecretVFS(await stores.serve(declaration), options.modes, nursery, declaration.surroundings.app_id)
-        publisher = Publisher(vfs, options.mountpoint, hand)
+        publisher = Publisher(vfs, options.mountpoint, hand, observer.changed)
         reloader = Reloader(origin, stores, vfs, publisher)
         async with _mounted(vfs, publisher, options):
             for task in (publisher.run, reloader.on_change, reloader.on_signal, _stop_on_signal):
                 nursery.start_soon(task)
             nursery.start_soon(_tidy, vfs)
-            nursery.start_soon(_announce, options.mountpoint, hand, ready)
+            nursery.start_soon(_announce, options.mountpoint, hand, observer.ready)
             await pyfuse3.main(max_tasks=REQUESTS)
         nursery.cancel_scope.cancel()
 

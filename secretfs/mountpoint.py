@@ -65,18 +65,25 @@ def resolve(path: Path) -> Path:
 
 def prepare(path: Path) -> None:
     """Make sure that we can mount at ``path``. Raises `MountError` with the reason and, where known, the way out."""
-    _require_fuse()
+    require_device()
+    if os.geteuid() != 0:
+        _require_fusermount()
     if is_mounted(path):
         _require_dead(path)
         return
+    require_directory(path)
+    if os.geteuid() != 0 and not os.access(path, os.W_OK):
+        raise MountError(f"cannot mount at {path}: fusermount3 mounts only on a directory you may write to")
+
+
+def require_directory(path: Path) -> None:
+    """Accept only an existing directory. Raises `MountError`."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
         raise MountError(f"cannot mount at {path}: {error.strerror}") from None
     if not stat.S_ISDIR(mode):
         raise MountError(f"cannot mount at {path}: it is not a directory")
-    if os.geteuid() != 0 and not os.access(path, os.W_OK):
-        raise MountError(f"cannot mount at {path}: fusermount3 mounts only on a directory you may write to")
 
 
 def clear(path: Path) -> None:
@@ -154,14 +161,12 @@ def ask(path: Path, question: Callable[[], T], *, while_alive: bool = False) -> 
     return answers[0]
 
 
-def _require_fuse() -> None:
-    """Give the reasons that libfuse would only hint at, or print where nobody looks."""
+def require_device() -> None:
+    """Give the reasons that libfuse would only hint at, or print where nobody looks. Raises `MountError`."""
     if not _FUSE_DEVICE.exists():
         raise MountError(f"{_FUSE_DEVICE} is missing: load the module fuse (modprobe fuse), or pass the device in")
     if not os.access(_FUSE_DEVICE, os.R_OK | os.W_OK):
         raise MountError(f"{_FUSE_DEVICE} may not be opened by this user (its usual mode is 0666)")
-    if os.geteuid() != 0:
-        _require_fusermount()
 
 
 def _require_fusermount() -> None:
