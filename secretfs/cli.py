@@ -4,12 +4,8 @@ import io
 import json
 import logging
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,23 +19,14 @@ from secretfs.attributes import Modes
 from secretfs.cache import Freshness
 from secretfs.check import Report, examine
 from secretfs.daemon import log_to_stderr, printable
-from secretfs.declaration import Declaration
-from secretfs.doctor import (
-    Finding,
-    Level,
-    examine_declaration,
-    examine_machine,
-    examine_stores,
-    exit_code,
-    summary,
-    to_json,
-)
-from secretfs.errors import ConfigurationError, SecretFSError
-from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources
+from secretfs.doctor_command import doctor_command
+from secretfs.errors import ConfigurationError
+from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources, take_freshness
 from secretfs.mount import MountOptions
 from secretfs.mountpoint import require_mounted, resolve, unmount
+from secretfs.reporting import progress, report, reporting, warn
+from secretfs.run_command import run_command
 from secretfs.servers import force_unmount
-from secretfs.shelf import log_defect
 from secretfs.status import read_status, refresh, show
 from secretfs.worker import Request
 
@@ -92,7 +79,7 @@ def mount(
       4  a store does not answer, or refuses
     """  # noqa: D301
     log_to_stderr()
-    default = _freshness(flags)
+    default = take_freshness(flags)
     builtin = not flags.pop("no_builtin")
     options = MountOptions(resolve(mountpoint), modes=Modes(mode), default=default, **flags)
     request = Request(resources, configs, app_id, builtin, options, foreground, log_file)
@@ -159,7 +146,7 @@ def refresh_command(mountpoint: Path, paths: tuple[str, ...]) -> NoReturn:
     """  # noqa: D301
     code = 0
     for error in refresh(resolve(mountpoint), mountpoint, paths):
-        code = _report(error)
+        code = report(error)
     sys.exit(code)
 
 
@@ -189,42 +176,14 @@ def check(
       4  a store does not answer, or refuses
     """  # noqa: D301
     declaration = load_declaration(*named_paths(resources, configs), app_id, builtin=not no_builtin)
-    with _progress(declaration, shown=connect) as step:
-        report = trio.run(partial(examine, declaration, Freshness(), connect=connect, step=step))
-    _print_report(report)
-    sys.exit(report.exit_code(strict=strict))
+    with progress(len(declaration.components), shown=connect) as step:
+        found = trio.run(partial(examine, declaration, Freshness(), connect=connect, step=step))
+    _print_found(found)
+    sys.exit(found.exit_code(strict=strict))
 
 
-@cli.command(
-    "doctor",
-    short_help="Say whether a mount would come up here, and what to do if not.",
-    params=[
-        *(parameter for parameter in mount.params if parameter.name != "mountpoint"),
-        click.Option(["--json", "as_json"], is_flag=True, help="Print the findings for programs."),
-        click.Argument(["mountpoint"], type=PATH, required=False),
-    ],
-)
-def doctor_command(mountpoint: Path | None, *, as_json: bool, **flags: Any) -> NoReturn:
-    """Look for all that keeps `mount` with the same flags from working: the machine, the mount point, the stores.
-
-    Each finding is PASS, WARN or FAIL, with what to do about it. Nothing is mounted, and no secret is read but those
-    that are the credentials of a store.
-
-    \b
-    Exit codes:
-      0  all is well
-      1  there are warnings
-      2  a mistake in flags, manifests or configuration
-      3  the mount point or FUSE refuses
-      4  a store does not answer, or refuses
-    """  # noqa: D301
-    findings = []
-    for finding in _diagnose(mountpoint, flags):
-        findings.append(finding)
-        if not as_json:
-            _print_finding(finding)
-    click.echo(to_json(findings) if as_json else summary(findings))
-    sys.exit(exit_code(findings))
+cli.add_command(doctor_command(mount.params))
+cli.add_command(run_command)
 
 
 def main() -> NoReturn:
@@ -233,14 +192,14 @@ def main() -> NoReturn:
         mount_secretfs()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without the lines of a tree is no error
-    sys.exit(_reporting(lambda: cli(sys.argv[1:], standalone_mode=False, obj=sys.argv[1:]) or 0))
+    sys.exit(reporting(lambda: cli(sys.argv[1:], standalone_mode=False, obj=sys.argv[1:]) or 0))
 
 
 def mount_secretfs() -> NoReturn:
     """Do what mount(8) asks of ``/sbin/mount.secretfs``."""
     os.environ["PATH"] = os.environ.get("PATH") or mounthelper.PATH
     try:
-        code = _reporting(_mount_as_asked)
+        code = reporting(_mount_as_asked)
     except SystemExit as done:
         code = int(done.code or 0)
     sys.exit(mounthelper.FAILED if code else 0)
@@ -256,88 +215,13 @@ def _mount_as_asked() -> int:
         raise ConfigurationError(error.format_message()) from None
 
 
-def _reporting(work: Callable[[], int]) -> int:
-    """Run ``work`` to an exit code; what is wrong is said on standard error."""
-    try:
-        return work()
-    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:  # noqa: BLE001 - each has its exit code
-        return _report(error)
-
-
-def _report(error: BaseException) -> int:
-    """Say what is wrong. Returns the exit code for it."""
-    if isinstance(error, BaseExceptionGroup):  # trio's; the first of it says enough
-        return _report(error.exceptions[0])
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
-    if isinstance(error, SecretFSError):
-        for line in str(error).splitlines():
-            click.echo(f"secretfs: {printable(line)}", err=True)
-        return error.exit_code
-    if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return 128 + signal.SIGINT
-    if isinstance(error, Exception):
-        log_defect(log, error)
-        return os.EX_SOFTWARE
-    raise error
-
-
-def _freshness(flags: dict[str, Any]) -> Freshness:
-    """Take the flags that `freshness` adds."""
-    return Freshness(**{field.name: flags.pop(field.name) for field in fields(Freshness)})
-
-
-@contextmanager
-def _progress(declaration: Declaration, *, shown: bool = True) -> Iterator[Callable[[], None]]:
-    """Show on a terminal how far the stores have been asked: two steps for each."""
-    hidden = not (shown and sys.stderr.isatty())
-    steps = 2 * len(declaration.components)
-    with click.progressbar(length=steps, label="Connecting", file=sys.stderr, hidden=hidden) as bar:
-        yield lambda: bar.update(1)
-
-
-def _diagnose(mountpoint: Path | None, flags: dict[str, Any]) -> Iterator[Finding]:
-    """Make all findings, each when it is found."""
-    yield from examine_machine(mountpoint, allow_other=flags["allow_other"])
-    for notice in MountOptions(mountpoint or Path(), flags["allow_other"], flags["uid"]).notices:
-        yield Finding.warn("flags", str(notice), "give that flag as well, unless only root shall read")
-    resources, configs, app_id, builtin = (flags[name] for name in ("resources", "configs", "app_id", "no_builtin"))
-    if not resources:
-        try:
-            named_paths(resources, configs)
-        except ConfigurationError as error:  # who asks for the machine alone has made no mistake
-            yield Finding.warn("manifests", "no stores are looked at", str(error))
-            return
-    findings, declaration = examine_declaration(
-        lambda: load_declaration(*named_paths(resources, configs), app_id, builtin=not builtin)
-    )
-    yield from findings
-    if declaration is not None:
-        with _progress(declaration) as step:
-            findings = trio.run(examine_stores, declaration, _freshness(flags), step)
-        yield from findings
-
-
-def _print_finding(finding: Finding) -> None:
-    colour = {Level.PASS: "green", Level.WARN: "yellow", Level.FAIL: "red"}[finding.level]
-    click.secho(finding.level.value, fg=colour, nl=False)
-    click.echo(f"  {printable(finding.check):<12} {printable(finding.text)}")
-    if finding.fix:
-        click.echo(f"{'fix:':>18} {printable(finding.fix)}")
-
-
-def _print_report(report: Report) -> None:
-    for line in report.tree:
+def _print_found(found: Report) -> None:
+    for line in found.tree:
         click.echo(printable(line))
-    for notice in report.notices:
-        _print_warning(str(notice))
-    for failure in report.failures:
+    for notice in found.notices:
+        warn(str(notice))
+    for failure in found.failures:
         if failure.component.ignore_errors:
-            _print_warning(f"{failure} (ignoreErrors)")
+            warn(f"{failure} (ignoreErrors)")
         else:
             click.secho(f"error: {printable(str(failure))}", fg="red", err=True)
-
-
-def _print_warning(text: str) -> None:
-    click.secho(f"warning: {printable(text)}", fg="yellow", err=True)

@@ -3,6 +3,7 @@
     SecretFSError
     ├── ConfigurationError      a manifest, configuration, flag or setting is wrong      exit 2
     ├── MountError              the kernel or the mount point refuses                    exit 3
+    ├── CommandError            a command that is not there, or cannot be run            127, 126
     ├── JournalUnreadable       what is known of a mount cannot be taken over            exit 3
     ├── NoSuchEntry             a path that is not there for this app            ENOENT
     ├── NoSuchAttribute         an extended attribute that is not there          ENODATA
@@ -93,6 +94,17 @@ class MountError(SecretFSError):
 
     def __str__(self) -> str:
         return with_fix(self.reason, self.fix)
+
+
+class CommandError(SecretFSError):
+    """The command of ``secretfs run`` cannot be run. The exit codes are those of env(1), nohup(1) and shells."""
+
+    exit_code = 126
+
+    def __init__(self, name: str, error: OSError) -> None:
+        super().__init__(f"cannot run {name}: {error.strerror}")
+        if isinstance(error, FileNotFoundError):
+            self.exit_code = 127
 
 
 class JournalUnreadable(SecretFSError):

@@ -1,7 +1,9 @@
 """The flags that commands share, and what is read because of them."""
 
 import os
+import signal
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +13,9 @@ from secretfs.cache import Freshness
 from secretfs.declaration import Declaration, load
 from secretfs.durations import parse_duration
 from secretfs.errors import ConfigurationError
+from secretfs.reload import Origin, fingerprint, working_directory
+from secretfs.run import OnChange
+from secretfs.settings import nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,20 +53,65 @@ def _duration(text: str) -> float:
         raise click.BadParameter(f"{text!r}: {error}") from None
 
 
+def _on_change(text: str) -> OnChange:
+    """Read what happens when a secret changes: a word, or a signal with or without SIG, or its number."""
+    if text == "ignore":
+        return "ignore"
+    if text == "restart":
+        return "restart"
+    if text.isdecimal() and int(text) in signal.valid_signals():
+        return int(text)
+    name = text.upper().removeprefix("SIG")
+    known = {member.removeprefix("SIG"): number for member, number in signal.Signals.__members__.items()}
+    if name not in known:
+        hint = nearest(name, ["ignore", "restart", *known])
+        raise click.BadParameter(f"{text!r} is not ignore, restart or a signal such as HUP{hint}")
+    return known[name]
+
+
+ON_CHANGE = click.option(
+    "--on-change",
+    type=_on_change,
+    default="ignore",
+    metavar="ignore|restart|SIGNAL",
+    show_default=True,
+    help="What happens to the command when a secret that it has read changes.",
+)
+
+
 def freshness(command: F) -> F:
     """Add the flags that are the defaults of the annotations of the same names."""
+    idle = "How long a value stays in memory that nobody reads."
+    return _freshness(_duration_flag(command, "idle", idle, f"{Freshness().idle:g}s"))
+
+
+def freshness_for_a_command(command: F) -> F:
+    """Add the same flags; but what a command has read stays in memory, None, as long as it runs."""
+    idle = "How long a value stays in memory that nobody reads.  [default: until the command ends]"
+    return _freshness(_duration_flag(command, "idle", idle, None))
+
+
+def _freshness(command: F) -> F:
     for name, help_text in (
-        ("idle", "How long a value stays in memory that nobody reads."),
         ("deadline", "How long a reader waits for a store at most."),
         ("max-stale", "How old an answer may be that is served while its store is down."),
         ("ttl", "How old an answer may be that is served without a question."),
     ):
         seconds = getattr(Freshness(), name.replace("-", "_"))
-        option = click.option(
-            f"--{name}", type=_duration, default=f"{seconds:g}s", metavar="TIME", show_default=True, help=help_text
-        )
-        command = option(command)
+        command = _duration_flag(command, name, help_text, f"{seconds:g}s")
     return command
+
+
+def take_freshness(flags: dict[str, Any]) -> Freshness:
+    """Take the values of these flags out of all that a command was given."""
+    return Freshness(**{field.name: flags.pop(field.name) for field in fields(Freshness)})
+
+
+def _duration_flag(command: F, name: str, help_text: str, default: str | None) -> F:
+    option = click.option(
+        f"--{name}", type=_duration, default=default, metavar="TIME", show_default=default is not None, help=help_text
+    )
+    return option(command)
 
 
 def sources(command: F) -> F:
@@ -128,6 +178,20 @@ def named_paths(resources: tuple[Path, ...], configs: tuple[Path, ...]) -> tuple
         raise ConfigurationError(f"{resources[0]} does not exist; --resources-path names another directory")
     config = _default(_DEFAULT_CONFIG)
     return resources, configs or ((config,) if os.path.lexists(config) else ())
+
+
+def declare(
+    resources: tuple[Path, ...], configs: tuple[Path, ...], app_id: str, *, builtin: bool
+) -> tuple[Declaration, Origin]:
+    """Read what is declared for an app, and say how to read it again. Raises `ConfigurationError`."""
+    resources, configs = named_paths(resources, configs)
+    # Absolute, because a process in the background leaves the working directory.
+    paths = tuple(Path.absolute(path) for path in (*resources, *configs))
+    loaded = fingerprint(paths)
+    declaration = load_declaration(resources, configs, app_id, builtin=builtin)
+    absolute = paths[: len(resources)], paths[len(resources) :]
+    origin = Origin(lambda: load_declaration(*absolute, app_id, builtin=builtin), paths, loaded, working_directory())
+    return declaration, origin
 
 
 def load_declaration(

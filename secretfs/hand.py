@@ -8,6 +8,7 @@ descriptor: when the daemon goes, the kernel aborts the connection, the call fai
 It knows no secret: it is forked before any store is opened, and closes all it inherits but one socket.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -69,9 +70,10 @@ class Hand:
             raise OSError(code, os.strerror(code))
 
     def close(self) -> None:
-        """Let the process end, and wait until it has."""
+        """Let the process end. Who waits for that may wait for himself: it may be waiting for an answer that we owe."""
         self._socket.close()
-        os.waitpid(self.pid, 0)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, os.WNOHANG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class Hands:
         return cls(Hand.fork(), Hand.fork())
 
     def close(self) -> None:
-        """Let both end, and wait until they have."""
+        """Let both end."""
         self.publishing.close()
         self.asking.close()
 

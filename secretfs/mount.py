@@ -61,6 +61,16 @@ class MountOptions:
         return [Notice(f"user {self.uid} owns the files and cannot get at them without --allow-other")]
 
 
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """Who is told how a mount does."""
+
+    ready: Callable[[], None]
+    """The mount answers."""
+    changed: Callable[[], None] = lambda: None
+    """A value that was read has changed, or something that was listed has come or gone, and the files show it."""
+
+
 async def serve(
     registry: Registry,
     declaration: Declaration,
@@ -68,11 +78,11 @@ async def serve(
     options: MountOptions,
     hands: Hands,
     keeper: Keeper,
-    ready: Callable[[], None],
+    observer: Observer,
 ) -> None:
     """Mount, or go on with the mount that the keeper has for us; serve until it is unmounted or a signal asks to stop.
 
-    Calls ``ready`` once the mount answers.
+    Tells ``observer`` when the mount answers, and what changes.
 
     A mount with a keeper stays when we stop, for our successor; another is unmounted. On a fatal error it stays behind,
     dead if there is no keeper: ENOTCONN tells readers the truth, while an empty directory would look like "no secrets".
@@ -86,7 +96,7 @@ async def serve(
         stores = Stores(registry, options.default, nursery)
         views = await stores.serve(declaration)
         vfs = SecretVFS(views, options.modes, nursery, declaration.surroundings.app_id, journal)
-        publisher = Publisher(vfs, options.mountpoint, hands.publishing)
+        publisher = Publisher(vfs, options.mountpoint, hands.publishing, observer.changed)
         reloader = Reloader(origin, stores, vfs, publisher)
         connection = inherited or _mount(options, journal)
         if not inherited:
@@ -98,7 +108,7 @@ async def serve(
             nursery.start_soon(task)
         nursery.start_soon(_tidy, vfs)
         nursery.start_soon(catch_up, vfs, publisher.heard)
-        nursery.start_soon(_announce, options.mountpoint, hands.asking, keeper, ready)
+        nursery.start_soon(_announce, options.mountpoint, hands.asking, keeper, observer.ready)
         asked_to_stop = await _until_unmounted_or_asked_to_stop()
         pyfuse3.close(unmount=False)
         if not asked_to_stop:

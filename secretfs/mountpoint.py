@@ -124,6 +124,14 @@ def prepare(path: Path, *, allow_other: bool = False) -> None:
 
 def require_place(path: Path) -> None:
     """Make sure that ``path``, where no secretfs is mounted, is a place for one. Raises `MountError`."""
+    require_directory(path)
+    if not may_mount() and not os.access(path, os.W_OK):
+        reason = f"cannot mount at {path}: fusermount3 mounts only on a directory you may write to"
+        raise MountError(reason, f"as root: chown {os.getuid()} {path}; or name another directory")
+
+
+def require_directory(path: Path) -> None:
+    """Accept only an existing directory. Raises `MountError`."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -135,9 +143,6 @@ def require_place(path: Path) -> None:
         raise MountError(f"cannot mount at {path}: {error.strerror}", "name another directory") from None
     if not stat.S_ISDIR(mode):
         raise MountError(f"cannot mount at {path}: it is not a directory", "name another one, or make it one")
-    if not may_mount() and not os.access(path, os.W_OK):
-        reason = f"cannot mount at {path}: fusermount3 mounts only on a directory you may write to"
-        raise MountError(reason, f"as root: chown {os.getuid()} {path}; or name another directory")
 
 
 def clear(path: Path) -> None:

@@ -14,6 +14,7 @@ CAP_SYS_ADMIN: Final = 21
 
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 _PR_SET_NAME = 15
+_EVERYBODY = ["0", "0", "4294967295"]  # user_namespaces(7): the map of the initial user namespace
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,12 @@ def _status(field: str) -> str:
 def _may_lock_everything() -> bool:
     """Under a finite limit a later allocation would fail, which is worse than a page that can be swapped."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    return soft == resource.RLIM_INFINITY or has_capability(CAP_IPC_LOCK)
+    return soft == resource.RLIM_INFINITY or (has_capability(CAP_IPC_LOCK) and _is_in_initial_namespace())
+
+
+def _is_in_initial_namespace() -> bool:
+    """Whether rights lift limits: in a user namespace of our own the limit counts all the same (can_do_mlock)."""
+    return Path("/proc/self/uid_map").read_text("ascii").split() == _EVERYBODY
 
 
 def _has_swap() -> bool:

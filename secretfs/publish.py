@@ -13,6 +13,7 @@ adapter asks it only on behalf of that process: for everybody else the file syst
 import logging
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -56,11 +57,14 @@ class Grant:
 
 
 class Publisher:
-    """Makes the kernel's tree follow the stores, one system call at a time."""
+    """Makes the kernel's tree follow the stores, one system call at a time, and calls ``published`` after each."""
 
-    def __init__(self, vfs: SecretVFS, mountpoint: Path, hand: Hand) -> None:
+    def __init__(
+        self, vfs: SecretVFS, mountpoint: Path, hand: Hand, published: Callable[[], None] = lambda: None
+    ) -> None:
         self._vfs = vfs
         self._hand = hand
+        self._published = published
         self._mountpoint = os.fsencode(mountpoint)
         self._send, self._changes = trio.open_memory_channel[tuple[str, Change | None]](BACKLOG)
         self.grant: Grant | None = None
@@ -126,6 +130,8 @@ class Publisher:
             await self._publish_name(component, name)
         for name, key in sorted(change.values):
             await self._publish_value(ValueKey(component, name, key))
+        if change.values:
+            self._published()  # whoever has read them may be told, also where the kernel has forgotten the files
 
     async def _publish_value(self, key: ValueKey) -> None:
         """Publish that a value is new, different or gone."""
@@ -182,5 +188,7 @@ class Publisher:
             await self._hand.call(grant.call.value, *(os.path.join(base, name) for name in names))  # noqa: PTH118
         except OSError as error:
             log.debug("a change is not announced: %s: %s", grant.call.value, error.strerror)
+        else:
+            self._published()
         finally:
             self.grant = None

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,14 @@ from secretfs import obituary
 from secretfs.daemon import leave_terminal, log_to, open_log, start_in_background
 from secretfs.declaration import Declaration
 from secretfs.errors import SecretFSError
-from secretfs.flags import load_declaration, named_paths
+from secretfs.flags import declare
 from secretfs.hand import Hands
 from secretfs.keeper import Keeper
-from secretfs.mount import MountOptions, serve
+from secretfs.mount import MountOptions, Observer, serve
 from secretfs.mountpoint import prepare
 from secretfs.process import protect_memory
 from secretfs.registry import open_registry
-from secretfs.reload import Origin, fingerprint, working_directory
+from secretfs.reload import Origin
 
 log = logging.getLogger(__name__)
 
@@ -68,49 +68,62 @@ def _supervise(request: Request, arguments: Sequence[str]) -> int:
     return start_in_background(command)
 
 
-def work(request: Request, keeper: Keeper) -> int:
-    """Serve a mount in this process. Returns an exit status."""
+def work(
+    request: Request,
+    keeper: Keeper,
+    observer: Observer | None = None,
+    end: Callable[[], Awaitable[None]] = trio.sleep_forever,
+) -> int:
+    """Serve a mount in this process until it is unmounted, or ``end`` returns. Returns an exit status.
+
+    When ``end`` has returned the mount stays, dead, for those who still use it.
+    """
     try:
-        _work(request, keeper)
+        _work(request, keeper, observer or Observer(partial(_become_ready, request)), end)
     except (SecretFSError, BaseExceptionGroup) as error:
         keeper.tell(STATUS=_reason(error))
         raise
     return 0
 
 
-def _work(request: Request, keeper: Keeper) -> None:
+def _work(request: Request, keeper: Keeper, observer: Observer, end: Callable[[], Awaitable[None]]) -> None:
+    options = request.options
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is listened to: what it asks to be read is being read
     if keeper.takes_over:  # there is no terminal any more
         _log_as_asked(request)
-    keeper.inherit(request.options.mountpoint)
+    keeper.inherit(options.mountpoint)
     if keeper.inherited is None:
-        prepare(request.options.mountpoint, allow_other=request.options.allow_other)
-        obituary.remove(str(request.options.mountpoint))
-    declaration, origin = _read(request)
+        prepare(options.mountpoint, allow_other=options.allow_other)
+    declaration, origin = declare(request.resources, request.configs, request.app_id, builtin=request.builtin)
+    for notice in (*declaration.notices, *options.notices):
+        log.warning("%s", notice)
     protect_memory()
     hands = Hands.fork()
+
+    async def serve_until_end() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_it, nursery.cancel_scope)
+            await end()
+            nursery.cancel_scope.cancel()
+
+    async def serve_it(scope: trio.CancelScope) -> None:
+        await _serve(declaration, origin, options, hands, keeper, observer)
+        scope.cancel()
+
     try:
-        trio.run(partial(_serve, request, declaration, origin, keeper, hands))
+        trio.run(serve_until_end)
     finally:
         hands.close()
 
 
-def _read(request: Request) -> tuple[Declaration, Origin]:
-    """Read what is declared, and note how to read it again."""
-    resources, configs = named_paths(request.resources, request.configs)
-    # Absolute, because a process in the background leaves the working directory.
-    paths = tuple(Path.absolute(path) for path in (*resources, *configs))
-    loaded = fingerprint(paths)
-    load = partial(load_declaration, app_id=request.app_id, builtin=request.builtin)
-    declaration = load(resources, configs)
-    for notice in (*declaration.notices, *request.options.notices):
-        log.warning("%s", notice)
-    again = partial(load, paths[: len(resources)], paths[len(resources) :])
-    return declaration, Origin(again, paths, loaded, working_directory())
-
-
-async def _serve(request: Request, declaration: Declaration, origin: Origin, keeper: Keeper, hands: Hands) -> None:
-    options = request.options
+async def _serve(
+    declaration: Declaration,
+    origin: Origin,
+    options: MountOptions,
+    hands: Hands,
+    keeper: Keeper,
+    observer: Observer,
+) -> None:
     known = keeper.inherited.journal.stores if keeper.inherited else {}
     components = declaration.components
     async with open_registry(components, declaration.surroundings, options.default, known=known) as registry:
@@ -119,16 +132,14 @@ async def _serve(request: Request, declaration: Declaration, origin: Origin, kee
         if keeper.inherited is None:
             registry.require()
         for failure in registry.failures:
-            log.warning(
-                "%s (%s)",
-                failure,
-                "ignoreErrors" if failure.component.ignore_errors else "its files are EIO",
-            )
-        await serve(registry, declaration, origin, options, hands, keeper, partial(_become_ready, request))
+            ignored = "ignoreErrors" if failure.component.ignore_errors else "its files are EIO"
+            log.warning("%s (%s)", failure, ignored)
+        await serve(registry, declaration, origin, options, hands, keeper, observer)
 
 
 def _become_ready(request: Request) -> None:
     """Leave the terminal, if that was asked for. Until now errors went where whoever mounts sees them."""
+    obituary.remove(str(request.options.mountpoint))
     _log_as_asked(request)
     if not request.foreground:
         leave_terminal()

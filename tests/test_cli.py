@@ -18,7 +18,7 @@ from tests.support.fake_type import Fakes, reference
 from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import daemons, fuse_mounts
 
-COMMANDS: tuple[list[str], ...] = ([], ["mount"], ["unmount"], ["check"], ["status"], ["refresh"], ["doctor"])
+COMMANDS: tuple[list[str], ...] = ([], ["mount"], ["unmount"], ["check"], ["status"], ["refresh"], ["doctor"], ["run"])
 SOURCES = ["--resources-path", "--config", "--app-id", "--disable-builtin-k8s-secret-store"]
 
 
@@ -86,11 +86,12 @@ class TestHelp:
         [
             *(("mount", "0 2 3 4"), ("check", "0 1 2 4"), ("status", "0 1 3"), ("refresh", "0 2 3 4")),
             ("doctor", "0 1 2 3 4"),
+            ("run", "2 3 4 126 127"),
         ],
     )
     def test_lists_every_exit_code(self, inside: Inside, command: str, codes: str) -> None:
         after = inside(command, "--help").out.partition("Exit codes:\n")[2].partition("\n\n")[0]
-        assert re.findall(r"^ +(\d) {2}\S", after, re.MULTILINE) == codes.split()
+        assert re.findall(r"^ +(\d+) {2,}\S", after, re.MULTILINE) == codes.split()
 
     @pytest.mark.parametrize(
         ("command", "flags"),
@@ -99,6 +100,13 @@ class TestHelp:
                 "mount",
                 [
                     *(*SOURCES, "--ttl", "--max-stale", "--deadline", "--idle", "--foreground", "--log-file"),
+                    *("--allow-other", "--uid", "--gid", "--mode", "--help"),
+                ],
+            ),
+            (
+                "run",
+                [
+                    *(*SOURCES, "--ttl", "--max-stale", "--deadline", "--idle", "--on-change", "--at", "--log-file"),
                     *("--allow-other", "--uid", "--gid", "--mode", "--help"),
                 ],
             ),

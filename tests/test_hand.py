@@ -6,6 +6,7 @@ import select
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -17,8 +18,19 @@ from secretfs.hand import Hand
 @pytest.fixture
 def hand() -> Iterator[Hand]:
     hand = Hand.fork()
+    process = os.pidfd_open(hand.pid)
     yield hand
     hand.close()
+    assert select.select([process], [], [], 10)[0], "it does not end with us"
+    os.close(process)
+    with suppress(ChildProcessError):
+        os.waitpid(hand.pid, 0)
+
+
+def kill(pid: int) -> None:
+    """Kill a child, and wait until its end can be noticed."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 async def test_it_makes_the_call(hand: Hand, tmp_path: Path) -> None:
@@ -39,7 +51,7 @@ async def test_what_fails_raises_here(hand: Hand, tmp_path: Path) -> None:
 
 async def test_a_hand_that_is_gone_is_an_error(tmp_path: Path) -> None:
     hand = Hand.fork()
-    os.kill(hand.pid, signal.SIGKILL)
+    kill(hand.pid)
     with pytest.raises(OSError, match="Broken pipe"):
         await hand.call("mkdir", os.fsencode(tmp_path) + b"/one")
     hand.close()

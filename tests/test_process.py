@@ -86,6 +86,18 @@ def test_where_there_is_swap_he_is_warned() -> None:
     assert rest[2:] == ["locked False", "works 64"]
 
 
+def test_rights_in_a_user_namespace_do_not_count() -> None:
+    """There the capability is there, and the limit holds all the same."""
+    done = in_namespace(f"""
+        cat > protected.py <<-'END'
+{PROTECTED}
+END
+        ulimit -l 8192
+        as_nobody unshare --user --map-root-user /mnt/python/bin/python protected.py
+    """)
+    assert (done.status, done.out.splitlines()[2:], done.err) == (0, ["locked False"], "")
+
+
 @pytest.mark.mount
 def test_the_daemon_is_protected(tmp_path: Path) -> None:
     (tmp_path / "secrets.json").write_text(f'{{"password": "{secret()}"}}', encoding="utf-8")

@@ -60,7 +60,9 @@ class FakeKernel(Publisher):
     """A `Publisher` whose system calls go to a kernel that is played here."""
 
     def __init__(self, vfs: SecretVFS, *, forgetful: bool = False) -> None:
-        super().__init__(vfs, Path("/nowhere"), cast("Hand", FakeHand()))
+        super().__init__(vfs, Path("/nowhere"), cast("Hand", FakeHand()), self._count)
+        self.told = 0
+        """How often it was said that something has changed."""
         self.calls: list[tuple[Call, str]] = []
         self.grants: list[Grant] = []
         self.failures: list[Call] = []
@@ -77,6 +79,9 @@ class FakeKernel(Publisher):
         self.directories = {ROOT_INODE}
         self.dead: set[int] = set()
         self._forgetful = forgetful
+
+    def _count(self) -> None:
+        self.told += 1
 
     async def look_up(self, parent: int, segment: bytes) -> int:
         """Ask for a name, on behalf of a thread of ours."""
@@ -438,6 +443,28 @@ class TestWhatIsCalled:
         assert all(is_reserved(grant.pending) for grant in kernel.grants)  # so nothing else can have that name
         for path in ("vault/db/password", "env/TOKEN"):
             assert await kernel.cat(path) == NEW
+
+    async def test_who_wants_to_know_is_told_once_it_shows(self, kernel: FakeKernel, env: WatchingMemoryStore) -> None:
+        await kernel.cat("env/TOKEN")
+        await put(env, "OTHER")
+        assert kernel.told == 0  # nobody has read it
+        seen: list[bytes] = []
+
+        async def cat() -> None:
+            seen.append(await kernel.cat("env/TOKEN"))
+
+        kernel._published = lambda: nursery.start_soon(cat)
+        async with trio.open_nursery() as nursery:
+            await put(env, "TOKEN")
+        assert seen == [NEW]
+
+    async def test_who_wants_to_know_is_told_although_the_kernel_has_forgotten(
+        self, kernel: FakeKernel, env: WatchingMemoryStore
+    ) -> None:
+        await kernel.cat("env/TOKEN")
+        kernel.forget_everything()
+        await put(env, "TOKEN")
+        assert (kernel.told, kernel.calls) == (1, [])
 
     async def test_an_open_file_keeps_the_old_value_and_who_polls_it_is_woken(
         self, kernel: FakeKernel, env: WatchingMemoryStore

@@ -1,0 +1,93 @@
+"""``secretfs doctor``: the findings of `secretfs.doctor`, as they are made."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import trio
+
+from secretfs.daemon import printable
+from secretfs.doctor import (
+    Finding,
+    Level,
+    examine_declaration,
+    examine_machine,
+    examine_stores,
+    exit_code,
+    summary,
+    to_json,
+)
+from secretfs.errors import ConfigurationError
+from secretfs.flags import PATH, load_declaration, named_paths, take_freshness
+from secretfs.mount import MountOptions
+from secretfs.reporting import progress
+
+
+def doctor_command(mount_parameters: Sequence[click.Parameter]) -> click.Command:
+    """Make the command, which takes every flag of ``mount``."""
+    return click.Command(
+        "doctor",
+        callback=_doctor,
+        help=_doctor.__doc__,
+        short_help="Say whether a mount would come up here, and what to do if not.",
+        params=[
+            *(parameter for parameter in mount_parameters if parameter.name != "mountpoint"),
+            click.Option(["--json", "as_json"], is_flag=True, help="Print the findings for programs."),
+            click.Argument(["mountpoint"], type=PATH, required=False),
+        ],
+    )
+
+
+def _doctor(mountpoint: Path | None, *, as_json: bool, **flags: Any) -> NoReturn:
+    """Look for all that keeps `mount` with the same flags from working: the machine, the mount point, the stores.
+
+    Each finding is PASS, WARN or FAIL, with what to do about it. Nothing is mounted, and no secret is read but those
+    that are the credentials of a store.
+
+    \b
+    Exit codes:
+      0  all is well
+      1  there are warnings
+      2  a mistake in flags, manifests or configuration
+      3  the mount point or FUSE refuses
+      4  a store does not answer, or refuses
+    """  # noqa: D301 - a real backspace keeps click from wrapping what follows
+    findings = []
+    for finding in _diagnose(mountpoint, flags):
+        findings.append(finding)
+        if not as_json:
+            _print_finding(finding)
+    click.echo(to_json(findings) if as_json else summary(findings))
+    sys.exit(exit_code(findings))
+
+
+def _diagnose(mountpoint: Path | None, flags: dict[str, Any]) -> Iterator[Finding]:
+    """Make all findings, each when it is found."""
+    yield from examine_machine(mountpoint, allow_other=flags["allow_other"])
+    for notice in MountOptions(mountpoint or Path(), flags["allow_other"], flags["uid"]).notices:
+        yield Finding.warn("flags", str(notice), "give that flag as well, unless only root shall read")
+    resources, configs, app_id, builtin = (flags[name] for name in ("resources", "configs", "app_id", "no_builtin"))
+    if not resources:
+        try:
+            named_paths(resources, configs)
+        except ConfigurationError as error:  # who asks for the machine alone has made no mistake
+            yield Finding.warn("manifests", "no stores are looked at", str(error))
+            return
+    findings, declaration = examine_declaration(
+        lambda: load_declaration(*named_paths(resources, configs), app_id, builtin=not builtin)
+    )
+    yield from findings
+    if declaration is not None:
+        with progress(len(declaration.components)) as step:
+            findings = trio.run(examine_stores, declaration, take_freshness(flags), step)
+        yield from findings
+
+
+def _print_finding(finding: Finding) -> None:
+    colour = {Level.PASS: "green", Level.WARN: "yellow", Level.FAIL: "red"}[finding.level]
+    click.secho(finding.level.value, fg=colour, nl=False)
+    click.echo(f"  {printable(finding.check):<12} {printable(finding.text)}")
+    if finding.fix:
+        click.echo(f"{'fix:':>18} {printable(finding.fix)}")

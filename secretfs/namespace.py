@@ -1,0 +1,94 @@
+"""Mounts that nobody else sees: a mount namespace of our own, with a user namespace around it where that takes rights.
+
+The kernel takes the namespace down with everything in it when its last process has ended. Only system calls here; they
+are about the process that makes them, so none of this may be called once there are threads (unshare(2)).
+"""
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+from secretfs.errors import MountError
+
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000  # linux/sched.h
+_MS_REC, _MS_SLAVE = 1 << 14, 1 << 19  # linux/mount.h
+
+PLACES: Final = tuple(map(Path, ("/mnt", "/media", "/srv", "/opt")))
+"""Where an empty directory to mount on is looked for: these are for things that come and go (hier(7))."""
+
+_SYSCTLS: Final = Path("/proc/sys")
+_SWITCHES: Final = (
+    ("user/max_user_namespaces", "0", "10000"),
+    ("user/max_mnt_namespaces", "0", "10000"),
+    ("kernel/unprivileged_userns_clone", "0", "1"),  # Debian's
+    ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),  # Ubuntu's
+)
+"""What forbids namespaces: sysctl, its value then, and one that allows them."""
+
+
+def enter() -> bool:
+    """Give this process mounts of its own: those there are, and what comes and goes on the host, but nothing back.
+
+    Returns whether the ids of other users mean something here. They do not if it took a user namespace, in which there
+    is nobody but us, with our own ids. Raises `MountError` with the reason and, where known, the way out.
+    """
+    failed = _unshare(_CLONE_NEWNS)
+    if rightless := failed == errno.EPERM:
+        uid, gid = os.geteuid(), os.getegid()
+        failed = _unshare(_CLONE_NEWUSER | _CLONE_NEWNS) or _map_ids(uid, gid)
+    failed = failed or _mount_as_slaves()
+    if failed:
+        raise MountError(f"cannot make a mount namespace: {os.strerror(failed)}{remedy(failed)}")
+    return not rightless
+
+
+def empty_directory() -> Path:
+    """Return a directory to mount on that hides nothing. Raises `MountError` if there is none."""
+    for path in PLACES:
+        try:
+            if not path.is_symlink() and not path.is_mount() and not any(path.iterdir()):
+                return path
+        except OSError:
+            continue
+    raise MountError(f"none of {', '.join(map(str, PLACES))} is an empty directory; say where to mount: --at DIR")
+
+
+def remedy(failed: int, sysctls: Path = _SYSCTLS) -> str:
+    """Return what to do about a namespace that was refused with this errno, to be appended to the reason."""
+    for name, forbids, allows in _SWITCHES:
+        try:
+            value = (sysctls / name).read_text("ascii").strip()
+        except OSError:
+            continue
+        if value == forbids:
+            return f" ({name.replace('/', '.')} is {forbids}; as root: sysctl -w {name.replace('/', '.')}={allows})"
+    if failed == errno.EPERM:
+        return " (a container: it needs --security-opt seccomp=unconfined, or --cap-add SYS_ADMIN and to run as root)"
+    if failed in (errno.ENOSPC, errno.EUSERS):
+        return " (too many of them: see user.max_user_namespaces and user.max_mnt_namespaces)"
+    return ""
+
+
+def _unshare(flags: int) -> int:
+    """Return the errno, or 0."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return ctypes.get_errno() if libc.unshare(flags) != 0 else 0
+
+
+def _map_ids(uid: int, gid: int) -> int:
+    """Be who we were. Without rights one may map nobody else, and has to give up setgroups(2) (user_namespaces(7))."""
+    try:
+        Path("/proc/self/setgroups").write_text("deny", "ascii")
+        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1", "ascii")
+        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1", "ascii")
+    except OSError as error:
+        return error.errno or errno.EPERM
+    return 0
+
+
+def _mount_as_slaves() -> int:
+    """Let what is mounted here not spread to the host; what is mounted there still comes here. Returns the errno."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    return ctypes.get_errno() if libc.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None) != 0 else 0

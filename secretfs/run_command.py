@@ -1,0 +1,98 @@
+"""``secretfs run``: a command with a mount of its own, from the flags to its end."""
+
+import logging
+import math
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from secretfs.attributes import Modes
+from secretfs.daemon import log_to, log_to_stderr, open_log
+from secretfs.errors import ConfigurationError
+from secretfs.flags import ON_CHANGE, PATH, audience, freshness_for_a_command, sources, take_freshness
+from secretfs.keeper import Keeper
+from secretfs.mount import MountOptions, Observer
+from secretfs.mountpoint import require_directory, resolve
+from secretfs.namespace import empty_directory, enter
+from secretfs.obstacles import require_device
+from secretfs.reporting import reporting
+from secretfs.run import Line, OnChange, end_as, run
+from secretfs.worker import Request, work
+
+
+@click.command(
+    "run",
+    short_help="Run a command with secrets mounted for it alone.",
+    context_settings={"allow_interspersed_args": False},
+    options_metavar="[OPTIONS] --",
+)
+@sources
+@freshness_for_a_command
+@ON_CHANGE
+@click.option(
+    "--at",
+    type=PATH,
+    metavar="DIR",
+    help="An existing directory to mount at.  [default: an empty one such as /mnt]",
+)
+@click.option("--log-file", type=PATH, metavar="FILE", help="Where to log.  [default: warnings, to standard error]")
+@audience
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run_command(
+    resources: tuple[Path, ...],
+    configs: tuple[Path, ...],
+    app_id: str,
+    command: tuple[str, ...],
+    *,
+    on_change: OnChange,
+    at: Path | None,
+    log_file: Path | None,
+    **flags: Any,
+) -> NoReturn:
+    """Run COMMAND with the secrets mounted where nobody else sees them. Its variable SECRETFS says where.
+
+    It takes no rights and leaves no trace: the mount is in a namespace of its own and gone with the command. Standard
+    input and output are the command's, the signals that are sent to secretfs are passed on to it, and its end is ours:
+    by its exit code, or by the signal that killed it. A command that was never started ends otherwise.
+
+    \b
+    Exit codes:
+      2    a mistake in flags, manifests or configuration
+      3    the mount point, FUSE or the kernel refuses
+      4    a store does not answer, or refuses
+      126  the command cannot be run
+      127  there is no such command
+    """  # noqa: D301 - a real backspace keeps click from wrapping what follows
+    log_to_stderr()
+    logging.getLogger().setLevel(logging.WARNING)
+    handler = open_log(log_file) if log_file else None
+    flags["idle"] = math.inf if flags["idle"] is None else flags["idle"]
+    default = take_freshness(flags)
+    builtin = not flags.pop("no_builtin")
+    modes = Modes(flags.pop("mode"))
+    place = _private_place(at, flags["uid"], flags["gid"])
+    options = MountOptions(place, modes=modes, default=default, **flags)
+    request = Request(resources, configs, app_id, builtin, options, foreground=True)
+
+    def serve(line: Line) -> int:
+        def ready() -> None:
+            if handler is not None:
+                log_to(handler)
+            line.ready()
+
+        return work(request, Keeper(), Observer(ready, line.changed), line.ended)
+
+    end_as(run(lambda line: reporting(lambda: serve(line)), command, place, on_change))
+
+
+def _private_place(at: Path | None, uid: int | None, gid: int | None) -> Path:
+    """Leave for a mount namespace of our own; returns where to mount in it."""
+    if at is not None:
+        at = resolve(at)
+        require_directory(at)
+    require_device()
+    if not enter() and not ({uid, gid} <= {None} or (uid, gid) == (os.getuid(), os.getgid())):
+        raise ConfigurationError("--uid, --gid: a user without the right to mount can show files to himself only")
+    return at or empty_directory()
