@@ -14,7 +14,8 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from secretfs.cache import CONCURRENCY, REFUSAL_TTL, CachedStore, Change
+from secretfs.cache import CachedStore, Change
+from secretfs.calls import CONCURRENCY, REFUSAL_TTL
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreError
 from secretfs.names import decode, encode, split
 from secretfs.scopes import SecretScope

@@ -1,9 +1,12 @@
 """Freshness in the background and outages, on a virtual clock: nobody waits for what is known, and nothing lasts."""
 
+import logging
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from secretfs import breaker
 from secretfs.cache import STALE_TTL, CachedStore, Freshness
 from secretfs.errors import (
     AccessDenied,
@@ -203,3 +206,25 @@ async def test_one_failure_does_not_shut_out_what_is_not_known(
     with pytest.raises(StoreUnavailable):
         await cached.fetch("db")
     assert (await cached.fetch("other")).value.values == {"k": b"v"}
+
+
+async def test_one_secret_that_always_fails_does_not_shut_out_the_others(
+    cached: CachedStore,
+    store: MemoryStore,
+    mock_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    expect_log: ExpectLog,
+) -> None:
+    expect_log("vault: its database is down")
+    caplog.set_level(logging.INFO, "secretfs.troubles")
+    store.refused["fetch:db"] = StoreUnavailable("its database is down")
+    for number in range(20):
+        for _ in range(2 * breaker.FAILURES):  # a program that polls
+            with pytest.raises(StoreUnavailable):
+                await cached.fetch("db")
+        await settle()
+        store.put(f"cold-{number}", {"k": b"v"})
+        assert await fetch_at_once(cached, f"cold-{number}") == b"v"
+    assert store.calls["check"] >= 20
+    told = [record.getMessage() for record in caplog.records if record.name == "secretfs.troubles"]
+    assert told == ["vault: its database is down", "vault: answers again"]
