@@ -27,6 +27,7 @@ from secretfs.cache import Change
 from secretfs.control import DIRECTORY_MODE, FILES, MODES, MountStatus, refresh, requested, status
 from secretfs.errors import (
     AccessDenied,
+    DeadlineExceeded,
     NoSuchAttribute,
     NoSuchEntry,
     ReadOnly,
@@ -401,6 +402,8 @@ class SecretVFS:
             view = self._view(component)
             try:
                 answer = await question(view)
+            except DeadlineExceeded:  # the next store would be waited for as long again
+                raise
             except SecretFSError:
                 if self._views.get(component) is view:
                     raise

@@ -351,6 +351,28 @@ async def test_an_ambiguous_shell_name_fails_the_env_file_only(make: Make, expec
     assert json.loads(await cat(vfs, "env/.bulk.json")) == {"a-b": {"a-b": "1"}, "a.b": {"a.b": "2"}}
 
 
+async def test_a_reload_makes_nobody_wait_for_a_store_that_hangs_once_more(
+    make: Make, env: MemoryStore, nursery: trio.Nursery, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    expect_log("env: no answer within 5 s")
+    vfs = make(env=env)
+    env.gate.clear()
+    begin, waited = trio.current_time(), []
+
+    async def look() -> None:
+        with pytest.raises(DeadlineExceeded):
+            await ls(vfs, "env")
+        waited.append(trio.current_time() - begin)
+
+    nursery.start_soon(look)
+    await trio.to_thread.run_sync(env.entered.acquire)
+    vfs.replace({name: StoreView(view._store, SecretScope()) for name, view in vfs._views.items()})
+    mock_clock.jump(5)
+    await wait_all_tasks_blocked(0.01)
+    env.gate.set()
+    assert waited == [5]
+
+
 async def test_a_hung_store_keeps_nobody_from_looking_names_up(
     vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
 ) -> None:
