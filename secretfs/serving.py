@@ -18,7 +18,9 @@ from secretfs.declaration import Declaration
 from secretfs.manifest import Component
 from secretfs.references import component_references
 from secretfs.registry import Failure, OpenedStore, Registry, check_references, close_stores, open_components
+from secretfs.reopening import LOOK_AGAIN, ReopeningStore
 from secretfs.scopes import SecretScope
+from secretfs.shelf import log_defect
 from secretfs.view import StoreView
 
 log = logging.getLogger(__name__)
@@ -164,7 +166,9 @@ class Stores:
                 opened.component.name, opened.store, opened.freshness, self._nursery, opened.component.type
             )
             task_status.started(Served(opened, cached, task))
-            await cached.keep_fresh()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cached.keep_fresh)
+                nursery.start_soon(_follow, opened)
 
     async def _retire(self, gone: list[Served], unneeded: list[OpenedStore]) -> None:
         try:
@@ -173,3 +177,18 @@ class Stores:
             for served in gone:
                 served.task.cancel()
             await close_stores(opened.store for opened in unneeded)
+
+
+async def _follow(opened: OpenedStore) -> None:
+    """Have a store look whether what it takes from another one has changed, after ttl of that one. Runs forever.
+
+    Credentials that were rotated are refused, and found out at once; old ones that go on to be good are not.
+    """
+    if opened.source is None or not isinstance(opened.store, ReopeningStore):
+        return
+    while True:
+        await trio.sleep(max(opened.source.freshness.ttl, LOOK_AGAIN))
+        try:
+            await trio.to_thread.run_sync(opened.store.look, abandon_on_cancel=True)
+        except Exception as error:  # noqa: BLE001 - a defect in one store must not cost everybody the mount
+            log_defect(log, error)

@@ -126,7 +126,7 @@ def test_refusals_look_upstream_once_a_second(store: ReopeningStore, upstream: U
 def test_an_upstream_that_fails_leaves_the_refusal_and_says_so(
     store: ReopeningStore, upstream: Upstream, expect_log: ExpectLog, clock: Clock
 ) -> None:
-    expect_log("vault: refused, and its credentials cannot be read again: upstream is down")
+    expect_log("vault: its credentials cannot be read again: upstream is down")
     upstream.rotate()
     upstream.fail_with = StoreUnavailable("upstream is down")
     with pytest.raises(AccessDenied):
@@ -134,6 +134,63 @@ def test_an_upstream_that_fails_leaves_the_refusal_and_says_so(
     upstream.fail_with = None
     clock.now += reopening.LOOK_AGAIN
     assert store.fetch("db").values == {"k": b"v"}
+
+
+def test_a_refusal_does_not_use_up_the_look_of_another(store: ReopeningStore, upstream: Upstream, clock: Clock) -> None:
+    upstream.opened[0].refused["fetch:secret"] = AccessDenied("the policy says no")
+    with pytest.raises(AccessDenied):
+        store.fetch("secret")
+    clock.now += reopening.LOOK_AGAIN / 10
+    upstream.rotate()
+    assert store.fetch("db").values == {"k": b"v"}
+
+
+def test_many_that_are_refused_at_once_share_a_look(store: ReopeningStore, upstream: Upstream, clock: Clock) -> None:
+    upstream.accepted = "another"
+    generation = store._current
+    assert not store._renewed(generation, ("fetch", "a"), clock.now)
+    clock.now += 0.1  # the look has taken so long
+    assert not store._renewed(generation, ("fetch", "b"), clock.now - 0.2)
+    assert upstream.looks == 2
+    assert not store._renewed(generation, ("fetch", "b"), clock.now)
+    assert upstream.looks == 3
+
+
+def test_what_makes_no_refusal_is_found_by_a_look(
+    store: ReopeningStore, upstream: Upstream, caplog: pytest.LogCaptureFixture, expect_log: ExpectLog
+) -> None:
+    expect_log("vault: its credentials cannot be read again: upstream is down")
+    store.look()
+    assert len(upstream.opened) == 1
+    upstream.token = canary("second")  # the first goes on to be good
+    upstream.fail_with = StoreUnavailable("upstream is down")
+    for _ in range(3):
+        store.look()
+    assert caplog.text.count("cannot be read again") == 1
+    assert len(upstream.opened) == 1
+    upstream.fail_with = None
+    store.look()
+    assert [opened.closed for opened in upstream.opened] == [True, False]
+    upstream.accepted = upstream.token
+    assert store.fetch("db").values == {"k": b"v"}
+
+
+def test_a_trial_of_a_store_that_cannot_be_reached_looks_for_another_place(
+    store: ReopeningStore, upstream: Upstream
+) -> None:
+    upstream.opened[0].fail_with = StoreUnavailable("nobody there")
+    upstream.rotate()
+    with pytest.raises(StoreUnavailable):
+        store.fetch("db")
+    store.check()
+    assert store.fetch("db").values == {"k": b"v"}
+
+
+def test_nothing_is_opened_after_the_end(store: ReopeningStore, upstream: Upstream) -> None:
+    store.close()
+    upstream.rotate()
+    store.look()
+    assert len(upstream.opened) == 1
 
 
 def test_a_call_under_way_keeps_the_old_store_open(store: ReopeningStore, upstream: Upstream) -> None:
@@ -150,7 +207,7 @@ def test_a_call_under_way_keeps_the_old_store_open(store: ReopeningStore, upstre
     entered.acquire()
     generation = store._current
     upstream.rotate()
-    assert store._renewed(generation, "fetch")
+    assert store._renewed(generation, ("fetch", "db"), 0.0)
     assert store.fetch("db").values == {"k": b"v"}
     assert not old.closed
     upstream.accepted = None  # the slow call is refused by the old store and by the new one

@@ -368,6 +368,20 @@ class TestCredentials:
             assert running.served("source") is source
             assert fake_type.tokens["other"] == secret("old")
 
+    async def test_what_it_takes_is_looked_at_again_though_nothing_is_refused(
+        self, fakes: Fakes, mock_clock: MockClock
+    ) -> None:
+        async with serving(fakes) as running:
+            await running.read("needy", "x")
+            running.store("source").put("token", {"k": secret("new").encode()})
+            await later(mock_clock, Freshness().ttl)
+            await until(lambda: fake_type.tokens["needy"] == secret("new"))
+            await until(lambda: happened("close") == ["needy"])
+            assert await running.read("needy", "x") == secret("needy")
+            await later(mock_clock, Freshness().ttl)
+            await wait_all_tasks_blocked(0.01)
+            assert happened("open") == ["source", "needy", "needy"]
+
     async def test_a_source_that_cannot_be_opened_leaves_both(self, fakes: Fakes, expect_log: ExpectLog) -> None:
         expect_log("component source: the fake says so; it goes on as it was")
         expect_log("it takes its credentials from source, which could not be opened; it goes on as it was")
