@@ -24,7 +24,7 @@ import trio
 from secretfs.calls import Calls, patience
 from secretfs.errors import StoreError
 from secretfs.shelf import Fresh, Shelf
-from secretfs.store import Names, Secret, SecretStore, WatchingStore
+from secretfs.store import ComparingStore, Known, Names, Secret, SecretStore, WatchingStore
 from secretfs.tally import Statistics
 
 T = TypeVar("T")
@@ -81,6 +81,7 @@ class CachedStore:
         """The last listings of folders whose listing is refused by now."""
         self._changed: Callable[[Change], None] = lambda _: None
         self._nursery = nursery
+        self._compares = isinstance(store, ComparingStore)
         if isinstance(store, WatchingStore):
             self._token = trio.lowlevel.current_trio_token()
             store.watch(self._heard)
@@ -254,10 +255,27 @@ class CachedStore:
                 due.append(key)
             elif known is not None and not known.remaining and key not in self._withheld:
                 shelf.drop(key)
+        if due and shelf is self._secrets and self._compares:
+            await self._compare()
+            due = list(frozenset(due).intersection(shelf.due()))
         waiting = iter(due)
         async with trio.open_nursery() as nursery:
             for _ in range(min(BACKGROUND, len(due))):
                 nursery.start_soon(self._load_quietly, shelf, waiting)
+
+    async def _compare(self) -> None:
+        """Have the store say what has not changed of all that is known: that is as fresh as if it had been read."""
+        answers = {name: answer for name in self._secrets if (answer := self._secrets.known(name)) is not None}
+        known = {
+            name: Known(answer.value, answer.fetched_at)
+            for name, answer in answers.items()
+            if isinstance(answer.value, Secret) and answer.fetched > -math.inf  # what was inherited is not from here
+        }
+        with contextlib.suppress(StoreError):  # logged where it happened; what is due will be read
+            said = await self._calls.unchanged(known)
+            for name in said.value if isinstance(said.value, frozenset) else ():
+                if self._secrets.known(name) is answers[name]:  # nothing has been found out meanwhile
+                    self._secrets.keep(name, said.about(answers[name]))
 
     async def _load_quietly(self, shelf: Shelf[str, Any], keys: Iterable[str]) -> None:
         for key in keys:

@@ -10,7 +10,7 @@ Belongs to one trio thread; nothing here is thread-safe but the calls into the s
 import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TypeVar
 
 import trio
@@ -18,7 +18,7 @@ import trio
 from secretfs.breaker import Breaker
 from secretfs.errors import AccessDenied, DeadlineExceeded, SecretNotFound, StoreError, StoreUnavailable
 from secretfs.shelf import Fresh
-from secretfs.store import Names, Secret, SecretStore
+from secretfs.store import ComparingStore, Known, Names, Secret, SecretStore
 from secretfs.tally import Kind, State, Tally
 from secretfs.troubles import Troubles
 
@@ -85,6 +85,13 @@ class Calls:
     async def fetch(self, name: str) -> Fresh[Secret | StoreError]:
         """Call `SecretStore.fetch`, if the store is worth asking. Raises what is no answer."""
         return await self._worth_asking(Kind.FETCH, self.store.fetch, name)
+
+    async def unchanged(self, known: Mapping[str, Known]) -> Fresh[frozenset[str] | StoreError]:
+        """Call `ComparingStore.unchanged`, if the store has it and is worth asking. Raises what is no answer."""
+        store = self.store
+        if not isinstance(store, ComparingStore):
+            raise StoreError("this store does not compare")
+        return await self._worth_asking(Kind.COMPARE, lambda _: store.unchanged(known), "")
 
     async def check(self) -> None:
         """Call `SecretStore.check`, whatever is thought of the store. Raises what is no answer."""

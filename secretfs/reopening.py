@@ -13,14 +13,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from secretfs.errors import AccessDenied, SecretFSError, StoreError, StoreUnavailable
 from secretfs.settings import Property
-from secretfs.store import Names, Secret, SecretStore, WatchingStore
+from secretfs.store import ComparingStore, Known, Names, Secret, SecretStore, WatchingStore
 
 T = TypeVar("T")
 
@@ -82,6 +82,14 @@ class ReopeningStore:
     def fetch(self, name: str) -> Secret:
         """`SecretStore.fetch`."""
         return self._ask(("fetch", name), lambda store: store.fetch(name))
+
+    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+        """`ComparingStore.unchanged`, if the store does compare."""
+
+        def compare(store: SecretStore) -> frozenset[str]:
+            return store.unchanged(known) if isinstance(store, ComparingStore) else frozenset()
+
+        return self._ask(("unchanged", ""), compare)
 
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
         """`WatchingStore.watch`, if the store does watch."""

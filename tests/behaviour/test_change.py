@@ -329,3 +329,22 @@ def test_times(scratch: Path, own_server: OpenBao) -> None:
     component(scratch / "times", "vault", "hashicorp.vault", folder.metadata())
     with mounted(scratch / "times") as mount:
         assert before - 0.01 <= (mount.path / "vault/db/key").stat().st_mtime <= after + 0.01
+
+
+def test_a_secrets_file(tmp_path: Path) -> None:
+    """fresh-5: A change of a secrets file of `local.file` is seen within a second, whatever `ttl` says."""
+    file = SecretsFile(tmp_path / "secrets.json")
+    file.put("kept", OLD)
+    file.put("rotated", OLD)
+    properties = {"secretsFile": file.path}
+    component(tmp_path / "components", "file", "local.file", properties, annotations={"secretfs/ttl": "1h"})
+    with mounted(tmp_path / "components") as mount:
+        store = mount.path / "file"
+        assert [path.read_text() for path in sorted(store.iterdir())] == [OLD, OLD]
+        file.secrets |= {"rotated": NEW, "added": NEW}
+        file.put("kept", OLD)
+        wait_until(lambda: (store / "rotated").read_text() == NEW, within=1 + MARGIN)
+        wait_until(lambda: lines("ls", store) == ["added", "kept", "rotated"], within=1 + MARGIN)
+        file.delete("rotated")
+        wait_until(lambda: not there(store / "rotated"), within=1 + MARGIN)
+        assert (store / "kept").read_text() == OLD
