@@ -377,9 +377,11 @@ class SecretVFS:
             notify()
 
     def tidy(self) -> None:
-        """Let what is open count as used, and forget the bulk files that nobody uses. Call it every few seconds."""
+        """Let what is open count as used, and forget what was made of secrets and is not used. Call it at times."""
         self._bulks.drop_idle(BULK_IDLE)
         self._tree.grow_older()
+        for view in self._views.values():
+            view.tidy()
         for key in self._tree.open_files():
             if isinstance(key, ValueKey | SecretBulkKey) and key.component in self._views:
                 self._views[key.component].touch(key.name)

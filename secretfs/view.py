@@ -175,6 +175,11 @@ class StoreView:
         if below and below not in [(encode(key),) for key in secret.value.values]:
             raise NoSuchEntry("/".join(map(_own_name, path)))
 
+    def tidy(self) -> None:
+        """Forget what was made of listings that have expired: the next one is arranged anew. Call it at times."""
+        for segments in [key for key, (names, _) in self._arranged.items() if not names.remaining]:
+            del self._arranged[segments]
+
     def statistics(self) -> Statistics:
         """Say how the store does. What the scope hides is not counted."""
         return self._store.statistics(self._scope.allows)

@@ -351,6 +351,19 @@ async def test_an_ambiguous_shell_name_fails_the_env_file_only(make: Make, expec
     assert json.loads(await cat(vfs, "env/.bulk.json")) == {"a-b": {"a-b": "1"}, "a.b": {"a.b": "2"}}
 
 
+async def test_listings_that_have_expired_leave_nothing_behind(
+    vfs: SecretVFS, vault: MemoryStore, mock_clock: MockClock
+) -> None:
+    for path in ("vault", "vault/team"):
+        await ls(vfs, path)
+    vfs.tidy()
+    assert len(vfs._views["vault"]._arranged) == 2
+    mock_clock.jump(60)
+    vfs.tidy()
+    assert not vfs._views["vault"]._arranged
+    assert list(await ls(vfs, "vault")) == ["db", "team"]
+
+
 async def test_a_reload_makes_nobody_wait_for_a_store_that_hangs_once_more(
     make: Make, env: MemoryStore, nursery: trio.Nursery, mock_clock: MockClock, expect_log: ExpectLog
 ) -> None:
