@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from secretfs.errors import AmbiguousNames, NotRepresentable
+from secretfs.places import Bulk
 from secretfs.store import Secret
-from secretfs.tree import Bulk
 
 _GO_ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 _NOT_IN_A_SHELL_NAME = re.compile(r"[^A-Za-z0-9_]")

@@ -86,6 +86,11 @@ class CachedStore:
             self._token = trio.lowlevel.current_trio_token()
             store.watch(self._heard)
 
+    @property
+    def idle(self) -> float:
+        """Seconds after which what nobody uses is dropped."""
+        return self._freshness.idle
+
     async def names(self, folder: str) -> Fresh[Names]:
         """`SecretStore.names`, at most ttl old; older only while the store fails."""
         return _given(await self._serve(self._names, folder))

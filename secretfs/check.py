@@ -10,11 +10,11 @@ from secretfs.cache import CachedStore, Freshness
 from secretfs.declaration import Declaration
 from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, Notice, StoreError
 from secretfs.manifest import Component
+from secretfs.places import FolderKey, ValueKey
 from secretfs.references import component_references
 from secretfs.registry import Failure, OpenedStore, check_references, defect, open_registry, open_store
 from secretfs.settings import unknown_properties
 from secretfs.stores import load_store_type
-from secretfs.tree import FolderKey, ValueKey
 from secretfs.view import StoreView
 
 EXIT_WARNINGS = 1

@@ -17,21 +17,18 @@ import click
 import trio
 
 import secretfs
+from secretfs import worker
+from secretfs.attributes import Modes
 from secretfs.cache import Freshness
 from secretfs.check import Report, examine
-from secretfs.daemon import log_to, log_to_stderr, open_log, printable, run_in_background
-from secretfs.declaration import Declaration
+from secretfs.daemon import log_to_stderr, printable
 from secretfs.errors import MountError, SecretFSError
 from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources
-from secretfs.hand import Hand
-from secretfs.mount import MountOptions, serve
-from secretfs.mountpoint import is_mounted, prepare, resolve, unmount
-from secretfs.process import protect_memory
-from secretfs.registry import open_registry
-from secretfs.reload import Origin, fingerprint, working_directory
+from secretfs.mount import MountOptions
+from secretfs.mountpoint import is_mounted, resolve, unmount
 from secretfs.shelf import log_defect
 from secretfs.status import read_status, refresh, show
-from secretfs.vfs import Modes
+from secretfs.worker import Request
 
 log = logging.getLogger(__name__)
 
@@ -84,21 +81,9 @@ def mount(
     log_to_stderr()
     default = Freshness(**{field.name: flags.pop(field.name) for field in fields(Freshness)})
     builtin = not flags.pop("no_builtin")
-    options = MountOptions(resolve(mountpoint), modes=Modes(mode), **flags)
-    prepare(options.mountpoint)
-    resources, configs = named_paths(resources, configs)
-    # Absolute, because a process in the background leaves the working directory.
-    paths = tuple(Path.absolute(path) for path in (*resources, *configs))
-    loaded = fingerprint(paths)
-    declaration = load_declaration(resources, configs, app_id, builtin=builtin)
-    for notice in (*declaration.notices, *options.notices):
-        log.warning("%s", notice)
-    absolute = paths[: len(resources)], paths[len(resources) :]
-    origin = Origin(lambda: load_declaration(*absolute, app_id, builtin=builtin), paths, loaded, working_directory())
-    work = partial(_serve, declaration, origin, options, default)
-    if not foreground:
-        sys.exit(run_in_background(work, open_log(log_file)))
-    sys.exit(work(lambda: log_to(open_log(log_file)) if log_file else None))
+    options = MountOptions(resolve(mountpoint), modes=Modes(mode), default=default, **flags)
+    request = Request(resources, configs, app_id, builtin, options, foreground, log_file)
+    sys.exit(worker.mount(request, click.get_current_context().obj))
 
 
 @cli.command("unmount", short_help="Unmount, and end the process that serves it.")
@@ -196,7 +181,7 @@ def main() -> NoReturn:
     """Run the command line. Whatever goes wrong ends as a line on standard error, and an exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without the lines of a tree is no error
-    sys.exit(_reporting(lambda: cli(standalone_mode=False) or 0))
+    sys.exit(_reporting(lambda: cli(sys.argv[1:], standalone_mode=False, obj=sys.argv[1:]) or 0))
 
 
 def _reporting(work: Callable[[], int]) -> int:
@@ -224,30 +209,6 @@ def _report(error: BaseException) -> int:
         log_defect(log, error)
         return os.EX_SOFTWARE
     raise error
-
-
-def _serve(
-    declaration: Declaration, origin: Origin, options: MountOptions, default: Freshness, ready: Callable[[], None]
-) -> int:
-    async def run(hand: Hand) -> None:
-        async with open_registry(declaration.components, declaration.surroundings, default) as registry:
-            for notice in registry.notices:
-                log.warning("%s", notice)
-            registry.require()
-            for failure in registry.failures:
-                log.warning("%s (ignoreErrors)", failure)
-            await serve(registry, declaration, origin, options, default, hand, ready)
-
-    def work() -> int:
-        protect_memory()
-        hand = Hand.fork()
-        try:
-            trio.run(run, hand)
-        finally:
-            hand.close()
-        return 0
-
-    return _reporting(work)
 
 
 def _print_report(report: Report) -> None:

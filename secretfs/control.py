@@ -10,8 +10,8 @@ import trio
 
 import secretfs
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
+from secretfs.places import Control
 from secretfs.tally import Kind, State, Statistics
-from secretfs.tree import Control
 from secretfs.view import StoreView
 
 FILES: Final = {b"refresh": Control.REFRESH, b"status.json": Control.STATUS}

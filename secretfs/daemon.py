@@ -4,8 +4,8 @@ import contextlib
 import logging
 import logging.handlers
 import os
-import sys
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from secretfs.errors import ConfigurationError
@@ -14,35 +14,23 @@ _SYSLOG = "/dev/log"
 _FORMAT = "%(levelname)s %(message)s"
 
 
-def run_in_background(work: Callable[[Callable[[], None]], int], handler: logging.Handler) -> int:
-    """Fork; in the child run ``work(ready)``. Returns in the parent once the child calls ``ready`` or has ended.
+def start_in_background(command: Callable[[int], Sequence[str]]) -> int:
+    """Start a program that serves, and wait until it says that it is ready or has ended. Returns an exit status.
 
-    Until it is ready the child shares this terminal, so its errors are seen; then it leaves the session (not before:
-    an automount lets only the process group that asked for the mount through to the mount point), closes the terminal
-    and logs to ``handler``. The result is 0, or the exit status of a child that never became ready.
+    ``command`` is given the descriptor to which the program writes a byte when it is ready. Until then it shares this
+    terminal, so its errors are seen; then it leaves the session (not before: an automount lets only the process group
+    that asked for the mount through to the mount point).
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
     read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(read_end)
-
-        def ready() -> None:
-            _leave_terminal(handler)
-            with contextlib.suppress(BrokenPipeError):  # who asked for the mount is gone; its users are not
-                os.write(write_end, b"\0")
-            os.close(write_end)
-
-        os._exit(_run(work, ready))
+    child = subprocess.Popen(command(write_end), pass_fds=[write_end])  # noqa: S603 - no shell
     os.close(write_end)
     came_up = os.read(read_end, 1)
     os.close(read_end)
     if came_up:
+        child.returncode = 0  # it goes on without us: no reason for Popen to warn of that
         return 0
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    return code if code > 0 else 128 - code
+    code = child.wait()
+    return code if code >= 0 else 128 - code
 
 
 def log_to_stderr() -> None:
@@ -84,25 +72,11 @@ class _OneLine(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
-def _run(work: Callable[[Callable[[], None]], int], ready: Callable[[], None]) -> int:
-    """Run the work to an exit status. The child must never return into the parent's call stack."""
-    try:
-        return work(ready)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
-    except BaseException as error:  # noqa: BLE001 - the last resort of a process
-        logging.getLogger(__name__).critical("ended by %s", type(error).__name__)
-        return 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        logging.shutdown()
-
-
-def _leave_terminal(handler: logging.Handler) -> None:
-    os.setsid()
+def leave_terminal() -> None:
+    """Go on without a terminal, in a session of one's own."""
+    with contextlib.suppress(PermissionError):  # it leads one already
+        os.setsid()
     os.chdir("/")
-    log_to(handler)
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)

@@ -3,6 +3,7 @@
     SecretFSError
     ├── ConfigurationError      a manifest, configuration, flag or setting is wrong      exit 2
     ├── MountError              the kernel or the mount point refuses                    exit 3
+    ├── JournalUnreadable       what is known of a mount cannot be taken over            exit 3
     ├── NoSuchEntry             a path that is not there for this app            ENOENT
     ├── NoSuchAttribute         an extended attribute that is not there          ENODATA
     ├── ReadOnly                a write                                          EROFS
@@ -73,6 +74,12 @@ class ConfigurationError(SecretFSError):
 
 class MountError(SecretFSError):
     """The mount point, the kernel or fusermount3 refuses."""
+
+    exit_code = 3
+
+
+class JournalUnreadable(SecretFSError):
+    """What another process wrote down of a mount cannot be used: it is mounted anew."""
 
     exit_code = 3
 

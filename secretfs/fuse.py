@@ -27,12 +27,14 @@ from pyfuse3 import (
     SetattrFields,
 )
 
+from secretfs.attributes import Attributes
+from secretfs.connection import Connection
 from secretfs.errors import ReadOnly, SecretFSError
 from secretfs.names import NAME_MAX
 from secretfs.publish import Call, Publisher
 from secretfs.readonly import ReadOnlyOperations
 from secretfs.shelf import log_defect
-from secretfs.vfs import Attributes, SecretVFS
+from secretfs.vfs import SecretVFS
 
 BLOCK_SIZE = 4096
 
@@ -62,17 +64,25 @@ def _answers(handler: Handler[P, R]) -> Handler[P, R]:
 
 
 class SecretOperations(ReadOnlyOperations):
-    """What pyfuse3 calls. ``uid`` and ``gid`` own every file, as host ids."""
+    """What pyfuse3 calls. ``uid`` and ``gid`` own every file, as host ids.
+
+    ``connection`` is where libfuse has been told to find the kernel.
+    """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, vfs: SecretVFS, publisher: Publisher, uid: int, gid: int) -> None:
+    def __init__(self, vfs: SecretVFS, publisher: Publisher, uid: int, gid: int, connection: Connection) -> None:
         super().__init__()
+        self._connection = connection
         self._vfs = vfs
         self._publisher = publisher
         self._uid = uid
         self._gid = gid
+
+    def init(self) -> None:
+        """Begin: libfuse has read the first message, and answers it next."""
+        self._connection.attach()
 
     @_answers
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
@@ -99,7 +109,7 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List a snapshot. libfuse always answers READDIRPLUS, so each entry is a reference that the kernel takes."""
-        for offset, segment, attributes in self._vfs.read_directory(fh, start_id):
+        for offset, segment, attributes in await self._vfs.read_directory(fh, start_id):
             if not pyfuse3.readdir_reply(token, segment, self._reply(attributes), offset):
                 self._vfs.forget(attributes.inode, 1)
                 break
@@ -121,7 +131,7 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Read from the version that was opened."""
-        return self._vfs.read(fh, off, size)
+        return await self._vfs.read(fh, off, size)
 
     @_answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -152,7 +162,8 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     async def poll(self, inode: InodeT, fh: FileHandleT, poll_handle: PollHandle | None, ctx: RequestContext) -> int:
         """Say that it is readable, and exceptional (as /proc/mounts is) once the version is superseded."""
-        superseded = self._vfs.poll(inode, poll_handle.notify if poll_handle else None)
+        waiter = self._connection.wake_up_call(poll_handle.notify) if poll_handle else None
+        superseded = self._vfs.poll(inode, waiter)
         return select.POLLIN | select.POLLRDNORM | (select.POLLPRI | select.POLLERR if superseded else 0)
 
     @_answers

@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import trio
@@ -71,6 +72,24 @@ class Hand:
         """Let the process end, and wait until it has."""
         self._socket.close()
         os.waitpid(self.pid, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """Two of them. One may have to wait for a store, and must not keep us from finding out whether we serve at all."""
+
+    publishing: Hand
+    asking: Hand
+
+    @classmethod
+    def fork(cls) -> "Hands":
+        """Fork both. Call it before there are threads."""
+        return cls(Hand.fork(), Hand.fork())
+
+    def close(self) -> None:
+        """Let both end, and wait until they have."""
+        self.publishing.close()
+        self.asking.close()
 
 
 def _serve(requests: socket.socket) -> NoReturn:

@@ -3,25 +3,29 @@
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyfuse3
 import trio
 
+from secretfs.attributes import Modes
 from secretfs.cache import Freshness
+from secretfs.catchup import catch_up
+from secretfs.connection import Connection, connect
 from secretfs.declaration import Declaration
-from secretfs.errors import MountError, Notice
+from secretfs.errors import Notice
 from secretfs.fuse import SecretOperations
-from secretfs.hand import Hand
-from secretfs.mountpoint import FSTYPE, clear
+from secretfs.hand import Hand, Hands
+from secretfs.journal import Journal
+from secretfs.keeper import Keeper
+from secretfs.mountpoint import clear, is_mounted, unmount
 from secretfs.publish import Publisher
 from secretfs.registry import Registry
 from secretfs.reload import Origin, Reloader
 from secretfs.serving import Stores
-from secretfs.vfs import Modes, SecretVFS
+from secretfs.vfs import SecretVFS
 
 REQUESTS = 10_000
 """Kernel requests served at once. Each costs a task; a wait for one store must never keep another's readers out."""
@@ -29,7 +33,6 @@ REQUESTS = 10_000
 TIDY_EVERY = 2.0
 """Seconds."""
 
-_FLAGS = frozenset({"nosuid", "nodev", "noexec"})
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,8 @@ class MountOptions:
     uid: int | None = None
     gid: int | None = None
     modes: Modes = field(default_factory=Modes)
+    default: Freshness = field(default_factory=Freshness)
+    """Of the stores that do not say otherwise."""
 
     @property
     def notices(self) -> list[Notice]:
@@ -58,69 +63,74 @@ async def serve(
     declaration: Declaration,
     origin: Origin,
     options: MountOptions,
-    default: Freshness,
-    hand: Hand,
+    hands: Hands,
+    keeper: Keeper,
     ready: Callable[[], None],
 ) -> None:
-    """Mount, call ``ready`` once the mount answers, and serve until it is unmounted or a signal asks to stop.
+    """Mount, or go on with the mount that the keeper has for us; serve until it is unmounted or a signal asks to stop.
 
-    On a fatal error the mount stays behind, dead: ENOTCONN tells readers the truth, while an empty directory would look
-    like "no secrets". The next start replaces a dead mount.
+    Calls ``ready`` once the mount answers.
+
+    A mount with a keeper stays when we stop, for our successor; another is unmounted. On a fatal error it stays behind,
+    dead if there is no keeper: ENOTCONN tells readers the truth, while an empty directory would look like "no secrets".
+    The next start replaces a dead mount.
     """
+    inherited = keeper.inherited
+    journal = inherited.journal if inherited else Journal()
     async with trio.open_nursery() as nursery:
-        stores = Stores(registry, default, nursery)
-        vfs = SecretVFS(await stores.serve(declaration), options.modes, nursery, declaration.surroundings.app_id)
-        publisher = Publisher(vfs, options.mountpoint, hand)
+        stores = Stores(registry, options.default, nursery)
+        views = await stores.serve(declaration)
+        vfs = SecretVFS(views, options.modes, nursery, declaration.surroundings.app_id, journal)
+        publisher = Publisher(vfs, options.mountpoint, hands.publishing)
         reloader = Reloader(origin, stores, vfs, publisher)
-        async with _mounted(vfs, publisher, options):
-            for task in (publisher.run, reloader.on_change, reloader.on_signal, _stop_on_signal):
-                nursery.start_soon(task)
-            nursery.start_soon(_tidy, vfs)
-            nursery.start_soon(_announce, options.mountpoint, hand, ready)
-            await pyfuse3.main(max_tasks=REQUESTS)
+        connection = inherited or _mount(options, journal)
+        keeper.keep(connection)
+        vfs.on_wake(connection.send)
+        _offer(connection, vfs, publisher, options)
+        for task in (publisher.run, reloader.on_change, reloader.on_signal):
+            nursery.start_soon(task)
+        nursery.start_soon(_tidy, vfs)
+        nursery.start_soon(catch_up, vfs, publisher.heard)
+        nursery.start_soon(_announce, options.mountpoint, hands.asking, keeper, ready)
+        asked_to_stop = await _until_unmounted_or_asked_to_stop()
+        pyfuse3.close(unmount=False)
+        if not asked_to_stop:
+            keeper.release()
+        elif not keeper.is_there and is_mounted(options.mountpoint):
+            unmount(options.mountpoint, lazy=True)
         nursery.cancel_scope.cancel()
 
 
-@asynccontextmanager
-async def _mounted(vfs: SecretVFS, publisher: Publisher, options: MountOptions) -> AsyncIterator[None]:
+def _mount(options: MountOptions, journal: Journal) -> Connection:
+    clear(options.mountpoint)
+    return Connection(connect(options.mountpoint, allow_other=options.allow_other), journal)
+
+
+def _offer(connection: Connection, vfs: SecretVFS, publisher: Publisher, options: MountOptions) -> None:
+    """Give libfuse the connection. What is mounted, and with which options, is none of its business."""
     uid = os.getuid() if options.uid is None else options.uid
     gid = os.getgid() if options.gid is None else options.gid
-    flags = {*pyfuse3.default_options, *_FLAGS, "fsname=secretfs", f"subtype={FSTYPE.removeprefix('fuse.')}"}
-    if options.allow_other:
-        flags.add("allow_other")
-    clear(options.mountpoint)
-    with _what_libfuse_says() as said:
-        try:
-            pyfuse3.init(SecretOperations(vfs, publisher, uid, gid), str(options.mountpoint), flags)
-        except RuntimeError:
-            reason = said() or "libfuse gives no reason"
-            raise MountError(f"cannot mount at {options.mountpoint}: {reason}") from None
-    clean = False
-    try:
-        yield
-        clean = True
-    finally:
-        pyfuse3.close(unmount=clean)
+    operations = SecretOperations(vfs, publisher, uid, gid, connection)
+    pyfuse3.init(operations, connection.offer(), set())
 
 
-@contextmanager
-def _what_libfuse_says() -> Iterator[Callable[[], str]]:
-    """Catch standard error: libfuse gives its reasons there and nowhere else."""
-    said, terminal = os.memfd_create("libfuse"), os.dup(2)
-    os.dup2(said, 2)
-    try:
-        yield lambda: os.pread(said, 4096, 0).decode(errors="replace").strip().replace("\n", "; ")
-    finally:
-        os.dup2(terminal, 2)
-        os.close(said)
-        os.close(terminal)
+async def _until_unmounted_or_asked_to_stop() -> bool:
+    """Serve requests. Returns whether we were asked to stop; requests under way are answered by nobody then."""
+    asked = False
 
+    async def stop_on_signal() -> None:
+        nonlocal asked
+        with trio.open_signal_receiver(*_STOPPING) as signals:
+            async for number in signals:
+                log.info("ending after %s", signal.Signals(number).name)
+                asked = True
+                nursery.cancel_scope.cancel()
 
-async def _stop_on_signal() -> None:
-    with trio.open_signal_receiver(*_STOPPING) as signals:
-        async for number in signals:
-            log.info("unmounting after %s", signal.Signals(number).name)
-            pyfuse3.terminate()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stop_on_signal)
+        await pyfuse3.main(max_tasks=REQUESTS)
+        nursery.cancel_scope.cancel()
+    return asked
 
 
 async def _tidy(vfs: SecretVFS) -> None:
@@ -129,12 +139,26 @@ async def _tidy(vfs: SecretVFS) -> None:
         vfs.tidy()
 
 
-async def _announce(mountpoint: Path, hand: Hand, ready: Callable[[], None]) -> None:
-    """Ask the mount a question through the kernel, as its users will. Unmounted before it answers, it is not ready."""
+async def _announce(mountpoint: Path, hand: Hand, keeper: Keeper, ready: Callable[[], None]) -> None:
+    """Ask the mount a question through the kernel, as its users will; then go on asking, if somebody watches over us.
+
+    The question needs no store: what is asked is whether we serve.
+    """
+    if not await _answers(mountpoint, hand):
+        return  # unmounted before it answered, it is not ready
+    ready()
+    keeper.tell(READY=1, STATUS=f"serves {mountpoint}")
+    log.info("%s %s", "took over the mount at" if keeper.inherited else "mounted at", mountpoint)
+    while keeper.watchdog is not None:
+        await trio.sleep(keeper.watchdog / 4)
+        if await _answers(mountpoint, hand):
+            keeper.tell(WATCHDOG=1)
+
+
+async def _answers(mountpoint: Path, hand: Hand) -> bool:
     try:
         await hand.call("statvfs", os.fsencode(mountpoint))
     except OSError as error:
-        log.info("ended before the mount answered: %s", error.strerror)
-        return
-    ready()
-    log.info("mounted at %s", mountpoint)
+        log.info("the mount does not answer: %s", error.strerror)
+        return False
+    return True

@@ -165,5 +165,17 @@ def _require_fuse() -> None:
 
 
 def _require_fusermount() -> None:
-    if shutil.which("fusermount3") is None:
+    find_fusermount()
+
+
+def find_fusermount() -> str:
+    """Return the path of the program that mounts for users. Raises `MountError` if it is missing."""
+    found = shutil.which("fusermount3")
+    if found is None:
         raise MountError("fusermount3 is missing, which mounts for users other than root: install the package fuse3")
+    return found
+
+
+def explain(said: str, path: Path) -> str:
+    """Return why fusermount3 does not mount, and the way out."""
+    return said.strip() or "fusermount3 gives no reason"

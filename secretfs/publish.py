@@ -21,13 +21,15 @@ from pathlib import Path
 
 import trio
 
+from secretfs.attributes import Attributes
 from secretfs.cache import Change
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
 from secretfs.hand import Hand
 from secretfs.names import CONTROL, encode, split
+from secretfs.places import DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey
 from secretfs.shelf import log_defect
-from secretfs.tree import Directory, DirectoryKey, FolderKey, Inode, LeafKey, RootKey, ValueKey, Version
-from secretfs.vfs import Attributes, SecretVFS
+from secretfs.tree import Directory, Inode, Version
+from secretfs.vfs import SecretVFS
 
 BACKLOG = 10_000
 """Changes of one store that may wait to be published. Beyond that they are found out by reading, when ttl is over."""

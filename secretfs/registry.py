@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 
 import trio
 
@@ -17,7 +18,7 @@ from secretfs.cache import Freshness
 from secretfs.errors import ConfigurationError, DeadlineExceeded, Notice, SecretFSError, StoreError
 from secretfs.manifest import Component
 from secretfs.references import ReadSecret, Surroundings, component_references, resolve
-from secretfs.reopening import ReopeningStore
+from secretfs.reopening import ReopeningStore, UnopenedStore
 from secretfs.settings import Property, decode
 from secretfs.shelf import log_defect
 from secretfs.store import NamespacedStore, SecretStore, StoreContext
@@ -96,12 +97,18 @@ def check_references(components: Sequence[Component]) -> list[Failure]:
 
 
 def open_store(
-    component: Component, surroundings: Surroundings, chosen: Freshness, read: ReadSecret | None
+    component: Component,
+    surroundings: Surroundings,
+    chosen: Freshness,
+    read: ReadSecret | None,
+    *,
+    multi_valued: bool | None = None,
 ) -> tuple[SecretStore, list[Notice]]:
     """Resolve a component's properties and open its store. Blocks while ``read`` reads what they refer to.
 
-    A store that refers to another one follows what it refers to: see `ReopeningStore`. Raises `ConfigurationError` with
-    the place for whatever is wrong with the component, and any `StoreError` of ``read``.
+    A store that refers to another one follows what it refers to: see `ReopeningStore`. If it is known already whether
+    it is ``multi_valued``, that one is opened when it is first asked. Raises `ConfigurationError` with the place for
+    whatever is wrong with the component, and any `StoreError` of ``read``.
     """
     module = load_store_type(component.type, component.version, component.source)
     context = StoreContext(component.name, component.namespace, chosen.deadline, of_store(component))
@@ -121,7 +128,7 @@ def open_store(
 
     if read is None:
         return open_with(look()), remarks
-    return ReopeningStore(component.name, look, open_with), remarks
+    return ReopeningStore(component.name, look, open_with, multi_valued=multi_valued), remarks
 
 
 @asynccontextmanager
@@ -130,11 +137,13 @@ async def open_registry(
     surroundings: Surroundings,
     default: Freshness,
     opened: Callable[[Component], None] = lambda _: None,
+    known: Mapping[str, bool] = MappingProxyType({}),
 ) -> AsyncIterator[Registry]:
     """Open all components side by side, call ``opened`` as each is done, and close them all at the end.
 
     Each store must also answer and accept our credentials. One with ``ignoreErrors`` that does not stays open: it may
-    answer later.
+    answer later. So may those that are ``known``, by name and whether they are multi-valued: another process has served
+    them until a moment ago, and what cannot be opened of them stays as a store that answers with the reason.
     """
     registry = Registry(failures=check_references(components))
     broken = {failure.component.name for failure in registry.failures}
@@ -142,7 +151,7 @@ async def open_registry(
         opened(failure.component)
     sound = [component for component in components if component.name not in broken]
     try:
-        await open_components(registry, sound, surroundings, default, opened)
+        await open_components(registry, sound, surroundings, default, opened, known)
         order = {component.name: place for place, component in enumerate(components)}
         registry.failures.sort(key=lambda failure: order[failure.component.name])
         yield registry
@@ -156,9 +165,10 @@ async def open_components(
     surroundings: Surroundings,
     default: Freshness,
     opened: Callable[[Component], None] = lambda _: None,
+    known: Mapping[str, bool] = MappingProxyType({}),
 ) -> None:
     """Open components into a registry, each after those it refers to, which are among them or in there already."""
-    opening = _Opening(registry, surroundings, default)
+    opening = _Opening(registry, surroundings, default, known)
     async with trio.open_nursery() as nursery:
         done = {component.name: trio.Event() for component in components}
         for component in components:
@@ -184,8 +194,11 @@ async def _open_in_turn(
 class _Opening:
     """Opens one component after the other into a registry."""
 
-    def __init__(self, registry: Registry, surroundings: Surroundings, default: Freshness) -> None:
+    def __init__(
+        self, registry: Registry, surroundings: Surroundings, default: Freshness, known: Mapping[str, bool]
+    ) -> None:
         self._registry = registry
+        self._known = known
         self._surroundings = surroundings
         self._default = default
         self.remarks: dict[str, list[Notice]] = {}
@@ -204,14 +217,14 @@ class _Opening:
 
     async def _open(self, component: Component) -> None:
         chosen = freshness(component, self._default)
-        source = self._source(component)
+        source, known = self._source(component), self._known.get(component.name)
         read = None if source is None else _reader(source, component.namespace)
-        store, remarks = await trio.to_thread.run_sync(
-            open_store, component, self._surroundings, chosen, read, abandon_on_cancel=True
-        )
+        opening = partial(open_store, component, self._surroundings, chosen, read, multi_valued=known)
+        store, remarks = await trio.to_thread.run_sync(opening, abandon_on_cancel=True)
         self.remarks[component.name] = remarks
         self._registry.stores[component.name] = OpenedStore(component, store, chosen, source)
-        await trio.to_thread.run_sync(store.check, abandon_on_cancel=True)
+        if known is None:
+            await trio.to_thread.run_sync(store.check, abandon_on_cancel=True)
 
     def _source(self, component: Component) -> OpenedStore | None:
         refused = {failure.component.name for failure in self._registry.failures if not failure.component.ignore_errors}
@@ -224,6 +237,9 @@ class _Opening:
 
     def _fail(self, component: Component, error: SecretFSError) -> None:
         self._registry.failures.append(Failure(component, error))
+        if component.name in self._known and component.name not in self._registry.stores:
+            store = UnopenedStore(str(error), multi_valued=self._known[component.name])
+            self._registry.stores[component.name] = OpenedStore(component, store, self._default)
 
 
 def _reader(source: OpenedStore, namespace: str) -> ReadSecret:

@@ -45,6 +45,9 @@ class ReopeningStore:
     """A `SecretStore` that follows its references. ``resolve`` reads them, ``reopen`` makes a store of what they say.
 
     Both block, and may raise; what they raise at a later time is logged, and the refusal that led to it stands.
+
+    If it is told whether the store is ``multi_valued`` it opens it when it is first asked, and raises then what keeps
+    it from that: a store that was served until a moment ago is there, whether its references can be read or not.
     """
 
     def __init__(
@@ -52,12 +55,14 @@ class ReopeningStore:
         component: str,
         resolve: Callable[[], list[Property]],
         reopen: Callable[[list[Property]], SecretStore],
+        *,
+        multi_valued: bool | None = None,
     ) -> None:
         self._component = component
         self._resolve = resolve
         self._reopen = reopen
-        self._properties = resolve()
-        self._current = _Generation(reopen(self._properties))
+        self._properties: list[Property] = []
+        self._current: _Generation | None = None
         self._looked: dict[Question, float] = {}
         self._last_look = -math.inf
         self._trouble = ""
@@ -65,11 +70,8 @@ class ReopeningStore:
         self._changed: Callable[[frozenset[str]], None] | None = None
         self._counting = threading.Lock()
         self._looking = threading.Lock()
-
-    @property
-    def multi_valued(self) -> bool:
+        self.multi_valued = self._open().store.multi_valued if multi_valued is None else multi_valued
         """As the store says; it follows from its settings, not from its credentials."""
-        return self._current.store.multi_valued
 
     def check(self) -> None:
         """`SecretStore.check`."""
@@ -94,13 +96,24 @@ class ReopeningStore:
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
         """`WatchingStore.watch`, if the store does watch."""
         self._changed = changed
-        self._watch(self._current.store)
+        if self._current is not None:
+            self._watch(self._current.store)
 
     def close(self) -> None:
         """Close the store, and open none any more."""
         with self._counting:
             self._closed = True
-        self._current.store.close()
+        if self._current is not None:
+            self._current.store.close()
+
+    def _open(self) -> _Generation:
+        """Return the current store, opened if it is not yet."""
+        with self._looking:
+            if self._current is None:
+                self._properties = self._resolve()
+                self._current = _Generation(self._reopen(self._properties))
+                self._watch(self._current.store)
+            return self._current
 
     def look(self) -> None:
         """Read the references again, and open the store anew if they have changed. Blocks, and raises nothing."""
@@ -125,8 +138,9 @@ class ReopeningStore:
     @contextmanager
     def _in_use(self) -> Iterator[_Generation]:
         """Hold the current store. One that was replaced meanwhile is closed by the last who leaves it."""
+        opened = self._current or self._open()
         with self._counting:
-            generation = self._current
+            generation = self._current or opened
             generation.calls += 1
         try:
             yield generation
@@ -153,7 +167,8 @@ class ReopeningStore:
             return self._current is not refused
 
     def _look(self) -> None:
-        if self._closed:
+        before = self._current
+        if self._closed or before is None:
             return
         self._last_look = time.monotonic()
         try:
@@ -169,12 +184,11 @@ class ReopeningStore:
             return
         self._trouble = ""
         self._properties = properties
-        self._install(store)
+        self._install(store, before)
 
-    def _install(self, store: SecretStore) -> None:
+    def _install(self, store: SecretStore, before: _Generation) -> None:
         """Ask another store from now on, unless this one was closed meanwhile. Closes the one that nobody needs."""
         with self._counting:
-            before = self._current
             if not self._closed:
                 self._current = _Generation(store)
             installed = self._current is not before
@@ -188,3 +202,26 @@ class ReopeningStore:
     def _watch(self, store: SecretStore) -> None:
         if self._changed is not None and isinstance(store, WatchingStore):
             store.watch(self._changed)
+
+
+class UnopenedStore:
+    """A `SecretStore` that could not be opened, and says why to everybody who asks."""
+
+    def __init__(self, reason: str, *, multi_valued: bool) -> None:
+        self.multi_valued = multi_valued
+        self._reason = reason
+
+    def check(self) -> None:
+        """`SecretStore.check`."""
+        raise StoreError(self._reason)
+
+    def names(self, folder: str) -> Names:
+        """`SecretStore.names`."""
+        raise StoreError(self._reason)
+
+    def fetch(self, name: str) -> Secret:
+        """`SecretStore.fetch`."""
+        raise StoreError(self._reason)
+
+    def close(self) -> None:
+        """Close nothing."""

@@ -6,92 +6,30 @@ long as the kernel knows it. A file is a place in the tree, and each version of 
 open keeps it whatever happens upstream.
 
 The kernel counts its references (FUSE's nlookup); what it has forgotten and nobody has open is dropped here.
+
+What the kernel knows is in the journal before it knows it, so that a process which takes over finds the same tree.
 """
 
 import hashlib
 import math
-import secrets
 from dataclasses import dataclass, field
-from enum import Enum
+
+from secretfs.errors import JournalUnreadable
+from secretfs.journal import Flag, Journal, Record
+from secretfs.places import (
+    ControlKey,
+    ControlsKey,
+    DirectoryKey,
+    FolderKey,
+    LeafKey,
+    RootKey,
+    SecretKey,
+    ValueKey,
+    read,
+    write,
+)
 
 ROOT_INODE = 1
-
-
-class Bulk(Enum):
-    """The two forms of a store's bulk file."""
-
-    JSON = "json"
-    ENV = "env"
-
-
-@dataclass(frozen=True, slots=True)
-class RootKey:
-    """The mount point."""
-
-
-@dataclass(frozen=True, slots=True)
-class FolderKey:
-    """A store (no segments) or a folder in it."""
-
-    component: str
-    segments: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class SecretKey:
-    """A secret of a multi-valued store: a directory of its keys."""
-
-    component: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class ValueKey:
-    """One value: a key of a secret. In a single-valued store the key is the secret's name."""
-
-    component: str
-    name: str
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class BulkKey:
-    """The bulk file of a store."""
-
-    component: str
-    form: Bulk
-
-
-@dataclass(frozen=True, slots=True)
-class SecretBulkKey:
-    """The bulk file of one multi-valued secret: all its keys, of one version."""
-
-    component: str
-    name: str
-    form: Bulk
-
-
-class Control(Enum):
-    """The files of the control directory."""
-
-    STATUS = "status"
-    REFRESH = "refresh"
-
-
-@dataclass(frozen=True, slots=True)
-class ControlsKey:
-    """The control directory of the mount."""
-
-
-@dataclass(frozen=True, slots=True)
-class ControlKey:
-    """A file in it."""
-
-    control: Control
-
-
-DirectoryKey = RootKey | FolderKey | SecretKey | ControlsKey
-LeafKey = ValueKey | BulkKey | SecretBulkKey | ControlKey
 
 
 @dataclass(slots=True, eq=False)
@@ -103,6 +41,8 @@ class Directory:
     lookups: int = 0
     outdated: bool = False
     """Belongs to a store that has gone; another directory comes to its place."""
+    slot: int = 0
+    """Where the journal has it; 0 until the kernel hears of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -126,6 +66,8 @@ class Version:
     """The age of the tree then."""
     confirmed: float = 0.0
     """When an answer was last found to have this content, on the owner's clock."""
+    slot: int = 0
+    """Where the journal has it; 0 until the kernel hears of it."""
 
 
 Inode = Directory | Version
@@ -134,15 +76,23 @@ Inode = Directory | Version
 class Tree:
     """All inodes that the kernel knows or somebody has open, by number and by place."""
 
-    def __init__(self) -> None:
-        self._digest_key = secrets.token_bytes(32)
-        self._next = ROOT_INODE
+    def __init__(self, journal: Journal | None = None) -> None:
+        """Begin a tree, or go on with the one that is in a journal. Raises `JournalUnreadable`."""
+        self._journal = journal or Journal()
+        self._digest_key = self._journal.digest_key
         self._age = 0
         self._inodes: dict[int, Inode] = {}
         self._directories: dict[DirectoryKey, Directory] = {}
         self._current: dict[LeafKey, Version] = {}
+        self.inherited: dict[LeafKey, float] = {}
+        """The files that were opened in the time of who kept the journal before us, and when, since the epoch."""
+        for record in self._journal.records():
+            self._restore(record)
         self.root = self.directory(RootKey())
-        self.root.lookups = 1  # the kernel holds the root for as long as the mount lives
+        if not self.root.lookups:
+            self.remember(self.root)  # the kernel holds the root for as long as the mount lives
+        if self.root.number != ROOT_INODE:
+            raise JournalUnreadable("it has no root")
 
     def __len__(self) -> int:
         return len(self._inodes)
@@ -159,7 +109,7 @@ class Tree:
         """Return the directory at this place, made on first use."""
         directory = self._directories.get(key)
         if directory is None:
-            directory = self._directories[key] = Directory(self._take_number(), key)
+            directory = self._directories[key] = Directory(self._journal.take_number(), key)
             self._inodes[directory.number] = directory
         return directory
 
@@ -172,6 +122,16 @@ class Tree:
         if isinstance(key, DirectoryKey):
             return self._directories.get(key)
         return self._current.get(key)
+
+    def known_names(self, component: str) -> set[str]:
+        """Return the names of all secrets and folders of a store whose place the kernel knows."""
+        names = {key.name for key in self._current if isinstance(key, ValueKey) and key.component == component}
+        for key in self._directories:
+            if isinstance(key, SecretKey) and key.component == component:
+                names.add(key.name)
+            elif isinstance(key, FolderKey) and key.component == component and key.segments:
+                names.add("/".join(key.segments))
+        return names
 
     def is_current(self, version: Version) -> bool:
         """Whether the path to its place still leads to this version."""
@@ -208,8 +168,11 @@ class Tree:
         """Make a version the current one of its place. Returns the one that it supersedes."""
         superseded = self._current.get(version.key)
         self._current[version.key] = version
-        if superseded is not None and not _is_known(superseded):
-            self._inodes.pop(superseded.number, None)
+        self._mark(version)
+        if superseded is not None:
+            self._mark(superseded)
+            if not _is_known(superseded):
+                self._inodes.pop(superseded.number, None)
         return superseded
 
     def retire(self, inode: Inode) -> None:
@@ -219,22 +182,34 @@ class Tree:
                 del self._directories[inode.key]
         elif self.is_current(inode):
             del self._current[inode.key]
+        self._mark(inode)
         self.discard(inode)
 
     def distrust(self, component: str) -> None:
         """Take no content of a store's files for right any more, until an answer says so again."""
         for inode in self._inodes.values():
-            if isinstance(inode, Version) and _is_of(component, inode.key):
+            if isinstance(inode, Version) and is_of(component, inode.key):
                 inode.confirmed = -math.inf
+
+    def settle(self, stores: dict[str, bool]) -> None:
+        """Write down which stores there are, and whether they are multi-valued.
+
+        What the journal has of another store, or of another kind of store, under the name of one is `outdate`d.
+        """
+        for component, multi_valued in self._journal.stores.items():
+            if stores.get(component) != multi_valued:
+                self.outdate(component)
+        self._journal.stores = stores
 
     def outdate(self, component: str) -> list[Version]:
         """Let no path lead to what is in the directory of a store that has gone. Returns its files."""
         for key, directory in list(self._directories.items()):
             if key == FolderKey(component):
                 directory.outdated = True
-            elif _is_of(component, key):
+                self._mark(directory)
+            elif is_of(component, key):
                 self.retire(directory)
-        files = [version for key, version in self._current.items() if _is_of(component, key)]
+        files = [version for key, version in self._current.items() if is_of(component, key)]
         for version in files:
             self.retire(version)
         return files
@@ -262,11 +237,17 @@ class Tree:
         """Count an open file. The content stays in memory until the last one is closed."""
         version.opens += 1
         version.content = content
+        self._count_opens(version)
+
+    def hold(self, version: Version, content: bytes) -> None:
+        """Keep the content of a version that was opened before this process took over."""
+        version.content, version.held_since = content, self._age
 
     def close(self, version: Version) -> None:
-        """Count a closed file."""
-        version.opens -= 1
+        """Count a closed file. One close may be told twice, before and after a process was killed."""
+        version.opens = max(0, version.opens - 1)
         version.held_since = self._age
+        self._count_opens(version)
         self._drop_unknown(version)
 
     def open_files(self) -> list[LeafKey]:
@@ -282,17 +263,73 @@ class Tree:
         self._inodes[inode.number] = inode
         if isinstance(inode, Directory):
             self._directories.setdefault(inode.key, inode)
+        if not inode.slot:
+            self._write_down(inode)
+        self._journal.count(inode.slot, inode.lookups)
 
     def forget(self, number: int, lookups: int) -> None:
         """Take back references that the kernel gave up."""
         inode = self._inodes[number]
         inode.lookups -= lookups
+        if inode.slot:
+            self._journal.count(inode.slot, inode.lookups)
         self._drop_unknown(inode)
+
+    def _restore(self, record: Record) -> None:
+        """Take an inode back from the journal."""
+        if not record.lookups:  # written down for an answer that the kernel never got
+            self._journal.drop(record.slot)
+            return
+        try:
+            key = read(record.text)
+        except (ValueError, TypeError, KeyError):
+            raise JournalUnreadable(f"inode {record.number} is of no kind that is known here") from None
+        inode: Inode
+        current = bool(record.flags & Flag.CURRENT)
+        if isinstance(key, DirectoryKey):
+            inode = Directory(record.number, key, record.lookups, bool(record.flags & Flag.OUTDATED), record.slot)
+            if current:
+                self._directories[key] = inode
+        else:
+            inode = self._restored_version(record, key)
+            if current:
+                self._current[key] = max(inode, self._current.get(key, inode), key=lambda version: version.number)
+                self.inherited[key] = record.used
+        self._inodes[record.number] = inode
+
+    def _restored_version(self, record: Record, key: LeafKey) -> Version:
+        version = Version(record.number, key, record.lookups, record.opens, slot=record.slot)
+        if record.flags & Flag.BOUND:
+            version.digest, version.size, version.modified = record.digest, record.size, record.modified
+        return version
+
+    def _write_down(self, inode: Inode) -> None:
+        inode.slot = self._journal.add(inode.number, write(inode.key))
+        self._mark(inode)
+        if isinstance(inode, Version) and inode.digest:
+            self._journal.bind(inode.slot, inode.digest, inode.size, inode.modified)
+
+    def _count_opens(self, version: Version) -> None:
+        if version.slot:
+            self._journal.count_opens(version.slot, version.opens)
+
+    def _mark(self, inode: Inode) -> None:
+        """Write down what is true of an inode, if the kernel has heard of it."""
+        if inode.slot:
+            flags = Flag(0)
+            if self.known(inode.key) is inode:
+                flags |= Flag.CURRENT
+            if isinstance(inode, Directory) and inode.outdated:
+                flags |= Flag.OUTDATED
+            self._journal.flag(inode.slot, flags)
 
     def _drop_unknown(self, inode: Inode) -> None:
         if _is_known(inode):
             return
         self._inodes.pop(inode.number, None)
+        if inode.slot:
+            self._journal.drop(inode.slot)
+            inode.slot = 0
         if isinstance(inode, Directory):
             if self._directories.get(inode.key) is inode:
                 del self._directories[inode.key]
@@ -309,25 +346,27 @@ class Tree:
     def _give(self, version: Version, digest: bytes, content: bytes, modified: float) -> None:
         version.digest, version.size, version.modified = digest, len(content), modified
         version.content, version.held_since = content, self._age
+        if version.slot:
+            self._journal.bind(version.slot, digest, version.size, modified)
 
     def _digest(self, content: bytes) -> bytes:
         return hashlib.blake2b(content, key=self._digest_key, digest_size=16).digest()
 
     def _replace(self, key: LeafKey) -> Version:
+        superseded = self._current.get(key)
         version = self._current[key] = self._new_version(key)
+        if superseded is not None:
+            self._mark(superseded)
         return version
 
     def _new_version(self, key: LeafKey) -> Version:
-        version = Version(self._take_number(), key)
+        version = Version(self._journal.take_number(), key)
         self._inodes[version.number] = version
         return version
 
-    def _take_number(self) -> int:
-        number, self._next = self._next, self._next + 1
-        return number
 
-
-def _is_of(component: str, key: DirectoryKey | LeafKey) -> bool:
+def is_of(component: str, key: DirectoryKey | LeafKey) -> bool:
+    """Whether a place is in the directory of a store, or that directory itself."""
     return not isinstance(key, RootKey | ControlsKey | ControlKey) and key.component == component
 
 

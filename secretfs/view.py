@@ -18,11 +18,11 @@ from secretfs.cache import CachedStore, Change
 from secretfs.calls import CONCURRENCY, REFUSAL_TTL
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreError
 from secretfs.names import decode, encode, split
+from secretfs.places import FolderKey, SecretKey, ValueKey
 from secretfs.scopes import SecretScope
 from secretfs.shelf import Fresh
 from secretfs.store import Names, Secret
 from secretfs.tally import Statistics
-from secretfs.tree import FolderKey, SecretKey, ValueKey
 
 Entry = FolderKey | SecretKey | ValueKey
 Entries = Mapping[bytes, Entry]
@@ -62,6 +62,11 @@ class StoreView:
         self._arranged: dict[tuple[str, ...], tuple[Fresh[Names], Entries]] = {}
         self._shadowed: set[str] = set()
         self._walk = Walk()
+
+    @property
+    def idle(self) -> float:
+        """Seconds after which what nobody uses is not known any more."""
+        return self._store.idle
 
     def on_change(self, changed: Callable[[Change], None]) -> None:
         """Call ``changed`` with what has changed among what the scope lets this app see."""

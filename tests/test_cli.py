@@ -13,10 +13,10 @@ import secretfs as package
 from secretfs.cli import main
 from tests.support import fake_type
 from tests.support.canary import secret
-from tests.support.command import ROOT, SECRETFS, Done, daemons, end_daemons, environment, in_namespace, run, secretfs
+from tests.support.command import ROOT, SECRETFS, Done, end_daemons, environment, in_namespace, run, secretfs
 from tests.support.fake_type import Fakes, reference
 from tests.support.manifests import component, configuration, scope
-from tests.support.mounted import fuse_mounts
+from tests.support.mounted import daemons, fuse_mounts
 
 COMMANDS: tuple[list[str], ...] = ([], ["mount"], ["unmount"], ["check"], ["status"], ["refresh"])
 SOURCES = ["--resources-path", "--config", "--app-id", "--disable-builtin-k8s-secret-store"]

@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from secretfs.attributes import Attributes, Modes
 from secretfs.breaker import FAILURES
 from secretfs.cache import CachedStore, Change, Freshness
 from secretfs.control import LARGEST_REQUEST, requested
@@ -23,7 +24,7 @@ from secretfs.errors import (
 )
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
 from secretfs.tree import ROOT_INODE
-from secretfs.vfs import Attributes, Modes, SecretVFS
+from secretfs.vfs import SecretVFS
 from secretfs.view import StoreView
 from tests.conftest import ExpectLog
 from tests.support.canary import leaked
@@ -68,7 +69,7 @@ async def walk(vfs: SecretVFS, path: str) -> Attributes:
 
 async def cat(vfs: SecretVFS, path: str) -> bytes:
     handle = await vfs.open((await walk(vfs, path)).inode)
-    content = vfs.read(handle, 0, 1 << 20)
+    content = await vfs.read(handle, 0, 1 << 20)
     assert (await vfs.getattr(handle)).size == len(content)
     vfs.close(handle)
     return content
@@ -97,9 +98,9 @@ async def of_vault(vfs: SecretVFS) -> dict[str, Any]:
 class TestThePlace:
     async def test_is_reachable_at_the_root_and_never_listed(self, vfs: SecretVFS) -> None:
         handle = await vfs.open_directory(ROOT_INODE)
-        assert [segment for _, segment, _ in vfs.read_directory(handle, 0)] == [b"vault"]
+        assert [segment for _, segment, _ in await vfs.read_directory(handle, 0)] == [b"vault"]
         handle = await vfs.open_directory((await walk(vfs, ".secretfs")).inode)
-        assert [segment for _, segment, _ in vfs.read_directory(handle, 0)] == [b"refresh", b"status.json"]
+        assert [segment for _, segment, _ in await vfs.read_directory(handle, 0)] == [b"refresh", b"status.json"]
 
     @pytest.mark.parametrize("path", [".secretfs-x", ".secretfs/x", "vault/.secretfs", "vault/db/.secretfs"])
     async def test_is_nowhere_else(self, vfs: SecretVFS, path: str) -> None:
@@ -154,10 +155,10 @@ class TestStatus:
 
     async def test_that_is_open_keeps_its_version(self, vfs: SecretVFS) -> None:
         handle = await vfs.open((await walk(vfs, ".secretfs/status.json")).inode)
-        before = vfs.read(handle, 0, 1 << 20)
+        before = await vfs.read(handle, 0, 1 << 20)
         await cat(vfs, "vault/db/user")
         assert await cat(vfs, ".secretfs/status.json") != before
-        assert vfs.read(handle, 0, 1 << 20) == before
+        assert await vfs.read(handle, 0, 1 << 20) == before
         assert (await vfs.getattr(handle)).size == len(before)
         vfs.close(handle)
 

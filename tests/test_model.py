@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from secretfs.attributes import Attributes, Modes
 from secretfs.breaker import LONGEST
 from secretfs.cache import STALE_TTL, CachedStore, Freshness
 from secretfs.calls import SHORTEST_TTL, Calls
@@ -40,7 +41,7 @@ from secretfs.publish import Publisher
 from secretfs.scopes import Access, SecretScope
 from secretfs.store import Names, Secret
 from secretfs.tree import Version
-from secretfs.vfs import Attributes, Modes, SecretVFS
+from secretfs.vfs import SecretVFS
 from secretfs.view import StoreView
 
 FRESHNESS = Freshness(ttl=10.0, max_stale=40.0, deadline=2.0, idle=30.0)
@@ -323,7 +324,7 @@ class World:
         except SecretFSError as error:
             self._failed(component, name, begin, error)
             return
-        content = self.vfs.read(handle, 0, 1 << 20)
+        content = await self.vfs.read(handle, 0, 1 << 20)
         self._saw(component, name, key, begin, content)
         if hold:
             self.held.append(Held(handle, content))
@@ -331,7 +332,7 @@ class World:
         try:
             attributes = await self._asks(self.vfs.getattr(handle))
             assert attributes.size == len(content)
-            assert self.vfs.read(handle, 0, 1 << 20) == content
+            assert await self.vfs.read(handle, 0, 1 << 20) == content
         finally:
             self.vfs.close(handle)
 
@@ -370,7 +371,7 @@ class World:
                     self._unwell(component, begin, error)
                     continue
             else:
-                for _, segment, attributes in self.vfs.read_directory(handle, 0):
+                for _, segment, attributes in await self.vfs.read_directory(handle, 0):
                     self._takes(attributes)
                     found.add("/".join((*folder, segment.decode())))
                 self.vfs.close_directory(handle)
@@ -390,15 +391,15 @@ class World:
     async def look_at_held(self) -> None:
         """An open file is what it was."""
         for held in list(self.held):
-            assert self.vfs.read(held.number, 0, 1 << 20) == held.content
+            assert await self.vfs.read(held.number, 0, 1 << 20) == held.content
             version = self.vfs._tree.inode(held.number)
             assert getattr(version, "size", None) == len(held.content)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the file that was opened first."""
         if self.held:
             held = self.held.pop(0)
-            assert self.vfs.read(held.number, 0, 1 << 20) == held.content
+            assert await self.vfs.read(held.number, 0, 1 << 20) == held.content
             self.vfs.close(held.number)
 
     # --- what may be ---
@@ -571,7 +572,7 @@ async def carry_out(world: World, operation: tuple[Any, ...]) -> None:  # noqa: 
         case ("forget", part):
             world.forget(part)
         case ("close",):
-            world.close()
+            await world.close()
         case ("pass", seconds):
             await trio.sleep(seconds)
         case ("busy", seconds):  # what is true after it was not true before
@@ -601,7 +602,7 @@ async def play(script: list[tuple[Any, ...]], seed: int) -> None:
         # All is well, and everybody has gone.
         await trio.sleep(RECOVERY + FRESHNESS.ttl)
         while world.held:
-            world.close()
+            await world.close()
         await everything_can_be_read(world)
         await trio.sleep(2 * FRESHNESS.idle)
         world.forget(0)

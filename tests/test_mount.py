@@ -17,7 +17,7 @@ from secretfs.serving import Stores
 from tests.support.canary import secret
 from tests.support.command import background, in_namespace
 from tests.support.manifests import component, configuration, scope
-from tests.support.mounted import mounted
+from tests.support.mounted import mounted, supervisor
 
 ENV = {"SFS_A": secret("a"), "SFS_B": secret("b")}
 
@@ -93,13 +93,13 @@ def test_the_mount_takes_no_programs_devices_or_setuid(components: Path) -> None
 class TestTheEnd:
     def test_of_a_killed_daemon_is_an_error_and_no_empty_directory(self, components: Path) -> None:
         with mounted(components) as mount:
-            mount.process.kill()
-            mount.process.wait()
+            mount.kill()
             with pytest.raises(OSError, match="not connected"):
                 os.listdir(mount.path)  # noqa: PTH208
 
     def test_by_a_signal_while_something_hangs_is_clean(self, components: Path, tmp_path: Path) -> None:
-        with background(tmp_path / "mnt", "--resources-path", components) as pid:
+        with background(tmp_path / "mnt", "--resources-path", components):
+            pid = supervisor(tmp_path / "mnt")
             descriptor = os.open(tmp_path / "mnt" / "env", os.O_RDONLY)
             os.kill(pid, signal.SIGTERM)
             process = os.pidfd_open(pid)

@@ -9,9 +9,9 @@ import pytest
 
 from secretfs.errors import MountError
 from secretfs.mountpoint import is_mounted, mounts, prepare, resolve, unmount
-from tests.support.command import Done, background, end_daemons, in_namespace, secretfs, wait_for_end
+from tests.support.command import Done, background, end_daemons, in_namespace, secretfs
 from tests.support.manifests import component
-from tests.support.mounted import fuse_mounts, mounted
+from tests.support.mounted import fuse_mounts, mounted, wait_for_end
 
 COMPONENT = """
     mkdir c m
@@ -183,8 +183,7 @@ class TestRefusals:
 class TestDeadMounts:
     def test_one_is_replaced(self, components: Path, point: Path) -> None:
         with mounted(components, mountpoint=point) as dead:
-            dead.process.kill()
-            dead.process.wait()
+            dead.kill()
             with pytest.raises(OSError, match="not connected"):
                 list(point.iterdir())
             assert mount(components, point) == Done(0, "", f"INFO cleared a dead mount at {point}\n")
@@ -213,7 +212,7 @@ class TestDeadMounts:
             COMPONENT
             + """
             as_nobody secretfs mount --resources-path c m
-            kill -9 "$(pgrep --newest python)"
+            kill_daemon
             while as_nobody ls m 2> /dev/null; do :; done
             as_nobody secretfs mount --resources-path c m
             as_nobody ls m
@@ -225,8 +224,7 @@ class TestDeadMounts:
     def test_nothing_is_cleared_until_the_new_mount_can_take_its_place(self, components: Path, point: Path) -> None:
         """Readers had better see ENOTCONN than an empty directory, which would mean "no secrets"."""
         with mounted(components, mountpoint=point) as dead:
-            dead.process.kill()
-            dead.process.wait()
+            dead.kill()
             assert mount(components / "missing", point).status == 2
             component(components, "file", "local.file", {"secretsFile": "missing.json"})
             assert mount(components, point).status == 2
@@ -235,8 +233,7 @@ class TestDeadMounts:
 
     def test_unmounting_one(self, components: Path, point: Path) -> None:
         with mounted(components, mountpoint=point) as dead:
-            dead.process.kill()
-            dead.process.wait()
+            dead.kill()
             assert secretfs("unmount", point) == Done(0, "", "")
             assert str(point) not in fuse_mounts()
 
@@ -245,7 +242,7 @@ class TestDeadMounts:
 class TestHungMounts:
     def test_one_is_refused_within_seconds(self, components: Path, point: Path) -> None:
         with mounted(components, mountpoint=point) as hung:
-            hung.process.send_signal(signal.SIGSTOP)
+            os.kill(hung.worker, signal.SIGSTOP)
             try:
                 began = time.monotonic()
                 done = mount(components, point)
@@ -254,7 +251,7 @@ class TestHungMounts:
                     3, "", f"secretfs: {point} has a secretfs mounted that does not answer; kill it, then mount again\n"
                 )
             finally:
-                hung.process.send_signal(signal.SIGCONT)
+                os.kill(hung.worker, signal.SIGCONT)
 
     def test_unmounting_one_does_not_wait_for_it(self, components: Path, point: Path, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(point)

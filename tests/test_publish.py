@@ -20,14 +20,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from secretfs.attributes import Attributes, Modes
 from secretfs.cache import Change, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, ReadOnly, SecretFSError, SecretNotFound, StoreUnavailable
 from secretfs.hand import CALLS, Hand
 from secretfs.names import CONTROL, encode, is_reserved, split
+from secretfs.places import FolderKey, ValueKey
 from secretfs.publish import BACKLOG, Call, Grant, Publisher
 from secretfs.scopes import ALLOW_ALL, SecretScope
-from secretfs.tree import ROOT_INODE, Directory, FolderKey, ValueKey, Version
-from secretfs.vfs import Attributes, Modes, SecretVFS
+from secretfs.tree import ROOT_INODE, Directory, Version
+from secretfs.vfs import SecretVFS
 from secretfs.view import StoreView
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
@@ -145,7 +147,7 @@ class FakeKernel(Publisher):
         """List a directory, as a reader does; returns its inode."""
         inode = await self.walk(path)
         handle = await self._vfs.open_directory(inode)
-        for _, segment, attributes in self._vfs.read_directory(handle, 0):
+        for _, segment, attributes in await self._vfs.read_directory(handle, 0):
             self.take(inode, segment, attributes)
         self._vfs.close_directory(handle)
         self.listed.add(inode)
@@ -167,7 +169,7 @@ class FakeKernel(Publisher):
     async def cat(self, path: str) -> bytes:
         """Open, read and close."""
         handle = await self.open(path)
-        content = self._vfs.read(handle, 0, 1 << 20)
+        content = await self._vfs.read(handle, 0, 1 << 20)
         await self.close(handle)
         return content
 
@@ -442,12 +444,13 @@ class TestWhatIsCalled:
     ) -> None:
         await kernel.ls("env")
         handle = await kernel.open("env/TOKEN")
-        woken: list[bool] = []
-        assert not kernel._vfs.poll(handle, lambda: woken.append(True))
+        woken: list[bytes] = []
+        kernel._vfs.on_wake(woken.append)
+        assert not kernel._vfs.poll(handle, b"waiter")
         await put(env, "TOKEN")
-        assert woken == [True]
-        assert kernel._vfs.poll(handle, lambda: woken.append(True))
-        assert kernel._vfs.read(handle, 0, 999) == OLD
+        assert woken == [b"waiter"]
+        assert kernel._vfs.poll(handle, b"waiter")
+        assert await kernel._vfs.read(handle, 0, 999) == OLD
         await kernel.close(handle)
         with pytest.raises(KeyError):
             kernel._vfs._tree.inode(handle)
@@ -522,12 +525,13 @@ class TestWhatIsCalled:
         store, name = (vault, "db") if path.startswith("vault") else (env, path.removeprefix("env/"))
         await kernel.tree()
         handle = await kernel.open(path)
-        woken: list[bool] = []
-        assert not kernel._vfs.poll(handle, lambda: woken.append(True))
+        woken: list[bytes] = []
+        kernel._vfs.on_wake(woken.append)
+        assert not kernel._vfs.poll(handle, b"waiter")
         await delete(store, name)
-        assert woken == [True]
-        assert kernel._vfs.poll(handle, lambda: woken.append(True))
-        assert kernel._vfs.read(handle, 0, 999) == OLD
+        assert woken == [b"waiter"]
+        assert kernel._vfs.poll(handle, b"waiter")
+        assert await kernel._vfs.read(handle, 0, 999) == OLD
         await kernel.close(handle)
 
     @pytest.mark.parametrize("directory_first", [False, True])
@@ -536,8 +540,9 @@ class TestWhatIsCalled:
     ) -> None:
         await kernel.tree()
         handle = await kernel.open("vault/db/password")
-        woken: list[bool] = []
-        assert not kernel._vfs.poll(handle, lambda: woken.append(True))
+        woken: list[bytes] = []
+        kernel._vfs.on_wake(woken.append)
+        assert not kernel._vfs.poll(handle, b"waiter")
         kernel._vfs.on_change(lambda *_: None)
         await delete(vault, "db")
         changes = [Change(values=frozenset({("db", "password")})), Change(names=frozenset({"db"}))]
@@ -545,8 +550,8 @@ class TestWhatIsCalled:
             kernel.heard("vault", change)
             await wait_all_tasks_blocked()
         assert kernel.calls[-1] == (Call.RMDIR, "vault/db")
-        assert woken == [True]
-        assert kernel._vfs.poll(handle, lambda: woken.append(True))
+        assert woken == [b"waiter"]
+        assert kernel._vfs.poll(handle, b"waiter")
         await kernel.close(handle)
 
     @pytest.mark.parametrize("path", ["env/TOKEN", "env/team", "vault/db", "vault/team"])
@@ -634,7 +639,7 @@ class TestWhatIsCalled:
     async def test_nothing_where_the_kernel_knows_nothing(
         self, kernel: FakeKernel, vault: WatchingMemoryStore, env: WatchingMemoryStore
     ) -> None:
-        views = kernel._vfs._views
+        views = kernel._vfs._contents.views
         for name, store in (("vault", vault), ("env", env)):  # known to the cache, but not to the kernel
             await views[name].entries(())
             for secret in store.secrets:
@@ -665,7 +670,7 @@ class TestWhatIsCalled:
         await kernel.tree()
         await put(env, "team")
         assert kernel.calls == []
-        await kernel._vfs._views["env"].secret("team")  # as the bulk file does
+        await kernel._vfs._contents.views["env"].secret("team")  # as the bulk file does
         env.put("team", {"team": OLD})
         await tell(env, "team")
         assert kernel.calls == kernel.calls[:1]
@@ -691,7 +696,7 @@ class TestWhatIsCalled:
     ) -> None:
         expect_log(f"env: {failure}")
         await kernel.tree()
-        await kernel._vfs._views["env"].secret("TOKEN")
+        await kernel._vfs._contents.views["env"].secret("TOKEN")
         mock_clock.jump(3600)
         env.fail_with = failure
         kernel.heard("env", Change(frozenset({"ADDED"}), frozenset({("TOKEN", "TOKEN")})))
@@ -947,11 +952,11 @@ class History:
         async with trio.open_nursery() as nursery:
             await self.compare(make_vfs({"s": self.store}, nursery, SCOPE), ROOT_INODE, ROOT_INODE)
             nursery.cancel_scope.cancel()
-        self.store._changed = self.kernel._vfs._views["s"]._store._heard  # the other one is gone
+        self.store._changed = self.kernel._vfs._contents.views["s"]._store._heard  # the other one is gone
 
     async def compare(self, vfs: SecretVFS, fresh: int, shown: int) -> None:
         handle = await vfs.open_directory(fresh)
-        there = {segment: attributes for _, segment, attributes in vfs.read_directory(handle, 0)}
+        there = {segment: attributes for _, segment, attributes in await vfs.read_directory(handle, 0)}
         entries = self.kernel.entries.get(shown, {})
         assert entries.keys() <= there.keys()
         assert shown not in self.kernel.listed or entries.keys() == there.keys()

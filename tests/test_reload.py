@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from secretfs.attributes import Modes
 from secretfs.cache import Change, Freshness
 from secretfs.declaration import Declaration, load
 from secretfs.errors import NoSuchEntry, Superseded
@@ -21,7 +22,7 @@ from secretfs.registry import open_registry
 from secretfs.reload import LOOK_EVERY, Fingerprint, Origin, Reloader, fingerprint, working_directory
 from secretfs.serving import Stores
 from secretfs.tree import ROOT_INODE
-from secretfs.vfs import Modes, SecretVFS
+from secretfs.vfs import SecretVFS
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret
@@ -328,16 +329,16 @@ class App:
 
     async def read(self, path: str) -> str:
         handle = await self.open(path)
-        text = self.content(handle)
+        text = await self.content(handle)
         self.vfs.close(handle)
         return text
 
-    def content(self, handle: int) -> str:
-        return self.vfs.read(handle, 0, 999).decode()
+    async def content(self, handle: int) -> str:
+        return (await self.vfs.read(handle, 0, 999)).decode()
 
     async def names(self, path: str) -> list[str]:
         handle = await self.vfs.open_directory(await self.inode(path) if path else ROOT_INODE)
-        names = [segment.decode() for _, segment, _ in self.vfs.read_directory(handle, 0)]
+        names = [segment.decode() for _, segment, _ in await self.vfs.read_directory(handle, 0)]
         self.vfs.close_directory(handle)
         return names
 
@@ -382,13 +383,14 @@ class TestWhatIsSeen:
         fakes.add("b")
         async with app(fakes) as running:
             handle = await running.open("a/x/k")
-            woken: list[bool] = []
-            assert not running.vfs.poll(handle, lambda: woken.append(True))
+            woken: list[bytes] = []
+            running.vfs.on_wake(woken.append)
+            assert not running.vfs.poll(handle, b"waiter")
             path.unlink()
             await running.reload()
-            assert running.content(handle) == secret("a")
+            assert await running.content(handle) == secret("a")
             assert (await running.vfs.getattr(handle)).size == len(secret("a"))
-            assert woken == [True]
+            assert woken == [b"waiter"]
             assert running.vfs.poll(handle, None)
             with pytest.raises(NoSuchEntry):
                 await running.vfs.open(handle)
@@ -414,7 +416,7 @@ class TestWhatIsSeen:
             await until(lambda: running.told == [("a", Change(values=frozenset({("other", "k")})))])
             assert await running.inode("a/same/k") == same
             assert await running.inode("a/other/k") != other
-            assert running.content(other) == secret("2")
+            assert await running.content(other) == secret("2")
             with pytest.raises(Superseded):  # at once, although it was right a moment ago
                 await running.vfs.open(other)
 

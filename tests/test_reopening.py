@@ -147,7 +147,7 @@ def test_a_refusal_does_not_use_up_the_look_of_another(store: ReopeningStore, up
 
 def test_many_that_are_refused_at_once_share_a_look(store: ReopeningStore, upstream: Upstream, clock: Clock) -> None:
     upstream.accepted = "another"
-    generation = store._current
+    generation = store._open()
     assert not store._renewed(generation, ("fetch", "a"), clock.now)
     clock.now += 0.1  # the look has taken so long
     assert not store._renewed(generation, ("fetch", "b"), clock.now - 0.2)
@@ -206,6 +206,7 @@ def test_a_call_under_way_keeps_the_old_store_open(store: ReopeningStore, upstre
     slow.start()
     entered.acquire()
     generation = store._current
+    assert generation is not None
     upstream.rotate()
     assert store._renewed(generation, ("fetch", "db"), 0.0)
     assert store.fetch("db").values == {"k": b"v"}

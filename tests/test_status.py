@@ -137,8 +137,7 @@ class TestCommands:
 
     @pytest.mark.parametrize("command", ["status", "refresh"])
     def test_a_mount_that_was_killed(self, mount: Mounted, command: str) -> None:
-        mount.process.kill()
-        mount.process.wait()
+        mount.kill()
         done = secretfs(command, mount.path)
         assert done.status == 3
         assert done.lines == [
@@ -147,14 +146,14 @@ class TestCommands:
 
     def test_a_mount_that_hangs(self, mount: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mountpoint, "_PATIENCE", 0.1)
-        os.kill(mount.process.pid, signal.SIGSTOP)
+        os.kill(mount.worker, signal.SIGSTOP)
         try:
             with pytest.raises(MountError, match="does not answer; kill it"):
                 read_status(mount.path)
             with pytest.raises(MountError, match="does not answer; kill it"):
                 list(refresh(mount.path, mount.path, ["env"]))
         finally:
-            os.kill(mount.process.pid, signal.SIGCONT)
+            os.kill(mount.worker, signal.SIGCONT)
 
     def test_a_store_that_takes_its_time_is_waited_for(self, mount: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
         def slowly() -> int:

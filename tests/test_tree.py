@@ -14,7 +14,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from secretfs.tree import ROOT_INODE, Bulk, BulkKey, Directory, FolderKey, RootKey, SecretKey, Tree, ValueKey, Version
+from secretfs.places import Bulk, BulkKey, FolderKey, RootKey, SecretKey, ValueKey
+from secretfs.tree import ROOT_INODE, Directory, Tree, Version
 from tests.support.canary import leaked, secret
 
 KEY = ValueKey("vault", "db", "password")

@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import secretfs.vfs
+from secretfs.attributes import Attributes, Modes
 from secretfs.cache import CachedStore, Change, Freshness
 from secretfs.errors import (
     AccessDenied,
@@ -20,9 +21,11 @@ from secretfs.errors import (
     StoreUnavailable,
     Superseded,
 )
+from secretfs.places import Bulk, BulkKey, FolderKey, SecretKey, ValueKey
+from secretfs.polls import POLLS
 from secretfs.scopes import ALLOW_ALL, SecretScope
-from secretfs.tree import ROOT_INODE, Bulk, BulkKey, FolderKey, SecretKey, ValueKey, Version
-from secretfs.vfs import POLLS, Attributes, Modes, SecretVFS
+from secretfs.tree import ROOT_INODE, Version
+from secretfs.vfs import SecretVFS
 from secretfs.view import StoreView
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
@@ -88,7 +91,7 @@ async def cat(vfs: SecretVFS, path: str) -> bytes:
         except Superseded:
             assert attempt == 0
             continue
-        content = vfs.read(handle, 0, 1 << 20)
+        content = await vfs.read(handle, 0, 1 << 20)
         assert (await vfs.getattr(attributes.inode)).size == len(content)
         vfs.close(handle)
         return content
@@ -98,7 +101,7 @@ async def cat(vfs: SecretVFS, path: str) -> bytes:
 async def ls(vfs: SecretVFS, path: str = "") -> dict[str, Attributes]:
     inode = (await walk(vfs, path)).inode if path else ROOT_INODE
     handle = await vfs.open_directory(inode)
-    entries = list(vfs.read_directory(handle, 0))
+    entries = list(await vfs.read_directory(handle, 0))
     vfs.close_directory(handle)
     return {segment.decode(): attributes for _, segment, attributes in entries}
 
@@ -219,13 +222,13 @@ async def test_an_open_file_keeps_its_version(vfs: SecretVFS, env: MemoryStore, 
     env.put("TOKEN", {"TOKEN": NEW})
     mock_clock.jump(60)
     assert await cat(vfs, "env/TOKEN") == NEW
-    assert vfs.read(handle, 0, 999) == OLD
-    assert vfs.read(handle, 8, 4) == OLD[8:12]
+    assert await vfs.read(handle, 0, 999) == OLD
+    assert await vfs.read(handle, 8, 4) == OLD[8:12]
     assert (await vfs.getattr(inode)).size == len(OLD)  # fstat
     env.delete("TOKEN")
     mock_clock.jump(60)
     assert (await vfs.getattr(inode)).size == len(OLD)
-    assert vfs.read(handle, 0, 999) == OLD
+    assert await vfs.read(handle, 0, 999) == OLD
     vfs.close(handle)
     vfs.forget(inode, 1)
 
@@ -262,7 +265,7 @@ async def test_a_key_that_is_lost_while_a_directory_is_read_is_passed_over(
     vault.put("db", {"password": OLD})
     mock_clock.jump(60)
     await cat(vfs, "vault/db/password")
-    assert [segment for _, segment, _ in vfs.read_directory(handle, 0)] == [b"password"]
+    assert [segment for _, segment, _ in await vfs.read_directory(handle, 0)] == [b"password"]
 
 
 async def test_a_listing_is_a_snapshot_that_can_be_continued(
@@ -270,10 +273,10 @@ async def test_a_listing_is_a_snapshot_that_can_be_continued(
 ) -> None:
     inode = (await walk(vfs, "env")).inode
     handle = await vfs.open_directory(inode)
-    first, *_ = vfs.read_directory(handle, 0)
+    first, *_ = await vfs.read_directory(handle, 0)
     env.put("AAA", {"AAA": b""})
     mock_clock.jump(60)
-    rest = [segment for _, segment, _ in vfs.read_directory(handle, first[0])]
+    rest = [segment for _, segment, _ in await vfs.read_directory(handle, first[0])]
     assert [first[1], *rest] == [b"EMPTY", b"TOKEN"]
 
 
@@ -332,7 +335,7 @@ async def test_bulk_is_one_version_and_scope_filtered(make: Make, vault: MemoryS
     vault.put("team/api", {"key": b"other"})
     mock_clock.jump(60)
     assert json.loads(await cat(vfs, "vault/.bulk.json")) == {"team/api": {"key": "other"}}
-    assert json.loads(vfs.read(handle, 0, 999)) == {"team/api": {"key": "k"}}
+    assert json.loads(await vfs.read(handle, 0, 999)) == {"team/api": {"key": "k"}}
     vfs.close(handle)
 
 
@@ -357,10 +360,10 @@ async def test_listings_that_have_expired_leave_nothing_behind(
     for path in ("vault", "vault/team"):
         await ls(vfs, path)
     vfs.tidy()
-    assert len(vfs._views["vault"]._arranged) == 2
+    assert len(vfs._contents.views["vault"]._arranged) == 2
     mock_clock.jump(60)
     vfs.tidy()
-    assert not vfs._views["vault"]._arranged
+    assert not vfs._contents.views["vault"]._arranged
     assert list(await ls(vfs, "vault")) == ["db", "team"]
 
 
@@ -379,7 +382,7 @@ async def test_a_reload_makes_nobody_wait_for_a_store_that_hangs_once_more(
 
     nursery.start_soon(look)
     await trio.to_thread.run_sync(env.entered.acquire)
-    vfs.replace({name: StoreView(view._store, SecretScope()) for name, view in vfs._views.items()})
+    vfs.replace({name: StoreView(view._store, SecretScope()) for name, view in vfs._contents.views.items()})
     mock_clock.jump(5)
     await wait_all_tasks_blocked(0.01)
     env.gate.set()
@@ -441,7 +444,7 @@ async def test_what_is_in_a_folder(vfs: SecretVFS, vault: MemoryStore, expect_lo
     assert await vfs.folder(FolderKey("vault", ("nope",))) == {}
     expect_log("no list")
     vault.refused["names:"] = AccessDenied("no list")
-    vfs._views["vault"]._store._names.expire("")
+    vfs._contents.views["vault"]._store._names.expire("")
     assert await vfs.folder(FolderKey("vault")) is None
 
 
@@ -555,7 +558,7 @@ class TestChangesThatAStoreTells:
         assert (await walk(vfs, path)).inode == after.inode
         assert await cat(vfs, path) == NEW
         assert (await vfs.getattr(before)).size == len(OLD)  # fstat
-        assert vfs.read(handle, 0, 999) == OLD
+        assert await vfs.read(handle, 0, 999) == OLD
         vfs.close(handle)
         with pytest.raises(Superseded):
             await vfs.getattr(before)
@@ -569,7 +572,7 @@ class TestChangesThatAStoreTells:
     ) -> None:
         before = (await stat_of(vfs, "vault/.bulk.json")).inode
         handle = await vfs.open(before)
-        content = vfs.read(handle, 0, 999)
+        content = await vfs.read(handle, 0, 999)
         vault.put("db", {"password": NEW})
         vault.put("added", {"k": b"v"})
         await tell(vault, "db", "added")
@@ -579,7 +582,7 @@ class TestChangesThatAStoreTells:
             "added": {"k": "v"},
         }
         assert (await walk(vfs, "vault/.bulk.json")).inode != before
-        assert vfs.read(handle, 0, 999) == content
+        assert await vfs.read(handle, 0, 999) == content
         vfs.close(handle)
         assert told
 
@@ -615,7 +618,7 @@ class TestChangesThatAStoreTells:
     ) -> None:
         seen: list[object] = []
         before = await stat_of(vfs, "env/.bulk.json")
-        vfs.on_change(lambda *_: seen.append(vfs._bulks.peek(BulkKey("env", Bulk.JSON))))
+        vfs.on_change(lambda *_: seen.append(vfs._contents._bulks.peek(BulkKey("env", Bulk.JSON))))
         env.put("TOKEN", {"TOKEN": NEW})
         await tell(env, "TOKEN")
         assert seen == [None]
@@ -630,10 +633,11 @@ class Polled:
         self.vfs = vfs
         self.handle = handle
         self.notified: list[str] = []
+        vfs.on_wake(lambda waiter: self.notified.append(waiter.decode()))
 
     def poll(self, who: str) -> bool:
         """Poll on behalf of somebody."""
-        return self.vfs.poll(self.handle, lambda: self.notified.append(who))
+        return self.vfs.poll(self.handle, who.encode())
 
 
 class TestPoll:
@@ -654,12 +658,12 @@ class TestPoll:
         env.put("TOKEN", {"TOKEN": NEW})
         mock_clock.jump(60)
         await cat(vfs, "env/TOKEN")
-        assert polled.notified == ["a", "b", "b"]
+        assert polled.notified == ["a", "b"]
         assert polled.poll("c") is True
         env.put("TOKEN", {"TOKEN": OLD})
         mock_clock.jump(60)
         await cat(vfs, "env/TOKEN")
-        assert polled.notified == ["a", "b", "b"]
+        assert polled.notified == ["a", "b"]
         assert polled.poll("c") is True
 
     async def test_a_published_version_supersedes(self, vfs: SecretVFS, polled: Polled) -> None:
@@ -681,7 +685,7 @@ class TestPoll:
         vfs.gone(vfs._tree.inode(polled.handle))
         assert polled.notified == ["a"]
         assert polled.poll("b") is True  # or poll(2) would go back to sleep
-        assert vfs.read(polled.handle, 0, 999) == OLD
+        assert await vfs.read(polled.handle, 0, 999) == OLD
         assert (await vfs.getattr(polled.handle)).size == len(OLD)
         assert (await walk(vfs, "env/TOKEN")).inode != polled.handle
 
@@ -707,7 +711,7 @@ class TestPoll:
         for number in range(POLLS + 1):
             polled.poll(str(number))
         assert polled.notified == [str(number) for number in range(POLLS)]  # who still waits, polls again
-        assert [len(waiting) for waiting in vfs._polls.values()] == [1]
+        assert len(vfs._polls) == 1
 
 
 def listen(vfs: SecretVFS) -> list[Told]:
@@ -734,13 +738,13 @@ async def test_a_version_can_be_opened_for_a_moment_after_it_was_right(
     mock_clock.jump(60)
     await cat(vfs, "env/TOKEN")
     env.put("TOKEN", {"TOKEN": NEW})
-    await vfs._views["env"]._store._secrets.load("TOKEN")
+    await vfs._contents.views["env"]._store._secrets.load("TOKEN")
     before = (await walk(vfs, "env/TOKEN")).inode
     env.put("TOKEN", {"TOKEN": OLD})
-    await vfs._views["env"]._store._secrets.load("TOKEN")
+    await vfs._contents.views["env"]._store._secrets.load("TOKEN")
     assert (await walk(vfs, "env/TOKEN")).inode != before
     handle = await vfs.open(before)
-    assert vfs.read(handle, 0, 999) == NEW
+    assert await vfs.read(handle, 0, 999) == NEW
     vfs.close(handle)
     mock_clock.jump(0.2)
     with pytest.raises(Superseded):

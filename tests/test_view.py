@@ -8,8 +8,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache import CachedStore, Change, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreUnavailable
+from secretfs.places import FolderKey, SecretKey, ValueKey
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
-from secretfs.tree import FolderKey, SecretKey, ValueKey
 from secretfs.view import AHEAD, StoreView, Walk
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell

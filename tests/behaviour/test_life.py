@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tests.support.canary import leaked, secret
 from tests.support.command import ROOT, background, secretfs
 from tests.support.fake_type import Fakes
 from tests.support.manifests import component
-from tests.support.mounted import Mounted, fuse_mounts, mounted, unmount
+from tests.support.mounted import fuse_mounts, mounted, unmount
 from tests.support.shell import errno_of, refused_mount, run, wait_until
 
 pytestmark = pytest.mark.mount
@@ -84,7 +83,7 @@ def test_a_killed_daemon(manifests: Path) -> None:
     """life-7: If the daemon is killed, reading and listing are ENOTCONN: nothing ever looks like an empty directory."""
     with mounted(manifests, env=ENVIRONMENT) as mount:
         (mount.path / "env/TOKEN").read_bytes()
-        kill(mount)
+        mount.kill()
         for path in (mount.path, mount.path / "env"):
             assert errno_of(os.listdir, path) == "ENOTCONN"
             assert errno_of(os.statvfs, path) == "ENOTCONN"
@@ -93,29 +92,18 @@ def test_a_killed_daemon(manifests: Path) -> None:
         assert b"Transport endpoint is not connected" in run("ls", mount.path).stderr
 
 
-def kill(mount: Mounted) -> None:
-    """Kill the daemon. Should it hang in a request to its own mount, free it, and fail."""
-    mount.process.kill()
-    try:
-        mount.process.wait(5)
-    except subprocess.TimeoutExpired:
-        run("umount", "--force", mount.path)
-        mount.process.wait()
-        pytest.fail("the killed daemon waits for itself, and so does everybody who uses the mount")
-
-
 @pytest.mark.parametrize("attempt", range(5))
 def test_killed_at_once(manifests: Path, attempt: int) -> None:
     """life-12: The daemon may be killed at any moment, also just after it has mounted: it never hangs."""
     with mounted(manifests, env=ENVIRONMENT) as mount:
-        kill(mount)
+        mount.kill()
         assert errno_of(os.listdir, mount.path) == "ENOTCONN"
 
 
 def test_a_dead_mount_is_replaced(manifests: Path) -> None:
     """life-8: The next `secretfs mount` at the same place replaces a dead mount."""
     with mounted(manifests, env=ENVIRONMENT) as dead:
-        kill(dead)
+        dead.kill()
         with background(dead.path, "--resources-path", manifests, env=ENVIRONMENT):
             assert (dead.path / "env/TOKEN").read_text() == secret("life")
         assert str(dead.path) not in fuse_mounts()
@@ -124,7 +112,7 @@ def test_a_dead_mount_is_replaced(manifests: Path) -> None:
 def test_a_dead_mount_can_be_unmounted(manifests: Path) -> None:
     """`secretfs unmount` clears a dead mount too (life-8)."""
     with mounted(manifests, env=ENVIRONMENT) as dead:
-        kill(dead)
+        dead.kill()
         assert secretfs("unmount", dead.path).status == 0
         assert not is_mounted(dead.path)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import select
 import shlex
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.canary import leaked
-from tests.support.mounted import fuse_mounts, unmount
+from tests.support.mounted import daemons, fuse_mounts, unmount, wait_for_end
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETFS = (sys.executable, "-m", "secretfs")
@@ -82,34 +81,11 @@ def end_daemons(mountpoint: Path) -> None:
     wait_for_end(mountpoint)
 
 
-def wait_for_end(mountpoint: Path) -> None:
-    """Wait until those who serve a mount point have ended."""
-    for pid, _ in list(_processes(mountpoint)):
-        with contextlib.suppress(ProcessLookupError):
-            process = os.pidfd_open(pid)
-            ended = select.select([process], [], [], _PATIENCE)[0]
-            os.close(process)
-            assert ended, "the daemon did not end"
-
-
-def daemons(mountpoint: Path) -> list[int]:
-    """List the processes that serve a mount point, without their hands (see `secretfs.hand`)."""
-    return [pid for pid, name in _processes(mountpoint) if name != "secretfs-hand"]
-
-
-def _processes(mountpoint: Path) -> Iterator[tuple[int, str]]:
-    """Yield id and name of all processes with our command and this mount point in their command line."""
-    for directory in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            command = (directory / "cmdline").read_bytes().split(b"\0")
-            if b"secretfs" in command and os.fsencode(mountpoint) in command:
-                yield int(directory.name), (directory / "comm").read_text().strip()
-
-
 def in_namespace(script: str, env: Mapping[str, str] | None = None) -> Done:
     """Run a bash script as root of mount and process namespaces that end with it.
 
-    There ``secretfs`` is the command, ``as_nobody`` runs what follows as a user without rights, /mnt/repo is this
+    There ``secretfs`` is the command, ``as_nobody`` runs what follows as a user without rights, ``kill_daemon`` kills
+    all that serve a mount, supervisors first, /mnt/repo is this
     project, /mnt/nobody that user's home and current directory, and /dev/fuse is open to everybody.
     """
     if os.geteuid() != 0:
@@ -125,6 +101,7 @@ def in_namespace(script: str, env: Mapping[str, str] | None = None) -> Done:
         chown {NOBODY} /mnt/nobody
         cd /mnt/nobody
         export HOME=/mnt/nobody PYTHONPATH=/mnt/repo TMPDIR=/mnt/nobody PYTHONDONTWRITEBYTECODE=1
+        kill_daemon() {{ pkill -KILL -x secretfs-keeper; pkill -KILL -x python; }}
         as_nobody() {{ setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups "$@"; }}
         cat > /mnt/secretfs <<-'END'
 \t\t#!/bin/sh

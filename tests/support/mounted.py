@@ -29,13 +29,31 @@ class Mounted:
     path: Path
     """The mount point."""
     process: subprocess.Popen[bytes]
-    """The daemon. A test may kill it; the mount is cleaned up all the same."""
+    """The supervisor. A test may kill it; the mount is cleaned up all the same."""
     log_file: Path
 
     @property
     def log(self) -> str:
         """What the daemon has said on stderr so far."""
         return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def worker(self) -> int:
+        """The process that serves the mount now."""
+        (pid,) = daemons(self.path)
+        return pid
+
+    def kill(self) -> None:
+        """Kill the supervisor and then the worker, so that nobody is left to serve."""
+        worker = os.pidfd_open(self.worker)
+        self.process.kill()
+        self.process.wait()
+        signal.pidfd_send_signal(worker, signal.SIGKILL)
+        ended = select.select([worker], [], [], 5)[0]
+        os.close(worker)
+        if not ended:
+            subprocess.run(["umount", "--force", str(self.path)], check=False)
+            pytest.fail("the killed daemon waits for itself, and so does everybody who uses the mount")
 
 
 @contextlib.contextmanager
@@ -83,6 +101,26 @@ def mounted(
         _check(mount.log, expect_log, forced)
 
 
+def daemons(mountpoint: Path) -> list[int]:
+    """List the processes that serve a mount point, without supervisors and hands (see `secretfs.hand`)."""
+    return [pid for pid, name in processes(mountpoint) if name not in ("secretfs-keeper", "secretfs-hand")]
+
+
+def supervisor(mountpoint: Path) -> int:
+    """Return the process that restarts the one which serves a mount point."""
+    (pid,) = [pid for pid, name in processes(mountpoint) if name == "secretfs-keeper"]
+    return pid
+
+
+def processes(mountpoint: Path) -> Iterator[tuple[int, str]]:
+    """Yield id and name of all processes with our command and this mount point in their command line."""
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (directory / "cmdline").read_bytes().split(b"\0")
+            if b"secretfs" in command and os.fsencode(mountpoint) in command:
+                yield int(directory.name), (directory / "comm").read_text().strip()
+
+
 def fuse_mounts() -> dict[str, str]:
     """Say which FUSE file systems are mounted in this mount namespace: mount point to type."""
     mounts = {}
@@ -103,6 +141,16 @@ def skip_without_fuse() -> None:
     if os.environ.get("CI") == "true":
         pytest.fail("/dev/fuse cannot be opened, and in CI no mount test may be skipped", pytrace=False)
     pytest.skip("/dev/fuse cannot be opened")
+
+
+def wait_for_end(mountpoint: Path) -> None:
+    """Wait until those who serve a mount point have ended."""
+    for pid, _ in list(processes(mountpoint)):
+        with contextlib.suppress(ProcessLookupError):
+            process = os.pidfd_open(pid)
+            ended = select.select([process], [], [], 20)[0]
+            os.close(process)
+            assert ended, "the daemon did not end"
 
 
 def unmount(path: Path) -> None:
@@ -133,16 +181,19 @@ def _take_down(mount: Mounted) -> str:
     ended_before = mount.process.poll() is not None
     if not ended_before:
         mount.process.send_signal(signal.SIGTERM)
+    if ended_before:  # a worker that was left behind has nobody who keeps its mount, and unmounts
+        for worker in daemons(mount.path):
+            os.kill(worker, signal.SIGTERM)
     try:
         status = mount.process.wait(timeout=10)
         if status != 0 and not ended_before:
             forced = f"the daemon ended with status {status} after SIGTERM"
     except subprocess.TimeoutExpired:
-        mount.process.kill()
-        mount.process.wait()
+        mount.kill()
         forced = "the daemon did not end after SIGTERM and was killed"
     if str(mount.path) in fuse_mounts():
         unmount(mount.path)
+        wait_for_end(mount.path)
         if not ended_before:
             forced = forced or "the daemon left its mount behind"
     return forced

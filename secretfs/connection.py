@@ -1,0 +1,174 @@
+"""The kernel's end of a mount: a descriptor of /dev/fuse, mounted by us, not by libfuse, so that it can be handed on.
+
+Whoever has the descriptor can serve the mount. While somebody holds it the kernel keeps the mount alive and lets its
+users wait; a process that takes over is fed the FUSE_INIT that the kernel sent to the first one, and asks for what was
+read and not answered to be sent again (FUSE_NOTIFY_RESEND, Linux 6.9). See linux/fuse.h.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import socket
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from secretfs.errors import MountError
+from secretfs.journal import Journal
+from secretfs.mountpoint import FSTYPE, explain, find_fusermount
+
+_DEVICE: Final = "/dev/fuse"
+_SOURCE: Final = b"secretfs"
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8  # sys/mount.h
+_LARGEST: Final = 64 << 10  # bytes; no message before FUSE_INIT is answered is longer
+
+_IN_HEADER: Final = struct.Struct("=IIQQIIII")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen
+_INIT_IN: Final = struct.Struct("=IIIII")  # major, minor, max_readahead, flags, flags2
+_OUT_HEADER: Final = struct.Struct("=IiQ")  # len, error, unique
+_FUSE_INIT: Final = 26
+_FLAGS2_HAS_RESEND: Final = 1 << (39 - 32)
+_NOTIFY_RESEND = 7
+
+
+class Connection:
+    """A mount as the kernel offers it to whoever serves it. Has a journal of what the kernel has been told."""
+
+    def __init__(self, descriptor: int, journal: Journal) -> None:
+        self.descriptor = descriptor
+        self.journal = journal
+        self._ours: socket.socket | None = None
+        self._place = -1
+        self.taken_over = bool(journal.init)
+        """Somebody has served it before."""
+        if not self.taken_over:
+            journal.keep_init(_read_init(descriptor))
+
+    @property
+    def obstacle(self) -> str:
+        """Why it cannot be taken over; nothing if it can."""
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        if any(events & select.POLLERR for _, events in poll.poll(0)):
+            return "the kernel has ended the connection"
+        if not _knows_resend(self.journal.init):
+            return "a kernel before Linux 6.9 does not send again what was read and not answered"
+        return ""
+
+    def offer(self) -> str:
+        """Return a path for libfuse to mount at: a socket with the kernel's FUSE_INIT in it."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.send(self.journal.init)
+        self._ours, self._place = ours, theirs.detach()
+        return f"/dev/fd/{self._place}"
+
+    def attach(self) -> None:
+        """Put the kernel in the place of that socket. Call it when libfuse has read FUSE_INIT and not yet answered."""
+        os.dup2(self.descriptor, self._place, inheritable=False)
+        if self._ours is not None:
+            self._ours.close()
+        if self.taken_over:
+            os.write(self.descriptor, _OUT_HEADER.pack(_OUT_HEADER.size, _NOTIFY_RESEND, 0))
+
+    def wake_up_call(self, notify: Callable[[], None]) -> bytes:
+        """Return the message that a poll handle sends to wake who waits, instead of having it sent.
+
+        The handle dies with the process, and those who wait do not: `send` sends the message in any process. libfuse
+        writes it to where it believes the kernel to be.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            os.dup2(theirs.fileno(), self._place, inheritable=False)
+            try:
+                notify()
+            finally:
+                os.dup2(self.descriptor, self._place, inheritable=False)
+            return ours.recv(_LARGEST, socket.MSG_DONTWAIT)
+
+    def send(self, message: bytes) -> None:
+        """Send the kernel a message of `wake_up_call`. One about a file that is closed by now does nothing."""
+        with contextlib.suppress(OSError):  # there is nobody to wake if the mount is gone
+            os.write(self.descriptor, message)
+
+
+def connect(path: Path, *, allow_other: bool) -> int:
+    """Mount at ``path``. Returns the descriptor behind the mount. Raises `MountError` with the reason and the way out.
+
+    Whoever may mount does; others have fusermount3 do it.
+    """
+    descriptor = _open_device()
+    try:
+        _mount(descriptor, path, allow_other=allow_other)
+    except PermissionError:
+        os.close(descriptor)
+        return _fusermount(path, allow_other=allow_other)
+    except OSError as error:
+        os.close(descriptor)
+        raise MountError(f"cannot mount at {path}: {error.strerror}") from None
+    return descriptor
+
+
+def _open_device() -> int:
+    try:
+        return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise MountError(f"cannot open {_DEVICE}: {error.strerror}") from None
+
+
+def _mount(descriptor: int, path: Path, *, allow_other: bool) -> None:
+    """Call mount(2). Raises OSError."""
+    options = f"fd={descriptor},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
+    if allow_other:
+        options += ",allow_other"
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    if libc.mount(_SOURCE, os.fsencode(path), FSTYPE.encode(), ctypes.c_ulong(flags), options.encode()) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _fusermount(path: Path, *, allow_other: bool) -> int:
+    """Have fusermount3 mount, which is setuid root; it sends the descriptor back through a socket."""
+    subtype = FSTYPE.removeprefix("fuse.")
+    options = f"nosuid,nodev,noexec,default_permissions,fsname={_SOURCE.decode()},subtype={subtype}"
+    if allow_other:
+        options += ",allow_other"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        done = subprocess.run(  # noqa: S603 - no shell
+            ["fusermount3", "-o", options, "--", str(path)],  # noqa: S607 - `executable` is its path
+            executable=find_fusermount(),
+            env={"_FUSE_COMMFD": str(theirs.fileno()), "LC_ALL": "C", "PATH": os.defpath},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        theirs.close()
+        if done.returncode == 0:
+            _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+            if descriptors:
+                os.set_inheritable(descriptors[0], False)  # noqa: FBT003 - the library's signature
+                return descriptors[0]
+    raise MountError(f"cannot mount at {path}: {explain(done.stderr, path)}")
+
+
+def _read_init(descriptor: int) -> bytes:
+    """Read the first message of the kernel. It is there as soon as mount(2) has returned."""
+    try:
+        message = os.read(descriptor, _LARGEST)
+    except OSError as error:
+        raise MountError(f"the kernel ended the connection at once: {error.strerror}") from None
+    if _IN_HEADER.unpack_from(message)[1] != _FUSE_INIT:
+        raise MountError("the kernel did not begin with FUSE_INIT")
+    return message
+
+
+def _knows_resend(init: bytes) -> bool:
+    if len(init) < _IN_HEADER.size + _INIT_IN.size:
+        return False
+    *_, flags2 = _INIT_IN.unpack_from(init, _IN_HEADER.size)
+    return bool(flags2 & _FLAGS2_HAS_RESEND)

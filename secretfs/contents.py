@@ -1,0 +1,158 @@
+"""What is in the files: values, cut out of secrets, and bulk files, rendered from a whole store.
+
+Knows the stores of one app, by component, and which of them has been replaced while a question was under way.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import trio
+
+from secretfs.bulk import render_env, render_json, render_secret
+from secretfs.cache import Change
+from secretfs.errors import DeadlineExceeded, NoSuchEntry, SecretFSError, StoreError
+from secretfs.names import encode
+from secretfs.places import Bulk, BulkKey, FolderKey, SecretBulkKey, ValueKey
+from secretfs.shelf import Fresh, Shelf
+from secretfs.store import Secret
+from secretfs.view import StoreView
+
+T = TypeVar("T")
+
+BULK_IDLE = 60.0
+"""Seconds that the bulk file of a store stays in memory without a reader."""
+
+
+log = logging.getLogger(__name__)
+
+
+class Content(NamedTuple):
+    """The bytes of a file and what is known of the answer that brought them."""
+
+    data: bytes
+    modified: float
+    remaining: float
+    serial: int
+
+
+class Contents:
+    """The stores of one app, and what is in the files that show them."""
+
+    def __init__(self, views: Mapping[str, StoreView], nursery: trio.Nursery) -> None:
+        self.views = dict(views)
+        """By component."""
+        self.roots = _roots(views)
+        """The directories of the stores, by path segment."""
+        self._bulks = Shelf[BulkKey, bytes](self._render, nursery)
+        self._unrenderable: dict[BulkKey, str] = {}
+        self._changed: Callable[[str, Change], None] = lambda _, __: None
+
+    def on_change(self, changed: Callable[[str, Change], None]) -> None:
+        """Call ``changed`` with a component and what has changed in it, whenever that turns out."""
+        self._changed = changed
+        self._listen()
+
+    def replace(self, views: Mapping[str, StoreView]) -> list[str]:
+        """Show other stores from now on. Returns the components whose files may have other contents now."""
+        for component in {*self.views, *views}:
+            self._expire_bulks(component)
+        different = [name for name, view in self.views.items() if not view.shows_the_same_as(views.get(name))]
+        self.views = dict(views)
+        self.roots = _roots(views)
+        self._listen()
+        return different
+
+    def drop_idle(self) -> None:
+        """Forget the bulk files that nobody uses, and what was made of listings that have expired."""
+        self._bulks.drop_idle(BULK_IDLE)
+        for view in self.views.values():
+            view.tidy()
+
+    def view(self, component: str) -> StoreView:
+        """Return a store. Raises `NoSuchEntry` for one that has been taken away."""
+        view = self.views.get(component)
+        if view is None:
+            raise NoSuchEntry(component)
+        return view
+
+    async def ask(self, component: str, question: Callable[[StoreView], Awaitable[T]]) -> T:
+        """Ask a store. What one answers that has been replaced meanwhile is not true any more: then ask the next."""
+        while True:
+            view = self.view(component)
+            try:
+                answer = await question(view)
+            except DeadlineExceeded:  # the next store would be waited for as long again
+                raise
+            except SecretFSError:
+                if self.views.get(component) is view:
+                    raise
+            else:
+                if self.views.get(component) is view:
+                    return answer
+
+    async def get(self, key: ValueKey | BulkKey | SecretBulkKey) -> Content:
+        """Return what is in a file, fresh. Raises `NoSuchEntry` or `SecretNotFound` if it is gone."""
+        if isinstance(key, BulkKey):
+            return _bulk_content(await self._bulks.get(key))
+        return _content_of(key, await self.ask(key.component, lambda view: view.secret(key.name)))
+
+    def at_hand(self, key: ValueKey | BulkKey | SecretBulkKey) -> Content | None:
+        """Return what is in a file if that may be served without waiting."""
+        if isinstance(key, BulkKey):
+            bulk = self._bulks.peek(key)
+            return _bulk_content(bulk) if bulk else None
+        secret = self.view(key.component).peek(key.name)
+        return _content_of(key, secret) if secret else None
+
+    async def _render(self, key: BulkKey) -> Fresh[bytes]:
+        """Render a bulk file from one snapshot of its store, in a thread: the store may be large."""
+        view = self.view(key.component)
+        secrets = await view.every_secret()
+
+        def render() -> bytes:
+            if key.form is Bulk.JSON:
+                return render_json(secrets.value)
+            return render_env(secrets.value, multi_valued=view.multi_valued)
+
+        try:
+            rendered = await trio.to_thread.run_sync(render)
+        except StoreError as error:  # not the store's fault, so nobody has logged it
+            if self._unrenderable.get(key) != str(error):
+                self._unrenderable[key] = str(error)
+                log.warning("%s: %s", key.component, error)
+            raise
+        self._unrenderable.pop(key, None)
+        return Fresh(rendered, secrets.fetched, secrets.expires, secrets.fetched_at, secrets.stale)
+
+    def _listen(self) -> None:
+        for component, view in self.views.items():
+            view.on_change(partial(self._pass_on, component))
+
+    def _pass_on(self, component: str, change: Change) -> None:
+        self._expire_bulks(component)
+        self._changed(component, change)
+
+    def _expire_bulks(self, component: str) -> None:
+        for form in Bulk:
+            self._bulks.expire(BulkKey(component, form))
+
+
+def _roots(views: Mapping[str, StoreView]) -> dict[bytes, FolderKey]:
+    return {encode(component): FolderKey(component) for component in sorted(views)}
+
+
+def _content_of(key: ValueKey | SecretBulkKey, secret: Fresh[Secret]) -> Content:
+    """Cut a file out of a secret. Raises `NoSuchEntry` if this version of the secret has no such key."""
+    if isinstance(key, SecretBulkKey):
+        data = render_secret(secret.value, key.form)
+    elif key.key in secret.value.values:
+        data = secret.value.values[key.key]
+    else:
+        raise NoSuchEntry(key.key)
+    return Content(data, secret.value.modified or secret.fetched_at, secret.remaining, secret.serial)
+
+
+def _bulk_content(bulk: Fresh[bytes]) -> Content:
+    return Content(bulk.value, bulk.fetched_at, bulk.remaining, bulk.serial)

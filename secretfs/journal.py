@@ -1,0 +1,299 @@
+"""What the kernel knows of us, kept where it outlives us: a memory file that whoever takes our place gets back.
+
+The kernel goes on using inode numbers after the process that gave them has been killed. The next one reads here what
+each number stands for, how often the kernel holds it, and how to recognise its content. There is never a value in it:
+names, sizes, times and keyed digests. The memory has no name in any file system.
+
+A kill may come between any two instructions, so each step is one store of eight bytes that turns a state which can be
+read into the next one: a record counts once its number is written, which is done last.
+"""
+
+import json
+import mmap
+import os
+import secrets
+import struct
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Final
+
+from secretfs.errors import JournalUnreadable
+
+FORMAT: Final = 1
+"""Changes whenever another version of secretfs could not read what is written here."""
+
+_MAGIC: Final = int.from_bytes(b"secretfs", "little")
+_GROWTH: Final = 256 << 10  # bytes
+_WORD: Final = 8
+_NOTE: Final = 2**64 - 1  # number of a record that is no inode, as is the next
+_WAITER: Final = 2**64 - 2
+_LONGEST_INIT: Final = 256  # bytes; FUSE_INIT has 104 (protocol 7.45)
+_DIGEST: Final = 16
+
+
+class _Head(IntEnum):
+    """Words at the start of the file."""
+
+    MAGIC = 0
+    FORMAT = 1
+    USED = 2  # words
+    NEXT = 3  # inode number
+    BORN = 4
+    GENERATION = 5
+    DIGEST_KEY = 6
+    INIT_LENGTH = 10
+    INIT = 11
+    END = 11 + _LONGEST_INIT // _WORD
+
+
+class _Field(IntEnum):
+    """Words of a record."""
+
+    WORDS = 0  # how long the record is; never changes
+    NUMBER = 1  # 0: free
+    LOOKUPS = 2
+    OPENS = 3
+    FLAGS = 4
+    SIZE = 5
+    MODIFIED = 6
+    USED = 7
+    DIGEST = 8
+    LENGTH = 10
+    TEXT = 11
+
+
+class Flag(IntFlag):
+    """What is true of an inode."""
+
+    CURRENT = 1
+    """The path to its place leads to it."""
+    BOUND = 2
+    """Size, time and digest are those of its content."""
+    OUTDATED = 4
+    """It is the directory of a store that has gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An inode as it was written down."""
+
+    slot: int
+    number: int
+    lookups: int
+    opens: int
+    flags: Flag
+    size: int
+    modified: float
+    used: float
+    digest: bytes
+    text: bytes
+
+
+class Journal:
+    """The memory file, mapped. One process writes at a time; `file` is the descriptor to hand on."""
+
+    def __init__(self, file: int | None = None) -> None:
+        """Begin a journal, or go on with the one in ``file``. Raises `JournalUnreadable` if it is not one of ours."""
+        fresh = file is None
+        self.file = os.memfd_create("secretfs-journal", os.MFD_CLOEXEC) if file is None else file
+        if fresh:
+            os.ftruncate(self.file, _GROWTH)
+        self._map = mmap.mmap(self.file, 0) if os.fstat(self.file).st_size >= _GROWTH else None
+        if self._map is None:
+            raise JournalUnreadable("it is cut off")
+        self._words = memoryview(self._map).cast("Q")
+        self.close = weakref.finalize(self, os.close, self.file)
+        """Close the descriptor. The memory is there for as long as somebody else has it."""
+        self._free: defaultdict[int, list[int]] = defaultdict(list)
+        if fresh:
+            self._begin()
+        if self._words[_Head.MAGIC] != _MAGIC or self._words[_Head.FORMAT] != FORMAT:
+            raise JournalUnreadable("it is of another version of secretfs")
+        if not _Head.END <= self._words[_Head.USED] <= len(self._words):
+            raise JournalUnreadable("it is damaged")
+
+    def _begin(self) -> None:
+        words = self._words
+        words[_Head.USED], words[_Head.NEXT], words[_Head.BORN] = _Head.END, 1, _bits(time.time())
+        self._put(_Head.DIGEST_KEY, secrets.token_bytes(32))
+        words[_Head.FORMAT], words[_Head.MAGIC] = FORMAT, _MAGIC
+
+    @property
+    def digest_key(self) -> bytes:
+        """The key of the digests in here. It makes them useless to who does not have the journal itself."""
+        return self._get(_Head.DIGEST_KEY, 32)
+
+    @property
+    def init(self) -> bytes:
+        """The FUSE_INIT that the kernel sent when it mounted; empty until it has been kept."""
+        return self._get(_Head.INIT, self._words[_Head.INIT_LENGTH])
+
+    def keep_init(self, message: bytes) -> None:
+        """Keep the kernel's FUSE_INIT: it is sent once, and everybody who takes over needs it."""
+        if len(message) > _LONGEST_INIT:
+            raise JournalUnreadable(f"a FUSE_INIT of {len(message)} bytes")
+        self._put(_Head.INIT, message)
+        self._words[_Head.INIT_LENGTH] = len(message)
+
+    @property
+    def born(self) -> float:
+        """When the mount was made, in seconds since the epoch."""
+        return _float(self._words[_Head.BORN])
+
+    @property
+    def generation(self) -> int:
+        """How many processes have served the mount before."""
+        return self._words[_Head.GENERATION]
+
+    def begin_generation(self) -> None:
+        """Count one more."""
+        self._words[_Head.GENERATION] += 1
+
+    def take_number(self) -> int:
+        """Return an inode number that has never been used in this mount."""
+        number = self._words[_Head.NEXT]
+        self._words[_Head.NEXT] = number + 1
+        return number
+
+    def records(self) -> Iterator[Record]:
+        """Yield what is written down, and take note of what is free."""
+        for slot in self._slots():
+            if not self._words[slot + _Field.NUMBER]:
+                self._free[self._words[slot]].append(slot)
+            elif self._words[slot + _Field.NUMBER] < _WAITER:
+                yield self._record(slot)
+
+    def _slots(self) -> Iterator[int]:
+        slot = int(_Head.END)
+        while slot < self._words[_Head.USED]:
+            yield slot
+            if not self._words[slot]:
+                raise JournalUnreadable("it is damaged")
+            slot += self._words[slot]
+
+    def _record(self, slot: int) -> Record:
+        words = self._words
+        return Record(
+            slot,
+            words[slot + _Field.NUMBER],
+            words[slot + _Field.LOOKUPS],
+            words[slot + _Field.OPENS],
+            Flag(words[slot + _Field.FLAGS]),
+            words[slot + _Field.SIZE],
+            _float(words[slot + _Field.MODIFIED]),
+            _float(words[slot + _Field.USED]),
+            self._get(slot + _Field.DIGEST, _DIGEST),
+            self._get(slot + _Field.TEXT, words[slot + _Field.LENGTH]),
+        )
+
+    def add(self, number: int, text: bytes, lookups: int = 0) -> int:
+        """Write an inode down. Returns the slot by which it is changed from now on."""
+        slot = self._room(_Field.TEXT + -(-len(text) // _WORD))
+        words = self._words
+        words[slot + _Field.LOOKUPS] = lookups
+        for field in (_Field.OPENS, _Field.FLAGS, _Field.SIZE, _Field.MODIFIED, _Field.USED):
+            words[slot + field] = 0
+        self._put(slot + _Field.TEXT, text)
+        words[slot + _Field.LENGTH] = len(text)
+        words[slot + _Field.NUMBER] = number
+        return slot
+
+    def drop(self, slot: int) -> None:
+        """Forget an inode."""
+        self._words[slot + _Field.NUMBER] = 0
+        self._free[self._words[slot]].append(slot)
+
+    def count(self, slot: int, lookups: int) -> None:
+        """Write how many references the kernel holds."""
+        self._words[slot + _Field.LOOKUPS] = lookups
+
+    def count_opens(self, slot: int, opens: int) -> None:
+        """Write how many have the file open, and that it has been used now."""
+        self._words[slot + _Field.OPENS] = opens
+        self._words[slot + _Field.USED] = _bits(time.time())
+
+    def flag(self, slot: int, flags: Flag) -> None:
+        """Write what is true of an inode, but for whether it is bound."""
+        self._words[slot + _Field.FLAGS] = flags | (self._words[slot + _Field.FLAGS] & Flag.BOUND)
+
+    def bind(self, slot: int, digest: bytes, size: int, modified: float) -> None:
+        """Write what the content of a version is recognised by. Done once: a version never changes."""
+        self._words[slot + _Field.SIZE] = size
+        self._words[slot + _Field.MODIFIED] = _bits(modified)
+        self._put(slot + _Field.DIGEST, digest)
+        self._words[slot + _Field.FLAGS] |= Flag.BOUND
+
+    def add_waiter(self, message: bytes) -> int:
+        """Write down what wakes somebody who polls a file. Returns the slot to `drop` when that is no longer needed."""
+        return self.add(_WAITER, message)
+
+    def take_waiters(self) -> list[bytes]:
+        """Return what is written down of those who poll, and forget it."""
+        slots = [slot for slot in self._slots() if self._words[slot + _Field.NUMBER] == _WAITER]
+        messages = [self._record(slot).text for slot in slots]
+        for slot in slots:
+            self.drop(slot)
+        return messages
+
+    @property
+    def stores(self) -> dict[str, bool]:
+        """Which stores were served last, and whether they are multi-valued."""
+        known: dict[str, bool] = json.loads(self._note() or b"{}")
+        return known
+
+    @stores.setter
+    def stores(self, stores: dict[str, bool]) -> None:
+        self._keep_note(json.dumps(stores).encode())
+
+    def _note(self) -> bytes:
+        """Return what was written by `_keep_note` last."""
+        notes = [self._record(slot) for slot in self._slots() if self._words[slot + _Field.NUMBER] == _NOTE]
+        return max(notes, key=lambda note: note.lookups).text if notes else b""
+
+    def _keep_note(self, text: bytes) -> None:
+        """Keep something that is about no inode, in the place of what was kept before."""
+        before = [slot for slot in self._slots() if self._words[slot + _Field.NUMBER] == _NOTE]
+        serial = max((self._words[slot + _Field.LOOKUPS] for slot in before), default=0) + 1
+        self.add(_NOTE, text, serial)
+        for slot in before:
+            self.drop(slot)
+
+    def _room(self, words: int) -> int:
+        """Return a slot of a length in words, a free one or one at the end."""
+        words += -words % 4  # fewer lengths: what one leaves suits the next
+        if self._free[words]:
+            return self._free[words].pop()
+        slot = self._words[_Head.USED]
+        if slot + words > len(self._words):
+            self._grow(words)
+        self._words[slot] = words
+        self._words[slot + _Field.NUMBER] = 0
+        self._words[_Head.USED] = slot + words
+        return slot
+
+    def _grow(self, words: int) -> None:
+        size = len(self._words) * _WORD + max(_GROWTH, words * _WORD)
+        os.ftruncate(self.file, size)
+        self._words.release()
+        if self._map is not None:
+            self._map.close()
+        self._map = mmap.mmap(self.file, size)
+        self._words = memoryview(self._map).cast("Q")
+
+    def _put(self, word: int, data: bytes) -> None:
+        self._words.cast("B")[word * _WORD : word * _WORD + len(data)] = data
+
+    def _get(self, word: int, length: int) -> bytes:
+        return bytes(self._words.cast("B")[word * _WORD : word * _WORD + length])
+
+
+def _bits(number: float) -> int:
+    return int.from_bytes(struct.pack("<d", number), "little")
+
+
+def _float(bits: int) -> float:
+    return float(struct.unpack("<d", bits.to_bytes(8, "little"))[0])

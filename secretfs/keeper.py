@@ -1,0 +1,96 @@
+"""Who keeps the mount alive while the process that serves it is replaced: systemd, our own supervisor, or nobody."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+from secretfs.connection import Connection
+from secretfs.daemon import printable
+from secretfs.errors import JournalUnreadable, MountError
+from secretfs.journal import Journal
+from secretfs.mountpoint import is_mounted, unmount
+from secretfs.notify import ServiceManager, kept_descriptors, service_manager
+from secretfs.supervisor import WORKER
+
+CONNECTION: Final = "connection"
+JOURNAL: Final = "journal"
+
+log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """What this process tells whoever has started it, and what it got from its predecessor."""
+
+    def __init__(self, manager: ServiceManager | None = None, kept: dict[str, int] | None = None) -> None:
+        self._manager = manager
+        self._kept = kept or {}
+        self._parent = os.getppid()
+        self.inherited: Connection | None = None
+        """The mount that our predecessor has left us; see `inherit`."""
+        self.takes_over = CONNECTION in self._kept
+        """Whether there was one before us."""
+
+    @classmethod
+    def from_environment(cls, *, foreground: bool) -> "Keeper | None":
+        """Find out who keeps the mount; None if nobody does. Takes what it reads out of the environment.
+
+        A service manager does if it wants to be notified. In the background it is not us whom it has started: then the
+        only one to listen to is our own supervisor.
+        """
+        supervised = os.environ.pop(WORKER, "") == str(os.getppid())
+        kept, manager = kept_descriptors(), service_manager()
+        return cls(manager, kept) if manager is not None and (supervised or foreground) else None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether a mount that we leave behind goes on to live: then we do not unmount when we are asked to end."""
+        return self._manager is not None and os.getppid() == self._parent
+
+    @property
+    def watchdog(self) -> float | None:
+        """Seconds after which we are killed if nobody has heard from us."""
+        return self._manager.watchdog if self._manager else None
+
+    def inherit(self, path: Path) -> None:
+        """Take what our predecessor has left us of the mount at ``path``, if it can be taken over.
+
+        One that cannot be is cleared away, and the log says why: who has a file open in it loses that.
+        """
+        descriptor, file = self._kept.pop(CONNECTION, None), self._kept.pop(JOURNAL, None)
+        if descriptor is None or file is None:
+            return
+        try:
+            connection = Connection(descriptor, Journal(file))
+            reason = connection.obstacle
+        except (JournalUnreadable, MountError) as error:
+            reason = str(error)
+        else:
+            if not reason:
+                self.inherited = connection
+                return
+        log.warning("%s cannot be taken over: %s; mounting anew, what is open in it is lost", path, reason)
+        self.release()
+        if is_mounted(path):
+            unmount(path, lazy=True)
+        os.close(descriptor)  # the last one: the kernel ends the connection, and nobody waits any more
+
+    def keep(self, connection: Connection) -> None:
+        """Have a mount kept for our successor."""
+        if self._manager is not None:
+            self._manager.keep(CONNECTION, connection.descriptor)
+            self._manager.keep(JOURNAL, connection.journal.file)
+
+    def release(self) -> None:
+        """Have it kept no more: it is not mounted any more."""
+        for name in (CONNECTION, JOURNAL):
+            self.tell(FDSTOREREMOVE=1, FDNAME=name)
+
+    def tell(self, **state: object) -> None:
+        """Say how we do: ``READY=1``, ``WATCHDOG=1``, ``STATUS="..."``."""
+        if self._manager is None:
+            return
+        try:
+            self._manager.tell(**{name: printable(str(value)) for name, value in state.items()})
+        except OSError as error:
+            log.debug("whoever started us does not listen: %s", error.strerror)

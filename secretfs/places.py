@@ -1,0 +1,114 @@
+"""What a place in the tree is, whatever is there at the moment; and as text, for who takes the tree over. Pure."""
+
+import json
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, Final
+
+
+class Bulk(Enum):
+    """The two forms of a store's bulk file."""
+
+    JSON = "json"
+    ENV = "env"
+
+
+@dataclass(frozen=True, slots=True)
+class RootKey:
+    """The mount point."""
+
+
+@dataclass(frozen=True, slots=True)
+class FolderKey:
+    """A store (no segments) or a folder in it."""
+
+    component: str
+    segments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SecretKey:
+    """A secret of a multi-valued store: a directory of its keys."""
+
+    component: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ValueKey:
+    """One value: a key of a secret. In a single-valued store the key is the secret's name."""
+
+    component: str
+    name: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class BulkKey:
+    """The bulk file of a store."""
+
+    component: str
+    form: Bulk
+
+
+@dataclass(frozen=True, slots=True)
+class SecretBulkKey:
+    """The bulk file of one multi-valued secret: all its keys, of one version."""
+
+    component: str
+    name: str
+    form: Bulk
+
+
+class Control(Enum):
+    """The files of the control directory."""
+
+    STATUS = "status"
+    REFRESH = "refresh"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlsKey:
+    """The control directory of the mount."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlKey:
+    """A file in it."""
+
+    control: Control
+
+
+DirectoryKey = RootKey | FolderKey | SecretKey | ControlsKey
+LeafKey = ValueKey | BulkKey | SecretBulkKey | ControlKey
+
+_KINDS: Final[dict[str, Any]] = {
+    "root": RootKey,
+    "folder": FolderKey,
+    "secret": SecretKey,
+    "value": ValueKey,
+    "bulk": BulkKey,
+    "secret-bulk": SecretBulkKey,
+    "controls": ControlsKey,
+    "control": ControlKey,
+}
+_NAMES: Final = {kind: name for name, kind in _KINDS.items()}
+_ENUMS: Final = {"form": Bulk, "control": Control}
+
+
+def write(key: DirectoryKey | LeafKey) -> bytes:
+    """Return a place as text. Names are as they are: also those that are not UTF-8."""
+    parts = [getattr(key, field.name) for field in fields(key)]
+    return json.dumps([_NAMES[type(key)], *(part.value if isinstance(part, Enum) else part for part in parts)]).encode()
+
+
+def read(text: bytes) -> DirectoryKey | LeafKey:
+    """Return the place that `write` wrote. Raises ValueError, TypeError or KeyError for anything else."""
+    name, *parts = json.loads(text)
+    kind = _KINDS[name]
+    given: list[Any] = []
+    for field, part in zip(fields(kind), parts, strict=True):
+        enum = _ENUMS.get(field.name)
+        given.append(enum(part) if enum else tuple(part) if isinstance(part, list) else part)
+    key: DirectoryKey | LeafKey = kind(*given)
+    return key

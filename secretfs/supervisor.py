@@ -1,0 +1,331 @@
+"""What keeps a mount alive while the process that serves it is killed, crashes or is replaced: a parent that holds it.
+
+It is to its worker what systemd is to a service, and speaks the same protocol (sd_notify(3), sd_listen_fds(3)): it
+keeps the descriptors that the worker hands it, and passes them to the next one. Nothing else: no secret, no library, no
+thread. While the worker is away the kernel lets those who read wait.
+
+It is a program of its own, ``python -m secretfs.supervisor READY LOG MOUNTPOINT WORKER...``. READY is a descriptor that
+gets a byte when the mount answers, or -1 for a supervisor that stays in the foreground; LOG is a file, "-" for standard
+error, or nothing for syslog.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import logging
+import math
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, NoReturn
+
+from secretfs import obituary
+from secretfs.daemon import leave_terminal, log_to, log_to_stderr, open_log, printable
+from secretfs.errors import ConfigurationError, MountError
+
+WORKER: Final = "SECRETFS_SUPERVISOR"
+"""Environment variable of a worker: the process id of its supervisor."""
+
+WATCHDOG: Final = 20.0
+"""Seconds after which a worker that has not shown that it serves is killed."""
+FAILURES: Final = 6
+"""Workers in a row that end at once; then we give up, and readers get ENOTCONN instead of waiting for ever."""
+AT_ONCE: Final = 2.0
+"""Seconds. A worker that crashes sooner after it was ready has ended at once."""
+PAUSES: Final = (0.0, 0.0, 0.1, 0.5, 1.0, 2.0)
+"""Seconds before the next worker, by failures in a row."""
+LAST_WORDS: Final = 10.0
+"""Seconds that a worker has to end when it is asked to."""
+START: Final = 30.0
+"""Seconds that a worker has to be ready. The first one may take its time: whoever waits for it sees that."""
+
+_FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
+_PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15  # linux/prctl.h
+_NAME = b"secretfs-keeper"
+_STOP = (signal.SIGTERM, signal.SIGINT)
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+_LARGEST = 8192
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """A process that serves the mount, from its start to its end."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.process = os.pidfd_open(pid)
+        self.ready = False
+        self.said = ""
+        """The last it said of itself (``STATUS=``)."""
+        self.heard_at = self.ready_at = time.monotonic()
+        self.killed_by_us = False
+
+    @property
+    def ended_at_once(self) -> bool:
+        """Whether it did not get so far as to serve, or not for long."""
+        return not self.ready or time.monotonic() < self.ready_at + AT_ONCE
+
+
+class Supervisor:
+    """Starts workers one after the other. ``kept`` are their descriptors by name."""
+
+    def __init__(self, command: list[str], mountpoint: str, ready: int, handler: logging.Handler | None) -> None:
+        self._command = command
+        self._log = handler
+        self._mountpoint = mountpoint
+        self._tell_ready = ready
+        self._directory = _working_directory()
+        self._kept: dict[str, int] = {}
+        self._released = False
+        self._stopping = False
+        self._failures = 0
+        self._was_ready = False
+        self._signals, wakeup = socket.socketpair()
+        for end in (self._signals, wakeup):
+            end.settimeout(0)
+        signal.set_wakeup_fd(wakeup.fileno())
+        self._wakeup = wakeup
+        for number in (*_STOP, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, lambda *_: None)
+        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._channel.settimeout(0)
+        self._channel.bind("")  # an abstract address that the kernel chooses (unix(7), autobind)
+        self._worker: Worker | None = None
+
+    def run(self) -> int:
+        """Keep a worker running until the mount is gone. Returns the exit status."""
+        while True:
+            self._worker = Worker(self._start())
+            status = self._attend(self._worker)
+            code = os.waitstatus_to_exitcode(status)
+            done = self._conclude(self._worker, code)
+            if done is not None:
+                return done
+            self._sleep(PAUSES[min(self._failures, len(PAUSES) - 1)])
+            if self._stopping:
+                return self._unmount()
+
+    # --- a worker's life ---
+
+    def _start(self) -> int:
+        environment = os.environ | {
+            WORKER: str(os.getpid()),
+            "NOTIFY_SOCKET": "@" + self._channel.getsockname()[1:].decode(),
+            "WATCHDOG_USEC": str(int(WATCHDOG * 1e6)),
+        }
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._become_worker(environment)
+            finally:
+                os._exit(127)
+        return pid
+
+    def _become_worker(self, environment: Mapping[str, str]) -> NoReturn:
+        """Run the worker's program in this forked process, with what is kept for it."""
+        signal.set_wakeup_fd(-1)
+        for number in (*_STOP, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        os.chdir(self._directory)
+        last = _FIRST_DESCRIPTOR + len(self._kept)
+        high = [fcntl.fcntl(held, fcntl.F_DUPFD, last) for held in self._kept.values()]
+        for target, held in enumerate(high, _FIRST_DESCRIPTOR):
+            os.dup2(held, target)
+        os.closerange(last, os.sysconf("SC_OPEN_MAX"))
+        names = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": ":".join(self._kept)}
+        os.execve(self._command[0], self._command, {**environment, **names})  # noqa: S606 - no shell
+
+    def _attend(self, worker: Worker) -> int:
+        """Do what a worker asks for, and what signals ask for, until it has ended. Returns its wait status."""
+        poll = select.poll()
+        for source in (worker.process, self._channel.fileno(), self._signals.fileno()):
+            poll.register(source, select.POLLIN)
+        ended: int | None = None
+        while ended is None:
+            patience = self._patience(worker) - (time.monotonic() - worker.heard_at)
+            poll.poll(None if patience == math.inf else max(0.0, patience) * 1000)
+            self._take_signals(worker)
+            ended = _reap(worker.pid)  # before its messages: what it said last counts
+            self._take_messages(worker)
+            if patience <= 0 and ended is None and not worker.killed_by_us:
+                self._kill(worker)
+        os.close(worker.process)
+        return ended
+
+    def _patience(self, worker: Worker) -> float:
+        """Return for how many seconds a worker may be silent."""
+        if self._stopping:
+            return LAST_WORDS
+        if worker.ready:
+            return WATCHDOG
+        return START if self._was_ready else math.inf
+
+    def _kill(self, worker: Worker) -> None:
+        worker.killed_by_us = True
+        log.error("process %d does not answer: it is killed", worker.pid)
+        os.kill(worker.pid, signal.SIGKILL)
+
+    def _conclude(self, worker: Worker, code: int) -> int | None:
+        """Decide what follows from the end of a worker: an exit status, or None for another worker."""
+        if self._released:
+            return 0
+        if self._stopping:
+            return self._unmount()
+        if not self._was_ready:
+            self._abandon()
+            return code if code > 0 else 128 - code
+        crashed = worker.ended_at_once and not (worker.ready and code == -signal.SIGKILL and not worker.killed_by_us)
+        self._failures = self._failures + 1 if crashed else 0
+        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else worker.said or f"exit status {code}"
+        if worker.killed_by_us:
+            reason = "it did not answer"
+        if self._failures < FAILURES:
+            log.warning("process %d ended (%s): another takes over", worker.pid, reason)
+            return None
+        log.critical("%d processes in a row ended at once, the last with: %s; giving up", self._failures, reason)
+        obituary.write(self._mountpoint, reason)
+        return code if code > 0 else 128 - code
+
+    # --- what it hears ---
+
+    def _take_signals(self, worker: Worker) -> None:
+        try:
+            numbers = self._signals.recv(64)
+        except BlockingIOError:
+            return
+        for number in numbers:
+            if number in _STOP and not self._stopping:
+                self._stopping = True
+                worker.heard_at = time.monotonic()
+                os.kill(worker.pid, signal.SIGTERM)
+            elif number == signal.SIGHUP:
+                os.kill(worker.pid, number)
+
+    def _take_messages(self, worker: Worker) -> None:
+        while True:
+            try:
+                message, ancillary, _, _ = self._channel.recvmsg(_LARGEST, 256, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return
+            descriptors: list[int] = []
+            sender = 0
+            for _, kind, data in ancillary:
+                if kind == socket.SCM_RIGHTS:
+                    descriptors += struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
+                elif kind == socket.SCM_CREDENTIALS:
+                    sender = _CREDENTIALS.unpack(data)[0]
+            lines = (line.partition("=") for line in message.decode(errors="replace").splitlines())
+            state = {name: value for name, _, value in lines}
+            if sender == worker.pid and "FDSTORE" in state and len(descriptors) == 1:
+                self._keep(state.get("FDNAME", ""), descriptors.pop())
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if sender == worker.pid:
+                self._hear(worker, state)
+
+    def _hear(self, worker: Worker, state: Mapping[str, str]) -> None:
+        worker.heard_at = time.monotonic()
+        worker.said = state.get("STATUS", worker.said)
+        if "FDSTOREREMOVE" in state:
+            self._released = True
+        if "READY" in state and not worker.ready:
+            worker.ready, worker.ready_at = True, time.monotonic()
+            if not self._was_ready:
+                self._was_ready = True
+                self._announce()
+
+    def _keep(self, name: str, descriptor: int) -> None:
+        before = self._kept.pop(name, None)
+        if before is not None:
+            os.close(before)
+        self._kept[name] = descriptor
+
+    def _announce(self) -> None:
+        """Tell who waits for the mount that it is there, and leave the terminal."""
+        if self._tell_ready < 0:
+            return
+        leave_terminal()
+        if self._log:
+            log_to(self._log)
+        with contextlib.suppress(BrokenPipeError):  # who asked for the mount is gone; its users are not
+            os.write(self._tell_ready, b"\0")
+        os.close(self._tell_ready)
+
+    # --- the end ---
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait, unless a signal asks us to stop."""
+        end = time.monotonic() + seconds
+        while not self._stopping and (left := end - time.monotonic()) > 0:
+            if select.select([self._signals], [], [], left)[0]:
+                self._stopping = any(number in _STOP for number in self._signals.recv(64))
+
+    def _abandon(self) -> None:
+        """Leave nothing of a mount that has never answered."""
+        if self._kept:
+            self._unmount()
+
+    def _unmount(self) -> int:
+        from secretfs.mountpoint import is_mounted, unmount  # noqa: PLC0415 - a supervisor is to be small
+
+        path = Path(self._mountpoint)
+        try:
+            if is_mounted(path):
+                unmount(path, lazy=True)
+        except MountError as error:
+            log.error("%s", error)  # noqa: TRY400 - not a defect
+            return error.exit_code
+        return 0
+
+
+def _reap(worker: int) -> int | None:
+    """Bury the dead: who is process 1 of a container gets more than its own. Returns the worker's status if it died."""
+    status = None
+    while True:
+        try:
+            pid, its = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return status
+        if not pid:
+            return status
+        if pid == worker:
+            status = its
+
+
+def _working_directory() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return "/"
+
+
+def _protect() -> None:
+    """Keep the environment, which may hold credentials, out of core dumps and of the reach of this user's processes."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_NAME, _NAME, 0, 0, 0)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run as a program. Returns the exit status."""
+    ready, log_file, mountpoint, *command = arguments
+    log_to_stderr()
+    try:
+        handler = None if log_file == "-" else open_log(Path(log_file) if log_file else None)
+    except ConfigurationError as error:
+        sys.stderr.write(f"secretfs: {printable(str(error))}\n")
+        return error.exit_code
+    _protect()
+    return Supervisor(command, mountpoint, int(ready), handler).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
