@@ -82,7 +82,8 @@ class Soak:
         """Do it all for so long."""
         self._unrest.prepare()
         path = self._stage.directory("mnt")
-        command = [sys.executable, "-m", "benchmarks.probed", str(self._census), "mount", "-f"]
+        command = [sys.executable, "-m", "secretfs.supervisor", "-1", "-", str(path)]
+        command += [sys.executable, "-m", "benchmarks.probed", str(self._census), "mount", "-f"]
         command += ["--resources-path", str(self._unrest.resources), "--config", str(self._unrest.config)]
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(self._log.open("wb"))
@@ -93,7 +94,7 @@ class Soak:
                 stdin=subprocess.DEVNULL,
                 process_group=0,
             )
-            mount = stack.enter_context(self._stage.serving(path, daemon))
+            mount = stack.enter_context(self._stage.serving(path, daemon)).of_worker()
             self._read_everything(mount)
             idle = self._sample(mount, 0.0)
             try:
