@@ -26,6 +26,7 @@ from secretfs.errors import MountError, SecretFSError
 from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources
 from secretfs.mount import MountOptions
 from secretfs.mountpoint import is_mounted, resolve, unmount
+from secretfs.process import require_owner
 from secretfs.shelf import log_defect
 from secretfs.status import read_status, refresh, show
 from secretfs.worker import Request
@@ -82,6 +83,7 @@ def mount(
     default = Freshness(**{field.name: flags.pop(field.name) for field in fields(Freshness)})
     builtin = not flags.pop("no_builtin")
     options = MountOptions(resolve(mountpoint), modes=Modes(mode), default=default, **flags)
+    require_owner(options.uid)
     request = Request(resources, configs, app_id, builtin, options, foreground, log_file)
     sys.exit(worker.mount(request, click.get_current_context().obj))
 
