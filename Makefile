@@ -1,19 +1,25 @@
 # Everything here works in a fresh clone on Debian 12 and newer; scripts/setup.sh installs what is missing.
 
 PYTHON ?= /usr/bin/python3
-export PYTHON
+export PYTHON PREFIX DESTDIR SECRETFS
 
 bin := .venv/bin
 shell_files := $(wildcard scripts/* examples/*/*.sh) .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint lock clean setup-run setup-dev
+.PHONY: help demo install uninstall test bench lint lock clean setup-run setup-dev
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup-run ## Mount an example and look around in it
 	@PATH="$(CURDIR)/$(bin):$$PATH" examples/demo/run.sh
+
+install: setup-run ## Link the command, mount.secretfs and units for systemd (PREFIX=/usr/local DESTDIR= SECRETFS=)
+	@scripts/install.sh install
+
+uninstall: ## Remove what install has put there
+	@scripts/install.sh uninstall
 
 test: lint ## Check the code and run all tests (ARGS="..." goes to pytest)
 	@scripts/test.sh $(ARGS)

@@ -65,7 +65,7 @@ class Stage:
 
     def __enter__(self) -> "Stage":
         """Set up."""
-        if not any(mount == (str(_TMPFS), "tmpfs") for mount in mounts()):
+        if not any((mount.path, mount.fstype) == (str(_TMPFS), "tmpfs") for mount in mounts()):
             raise BenchmarkError(f"{_TMPFS} is not a tmpfs to compare with")
         # A daemon that has left its parent becomes our child: so it can be found, and waited for.
         if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:

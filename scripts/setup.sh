@@ -25,6 +25,9 @@ packages=(
 )
 dev_packages=(
     attr          # getfattr
+    dbus          # the systemd that the tests boot: this, and the two below
+    systemd
+    systemd-container
     dpkg-dev      # scripts/build-kube-apiserver: this, and the next two
     jq
     make
@@ -35,7 +38,7 @@ dev_packages=(
     tree
     procps        # pgrep
     shellcheck
-    util-linux    # umount, unshare
+    util-linux    # nsenter, setpriv, umount, unshare
 )
 
 say() { echo "setup: $*"; }

@@ -10,10 +10,12 @@ if ! scripts/build-kube-apiserver >/dev/null; then
     exit 1
 fi
 
-# What a careless test could leave: mounts, processes of .venv, files. Those that are there before the tests do not count.
+# What a careless test could leave: mounts, processes of .venv, control groups, files. Those that are there before the
+# tests do not count.
 traces() {
     { grep -F ' - fuse.secretfs ' /proc/self/mountinfo || true; } | cut -d' ' -f5 | sed 's/^/mount /'
     { pgrep --full --list-full "^$PWD/.venv/" || true; } | sed 's/^/process /'
+    find /sys/fs/cgroup -type d -name 'secretfs-*' 2>/dev/null | sed 's/^/cgroup /' || true
     find "$scratch" -mindepth 1 -maxdepth 1 ! -name pytest | sed 's/^/file /'
 }
 
@@ -27,7 +29,7 @@ if [[ -n $left ]]; then
 fi
 if ((status == 0)); then
     rm -rf --one-file-system "$scratch"
-    echo "Nothing left behind: no mount, no process, no file."
+    echo "Nothing left behind: no mount, no process, no control group, no file."
 else
     echo "The files of the failed tests are in $scratch" >&2
 fi

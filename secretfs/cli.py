@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -17,16 +18,28 @@ import click
 import trio
 
 import secretfs
-from secretfs import worker
+from secretfs import mounthelper, worker
 from secretfs.attributes import Modes
 from secretfs.cache import Freshness
 from secretfs.check import Report, examine
 from secretfs.daemon import log_to_stderr, printable
-from secretfs.errors import MountError, SecretFSError
+from secretfs.declaration import Declaration
+from secretfs.doctor import (
+    Finding,
+    Level,
+    examine_declaration,
+    examine_machine,
+    examine_stores,
+    exit_code,
+    summary,
+    to_json,
+)
+from secretfs.errors import ConfigurationError, SecretFSError
 from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources
 from secretfs.mount import MountOptions
-from secretfs.mountpoint import is_mounted, resolve, unmount
+from secretfs.mountpoint import require_mounted, resolve, unmount
 from secretfs.process import require_owner
+from secretfs.servers import force_unmount
 from secretfs.shelf import log_defect
 from secretfs.status import read_status, refresh, show
 from secretfs.worker import Request
@@ -80,7 +93,7 @@ def mount(
       4  a store does not answer, or refuses
     """  # noqa: D301
     log_to_stderr()
-    default = Freshness(**{field.name: flags.pop(field.name) for field in fields(Freshness)})
+    default = _freshness(flags)
     builtin = not flags.pop("no_builtin")
     options = MountOptions(resolve(mountpoint), modes=Modes(mode), default=default, **flags)
     require_owner(options.uid)
@@ -89,13 +102,20 @@ def mount(
 
 
 @cli.command("unmount", short_help="Unmount, and end the process that serves it.")
+@click.option("--force", is_flag=True, help="Whatever hangs or is in use: end who serves it, fail who reads it.")
 @click.argument("mountpoint", type=PATH)
-def unmount_command(mountpoint: Path) -> None:
-    """Unmount MOUNTPOINT and end the process that serves it. Fails while a file in it is open."""
+def unmount_command(mountpoint: Path, *, force: bool) -> None:
+    """Unmount MOUNTPOINT and end the process that serves it. Fails while a file in it is open.
+
+    With --force it does not fail, and waits for nobody: programs that hang in the mount, or have files of it open, get
+    an error, and the processes that serve it are killed if they do not end by themselves.
+    """
     path = resolve(mountpoint)
-    if not is_mounted(path):
-        raise MountError(f"{path} has no secretfs mounted")
-    unmount(path)
+    if force:
+        force_unmount(path)
+    else:
+        require_mounted(path)
+        unmount(path)
 
 
 @cli.command("status", short_help="Say how a mount and its stores do.")
@@ -171,19 +191,71 @@ def check(
       4  a store does not answer, or refuses
     """  # noqa: D301
     declaration = load_declaration(*named_paths(resources, configs), app_id, builtin=not no_builtin)
-    steps = 2 * len(declaration.components)
-    hidden = not (connect and sys.stderr.isatty())
-    with click.progressbar(length=steps, label="Connecting", file=sys.stderr, hidden=hidden) as bar:
-        report = trio.run(partial(examine, declaration, Freshness(), connect=connect, step=lambda: bar.update(1)))
+    with _progress(declaration, shown=connect) as step:
+        report = trio.run(partial(examine, declaration, Freshness(), connect=connect, step=step))
     _print_report(report)
     sys.exit(report.exit_code(strict=strict))
 
 
+@cli.command(
+    "doctor",
+    short_help="Say whether a mount would come up here, and what to do if not.",
+    params=[
+        *(parameter for parameter in mount.params if parameter.name != "mountpoint"),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the findings for programs."),
+        click.Argument(["mountpoint"], type=PATH, required=False),
+    ],
+)
+def doctor_command(mountpoint: Path | None, *, as_json: bool, **flags: Any) -> NoReturn:
+    """Look for all that keeps `mount` with the same flags from working: the machine, the mount point, the stores.
+
+    Each finding is PASS, WARN or FAIL, with what to do about it. Nothing is mounted, and no secret is read but those
+    that are the credentials of a store.
+
+    \b
+    Exit codes:
+      0  all is well
+      1  there are warnings
+      2  a mistake in flags, manifests or configuration
+      3  the mount point or FUSE refuses
+      4  a store does not answer, or refuses
+    """  # noqa: D301
+    findings = []
+    for finding in _diagnose(mountpoint, flags):
+        findings.append(finding)
+        if not as_json:
+            _print_finding(finding)
+    click.echo(to_json(findings) if as_json else summary(findings))
+    sys.exit(exit_code(findings))
+
+
 def main() -> NoReturn:
     """Run the command line. Whatever goes wrong ends as a line on standard error, and an exit code."""
+    if mounthelper.is_request(sys.argv[1:], cli.commands):
+        mount_secretfs()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without the lines of a tree is no error
     sys.exit(_reporting(lambda: cli(sys.argv[1:], standalone_mode=False, obj=sys.argv[1:]) or 0))
+
+
+def mount_secretfs() -> NoReturn:
+    """Do what mount(8) asks of ``/sbin/mount.secretfs``."""
+    os.environ["PATH"] = os.environ.get("PATH") or mounthelper.PATH
+    try:
+        code = _reporting(_mount_as_asked)
+    except SystemExit as done:
+        code = int(done.code or 0)
+    sys.exit(mounthelper.FAILED if code else 0)
+
+
+def _mount_as_asked() -> int:
+    asked = mounthelper.translate(sys.argv[1:], mount)
+    try:
+        with mount.make_context("mount", asked.flags, obj=asked.again) as context:
+            context.params["source"] = asked.source
+            return 0 if asked.pretend else int(mount.invoke(context))
+    except click.UsageError as error:  # without its usage: nobody has typed these flags
+        raise ConfigurationError(error.format_message()) from None
 
 
 def _reporting(work: Callable[[], int]) -> int:
@@ -211,6 +283,50 @@ def _report(error: BaseException) -> int:
         log_defect(log, error)
         return os.EX_SOFTWARE
     raise error
+
+
+def _freshness(flags: dict[str, Any]) -> Freshness:
+    """Take the flags that `freshness` adds."""
+    return Freshness(**{field.name: flags.pop(field.name) for field in fields(Freshness)})
+
+
+@contextmanager
+def _progress(declaration: Declaration, *, shown: bool = True) -> Iterator[Callable[[], None]]:
+    """Show on a terminal how far the stores have been asked: two steps for each."""
+    hidden = not (shown and sys.stderr.isatty())
+    steps = 2 * len(declaration.components)
+    with click.progressbar(length=steps, label="Connecting", file=sys.stderr, hidden=hidden) as bar:
+        yield lambda: bar.update(1)
+
+
+def _diagnose(mountpoint: Path | None, flags: dict[str, Any]) -> Iterator[Finding]:
+    """Make all findings, each when it is found."""
+    yield from examine_machine(mountpoint, allow_other=flags["allow_other"])
+    for notice in MountOptions(mountpoint or Path(), flags["allow_other"], flags["uid"]).notices:
+        yield Finding.warn("flags", str(notice), "give that flag as well, unless only root shall read")
+    resources, configs, app_id, builtin = (flags[name] for name in ("resources", "configs", "app_id", "no_builtin"))
+    if not resources:
+        try:
+            named_paths(resources, configs)
+        except ConfigurationError as error:  # who asks for the machine alone has made no mistake
+            yield Finding.warn("manifests", "no stores are looked at", str(error))
+            return
+    findings, declaration = examine_declaration(
+        lambda: load_declaration(*named_paths(resources, configs), app_id, builtin=not builtin)
+    )
+    yield from findings
+    if declaration is not None:
+        with _progress(declaration) as step:
+            findings = trio.run(examine_stores, declaration, _freshness(flags), step)
+        yield from findings
+
+
+def _print_finding(finding: Finding) -> None:
+    colour = {Level.PASS: "green", Level.WARN: "yellow", Level.FAIL: "red"}[finding.level]
+    click.secho(finding.level.value, fg=colour, nl=False)
+    click.echo(f"  {printable(finding.check):<12} {printable(finding.text)}")
+    if finding.fix:
+        click.echo(f"{'fix:':>18} {printable(finding.fix)}")
 
 
 def _print_report(report: Report) -> None:

@@ -18,10 +18,9 @@ from typing import Final
 
 from secretfs.errors import MountError
 from secretfs.journal import Journal
-from secretfs.mountpoint import FSTYPE, explain, find_fusermount
+from secretfs.mountpoint import FSTYPE
+from secretfs.obstacles import DEVICE, explain, require_device, require_fusermount
 
-_DEVICE: Final = "/dev/fuse"
-_SOURCE: Final = b"secretfs"
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8  # sys/mount.h
 _LARGEST: Final = 64 << 10  # bytes; no message before FUSE_INIT is answered is longer
 
@@ -93,53 +92,50 @@ class Connection:
             os.write(self.descriptor, message)
 
 
-def connect(path: Path, *, allow_other: bool) -> int:
+def connect(path: Path, source: str, *, allow_other: bool) -> int:
     """Mount at ``path``. Returns the descriptor behind the mount. Raises `MountError` with the reason and the way out.
 
-    Whoever may mount does; others have fusermount3 do it.
+    Whoever may mount does; others have fusermount3 do it. ``source`` is what the table of mounts has as mounted.
     """
-    descriptor = _open_device()
+    require_device()
+    descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
-        _mount(descriptor, path, allow_other=allow_other)
+        _mount(descriptor, path, source, allow_other=allow_other)
     except PermissionError:
         os.close(descriptor)
-        return _fusermount(path, allow_other=allow_other)
+        return _fusermount(path, source, allow_other=allow_other)
     except OSError as error:
         os.close(descriptor)
-        raise MountError(f"cannot mount at {path}: {error.strerror}") from None
+        raise explain(error.strerror or "", path) from None
     return descriptor
 
 
-def _open_device() -> int:
-    try:
-        return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise MountError(f"cannot open {_DEVICE}: {error.strerror}") from None
-
-
-def _mount(descriptor: int, path: Path, *, allow_other: bool) -> None:
+def _mount(descriptor: int, path: Path, source: str, *, allow_other: bool) -> None:
     """Call mount(2). Raises OSError."""
     options = f"fd={descriptor},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
     if allow_other:
         options += ",allow_other"
     libc = ctypes.CDLL(None, use_errno=True)
     flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    if libc.mount(_SOURCE, os.fsencode(path), FSTYPE.encode(), ctypes.c_ulong(flags), options.encode()) != 0:
+    if (
+        libc.mount(os.fsencode(source), os.fsencode(path), FSTYPE.encode(), ctypes.c_ulong(flags), options.encode())
+        != 0
+    ):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
 
-def _fusermount(path: Path, *, allow_other: bool) -> int:
+def _fusermount(path: Path, source: str, *, allow_other: bool) -> int:
     """Have fusermount3 mount, which is setuid root; it sends the descriptor back through a socket."""
     subtype = FSTYPE.removeprefix("fuse.")
-    options = f"nosuid,nodev,noexec,default_permissions,fsname={_SOURCE.decode()},subtype={subtype}"
+    options = f"nosuid,nodev,noexec,default_permissions,fsname={_escaped(source)},subtype={subtype}"
     if allow_other:
         options += ",allow_other"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         done = subprocess.run(  # noqa: S603 - no shell
             ["fusermount3", "-o", options, "--", str(path)],  # noqa: S607 - `executable` is its path
-            executable=find_fusermount(),
+            executable=require_fusermount(),
             env={"_FUSE_COMMFD": str(theirs.fileno()), "LC_ALL": "C", "PATH": os.defpath},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -153,7 +149,12 @@ def _fusermount(path: Path, *, allow_other: bool) -> int:
             if descriptors:
                 os.set_inheritable(descriptors[0], False)  # noqa: FBT003 - the library's signature
                 return descriptors[0]
-    raise MountError(f"cannot mount at {path}: {explain(done.stderr, path)}")
+    raise explain(done.stderr, path)
+
+
+def _escaped(value: str) -> str:
+    """Write a value as fusermount3 reads it, for whom a comma ends an option."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def _read_init(descriptor: int) -> bytes:

@@ -35,6 +35,8 @@ class MountStatus:
     started: float
     inodes: int
     open_files: int
+    takeovers: int
+    """How many processes have served it before this one."""
 
 
 def status(mount: MountStatus, stores: Mapping[str, Statistics]) -> bytes:
@@ -47,6 +49,7 @@ def status(mount: MountStatus, stores: Mapping[str, Statistics]) -> bytes:
             "started": _moment(mount.started),
             "inodes": mount.inodes,
             "open_files": mount.open_files,
+            "takeovers": mount.takeovers,
         },
         "stores": {name: _store(statistics) for name, statistics in sorted(stores.items())},
     }

@@ -46,9 +46,17 @@ class Notice:
 
     message: str
     source: Source | None = None
+    fix: str = ""
+    """What to do about it, where the message does not say."""
 
     def __str__(self) -> str:
-        return f"{self.source}: {self.message}" if self.source else self.message
+        text = with_fix(self.message, self.fix)
+        return f"{self.source}: {text}" if self.source else text
+
+
+def with_fix(reason: str, fix: str) -> str:
+    """Say what is wrong, and what to do about it."""
+    return f"{reason}; {fix}" if fix else reason
 
 
 class SecretFSError(Exception):
@@ -76,6 +84,15 @@ class MountError(SecretFSError):
     """The mount point, the kernel or fusermount3 refuses."""
 
     exit_code = 3
+
+    def __init__(self, reason: str, fix: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.fix = fix
+        """The way out, where there is one."""
+
+    def __str__(self) -> str:
+        return with_fix(self.reason, self.fix)
 
 
 class JournalUnreadable(SecretFSError):

@@ -24,6 +24,7 @@ from secretfs.mountpoint import clear, is_mounted, unmount
 from secretfs.publish import Publisher
 from secretfs.registry import Registry
 from secretfs.reload import Origin, Reloader
+from secretfs.servers import sign
 from secretfs.serving import Stores
 from secretfs.vfs import SecretVFS
 
@@ -47,6 +48,8 @@ class MountOptions:
     uid: int | None = None
     gid: int | None = None
     modes: Modes = field(default_factory=Modes)
+    source: str = "secretfs"
+    """What the table of mounts has as mounted. `mount -a` looks for what fstab has."""
     default: Freshness = field(default_factory=Freshness)
     """Of the stores that do not say otherwise."""
 
@@ -77,6 +80,8 @@ async def serve(
     """
     inherited = keeper.inherited
     journal = inherited.journal if inherited else Journal()
+    if inherited:
+        journal.begin_generation()
     async with trio.open_nursery() as nursery:
         stores = Stores(registry, options.default, nursery)
         views = await stores.serve(declaration)
@@ -84,7 +89,9 @@ async def serve(
         publisher = Publisher(vfs, options.mountpoint, hands.publishing)
         reloader = Reloader(origin, stores, vfs, publisher)
         connection = inherited or _mount(options, journal)
-        keeper.keep(connection)
+        if not inherited:
+            keeper.keep(connection)
+        sign(options.mountpoint)
         vfs.on_wake(connection.send)
         _offer(connection, vfs, publisher, options)
         for task in (publisher.run, reloader.on_change, reloader.on_signal):
@@ -103,7 +110,7 @@ async def serve(
 
 def _mount(options: MountOptions, journal: Journal) -> Connection:
     clear(options.mountpoint)
-    return Connection(connect(options.mountpoint, allow_other=options.allow_other), journal)
+    return Connection(connect(options.mountpoint, options.source, allow_other=options.allow_other), journal)
 
 
 def _offer(connection: Connection, vfs: SecretVFS, publisher: Publisher, options: MountOptions) -> None:

@@ -5,7 +5,6 @@ import errno
 import logging
 import os
 import re
-import shutil
 import stat
 import subprocess
 import threading
@@ -13,7 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from secretfs import fusectl
 from secretfs.errors import MountError
+from secretfs.obstacles import may_mount, require_allow_other, require_device, require_fusermount, require_privilege
 
 FSTYPE = "fuse.secretfs"
 """Type of our mounts in /proc/self/mountinfo."""
@@ -22,7 +23,6 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_FUSE_DEVICE = Path("/dev/fuse")
 _MNT_DETACH = 2  # linux/fs.h
 _UMOUNT_NOFOLLOW = 8
 _LINKS = 40  # as many as the kernel follows (path_resolution(7))
@@ -34,20 +34,67 @@ class MountedAt(NamedTuple):
 
     path: str
     fstype: str
+    minor: int
+    """Minor number of its device, which names a FUSE connection."""
+    user: int | None
+    """Who mounted it, for FUSE."""
+    shared: bool
+    """Whether what is mounted below it is seen in other mount namespaces, too (mount_namespaces(7))."""
 
 
 def mounts() -> Iterator[MountedAt]:
     """Yield the mounts of this mount namespace, bottom first (proc_pid_mountinfo(5))."""
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         before, _, after = line.partition(b" - ")
-        path = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), before.split(b" ")[4])
-        yield MountedAt(os.fsdecode(path), os.fsdecode(after.split(b" ", 1)[0]))
+        _, _, device, _, point, _, *propagation = before.split(b" ")
+        path = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), point)
+        fstype, _, rest = after.partition(b" ")
+        user = re.search(rb"\buser_id=(\d+)", rest)
+        yield MountedAt(
+            os.fsdecode(path),
+            os.fsdecode(fstype),
+            int(device.partition(b":")[2]),
+            int(user[1]) if user else None,
+            any(field.startswith(b"shared:") for field in propagation),
+        )
+
+
+def mount_ids(pid: int) -> frozenset[bytes]:
+    """Return the ids of the mounts that a process sees; none if it hides them. No two mounts of a kernel share one."""
+    try:
+        lines = Path(f"/proc/{pid}/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(line.split(b" ", 1)[0] for line in lines)
+
+
+def surrounding(path: Path) -> MountedAt:
+    """Return the mount that ``path`` is a directory of, or was before a secretfs was mounted there."""
+    around = (
+        mount
+        for mount in mounts()
+        if path.is_relative_to(mount.path) and not (mount.path == str(path) and mount.fstype == FSTYPE)
+    )
+    return max(around, key=lambda mount: len(mount.path))
+
+
+def secretfs_at(path: Path) -> MountedAt | None:
+    """Return the secretfs, alive or dead, that one sees at ``path``."""
+    there = [mount for mount in mounts() if mount.path == str(path)]
+    return there[-1] if there and there[-1].fstype == FSTYPE else None
 
 
 def is_mounted(path: Path) -> bool:
     """Whether a secretfs, alive or dead, is what one sees at ``path``."""
-    there = [mount.fstype for mount in mounts() if mount.path == str(path)]
-    return bool(there) and there[-1] == FSTYPE
+    return secretfs_at(path) is not None
+
+
+def require_mounted(path: Path) -> MountedAt:
+    """Return the secretfs at ``path``. Raises `MountError` if there is none."""
+    mount = secretfs_at(path)
+    if mount is None:
+        raise MountError(f"{path} has no secretfs mounted")
+    return mount
 
 
 def resolve(path: Path) -> Path:
@@ -63,20 +110,34 @@ def resolve(path: Path) -> Path:
     raise MountError(f"{path} is a link in a circle")
 
 
-def prepare(path: Path) -> None:
+def prepare(path: Path, *, allow_other: bool = False) -> None:
     """Make sure that we can mount at ``path``. Raises `MountError` with the reason and, where known, the way out."""
-    _require_fuse()
+    require_device()
+    require_privilege()
+    if allow_other:
+        require_allow_other()
     if is_mounted(path):
         _require_dead(path)
-        return
+    else:
+        require_place(path)
+
+
+def require_place(path: Path) -> None:
+    """Make sure that ``path``, where no secretfs is mounted, is a place for one. Raises `MountError`."""
     try:
         mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise MountError(f"cannot mount at {path}: there is no such directory", f"make it: mkdir -p {path}") from None
+    except PermissionError:
+        fix = "every directory on the way needs an x for this user (ls -ld)"
+        raise MountError(f"cannot mount at {path}: it cannot be reached by this user", fix) from None
     except OSError as error:
-        raise MountError(f"cannot mount at {path}: {error.strerror}") from None
+        raise MountError(f"cannot mount at {path}: {error.strerror}", "name another directory") from None
     if not stat.S_ISDIR(mode):
-        raise MountError(f"cannot mount at {path}: it is not a directory")
-    if os.geteuid() != 0 and not os.access(path, os.W_OK):
-        raise MountError(f"cannot mount at {path}: fusermount3 mounts only on a directory you may write to")
+        raise MountError(f"cannot mount at {path}: it is not a directory", "name another one, or make it one")
+    if not may_mount() and not os.access(path, os.W_OK):
+        reason = f"cannot mount at {path}: fusermount3 mounts only on a directory you may write to"
+        raise MountError(reason, f"as root: chown {os.getuid()} {path}; or name another directory")
 
 
 def clear(path: Path) -> None:
@@ -92,10 +153,24 @@ def clear(path: Path) -> None:
 
 def unmount(path: Path, *, lazy: bool = False) -> None:
     """Unmount ``path``; lazily means that files still open stay readable. Raises `MountError` if it is in use."""
-    failed = _umount(path, lazy=lazy) if os.geteuid() == 0 else _fusermount(path, lazy=lazy)
+    failed = _umount(path, lazy=lazy) if may_mount() else _fusermount(path, lazy=lazy)
     if failed:
-        hint = f" (who uses it: fuser -vm {path})" if os.strerror(errno.EBUSY) in failed else ""
-        raise MountError(f"cannot unmount {path}: {failed}{hint}")
+        busy = os.strerror(errno.EBUSY) in failed
+        fix = f"end who uses it (fuser -vm {path}), or go ahead with --force" if busy else ""
+        raise MountError(f"cannot unmount {path}: {failed}", fix)
+
+
+def abort(path: Path) -> None:
+    """Cut the secretfs at ``path``, alive, hung or dead, off its daemon; asks neither of them, and unmounts nothing.
+
+    Whoever waits for an answer gets ECONNABORTED at once, and whoever asks from now on ENOTCONN. For root, and for who
+    has mounted it where fusectl is mounted. Raises `MountError`.
+    """
+    mount = require_mounted(path)
+    try:
+        fusectl.abort(mount.minor)
+    except OSError as error:
+        raise MountError(f"cannot abort the connection of {path}: {error.strerror}", "try it as root") from None
 
 
 def _umount(path: Path, *, lazy: bool) -> str:
@@ -107,7 +182,7 @@ def _umount(path: Path, *, lazy: bool) -> str:
 
 def _fusermount(path: Path, *, lazy: bool) -> str:
     """Unmount as a user, which takes a setuid program. Returns why not."""
-    _require_fusermount()
+    require_fusermount()
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - no shell
     if done.returncode == 0:
@@ -116,14 +191,21 @@ def _fusermount(path: Path, *, lazy: bool) -> str:
     return said.removeprefix(f"failed to unmount {path}: ") or f"fusermount3 ended with status {done.returncode}"
 
 
-def _require_dead(path: Path) -> None:
-    """Accept only a mount whose daemon is gone, which the kernel tells with ENOTCONN."""
+def is_dead(path: Path) -> bool:
+    """Whether the daemon of the mount at ``path`` is gone, which the kernel tells with ENOTCONN.
+
+    Raises `MountError` if the mount does not answer.
+    """
     try:
         ask(path, lambda: os.statvfs(path))
     except OSError as error:
-        if error.errno == errno.ENOTCONN:
-            return
-    raise MountError(f"{path} has a secretfs mounted already; unmount it first: secretfs unmount {path}")
+        return error.errno == errno.ENOTCONN
+    return False
+
+
+def _require_dead(path: Path) -> None:
+    if not is_dead(path):
+        raise MountError(f"{path} has a secretfs mounted already", f"unmount it first: secretfs unmount {path}")
 
 
 def ask(path: Path, question: Callable[[], T], *, while_alive: bool = False) -> T:
@@ -150,32 +232,6 @@ def ask(path: Path, question: Callable[[], T], *, while_alive: bool = False) -> 
     if errors:
         raise errors[0]
     if not answers:
-        raise MountError(f"{path} has a secretfs mounted that does not answer; kill it, then mount again")
+        fix = f"free who waits for it, and unmount: secretfs unmount --force {path}"
+        raise MountError(f"{path} has a secretfs mounted that does not answer", fix)
     return answers[0]
-
-
-def _require_fuse() -> None:
-    """Give the reasons that libfuse would only hint at, or print where nobody looks."""
-    if not _FUSE_DEVICE.exists():
-        raise MountError(f"{_FUSE_DEVICE} is missing: load the module fuse (modprobe fuse), or pass the device in")
-    if not os.access(_FUSE_DEVICE, os.R_OK | os.W_OK):
-        raise MountError(f"{_FUSE_DEVICE} may not be opened by this user (its usual mode is 0666)")
-    if os.geteuid() != 0:
-        _require_fusermount()
-
-
-def _require_fusermount() -> None:
-    find_fusermount()
-
-
-def find_fusermount() -> str:
-    """Return the path of the program that mounts for users. Raises `MountError` if it is missing."""
-    found = shutil.which("fusermount3")
-    if found is None:
-        raise MountError("fusermount3 is missing, which mounts for users other than root: install the package fuse3")
-    return found
-
-
-def explain(said: str, path: Path) -> str:
-    """Return why fusermount3 does not mount, and the way out."""
-    return said.strip() or "fusermount3 gives no reason"

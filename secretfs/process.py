@@ -1,14 +1,20 @@
-"""What the process that holds secrets does about itself, and what it may do: no core dumps, no ptrace, no swap."""
+"""What a process may do, and what one that holds secrets does about itself: no core dumps, no ptrace, no swap."""
 
 import ctypes
 import logging
 import os
 import resource
 from pathlib import Path
+from typing import Final
 
-from secretfs.errors import ConfigurationError
+from secretfs.errors import ConfigurationError, Notice
+
+CAP_DAC_OVERRIDE: Final = 1  # linux/capability.h
+CAP_IPC_LOCK: Final = 14
+CAP_SYS_ADMIN: Final = 21
 
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
+_PR_SET_NAME = 15
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
 
 log = logging.getLogger(__name__)
@@ -16,22 +22,60 @@ log = logging.getLogger(__name__)
 
 def protect_memory() -> None:
     """Keep secrets in memory: off the disk as a core dump or in swap, and away from other processes of this user."""
+    for notice in (forbid_dumps(), lock_memory()):
+        if notice is not None:
+            log.warning("%s", notice)
+
+
+def forbid_dumps() -> Notice | None:
+    """Let no core dump be made of this process, and no other process of its user look into it. Returns why not."""
     libc = ctypes.CDLL(None, use_errno=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        log.warning("cannot forbid core dumps and ptrace: %s", os.strerror(ctypes.get_errno()))
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0:
+        return None
+    reason = os.strerror(ctypes.get_errno())
+    return Notice(f"cannot forbid core dumps and ptrace: {reason}", fix="let the seccomp filter here allow prctl(2)")
+
+
+def lock_memory() -> Notice | None:
+    """Keep the memory of this process out of swap, if there is any. Returns why not."""
     if not _may_lock_everything():
-        if _has_swap():
-            log.warning("memory may be swapped out: raise the limit for locked memory (LimitMEMLOCK=infinity)")
-        return
+        if not _has_swap():
+            return None
+        fix = "raise the limit for locked memory (LimitMEMLOCK=infinity)"
+        return Notice("memory may be swapped out", fix=fix)
     # ONFAULT: lock pages when they are touched, not the whole stack of every thread that is ever started.
-    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
-        log.warning("cannot lock memory: %s", os.strerror(ctypes.get_errno()))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0:
+        return None
+    return Notice(
+        f"cannot lock memory: {os.strerror(ctypes.get_errno())}", fix="encrypt the swap, or do without it (swapoff -a)"
+    )
+
+
+def has_capability(number: int) -> bool:
+    """Tell whether this process may do what a capability allows, in its user namespace (capabilities(7))."""
+    return bool(int(_status("CapEff"), 16) & 1 << number)
+
+
+def may_gain_privileges() -> bool:
+    """Tell whether a setuid program that this process starts gets its owner's rights (PR_SET_NO_NEW_PRIVS)."""
+    return _status("NoNewPrivs") == "0"
+
+
+def set_name(name: str) -> None:
+    """Set the name of this process, of at most 15 bytes, and of those that it forks: what ps -c and top show."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+def _status(field: str) -> str:
+    text = Path("/proc/self/status").read_text("ascii", errors="replace")
+    return next(line.split()[1] for line in text.splitlines() if line.startswith(f"{field}:"))
 
 
 def require_owner(uid: int | None) -> None:
     """Raise `ConfigurationError` if we could not get into a mount that belongs to this user, as publishing takes."""
-    if uid not in (None, os.geteuid()) and not _capabilities() & 1 << 1:  # CAP_DAC_OVERRIDE
+    if uid not in (None, os.geteuid()) and not has_capability(CAP_DAC_OVERRIDE):
         raise ConfigurationError(
             f"--uid {uid}: only root may give the files to another user; leave --uid out, mount as user {uid}, "
             "or let others in with --allow-other and --gid or --mode"
@@ -41,20 +85,7 @@ def require_owner(uid: int | None) -> None:
 def _may_lock_everything() -> bool:
     """Under a finite limit a later allocation would fail, which is worse than a page that can be swapped."""
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    return soft == resource.RLIM_INFINITY or _has_ipc_lock()
-
-
-def _has_ipc_lock() -> bool:
-    return bool(_capabilities() & 1 << 14)  # CAP_IPC_LOCK
-
-
-def _capabilities() -> int:
-    effective = next(
-        line.split()[1]
-        for line in Path("/proc/self/status").read_text("ascii").splitlines()
-        if line.startswith("CapEff")
-    )
-    return int(effective, 16)
+    return soft == resource.RLIM_INFINITY or has_capability(CAP_IPC_LOCK)
 
 
 def _has_swap() -> bool:

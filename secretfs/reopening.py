@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from secretfs.errors import AccessDenied, SecretFSError, StoreError, StoreUnavailable
 from secretfs.settings import Property
-from secretfs.store import ComparingStore, Known, Names, Secret, SecretStore, WatchingStore
+from secretfs.store import ClockedStore, ComparingStore, Known, Names, Secret, SecretStore, WatchingStore
 
 T = TypeVar("T")
 
@@ -98,6 +98,11 @@ class ReopeningStore:
         self._changed = changed
         if self._current is not None:
             self._watch(self._current.store)
+
+    def ahead(self) -> float | None:
+        """`ClockedStore.ahead`, if the store does tell."""
+        store = self._current.store if self._current is not None else None
+        return store.ahead() if isinstance(store, ClockedStore) else None
 
     def close(self) -> None:
         """Close the store, and open none any more."""

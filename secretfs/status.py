@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from secretfs import obituary
 from secretfs.errors import ConfigurationError, MountError, SecretFSError, StoreError
-from secretfs.mountpoint import ask, is_mounted
+from secretfs.mountpoint import ask, require_mounted
 from secretfs.names import CONTROL
 from secretfs.tally import State
 
@@ -76,7 +77,7 @@ def show(status: Mapping[str, Any], mountpoint: Path, now: float) -> Shown:
         Line(""),
         Line(
             f"{mountpoint}: secretfs {mount['version']}, {app}, process {mount['pid']}, since {mount['started']}, "
-            f"{mount['inodes']} inodes, {mount['open_files']} open files"
+            f"{mount['inodes']} inodes, {mount['open_files']} open files, taken over {mount['takeovers']} times"
         ),
     ]
     return Shown(lines, EXIT_TROUBLE if wrong else 0)
@@ -138,8 +139,7 @@ def _span(seconds: float) -> str:
 
 
 def _control(mountpoint: Path, name: str) -> Path:
-    if not is_mounted(mountpoint):
-        raise MountError(f"{mountpoint} has no secretfs mounted")
+    require_mounted(mountpoint)
     return mountpoint / os.fsdecode(CONTROL) / name
 
 
@@ -163,10 +163,18 @@ def _below(mountpoint: Path, given: str, path: str) -> str:
     raise ConfigurationError(f"{path} is not below {mountpoint}")
 
 
+def _end(mountpoint: Path) -> str:
+    reason = obituary.read(str(mountpoint))
+    return f"ended at once again and again ({reason})" if reason else "was killed"
+
+
 def _explained(mountpoint: Path, error: OSError) -> MountError:
-    reasons = {
-        errno.ENOTCONN: f"the secretfs at {mountpoint} was killed; mount again: secretfs mount ... {mountpoint}",
-        errno.EACCES: f"the secretfs at {mountpoint} answers only to the user who runs it; become that user",
-        errno.ENOENT: f"the secretfs at {mountpoint} is one without {os.fsdecode(CONTROL)}; mount again",
+    explanations = {
+        errno.ENOTCONN: (_end(mountpoint), f"mount again: secretfs mount ... {mountpoint}"),
+        errno.EACCES: ("answers only to the user who runs it", "become that user"),
+        errno.ENOENT: (f"is one without {os.fsdecode(CONTROL)}", "mount again"),
     }
-    return MountError(reasons.get(error.errno or 0, f"cannot ask {mountpoint}: {error.strerror}"))
+    if error.errno not in explanations:
+        return MountError(f"cannot ask {mountpoint}: {error.strerror}")
+    reason, fix = explanations[error.errno]
+    return MountError(f"the secretfs at {mountpoint} {reason}", fix)

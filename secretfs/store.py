@@ -119,3 +119,14 @@ class NamespacedStore(SecretStore, Protocol):
 
     def fetch_in(self, namespace: str, name: str) -> Secret:
         """Read a secret as a reference to it in a component of ``namespace`` means it."""
+
+
+@runtime_checkable
+class ClockedStore(SecretStore, Protocol):
+    """A store whose backend tells the time along with its answers: tokens and certificates go by both clocks."""
+
+    def ahead(self) -> float | None:
+        """Return by how many seconds the backend's clock is ahead of ours; None if it has not told the time yet.
+
+        Asks nobody: the latest answer counts.
+        """

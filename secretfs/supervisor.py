@@ -83,7 +83,6 @@ class Supervisor:
         self._tell_ready = ready
         self._directory = _working_directory()
         self._kept: dict[str, int] = {}
-        self._released = False
         self._stopping = False
         self._failures = 0
         self._was_ready = False
@@ -175,13 +174,13 @@ class Supervisor:
 
     def _conclude(self, worker: Worker, code: int) -> int | None:
         """Decide what follows from the end of a worker: an exit status, or None for another worker."""
-        if self._released:
-            return 0
+        if self._was_ready and not self._kept:
+            return 0  # it was unmounted
         if self._stopping:
             return self._unmount()
         if not self._was_ready:
             self._abandon()
-            return code if code > 0 else 128 - code
+            return code if code >= 0 else 128 - code
         crashed = worker.ended_at_once and not (worker.ready and code == -signal.SIGKILL and not worker.killed_by_us)
         self._failures = self._failures + 1 if crashed else 0
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else worker.said or f"exit status {code}"
@@ -192,7 +191,7 @@ class Supervisor:
             return None
         log.critical("%d processes in a row ended at once, the last with: %s; giving up", self._failures, reason)
         obituary.write(self._mountpoint, reason)
-        return code if code > 0 else 128 - code
+        return code if code >= 0 else 128 - code
 
     # --- what it hears ---
 
@@ -235,18 +234,22 @@ class Supervisor:
         worker.heard_at = time.monotonic()
         worker.said = state.get("STATUS", worker.said)
         if "FDSTOREREMOVE" in state:
-            self._released = True
+            self._let_go(state.get("FDNAME", ""))
         if "READY" in state and not worker.ready:
             worker.ready, worker.ready_at = True, time.monotonic()
+            self._sign()
             if not self._was_ready:
                 self._was_ready = True
                 self._announce()
 
     def _keep(self, name: str, descriptor: int) -> None:
-        before = self._kept.pop(name, None)
-        if before is not None:
-            os.close(before)
+        self._let_go(name)
         self._kept[name] = descriptor
+
+    def _let_go(self, name: str) -> None:
+        descriptor = self._kept.pop(name, None)
+        if descriptor is not None:
+            os.close(descriptor)
 
     def _announce(self) -> None:
         """Tell who waits for the mount that it is there, and leave the terminal."""
@@ -258,6 +261,13 @@ class Supervisor:
         with contextlib.suppress(BrokenPipeError):  # who asked for the mount is gone; its users are not
             os.write(self._tell_ready, b"\0")
         os.close(self._tell_ready)
+
+    def _sign(self) -> None:
+        """Take the name of those who serve what is mounted now: `unmount --force` ends us before our worker."""
+        from secretfs.servers import sign  # noqa: PLC0415 - not before it is needed: a supervisor is to be small
+
+        with contextlib.suppress(MountError):  # it has just been unmounted
+            sign(Path(self._mountpoint))
 
     # --- the end ---
 

@@ -436,8 +436,10 @@ class SecretVFS:
         return self._appearance.of_control(version, key.control)
 
     def _status(self) -> bytes:
+        open_files = sum(not isinstance(key, ControlKey) for key in self._tree.open_files())
+        journal = self._journal
         mount = MountStatus(
-            self._app_id, os.getpid(), self._journal.born, self._tree.count(), len(self._tree.open_files())
+            self._app_id, os.getpid(), journal.born, self._tree.count(), open_files, takeovers=journal.generation
         )
         return status(mount, {name: view.statistics() for name, view in self._contents.views.items()})
 

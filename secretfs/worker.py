@@ -6,6 +6,7 @@ that wants to be notified (systemd, ``Type=notify``) is one already.
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,11 +79,12 @@ def work(request: Request, keeper: Keeper) -> int:
 
 
 def _work(request: Request, keeper: Keeper) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is listened to: what it asks to be read is being read
     if keeper.takes_over:  # there is no terminal any more
         _log_as_asked(request)
     keeper.inherit(request.options.mountpoint)
     if keeper.inherited is None:
-        prepare(request.options.mountpoint)
+        prepare(request.options.mountpoint, allow_other=request.options.allow_other)
         obituary.remove(str(request.options.mountpoint))
     declaration, origin = _read(request)
     protect_memory()

@@ -18,7 +18,7 @@ from tests.support.fake_type import Fakes, reference
 from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import daemons, fuse_mounts
 
-COMMANDS: tuple[list[str], ...] = ([], ["mount"], ["unmount"], ["check"], ["status"], ["refresh"])
+COMMANDS: tuple[list[str], ...] = ([], ["mount"], ["unmount"], ["check"], ["status"], ["refresh"], ["doctor"])
 SOURCES = ["--resources-path", "--config", "--app-id", "--disable-builtin-k8s-secret-store"]
 
 
@@ -82,7 +82,11 @@ class TestHelp:
         assert "cat /mnt/secrets/vault/db/password" in lines
 
     @pytest.mark.parametrize(
-        ("command", "codes"), [("mount", "0 2 3 4"), ("check", "0 1 2 4"), ("status", "0 1 3"), ("refresh", "0 2 3 4")]
+        ("command", "codes"),
+        [
+            *(("mount", "0 2 3 4"), ("check", "0 1 2 4"), ("status", "0 1 3"), ("refresh", "0 2 3 4")),
+            ("doctor", "0 1 2 3 4"),
+        ],
     )
     def test_lists_every_exit_code(self, inside: Inside, command: str, codes: str) -> None:
         after = inside(command, "--help").out.partition("Exit codes:\n")[2].partition("\n\n")[0]
@@ -99,7 +103,7 @@ class TestHelp:
                 ],
             ),
             ("check", [*SOURCES, "--strict", "--connect", "--help"]),
-            ("unmount", ["--help"]),
+            ("unmount", ["--force", "--help"]),
             ("status", ["--json", "--help"]),
             ("refresh", ["--help"]),
         ],

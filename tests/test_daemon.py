@@ -185,7 +185,7 @@ END
             exec 3< listening
             read -r line <&3; echo "$line"
             secretfs mount --resources-path c m
-            kill "$(pgrep -x secretfs-keeper)"
+            kill "$(pgrep -f 'secretfs[.]supervisor')"
             cat <&3
             wait $listener
         """)

@@ -9,6 +9,7 @@ import pytest
 
 from secretfs.errors import MountError
 from secretfs.mountpoint import is_mounted, mounts, prepare, resolve, unmount
+from secretfs.obstacles import explain
 from tests.support.command import Done, background, end_daemons, in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import fuse_mounts, mounted, wait_for_end
@@ -98,14 +99,18 @@ class TestRefusals:
     def test_missing(self, components: Path, point: Path) -> None:
         point.rmdir()
         assert mount(components, point) == Done(
-            3, "", f"secretfs: cannot mount at {point}: No such file or directory\n"
+            3, "", f"secretfs: cannot mount at {point}: there is no such directory; make it: mkdir -p {point}\n"
         )
 
     def test_a_file(self, components: Path, point: Path) -> None:
         point.rmdir()
         point.write_text("x", encoding="utf-8")
-        assert mount(components, point) == Done(3, "", f"secretfs: cannot mount at {point}: it is not a directory\n")
-        assert mount(components, point / "below").lines == [f"secretfs: cannot mount at {point}/below: Not a directory"]
+        assert mount(components, point) == Done(
+            3, "", f"secretfs: cannot mount at {point}: it is not a directory; name another one, or make it one\n"
+        )
+        assert mount(components, point / "below").lines == [
+            f"secretfs: cannot mount at {point}/below: Not a directory; name another directory"
+        ]
 
     def test_a_circle_of_links(self, components: Path, point: Path) -> None:
         point.rmdir()
@@ -129,16 +134,28 @@ class TestRefusals:
             COMPONENT + "mount -t tmpfs none /dev; secretfs mount --resources-path c m || echo $?; ls m"
         )
         assert (done.out, done.lines) == (
-            "3\n", ["secretfs: /dev/fuse is missing: load the module fuse (modprobe fuse), or pass the device in"],
-        )  # fmt: skip
+            "3\n",
+            [
+                (
+                    "secretfs: /dev/fuse is missing; load the module fuse (modprobe fuse), or pass the device in"
+                    " (--device /dev/fuse, DeviceAllow=/dev/fuse rw)"
+                )
+            ],
+        )
 
     def test_a_fuse_device_for_root_alone(self) -> None:
         done = in_namespace(
             COMPONENT + "chmod 600 /dev/fuse; as_nobody secretfs mount --resources-path c m || echo $?; ls m"
         )
         assert (done.out, done.lines) == (
-            "3\n", ["secretfs: /dev/fuse may not be opened by this user (its usual mode is 0666)"],
-        )  # fmt: skip
+            "3\n",
+            [
+                (
+                    "secretfs: /dev/fuse may not be opened by this user: its mode is 0600;"
+                    " as root: chmod 0666 /dev/fuse; or mount as root"
+                )
+            ],
+        )
 
     def test_a_user_without_fusermount3(self) -> None:
         done = in_namespace(
@@ -153,30 +170,154 @@ class TestRefusals:
             as_nobody secretfs unmount m || echo $?
         """
         )
-        message = "secretfs: fusermount3 is missing, which mounts for users other than root: install the package fuse3"
+        message = "secretfs: fusermount3 is missing, which mounts for users other than root; install the package fuse3"
         assert (done.out, done.lines) == ("3\n3\n", [message] * 2)
 
     def test_a_directory_of_somebody_else(self) -> None:
         done = in_namespace(COMPONENT + "chown 0 m; as_nobody secretfs mount --resources-path c m || echo $?; ls m")
         assert (done.out, done.lines) == (
             "3\n",
-            ["secretfs: cannot mount at /mnt/nobody/m: fusermount3 mounts only on a directory you may write to"],
+            [
+                (
+                    "secretfs: cannot mount at /mnt/nobody/m: fusermount3 mounts only on a directory you may write to;"
+                    " as root: chown 65534 /mnt/nobody/m; or name another directory"
+                )
+            ],
         )
 
-    def test_what_the_kernel_refuses(self) -> None:
+    @pytest.mark.parametrize(
+        ("setting", "program", "reason", "fix"),
+        [
+            (
+                "",
+                "as_nobody setpriv --no-new-privs secretfs",
+                "/usr/bin/fusermount3 cannot mount for a user here: this process runs with no_new_privs",
+                "run it without NoNewPrivileges=",
+            ),
+            (
+                "mkdir bin; cp /bin/fusermount3 bin/; PATH=/mnt/nobody/bin:$PATH",
+                "as_nobody secretfs",
+                "/mnt/nobody/bin/fusermount3 is not setuid, so it cannot mount for a user",
+                "as root: chmod u+s /mnt/nobody/bin/fusermount3",
+            ),
+            (
+                "mkdir bin; mount -t tmpfs -o nosuid none bin; cp -p /bin/fusermount3 bin/; PATH=/mnt/nobody/bin:$PATH",
+                "as_nobody secretfs",
+                "/mnt/nobody/bin/fusermount3 cannot mount for a user: it lies on a file system with nosuid",
+                "mount that file system without nosuid",
+            ),
+            (
+                "",
+                "setpriv --bounding-set -sys_admin --inh-caps -sys_admin secretfs",
+                "root may not mount here: it lacks CAP_SYS_ADMIN",
+                "give it CAP_SYS_ADMIN (docker run --cap-add SYS_ADMIN, CapabilityBoundingSet=CAP_SYS_ADMIN)",
+            ),
+            (
+                "chmod 755 .; mkdir -m 700 p; mv m p/; ln -s p/m m",
+                "as_nobody secretfs",
+                "cannot mount at /mnt/nobody/p/m: it cannot be reached by this user",
+                "every directory on the way needs an x for this user",
+            ),
+            (
+                "chmod 1777 m; chown 0 m",
+                "as_nobody secretfs",
+                "cannot mount at /mnt/nobody/m: fusermount3: mountpoint /mnt/nobody/m not owned by user",
+                "make it yours (chown), or name another directory",
+            ),
+            (
+                "echo 'mount_max = 0' > fuse.conf; mount --bind fuse.conf /etc/fuse.conf",
+                "as_nobody secretfs",
+                "cannot mount at /mnt/nobody/m: fusermount3: too many FUSE filesystems mounted",
+                "unmount some of yours, or raise mount_max in /etc/fuse.conf as root",
+            ),
+            (
+                "mount -t mqueue none m; chown 65534 m; chmod 700 m",
+                "as_nobody secretfs",
+                "cannot mount at /mnt/nobody/m: fusermount3: mounting over filesystem type 0x19800202 is forbidden",
+                "name a directory on an ordinary file system",
+            ),
+        ],
+        ids=[
+            "no_new_privs",
+            "no-setuid",
+            "nosuid",
+            "root-without-rights",
+            "unreachable",
+            "sticky",
+            "too-many",
+            "forbidden",
+        ],
+    )
+    def test_what_the_machine_refuses(self, setting: str, program: str, reason: str, fix: str) -> None:
+        done = in_namespace(f"{COMPONENT}\n{setting}\n{program} mount --resources-path c m || echo $?; ls m")
+        assert done.out == "3\n"
+        (line,) = done.lines
+        assert line.startswith(f"secretfs: {reason}")
+        assert f"; {fix}" in line
+
+    @pytest.mark.parametrize("conf", ["rm -f fuse.conf", "echo '#user_allow_other' > fuse.conf"])
+    def test_to_let_others_in_as_a_user(self, conf: str) -> None:
+        done = in_namespace(
+            COMPONENT
+            + f"""
+            mkdir etc; cp -a /etc/passwd /etc/ld.so.cache etc/
+            (cd etc; {conf})
+            mount --bind etc /etc
+            as_nobody secretfs mount --allow-other --resources-path c m || echo $?
+            echo 'user_allow_other ' > etc/fuse.conf
+            as_nobody secretfs mount --allow-other --resources-path c m
+            ls m
+            secretfs unmount m
+        """
+        )
+        assert done.out == "3\nenv\n"
+        assert done.lines == [
+            (
+                "secretfs: /etc/fuse.conf does not let users share their mounts (--allow-other); as root, put the line"
+                " user_allow_other into /etc/fuse.conf; or do without --allow-other"
+            )
+        ]
+
+    def test_to_let_others_in_where_that_cannot_be_looked_up(self) -> None:
         done = in_namespace(
             COMPONENT
             + """
-            as_nobody setpriv --no-new-privs secretfs mount --resources-path c m || echo $?
+            echo user_allow_other > fuse.conf; chmod 600 fuse.conf; mount --bind fuse.conf /etc/fuse.conf
             as_nobody secretfs mount --allow-other --resources-path c m || echo $?
-            ls m
         """
         )
-        assert done.out == "3\n3\n"
-        refused, not_allowed = done.lines
-        start = "secretfs: cannot mount at /mnt/nobody/m: fusermount3: "
-        assert refused == start + "mount failed: Operation not permitted"
-        assert not_allowed.startswith(start + "option allow_other only allowed if 'user_allow_other' is set")
+        assert (done.out, done.lines) == (
+            "3\n",
+            ["secretfs: /etc/fuse.conf cannot be read: Permission denied; as root: chmod 644 /etc/fuse.conf"],
+        )
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "fix"),
+    [
+        (
+            "fuse: mount failed: Operation not permitted\n",
+            "fuse: mount failed: Operation not permitted",
+            "CAP_SYS_ADMIN",
+        ),
+        ("fuse: failed to open /dev/fuse: Permission denied", "failed to open /dev/fuse", "chmod 0666 /dev/fuse"),
+        ("fusermount3: fuse device not found, try 'modprobe fuse' first\n", "not found", "modprobe fuse"),
+        ("fuse: failed to exec fusermount3: No such file or directory", "failed to exec", "the package fuse3"),
+        (
+            "fusermount3: option allow_other only allowed if 'user_allow_other' is set in /etc/fuse.conf",
+            "option allow_other",
+            "the line user_allow_other",
+        ),
+        ("fuse: bad mount point `/mnt': Permission denied", "bad mount point", "needs an x"),
+        ("one\n\n two\n", "cannot mount at /mnt: one; two", "secretfs doctor /mnt"),
+        ("", "cannot mount at /mnt: nobody says why", "secretfs doctor /mnt"),
+    ],
+)
+def test_what_is_said_is_passed_on_with_a_way_out(said: str, reason: str, fix: str) -> None:
+    error = explain(said, Path("/mnt"))
+    assert reason in error.reason
+    assert fix in error.fix
+    assert str(error) == f"{error.reason}; {error.fix}"
 
 
 @pytest.mark.mount
@@ -248,7 +389,10 @@ class TestHungMounts:
                 done = mount(components, point)
                 assert time.monotonic() - began < 5
                 assert done == Done(
-                    3, "", f"secretfs: {point} has a secretfs mounted that does not answer; kill it, then mount again\n"
+                    3,
+                    "",
+                    f"secretfs: {point} has a secretfs mounted that does not answer;"
+                    f" free who waits for it, and unmount: secretfs unmount --force {point}\n",
                 )
             finally:
                 os.kill(hung.worker, signal.SIGCONT)
@@ -283,7 +427,8 @@ class TestUnmounting:
                 assert secretfs("unmount", point) == Done(
                     3,
                     "",
-                    f"secretfs: cannot unmount {point}: Device or resource busy (who uses it: fuser -vm {point})\n",
+                    f"secretfs: cannot unmount {point}: Device or resource busy;"
+                    f" end who uses it (fuser -vm {point}), or go ahead with --force\n",
                 )
                 assert is_mounted(point)
             finally:
@@ -303,7 +448,12 @@ class TestUnmounting:
         assert (done.status, done.out, done.lines) == (
             0,
             "3\n",
-            ["secretfs: cannot unmount /mnt/nobody/m: Device or resource busy (who uses it: fuser -vm /mnt/nobody/m)"],
+            [
+                (
+                    "secretfs: cannot unmount /mnt/nobody/m: Device or resource busy;"
+                    " end who uses it (fuser -vm /mnt/nobody/m), or go ahead with --force"
+                )
+            ],
         )
 
     def test_lazily_what_is_open_stays_readable(self, components: Path, point: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 import secretfs
 from secretfs import errors
-from secretfs.cli import main
+from secretfs.cli import main, mount_secretfs
 from tests.support.canary import secret
 from tests.support.command import ROOT, SECRETFS, background, environment, run
 from tests.support.manifests import component
@@ -158,10 +158,15 @@ class TestDistributions:
             *(f"{information}/{name}" for name in metadata),
         }
 
-    def test_the_entry_point_is_the_command_line(self, wheel: zipfile.ZipFile) -> None:
+    def test_the_entry_points_are_the_command_line(self, wheel: zipfile.ZipFile) -> None:
         (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-        assert wheel.read(name).decode().split("\n")[:2] == ["[console_scripts]", "secretfs = secretfs.cli:main"]
+        assert wheel.read(name).decode().split() == [
+            "[console_scripts]",
+            *("mount.secretfs", "=", "secretfs.cli:mount_secretfs"),
+            *("secretfs", "=", "secretfs.cli:main"),
+        ]
         assert callable(main)
+        assert callable(mount_secretfs)
 
     def test_the_metadata(self, wheel: zipfile.ZipFile) -> None:
         (name,) = (name for name in wheel.namelist() if name.endswith("/METADATA"))

@@ -82,7 +82,7 @@ def test_a_user_with_a_small_limit_works_without_locked_memory() -> None:
 
 def test_where_there_is_swap_he_is_warned() -> None:
     warning, *rest = as_nobody("8192", r"Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n")
-    assert warning == "WARNING memory may be swapped out: raise the limit for locked memory (LimitMEMLOCK=infinity)"
+    assert warning == "WARNING memory may be swapped out; raise the limit for locked memory (LimitMEMLOCK=infinity)"
     assert rest[2:] == ["locked False", "works 64"]
 
 
@@ -106,7 +106,7 @@ def test_a_users_daemon_is_out_of_reach_for_that_users_other_processes() -> None
         printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
             'spec: {type: secretstores.local.env}' > c/env.yaml
         as_nobody secretfs mount --resources-path c m
-        pid=$(pgrep --newest python)
+        pid=$(pgrep -n secretfs:)
         stat -c %u /proc/$pid /proc/$pid/environ
         for file in environ mem maps; do as_nobody head -c1 /proc/$pid/$file > /dev/null 2>&1 || echo refused; done
         as_nobody secretfs unmount m

@@ -44,7 +44,15 @@ DOWN = deepcopy(WELL) | {
     "stale_values": 2,
     "breaker": {"open": True, "next_try": moment(20)},
 }
-MOUNT = {"version": "1.2", "app_id": "shop", "pid": 42, "started": moment(-90000), "inodes": 7, "open_files": 0}
+MOUNT = {
+    "version": "1.2",
+    "app_id": "shop",
+    "pid": 42,
+    "started": moment(-90000),
+    "inodes": 7,
+    "open_files": 0,
+    "takeovers": 2,
+}
 
 
 def shown(**stores: dict[str, Any]) -> Shown:
@@ -53,13 +61,14 @@ def shown(**stores: dict[str, Any]) -> Shown:
 
 class TestShow:
     def test_all_is_well(self) -> None:
+        numbers = "7 inodes, 0 open files, taken over 2 times"
         told = shown(env=WELL)
         assert told.exit_code == 0
         assert [line.text for line in told.lines] == [
             "STORE  STATE  NAMES  CACHED  STALE  CALLS  FAILED  LAST SUCCESS  LAST ERROR",
             "env    ok        12       3      0     33       0  30s ago       -",
             "",
-            f"/mnt/secrets: secretfs 1.2, app id shop, process 42, since {MOUNT['started']}, 7 inodes, 0 open files",
+            f"/mnt/secrets: secretfs 1.2, app id shop, process 42, since {MOUNT['started']}, {numbers}",
         ]
         assert not any(line.severity for line in told.lines)
 
@@ -148,9 +157,9 @@ class TestCommands:
         monkeypatch.setattr(mountpoint, "_PATIENCE", 0.1)
         os.kill(mount.worker, signal.SIGSTOP)
         try:
-            with pytest.raises(MountError, match="does not answer; kill it"):
+            with pytest.raises(MountError, match="does not answer; free who waits"):
                 read_status(mount.path)
-            with pytest.raises(MountError, match="does not answer; kill it"):
+            with pytest.raises(MountError, match="does not answer; free who waits"):
                 list(refresh(mount.path, mount.path, ["env"]))
         finally:
             os.kill(mount.worker, signal.SIGCONT)

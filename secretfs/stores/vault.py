@@ -75,6 +75,10 @@ class VaultStore:
             raise SecretNotFound(f"secret {name}: no such secret or version")
         return self._ask(f"secret {name}", lambda: self._read(name))
 
+    def ahead(self) -> float | None:
+        """Compare the date of the latest answer with our clock."""
+        return self._adapter.connections.ahead
+
     def close(self) -> None:
         """Give a token back that we have logged in for, and close the connections."""
         self._adapter.close()

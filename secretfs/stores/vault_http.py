@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 from urllib.parse import urlencode
 
@@ -106,6 +107,8 @@ class Connections:
         self._pool = _pool(self._url, endpoint)
         self._until = threading.local()
         self.where = f"{self._url.scheme}://{self._url.netloc}"
+        self.ahead: float | None = None
+        """Seconds by which the server's clock is ahead of ours, as far as its latest answer told (to the second)."""
 
     @contextmanager
     def within(self, seconds: float | None = None) -> Iterator[None]:
@@ -158,6 +161,7 @@ class Connections:
             response.close()
             raise MalformedAnswer(f"{self.where}: the answer is larger than {_LARGEST_ANSWER >> 20} MiB")
         response.release_conn()
+        self.ahead = _ahead(response.headers.get("Date"))
         return response.status, body
 
     def close(self) -> None:
@@ -272,6 +276,14 @@ class _Plain(HTTPConnection):
 
 class _Encrypted(HTTPSConnection):
     response_class = _Response
+
+
+def _ahead(date: str | None) -> float | None:
+    """Compare the date of an answer (RFC 9110, 6.6.1) with our clock."""
+    try:
+        return parsedate_to_datetime(date).timestamp() - time.time() if date else None
+    except ValueError:
+        return None
 
 
 def _parse(address: str) -> urllib3.util.Url:

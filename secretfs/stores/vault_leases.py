@@ -128,6 +128,10 @@ class DynamicStore:
             names = [name for name, lease in self._leases.items() if lease.id and lease.token != token]
         self._outdate(*names)
 
+    def ahead(self) -> float | None:
+        """Compare the date of the latest answer with our clock."""
+        return self._adapter.connections.ahead
+
     def close(self) -> None:
         """Revoke all leases in a bounded time, as far as the server answers."""
         self._closed = True

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command import ROOT
 from tests.support.servers.openbao import OpenBao, openbao
+from tests.support.systemd import System, booted
 from tests.support.vault_fixtures import kv, openbao_server
 
 __all__ = ["kv", "openbao_server"]
@@ -22,3 +24,12 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
     """Run a server that the tests of a module may hurt."""
     with openbao(tmp_path_factory.mktemp("own-openbao")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[System]:
+    """Boot a systemd for the tests of a module, and install secretfs in it."""
+    with booted() as system:
+        system.output("chmod", "o+x", *ROOT.parents)  # in the copy: so that every user reaches the command
+        system.output(ROOT / "scripts/install.sh", "install")
+        yield system

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.behaviour.test_rotation import look_at, watching
+from tests.behaviour.test_rotation import look_at
 from tests.support.canary import leaked, secret
 from tests.support.command import NOBODY, in_namespace, secretfs
 from tests.support.manifests import component, configuration, scope
@@ -18,6 +18,7 @@ from tests.support.mounted import mounted
 from tests.support.servers.openbao import OpenBao
 from tests.support.shell import errno_of, lines, output, run, wait_until
 from tests.support.vault_fixtures import Folder
+from tests.support.watching import watching
 
 pytestmark = pytest.mark.mount
 

@@ -80,7 +80,7 @@ def test_unmount_of_nothing(tmp_path: Path) -> None:
 
 
 def test_a_killed_daemon(manifests: Path) -> None:
-    """life-7: If the daemon is killed, reading and listing are ENOTCONN: nothing ever looks like an empty directory."""
+    """life-7: If all of the daemon is killed, reading and listing are ENOTCONN: nothing looks like no secrets."""
     with mounted(manifests, env=ENVIRONMENT) as mount:
         (mount.path / "env/TOKEN").read_bytes()
         mount.kill()

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.behaviour.test_rotation import by_poll, look_at, watching
+from tests.behaviour.test_rotation import by_poll, look_at
 from tests.support.canary import secret
 from tests.support.command import background
 from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import Mounted, mounted
 from tests.support.shell import errno_of, wait_until, ways_to_ask
 from tests.support.values import sealed, unsealed
+from tests.support.watching import watching
 
 pytestmark = pytest.mark.mount
 

@@ -4,7 +4,6 @@ import os
 import select
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from tests.support.mounted import mounted
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.shell import errno_of, wait_until
 from tests.support.vault_fixtures import Folder
+from tests.support.watching import watching
 
 __all__ = ["file"]
 
@@ -22,36 +22,6 @@ pytestmark = pytest.mark.mount
 
 OLD, NEW = secret("old"), secret("new, and longer")
 FIRST = {"token": OLD, "team": {"a": OLD, "b": OLD}, "gone": {"all": OLD}}
-
-
-class Watch:
-    """inotifywait on some directories, and what it has said so far."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-
-    def events(self) -> list[str]:
-        """Return ``DIRECTORY EVENT NAME`` for all entries that came, went or were replaced."""
-        told = ("MOVED_TO", "CREATE", "DELETE")
-        return [line for line in self._log.read_text().splitlines() if any(event in line for event in told)]
-
-    def wait_for(self, *events: str) -> None:
-        """Wait until these have been told."""
-        wait_until(lambda: set(events) <= set(self.events()))
-
-
-@contextmanager
-def watching(log: Path, *directories: Path) -> Iterator[Watch]:
-    with log.open("w") as told:
-        command = ["inotifywait", "--monitor", "--format", "%f %e %w", *map(str, directories)]
-        with subprocess.Popen(command, stdout=told, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stderr is not None
-            try:
-                while "established" not in process.stderr.readline():
-                    assert process.poll() is None
-                yield Watch(log)
-            finally:
-                process.kill()
 
 
 @pytest.fixture

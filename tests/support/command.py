@@ -101,7 +101,7 @@ def in_namespace(script: str, env: Mapping[str, str] | None = None) -> Done:
         chown {NOBODY} /mnt/nobody
         cd /mnt/nobody
         export HOME=/mnt/nobody PYTHONPATH=/mnt/repo TMPDIR=/mnt/nobody PYTHONDONTWRITEBYTECODE=1
-        kill_daemon() {{ pkill -KILL -x secretfs-keeper; pkill -KILL -x python; }}
+        kill_daemon() {{ pkill -KILL -f 'secretfs[.]supervisor'; pkill -KILL secretfs:; }}
         as_nobody() {{ setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups "$@"; }}
         cat > /mnt/secretfs <<-'END'
 \t\t#!/bin/sh

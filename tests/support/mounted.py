@@ -103,22 +103,24 @@ def mounted(
 
 def daemons(mountpoint: Path) -> list[int]:
     """List the processes that serve a mount point, without supervisors and hands (see `secretfs.hand`)."""
-    return [pid for pid, name in processes(mountpoint) if name not in ("secretfs-keeper", "secretfs-hand")]
+    return [pid for pid, kind in processes(mountpoint) if kind == "worker"]
 
 
 def supervisor(mountpoint: Path) -> int:
     """Return the process that restarts the one which serves a mount point."""
-    (pid,) = [pid for pid, name in processes(mountpoint) if name == "secretfs-keeper"]
+    (pid,) = [pid for pid, kind in processes(mountpoint) if kind == "supervisor"]
     return pid
 
 
 def processes(mountpoint: Path) -> Iterator[tuple[int, str]]:
-    """Yield id and name of all processes with our command and this mount point in their command line."""
+    """Yield id and kind of all processes with our command and this mount point in their command line."""
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (directory / "cmdline").read_bytes().split(b"\0")
             if b"secretfs" in command and os.fsencode(mountpoint) in command:
-                yield int(directory.name), (directory / "comm").read_text().strip()
+                is_hand = (directory / "comm").read_text().strip() == "secretfs-hand"
+                supervises = b"secretfs.supervisor" in command
+                yield int(directory.name), "hand" if is_hand else "supervisor" if supervises else "worker"
 
 
 def fuse_mounts() -> dict[str, str]:

@@ -1,0 +1,118 @@
+"""What mount(8) asks of the program that mounts a type of file system, as flags of ``secretfs mount``.
+
+    mount.secretfs SPEC DIRECTORY [-sfnv] [-o OPTION,...] [-t TYPE]     mount -t secretfs, and fstab
+    secretfs SPEC DIRECTORY -o OPTION,...                              mount -t fuse.secretfs, through mount.fuse3
+
+The options are the flags of the command, read off the command itself: a new flag is an option without a line here.
+"""
+
+import getopt
+import re
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from secretfs.errors import ConfigurationError
+from secretfs.settings import nearest
+
+FAILED = 32
+"""Exit status of a mount that failed (mount(8), EXIT STATUS)."""
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are. mount(8) gives helpers an empty one."""
+
+_NO_DIRECTORY = ("", "none", "secretfs")
+_FIRST_FIELD = "name the directory of the manifests, as an absolute path, or `none`"
+
+# What is said to mount(8), fstab and systemd and not to us (mount(8), FILESYSTEM-INDEPENDENT MOUNT OPTIONS), or cannot
+# be otherwise here: nothing in a mount is a device, can be executed, or gives anybody rights.
+_FOR_OTHERS = frozenset(
+    {
+        *("defaults", "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup"),
+        *("_netdev", "nofail", "comment", "helper", "uhelper", "default_permissions", "silent", "loud"),
+        *("ro", "rw", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "sync", "async", "dirsync", "mand", "nomand"),
+        *("atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime"),
+        *("lazytime", "nolazytime", "iversion", "noiversion"),
+    }
+)
+_COMMENT = ("x-", "X-")
+
+# A comma inside double quotes belongs to the value, as in libmount.
+_OPTION = re.compile(r'(?:[^,"]|"[^"]*")+')
+
+
+class Asked(NamedTuple):
+    """A request of mount(8)."""
+
+    flags: list[str]
+    """For ``secretfs mount``, the mount point included."""
+    source: str
+    """What the table of mounts is to have as mounted."""
+    again: list[str]
+    """The same request, as `is_request` knows it: for the supervisor, which starts worker after worker."""
+    pretend: bool
+    """Do everything but mount (``-f``)."""
+
+
+def is_request(arguments: Sequence[str], commands: Collection[str]) -> bool:
+    """Whether a command line is none for people, but what mount.fuse3 makes of ``mount -t fuse.secretfs``."""
+    return list(arguments[2:3]) == ["-o"] and arguments[0] not in commands and not arguments[0].startswith("-")
+
+
+def translate(arguments: Sequence[str], mount: click.Command) -> Asked:
+    """Say what a request means. Raises `ConfigurationError` for options that are none of ours or of mount(8)."""
+    try:
+        switches, positional = getopt.gnu_getopt(list(arguments), "sfnvo:t:")
+    except getopt.GetoptError as error:
+        raise ConfigurationError(str(error)) from None
+    if len(positional) != 2:
+        raise ConfigurationError("usage: mount.secretfs SPEC DIRECTORY [-sfnv] [-o OPTION,...] [-t TYPE]")
+    spec, directory = positional
+    given = {name for name, _ in switches}
+    options = ",".join(value for name, value in switches if name == "-o") or "defaults"
+    flags = [*_resources(spec), *_flags(options, mount, sloppy="-s" in given), "--", directory]
+    again = [spec, directory, "-o", options, *given & {"-s"}]
+    return Asked(flags, spec or "secretfs", again, pretend="-f" in given)
+
+
+def _resources(spec: str) -> list[str]:
+    if spec in _NO_DIRECTORY:
+        return []
+    if not Path(spec).is_absolute():
+        raise ConfigurationError(f"{spec!r} is nothing that can be mounted; {_FIRST_FIELD}")
+    return ["--resources-path", spec]
+
+
+def _flags(options: str, mount: click.Command, *, sloppy: bool) -> Iterator[str]:
+    """Yield the flags that a list of options, as in fstab, stands for."""
+    known = {
+        spelling.removeprefix("--"): parameter
+        for parameter in mount.params
+        if isinstance(parameter, click.Option)
+        for spelling in parameter.opts
+        if spelling.startswith("--")
+    }
+    for option in _OPTION.findall(options):
+        name, equals, value = option.partition("=")
+        if name in _FOR_OTHERS or name.startswith(_COMMENT):
+            continue
+        flag = name.replace("_", "-")  # allow_other, as FUSE has it
+        if flag in known:
+            yield _flag(flag, known[flag], value.replace('"', "") if equals else None)
+        elif name == "remount":
+            raise ConfigurationError(
+                "a secretfs is not mounted again for other options: unmount it first; what its manifests and"
+                " configuration say counts without that"
+            )
+        elif not sloppy:
+            raise ConfigurationError(f"unknown mount option {name!r}{nearest(flag, [*known, *_FOR_OTHERS])}")
+
+
+def _flag(name: str, parameter: click.Option, value: str | None) -> str:
+    if parameter.is_flag and value is not None:
+        raise ConfigurationError(f"the mount option {name} takes no value")
+    if not parameter.is_flag and value is None:
+        raise ConfigurationError(f"the mount option {name} needs a value: {name}={parameter.metavar or 'VALUE'}")
+    return f"--{name}" if value is None else f"--{name}={value}"

@@ -1,0 +1,135 @@
+"""The processes that serve a mount: how they are known, and how a mount is taken away from them when they hang.
+
+They are known by the name of the process, which is all that others of the same user see of a process that holds secrets
+(`secretfs.process`), and which is inherited by those that it forks: a supervisor signs for its workers, too.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from secretfs.errors import MountError
+from secretfs.mountpoint import MountedAt, abort, is_dead, is_mounted, require_mounted, unmount
+from secretfs.process import set_name
+
+_PATIENCE: Final = 2.0  # seconds that they have to end by themselves, and that the kernel has to end them
+
+
+def sign(mountpoint: Path) -> None:
+    """Make this process, and those that it forks from now on, known as serving what is mounted at ``mountpoint``."""
+    set_name(_name(require_mounted(mountpoint)))
+
+
+def serving(mount: MountedAt) -> list[int]:
+    """Return the ids of the processes that serve a mount, a supervisor before the workers that it has forked."""
+    parents = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            status = _status(directory)
+            if _serves(status, mount):
+                parents[int(directory.name)] = int(status["PPid"])
+    return sorted(parents, key=lambda pid: (parents[pid] in parents, pid))
+
+
+def force_unmount(path: Path) -> None:
+    """Unmount the secretfs at ``path`` in whatever state it is, and leave nobody behind: neither reader nor daemon.
+
+    Who waits for an answer gets an error, files that are open are lost, and the processes that serve the mount are
+    killed unless they end by themselves. Asks the mount nothing that could hang. Raises `MountError`.
+    """
+    require_mounted(path)
+    while is_mounted(path):  # there may be dead ones below
+        mount = require_mounted(path)
+        if os.geteuid() not in (0, mount.user):
+            raise MountError(f"the secretfs at {path} was mounted by user {mount.user}", "become that user, or root")
+        pids = serving(mount)
+        _signal(pids, signal.SIGTERM)
+        nobody_waits = _cut_off(path) or bool(pids) or _seems_dead(path)
+        _detach(path)
+        _end(mount)
+        if not nobody_waits:
+            raise MountError(
+                f"{path} is unmounted, but the process behind it was not found: who waits for it may wait on",
+                "find it with ps -ef, and kill it",
+            )
+
+
+def _name(mount: MountedAt) -> str:
+    return f"secretfs:{mount.minor:x}"  # 15 bytes at most: a minor number has 20 bits
+
+
+def _status(directory: Path) -> dict[str, str]:
+    lines = (directory / "status").read_text("ascii", "replace").splitlines()
+    return {field: value.strip() for field, _, value in (line.partition(":") for line in lines)}
+
+
+def _serves(status: Mapping[str, str], mount: MountedAt) -> bool:
+    """Whether a process has the name, belongs to who mounted, and is not just waiting for its parent to notice its end.
+
+    The owner of /proc/PID is no help: it is root for a process that lets nobody look into its memory.
+    """
+    return (
+        status["Name"] == _name(mount)
+        and int(status["Uid"].split()[0]) == mount.user
+        and not status["State"].startswith(("Z", "X"))
+    )
+
+
+def _signal(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _cut_off(path: Path) -> bool:
+    """Free who waits for the mount. Returns whether that was possible: see `abort`."""
+    try:
+        abort(path)
+    except MountError:
+        return False
+    return True
+
+
+def _seems_dead(path: Path) -> bool:
+    try:
+        return is_dead(path)
+    except MountError:  # it hangs
+        return False
+
+
+def _detach(path: Path) -> None:
+    try:
+        unmount(path, lazy=True)
+    except MountError:
+        if is_mounted(path):  # else the daemon was faster
+            raise
+
+
+def _end(mount: MountedAt) -> None:
+    """Wait until the processes that serve a mount have ended, and kill them after a while."""
+    if not _comes_true(lambda: not serving(mount)) and not _comes_true(lambda: not _kill(mount)):
+        left = ", ".join(map(str, serving(mount)))
+        raise MountError(f"killed, process {left} does not end", "look what it waits for: /proc/PID/stack")
+
+
+def _kill(mount: MountedAt) -> list[int]:
+    """Kill the processes that serve a mount. Returns their ids.
+
+    A supervisor is killed first: one that survived its worker would start another one.
+    """
+    pids = serving(mount)
+    _signal(pids, signal.SIGKILL)
+    return pids
+
+
+def _comes_true(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + _PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True

@@ -1,0 +1,382 @@
+"""The units, in a booted systemd: what an administrator does to the service, and what happens to it."""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.canary import leaked, secret
+from tests.support.command import ROOT
+from tests.support.manifests import component
+from tests.support.shell import errno_of, wait_until
+from tests.support.systemd import System
+
+pytestmark = pytest.mark.mount
+
+UNIT = "secretfs@srv-secrets.service"
+POINT = Path("/srv/secrets")
+PASSWORD = POINT / "file/password"
+UNITS = sorted((ROOT / "systemd").rglob("*.service"))
+DROP_IN = Path(f"/run/systemd/system/{UNIT}.d/test.conf")
+
+
+@pytest.fixture
+def service(system: System) -> Iterator[System]:
+    """Configure the service for /srv/secrets as the documentation says; in the end it is as if it had never been."""
+    component(system.path("/etc/secretfs/components"), "file", "local.file", {"secretsFile": "/etc/secretfs/secrets"})
+    system.path("/etc/secretfs/secrets").write_text(f'{{"password": "{secret("unit")}"}}', encoding="utf-8")
+    configure(system, "--resources-path=/etc/secretfs/components --allow-other --mode=0444")
+    system.path(POINT).mkdir(exist_ok=True)
+    yield system
+    system.systemctl("stop", UNIT)
+    system.run("systemctl", "reset-failed", UNIT)
+    system.path(DROP_IN).unlink(missing_ok=True)
+    system.output("rm", "-r", "/etc/secretfs")
+    system.run("umount", "--lazy", POINT)
+    assert not leaked(system.journal(UNIT))
+
+
+def configure(system: System, options: str) -> None:
+    system.path("/etc/secretfs/srv-secrets.conf").write_text(f"SECRETFS_OPTIONS={options}\n", encoding="utf-8")
+
+
+def drop_in(system: System, *lines: str) -> None:
+    """Change the unit as `systemctl edit` does."""
+    system.path(DROP_IN).parent.mkdir(parents=True, exist_ok=True)
+    system.path(DROP_IN).write_text("\n".join(lines), encoding="utf-8")
+    system.systemctl("daemon-reload")
+
+
+def kill(system: System) -> None:
+    """Kill the daemon, and wait until systemd has taken note."""
+    before = int(system.show(UNIT, "NRestarts"))
+    signal_daemon(system, "KILL")
+    wait_until(lambda: int(system.show(UNIT, "NRestarts")) == before + 1)
+
+
+def signal_daemon(system: System, name: str) -> None:
+    system.systemctl("kill", f"--signal={name}", "--kill-whom=main", UNIT)
+
+
+def password(system: System) -> str:
+    return system.path(PASSWORD).read_text(encoding="utf-8")
+
+
+def is_readable(system: System) -> bool:
+    with contextlib.suppress(OSError):
+        return password(system) == secret("unit")
+    return False
+
+
+class Reader:
+    """Opens and reads the secret all the time, and keeps what went wrong and the longest that it took."""
+
+    def __init__(self, system: System) -> None:
+        self.reads, self.worst, self.failed = 0, 0.0, list[str]()
+        self._path = system.path(PASSWORD)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read)
+
+    def __enter__(self) -> "Reader":
+        self._thread.start()
+        wait_until(lambda: self.reads)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        reads = self.reads
+        wait_until(lambda: self.reads > reads)
+        self._stop.set()
+        self._thread.join()
+
+    def _read(self) -> None:
+        while not self._stop.wait(0.001):
+            begun = time.monotonic()
+            try:
+                if self._path.read_text(encoding="utf-8") != secret("unit"):
+                    self.failed.append("wrong bytes")
+            except OSError as error:
+                self.failed.append(error.strerror or "")
+            self.worst = max(self.worst, time.monotonic() - begun)
+            self.reads += 1
+
+
+def test_start_and_stop(service: System) -> None:
+    """systemd-1: `systemctl start secretfs@srv-secrets` returns when /srv/secrets can be read; `stop` unmounts it."""
+    service.systemctl("start", UNIT)
+    assert password(service) == secret("unit")
+    service.systemctl("stop", UNIT)
+    assert list(service.path(POINT).iterdir()) == []
+    assert service.show(UNIT, "Result") == "success"
+
+
+def test_stop_while_files_are_open(service: System) -> None:
+    """`systemctl stop` does not care who has a file open, and leaves no process (systemd-1)."""
+    service.systemctl("start", UNIT)
+    group = service.show(UNIT, "ControlGroup")
+    with service.path(PASSWORD).open(encoding="utf-8"):
+        service.systemctl("stop", UNIT)
+        assert list(service.path(POINT).iterdir()) == []
+    assert service.run("systemd-cgls", "--unit", UNIT).stdout.count(b"secretfs mount") == 0, group
+
+
+def test_reload(service: System) -> None:
+    """systemd-2: `systemctl reload` has manifests and configuration read again; nobody who reads notices."""
+    service.systemctl("start", UNIT)
+    before = service.show(UNIT, "MainPID")
+    with Reader(service) as reader:
+        component(
+            service.path("/etc/secretfs/components"), "more", "local.file", {"secretsFile": "/etc/secretfs/secrets"}
+        )
+        service.systemctl("reload", UNIT)
+        wait_until((service.path(POINT) / "more/password").exists)
+    assert reader.failed == []
+    assert service.show(UNIT, "MainPID") == before
+
+
+def test_killed(service: System) -> None:
+    """systemd-3: A daemon that is killed is replaced within a second."""
+    service.systemctl("start", UNIT)
+    before = service.show(UNIT, "MainPID")
+    signal_daemon(service, "KILL")
+    begun = time.monotonic()
+    wait_until(lambda: service.show(UNIT, "MainPID") not in (before, "0") and is_readable(service))
+    assert time.monotonic() - begun < 1
+    assert service.show(UNIT, "NRestarts") == "1"
+
+
+def test_readers_of_a_killed_daemon(service: System) -> None:
+    """systemd-4: No reader sees an error when the daemon is killed or restarted: he waits, less than a second."""
+    service.systemctl("start", UNIT)
+    with service.path(PASSWORD).open(encoding="utf-8") as held, Reader(service) as reader:
+        for _ in range(2):
+            kill(service)
+            service.wait_for(UNIT, "active")
+            service.systemctl("restart", UNIT)
+        service.systemctl("daemon-reexec")  # as an upgrade of systemd does
+        kill(service)
+        service.wait_for(UNIT, "active")
+        assert held.read() == secret("unit")
+    assert reader.failed == []
+    assert reader.worst < 1
+
+
+def test_hanging(service: System) -> None:
+    """systemd-5: A daemon that hangs is ended and replaced after `WatchdogSec`; readers wait, and see no error."""
+    drop_in(service, "[Service]", "WatchdogSec=500ms")
+    service.systemctl("start", UNIT)
+    before = service.show(UNIT, "MainPID")
+    with Reader(service) as reader:
+        signal_daemon(service, "STOP")
+        wait_until(lambda: service.show(UNIT, "MainPID") not in (before, "0"))
+        service.wait_for(UNIT, "active")
+    assert "Watchdog timeout" in service.journal(UNIT)
+    assert reader.failed == []
+
+
+def test_alive(service: System) -> None:
+    """A daemon that serves is left alone, however long (systemd-5)."""
+    drop_in(service, "[Service]", "WatchdogSec=300ms")
+    service.systemctl("start", UNIT)
+    before = service.show(UNIT, "WatchdogTimestampMonotonic")
+    wait_until(lambda: int(service.show(UNIT, "WatchdogTimestampMonotonic")) > int(before) + 1_000_000)
+    assert service.show(UNIT, "NRestarts") == "0"
+
+
+def test_a_mistake(service: System) -> None:
+    """systemd-6: A mistake in flags or manifests fails the start at once, is not tried again, and is in the journal."""
+    configure(service, "--resources-path=/etc/secretfs/component")
+    assert service.run("systemctl", "start", UNIT).returncode != 0
+    assert (service.show(UNIT, "ActiveState"), service.show(UNIT, "NRestarts")) == ("failed", "0")
+    assert "secretfs: /etc/secretfs/component: " in service.journal(UNIT)
+
+
+def leave_mounted(system: System) -> None:
+    """Have the daemon ended by a signal that it cannot act on, and have systemd think that all is well."""
+    drop_in(system, "[Service]", "KillSignal=SIGKILL", "SuccessExitStatus=SIGKILL")
+    system.systemctl("start", UNIT)
+
+
+def test_stop_when_the_daemon_leaves_the_mount(service: System) -> None:
+    """The unit unmounts after a stop, whatever the daemon could do itself (systemd-1)."""
+    leave_mounted(service)
+    service.systemctl("stop", UNIT)
+    assert list(service.path(POINT).iterdir()) == []
+
+
+def test_restart_when_the_daemon_leaves_the_mount(service: System) -> None:
+    """systemd-8: Only a stop unmounts, never a restart or a crash, nor anything that cannot be told from them."""
+    leave_mounted(service)
+    drop_in(service, "[Service]", "KillSignal=SIGKILL", "ExecStart=", "ExecStart=/bin/false")
+    assert service.run("systemctl", "restart", UNIT).returncode != 0
+    service.systemctl("stop", UNIT)
+    assert errno_of(os.listdir, service.path(POINT)) == "ENOTCONN"
+
+
+@pytest.mark.parametrize(("systemctl", "then"), [("/usr/bin/systemctl", ""), ("/usr/bin/systemctl.gone", "ENOTCONN")])
+def test_a_daemon_that_ends_by_itself(service: System, systemctl: str, then: str) -> None:
+    """The unit unmounts if nothing is to come, and if it knows that (systemd-8)."""
+    leave_mounted(service)
+    pid = service.show(UNIT, "MainPID")
+    service.path("/usr/bin/systemctl").rename(service.path(systemctl))
+    try:
+        service.output("kill", "-KILL", pid)
+        wait_until(lambda: "Deactivated successfully" in service.journal(UNIT).rpartition("Started ")[2])
+    finally:
+        service.path(systemctl).rename(service.path("/usr/bin/systemctl"))
+    assert errno_of(os.listdir, service.path(POINT)) == then
+
+
+def test_given_up(service: System) -> None:
+    """systemd-7: A daemon that is killed again and again is given up; its mount is ENOTCONN, never empty."""
+    drop_in(service, "[Unit]", "StartLimitBurst=2")
+    service.systemctl("start", UNIT)
+    kill(service)
+    service.wait_for(UNIT, "active")
+    kill(service)
+    service.wait_for(UNIT, "failed")
+    assert errno_of(os.listdir, service.path(POINT)) == "ENOTCONN"
+    service.systemctl("reset-failed", UNIT)
+    service.systemctl("start", UNIT)
+    assert is_readable(service)
+
+
+def test_a_bootstrap_secret(service: System) -> None:
+    """systemd-9: What `LoadCredential=` gives the daemon is at /run/credentials/UNIT, for no other user."""
+    service.path("/etc/secretfs/secrets").rename(service.path("/etc/secretfs/bootstrap"))
+    drop_in(service, "[Service]", "LoadCredential=bootstrap:/etc/secretfs/bootstrap")
+    where = f"/run/credentials/{UNIT}/bootstrap"
+    component(service.path("/etc/secretfs/components"), "file", "local.file", {"secretsFile": where})
+    service.systemctl("start", UNIT)
+    assert password(service) == secret("unit")
+    assert service.run("cat", where, user=65534).returncode != 0
+
+
+def test_the_credential_of_a_client(service: System) -> None:
+    """systemd-10: A unit gets a secret by `LoadCredential=`, also from a mount that is for root alone."""
+    configure(service, "--resources-path=/etc/secretfs/components")
+    service.systemctl("start", UNIT)
+    assert client(service, f"LoadCredential=password:{PASSWORD}", "DynamicUser=yes", "ProtectSystem=strict") == secret(
+        "unit"
+    )
+
+
+def client(system: System, *properties: str) -> str:
+    """Return the credential that a unit with these properties sees."""
+    command = ["systemd-run", "--quiet", "--wait", "--pipe", *(f"--property={value}" for value in properties)]
+    return system.run(*command, "sh", "-c", 'cat "$CREDENTIALS_DIRECTORY/password"').stdout.decode()
+
+
+def test_a_sandbox(service: System) -> None:
+    """systemd-11: A unit in a sandbox that binds the directory above the mount point sees every later mount."""
+    service.path("/run/systemd/system/client.service").write_text(
+        "[Service]\nExecStart=sleep infinity\nDynamicUser=yes\nProtectSystem=strict\nPrivateTmp=yes\n"
+        "BindReadOnlyPaths=/srv:/run/inside\n",
+        encoding="utf-8",
+    )
+    service.systemctl("daemon-reload")
+    service.systemctl("start", "client.service")
+    pid = service.show("client.service", "MainPID")
+    seen = ["nsenter", f"--target={pid}", "--mount", "setpriv", "--reuid=65534", "--clear-groups"]
+    for _ in range(2):
+        service.systemctl("start", UNIT)
+        assert service.output(*seen, "cat", "/run/inside/secrets/file/password") == secret("unit")
+        assert service.run(*seen, "touch", "/run/inside/x").returncode != 0
+        service.systemctl("stop", UNIT)
+        assert service.output(*seen, "ls", "/run/inside/secrets") == ""
+    service.systemctl("stop", "client.service")
+
+
+def test_a_bind_of_the_mount_point(service: System) -> None:
+    """One that binds the mount point itself stays with its mount, and that outlives the daemon (systemd-4)."""
+    service.systemctl("start", UNIT)
+    start = ("systemd-run", "--quiet", "--unit=bound.service", f"--property=BindReadOnlyPaths={POINT}:/run/inside")
+    service.output(*start, "sleep", "infinity")
+    inside = ("nsenter", f"--target={service.show('bound.service', 'MainPID')}", "--mount")
+    kill(service)
+    service.wait_for(UNIT, "active")
+    service.systemctl("restart", UNIT)
+    assert service.output(*inside, "cat", "/run/inside/file/password") == secret("unit")
+    service.systemctl("stop", "bound.service")
+
+
+def test_a_users_service(service: System) -> None:
+    """systemd-12: `systemctl --user` does the same for a user, without root."""
+    service.output("useradd", "--create-home", "bert")
+    home = service.path("/home/bert")
+    user = home.stat().st_uid
+    component(home / ".config/secretfs/components", "file", "local.file", {"secretsFile": "/home/bert/secrets.json"})
+    (home / "secrets.json").write_text(f'{{"password": "{secret("bert")}"}}', encoding="utf-8")
+    (home / ".config/secretfs/home-bert-secrets.conf").write_text(
+        "SECRETFS_OPTIONS=--resources-path=/home/bert/.config/secretfs/components\n", encoding="utf-8"
+    )
+    (home / "secrets").mkdir()
+    service.output("chown", "--recursive", "bert:", "/home/bert")
+    service.systemctl("start", f"user@{user}.service")
+
+    def as_bert(*command: str) -> str:
+        done = service.run(*command, user=user, env={"XDG_RUNTIME_DIR": f"/run/user/{user}"})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    unit = "secretfs@home-bert-secrets.service"
+    as_bert("systemctl", "--user", "start", unit)
+    assert as_bert("cat", "/home/bert/secrets/file/password") == secret("bert")
+    as_bert("systemctl", "--user", "kill", "--signal=KILL", "--kill-whom=main", unit)
+    shown = ("systemctl", "--user", "show", "--property=NRestarts,ActiveState", unit)
+    wait_until(lambda: as_bert(*shown).split() == ["NRestarts=1", "ActiveState=active"])
+    assert as_bert("cat", "/home/bert/secrets/file/password") == secret("bert")
+    as_bert("systemctl", "--user", "stop", unit)
+    assert as_bert("ls", "/home/bert/secrets") == ""
+    service.systemctl("stop", f"user@{user}.service")
+
+
+@pytest.mark.parametrize(
+    "example", sorted((ROOT / "systemd/examples").glob("client-[cs]*.service")), ids=os.path.basename
+)
+def test_examples(service: System, example: Path) -> None:
+    """The examples of clients do what they say (systemd-10, systemd-11)."""
+    text = example.read_text(encoding="utf-8").replace("vault/db/password", "file/password")
+    service.path(f"/run/systemd/system/{example.name}").write_text(text, encoding="utf-8")
+    service.run("groupadd", "--force", "secrets")
+    service.systemctl("daemon-reload")
+    service.systemctl("start", example.name)
+    if "oneshot" in text:
+        assert service.journal(example.name).splitlines().count(str(len(secret("unit")))) == 1
+    else:
+        assert service.show(example.name, "ActiveState") == "active"
+        service.systemctl("stop", example.name)
+
+
+EXPOSURE = {"secretfs@.service": 42, "client-credential.service": 77, "client-sandboxed.service": 54}
+"""Ten times what `systemd-analyze security` says. Of a user's unit it says nothing: a user has little to give away."""
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_units_are_right(system: System, path: Path) -> None:
+    """`systemd-analyze verify` has nothing to say, not even of unknown values (systemd-1)."""
+    unit = shown_to_systemd(system, path)
+    done = system.run("systemd-analyze", "verify", "--recursive-errors=no", "--man=no", unit)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize(("name", "exposure"), EXPOSURE.items())
+def test_units_are_hardened(system: System, name: str, exposure: int) -> None:
+    """systemd-13: The daemon may do no more than it has to: `systemd-analyze security` rates it 4.2, OK."""
+    (path,) = (path for path in UNITS if path.name == name and path.parent.name != "user")
+    unit = shown_to_systemd(system, path)
+    command = ("systemd-analyze", "security", "--offline=true")
+    assert system.run(*command, f"--threshold={exposure}", unit).returncode == 0
+    assert system.run(*command, f"--threshold={exposure - 1}", unit).returncode != 0
+
+
+def shown_to_systemd(system: System, path: Path) -> Path:
+    """Return where a unit is: installed, or for an example as if it were."""
+    if path.parent.name != "examples":
+        return Path("/usr/local/lib/systemd", path.parent.name, path.name)
+    inside = Path("/run/systemd/system", path.name)
+    system.path(inside).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    return inside

@@ -1,0 +1,344 @@
+"""The daemon is killed, crashes, hangs or is replaced, while its mount is in use."""
+
+import json
+import mmap
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.canary import secret
+from tests.support.command import in_namespace, secretfs
+from tests.support.manifests import component
+from tests.support.mounted import Mounted, mounted
+from tests.support.secrets_file import SecretsFile, file
+from tests.support.servers.openbao import OpenBao
+from tests.support.shell import errno_of, wait_until
+from tests.support.values import sealed, unsealed
+from tests.support.vault_fixtures import Folder
+from tests.support.watching import watching
+
+__all__ = ["file"]
+
+pytestmark = pytest.mark.mount
+
+OLD, NEW = secret("old"), secret("new, and longer")
+ENDED = r"process \d+ ended"
+LARGE = 300_000
+
+
+@contextmanager
+def mount_of(components: Path, *expect_log: str) -> Iterator[Mounted]:
+    with mounted(components, expect_log=[ENDED, *expect_log]) as mount:
+        yield mount
+
+
+@pytest.fixture
+def components(file: SecretsFile, tmp_path: Path) -> Path:
+    """Declare a secrets file, looked at every 200 ms."""
+    file.write({"token": OLD, "large": secret("l" * LARGE), "team": {f"member-{n}": OLD for n in range(500)}})
+    properties = {"secretsFile": file.path, "nestedSeparator": "/"}
+    component(tmp_path / "components", "file", "local.file", properties, annotations={"secretfs/ttl": "200ms"})
+    return tmp_path / "components"
+
+
+def killed(mount: Mounted, number: signal.Signals = signal.SIGKILL) -> None:
+    """Kill the worker, and wait until another serves."""
+    before = mount.log.count("took over")
+    os.kill(mount.worker, number)
+    wait_until(lambda: mount.log.count("took over") > before)
+
+
+def wchan(thread: threading.Thread) -> str:
+    """Return where in the kernel a thread waits (proc_pid_wchan(5))."""
+    return Path(f"/proc/self/task/{thread.native_id}/wchan").read_text(encoding="ascii")
+
+
+@contextmanager
+def down(mount: Mounted) -> Iterator[None]:
+    """Have nobody serve: the worker is killed, and its supervisor cannot start another yet."""
+    os.kill(mount.process.pid, signal.SIGSTOP)
+    worker = os.pidfd_open(mount.worker)
+    signal.pidfd_send_signal(worker, signal.SIGKILL)
+    select.select([worker], [], [], 10)
+    os.close(worker)
+    try:
+        yield
+    finally:
+        os.kill(mount.process.pid, signal.SIGCONT)
+
+
+class Readers:
+    """Threads that do things to a mount without a pause, and keep what went wrong and the longest that one took."""
+
+    def __init__(self, *actions: Callable[[], object]) -> None:
+        self.done = 0
+        self.failures: list[str] = []
+        self.longest = 0.0
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._act, args=(action,)) for action in actions]
+
+    def __enter__(self) -> "Readers":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _act(self, action: Callable[[], object]) -> None:
+        while not self._over.is_set():
+            began = time.monotonic()
+            try:
+                action()
+            except (OSError, AssertionError) as error:
+                self.failures.append(f"{type(error).__name__} {getattr(error, 'errno', '')} {error!s:.60}")
+            self.longest = max(self.longest, time.monotonic() - began)
+            self.done += 1
+
+
+def test_no_reader_notices(components: Path, kv: Folder) -> None:
+    """takeover-1: A daemon that is killed costs who reads, lists or looks a pause, never an error or a wrong byte."""
+    values = {f"key-{n}": sealed(n) for n in range(8)}
+    kv.put("db", values)
+    component(components, "vault", "hashicorp.vault", kv.metadata(), annotations={"secretfs/ttl": "300ms"})
+    with mount_of(components) as mount:
+        root, team = mount.path, {f"member-{n}" for n in range(500)}
+
+        def read_cold_and_warm() -> None:
+            name = random.choice(list(values))
+            assert unsealed((root / "vault/db" / name).read_bytes()) == int(name.partition("-")[2])
+            assert (root / "file/token").read_text() == OLD
+
+        def list_and_look() -> None:
+            assert set(os.listdir(root / "file/team")) == team  # noqa: PTH208
+            assert (root / "file/large").stat().st_size == len(secret("l" * LARGE))
+
+        def walk() -> None:
+            found = subprocess.run(["find", str(root), "-type", "f"], capture_output=True, check=False)
+            assert (found.returncode, found.stderr) == (0, b"")
+            assert len(found.stdout.splitlines()) == 510
+
+        def look_for_what_is_not_there() -> None:
+            assert errno_of((root / "file/nothing").stat) == "ENOENT"
+            assert json.loads((root / "vault/db/.bulk.json").read_text()).keys() == values.keys()
+
+        with Readers(read_cold_and_warm, list_and_look, walk, look_for_what_is_not_there) as readers:
+            for _ in range(8):
+                time.sleep(random.uniform(0.05, 0.8))
+                killed(mount)
+        assert readers.failures == []
+        assert readers.done > 100
+
+
+def test_what_is_open_goes_on(components: Path) -> None:
+    """takeover-2: What is open goes on: files, mappings, directories that are being read, working directories."""
+    with mount_of(components) as mount:
+        path = mount.path / "file/large"
+        large = secret("l" * LARGE).encode()
+        with (
+            path.open("rb", buffering=0) as cold,
+            path.open("rb") as mapped,
+            os.scandir(mount.path / "file/team") as team,
+        ):
+            memory = mmap.mmap(mapped.fileno(), 0, prot=mmap.PROT_READ)
+            first = [next(team).name for _ in range(3)]
+            inside = subprocess.Popen(
+                [sys.executable, "-c", "import sys; sys.stdin.readline(); print(open('member-7').read())"],
+                cwd=mount.path / "file/team", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            number = os.fstat(cold.fileno()).st_ino
+            killed(mount)
+            os.posix_fadvise(cold.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert cold.read() == large
+            assert os.fstat(cold.fileno()).st_ino == path.stat().st_ino == number
+            assert memory[:] == large
+            memory.close()
+            assert sorted([*first, *(entry.name for entry in team)]) == sorted(f"member-{n}" for n in range(500))
+            assert inside.communicate("go\n")[0] == OLD + "\n"
+
+
+def test_a_version_that_is_not_to_be_had(components: Path, file: SecretsFile) -> None:
+    """takeover-3: A file that is open at a version which is gone with the daemon is ESTALE, never another's bytes."""
+    with mount_of(components) as mount, (mount.path / "file/token").open("rb", buffering=0) as token:
+        size = os.fstat(token.fileno()).st_size
+        with down(mount):
+            file.write({"token": NEW})
+        assert os.fstat(token.fileno()).st_size == size
+        assert errno_of(token.read) == "ESTALE"
+        assert (mount.path / "file/token").read_text() == NEW
+
+
+def test_who_waits_is_answered(tmp_path: Path, own_server: OpenBao) -> None:
+    """takeover-4: Who waits for an answer when the daemon is killed gets it from the next one."""
+    own_server.put("secret/dapr/slow", {"key": OLD})
+    properties = {"vaultAddr": own_server.address, "vaultToken": own_server.token}
+    component(tmp_path / "components", "vault", "hashicorp.vault", properties)
+    with mount_of(tmp_path / "components") as mount:
+        read: list[str] = []
+        reader = threading.Thread(target=lambda: read.append((mount.path / "vault/slow/key").read_text()))
+        with own_server.hanging():
+            reader.start()
+            wait_until(lambda: "request_wait_answer" in wchan(reader))
+            killed(mount)
+        reader.join(20)
+        assert read == [OLD]
+
+
+def test_who_polls_is_woken(components: Path, file: SecretsFile) -> None:
+    """takeover-5: `poll` on an open file wakes when it is superseded, also if the daemon was killed in between."""
+    with mount_of(components) as mount, (mount.path / "file/token").open() as token:
+        told: list[tuple[int, int]] = []
+        poll = select.poll()
+        poll.register(token, select.POLLPRI)
+        waiting = threading.Thread(target=lambda: told.extend(poll.poll(20_000)))
+        waiting.start()
+        wait_until(lambda: "poll" in wchan(waiting))
+        killed(mount)
+        assert not told
+        file.write({"token": NEW})
+        waiting.join()
+        assert [events & select.POLLPRI for _, events in told] == [select.POLLPRI]
+
+
+def test_changes_meanwhile_are_told(components: Path, file: SecretsFile, tmp_path: Path) -> None:
+    """takeover-6: What changes or goes while nobody serves is told to who watches, when somebody serves again."""
+    with mount_of(components) as mount:
+        directory = mount.path / "file"
+        for name in ("token", "large", "team/member-1", "team/member-2"):
+            (directory / name).read_bytes()
+        with watching(tmp_path / "log", directory, directory / "team") as watch:
+            with down(mount):
+                file.write({"token": NEW, "team": {"member-1": OLD, "member-2": NEW}})
+            watch.wait_for(
+                f"token MOVED_TO {directory}/", f"large DELETE {directory}/", f"member-2 MOVED_TO {directory}/team/"
+            )
+        assert not [event for event in watch.events() if event.startswith("member-1 ")]
+
+
+def test_a_store_that_is_down(components: Path, own_server: OpenBao) -> None:
+    """takeover-7: A store that is down keeps no mount from being taken over: its files are errors until it is back."""
+    own_server.put("secret/dapr/db", {"key": OLD})
+    properties = {"vaultAddr": own_server.address, "vaultToken": own_server.token}
+    component(components, "vault", "hashicorp.vault", properties, annotations={"secretfs/deadline": "500ms"})
+    with mount_of(components, "vault: ") as mount:
+        assert (mount.path / "vault/db/key").read_text() == OLD
+        with own_server.hanging():
+            killed(mount)
+            assert (mount.path / "file/token").read_text() == OLD
+            assert errno_of((mount.path / "vault/db/key").read_bytes) in ("ETIMEDOUT", "EIO")
+        wait_until(lambda: not errno_of((mount.path / "vault/db/key").read_bytes))
+        assert (mount.path / "vault/db/key").read_text() == OLD
+
+
+def test_a_worker_that_always_ends_at_once(components: Path) -> None:
+    """takeover-8: A daemon that ends at once again and again is given up: ENOTCONN; log and status tell why."""
+    with mounted(components, expect_log=[ENDED, "giving up", "broken.yaml"]) as mount:
+        (components / "broken.yaml").write_text("kind: Component\nmetadata: [", encoding="utf-8")
+        wait_until(lambda: "nothing is changed" in mount.log)
+        os.kill(mount.worker, signal.SIGKILL)
+        assert mount.process.wait(20) == 2
+        assert errno_of(os.listdir, mount.path) == "ENOTCONN"
+        reason = f"{components}/broken.yaml"
+        assert reason in mount.log
+        done = secretfs("status", mount.path)
+        assert done.status == 3
+        assert reason in done.err
+
+
+def test_an_upgrade(components: Path) -> None:
+    """takeover-9: SIGTERM to the process that serves has its supervisor start another, of the version installed now."""
+    with mount_of(components) as mount:
+        before = json.loads((mount.path / ".secretfs/status.json").read_text())["mount"]
+        killed(mount, signal.SIGTERM)
+        now = json.loads((mount.path / ".secretfs/status.json").read_text())["mount"]
+        assert now["pid"] != before["pid"]
+        assert now["started"] == before["started"]
+        assert (before["takeovers"], now["takeovers"]) == (0, 1)
+
+
+def test_nothing_is_left_over(components: Path) -> None:
+    """takeover-10: After a takeover inodes are dropped as ever: what nobody uses any more costs no memory."""
+    with mount_of(components) as mount:
+
+        def inodes() -> int:
+            status: Mapping[str, dict[str, int]] = json.loads((mount.path / ".secretfs/status.json").read_text())
+            return status["mount"]["inodes"]
+
+        few = inodes()
+        subprocess.run(["ls", "-lR", str(mount.path)], capture_output=True, check=True)
+        many = inodes()
+        assert many > few + 500
+        killed(mount)
+        assert inodes() >= many
+        if os.geteuid() == 0:
+            Path("/proc/sys/vm/drop_caches").write_text("2", encoding="ascii")
+            wait_until(lambda: inodes() < few + 20)
+
+
+def test_a_supervisor_that_is_killed(components: Path) -> None:
+    """takeover-11: If its supervisor is killed the daemon goes on, and unmounts when it is asked to end."""
+    with mount_of(components) as mount:
+        worker = mount.worker
+        mount.process.kill()
+        mount.process.wait()
+        assert (mount.path / "file/token").read_text() == OLD
+        os.kill(worker, signal.SIGTERM)
+        wait_until(lambda: not os.path.ismount(mount.path))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a supervisor's memory may be written to by root alone")
+@pytest.mark.parametrize(
+    ("offset", "data", "why"),
+    [
+        (11 * 8 + 40 + 16, bytes(4), "a kernel before Linux 6.9 does not send again"),  # flags2 of the saved FUSE_INIT
+        (8, b"\xff", "it is of another version of secretfs"),
+    ],
+    ids=["an older kernel", "another version"],
+)
+def test_what_cannot_be_taken_over(components: Path, offset: int, data: bytes, why: str) -> None:
+    """takeover-12: What cannot be taken over is mounted anew, and the log says why; what is open is ENOTCONN."""
+    with mount_of(components, "cannot be taken over") as mount:
+        token = os.open(mount.path / "file/token", os.O_RDONLY)
+        descriptors = Path(f"/proc/{mount.process.pid}/fd")
+        wait_until(lambda: [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())])
+        (journal,) = [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())]
+        with down(mount), journal.open("r+b", buffering=0) as file:
+            file.seek(offset)
+            file.write(data)
+        wait_until(lambda: mount.log.count("INFO mounted at ") == 2)
+        assert why in mount.log
+        assert (mount.path / "file/token").read_text() == OLD
+        assert errno_of(os.read, token, 9) in ("ENOTCONN", "ECONNABORTED")
+        assert errno_of(os.close, token) == "ENOTCONN"
+        killed(mount)
+        assert (mount.path / "file/token").read_text() == OLD
+
+
+def test_a_user_is_taken_over_too() -> None:
+    """takeover-13: All of this takes no root."""
+    done = in_namespace("""
+        export TOKEN_A=value
+        mkdir c; as_nobody mkdir m
+        printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
+            'spec: {type: secretstores.local.env, metadata: [{name: prefix, value: TOKEN_}]}' > c/env.yaml
+        as_nobody secretfs mount --log-file log --resources-path c m
+        for i in 1 2 3; do
+            pkill -KILL -n secretfs:
+            as_nobody cat m/env/A; echo
+            until [ "$(grep -c "took over" log)" = $i ]; do sleep 0.01; done
+        done
+        as_nobody secretfs unmount m
+    """)
+    assert (done.status, done.out, done.err) == (0, "value\nvalue\nvalue\n", "")

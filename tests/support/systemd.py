@@ -1,0 +1,182 @@
+"""A real systemd, booted for a test: this machine's own root, copied on write, in a container without a network."""
+
+import contextlib
+import errno
+import os
+import select
+import shlex
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import ROOT
+from tests.support.shell import Argument, run, wait_until
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PATIENCE = 30.0
+
+# The first process of namespaces of its own: when it is killed, all that it has started ends and all mounts go, also if
+# it is the tests themselves that were killed. /run is another one because systemd-nspawn leaves a directory there.
+# Devices are made here: those of the machine may be for root alone.
+_ALONE = [
+    *("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=private"),
+    *("--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"),
+]
+_BOOT = """
+set -eu
+for cgroup in {cgroups}; do echo $$ > "$cgroup/cgroup.procs"; done
+mount -t tmpfs none /run
+mount -t tmpfs -o mode=755 secretfs-test {scratch}
+cd {scratch}
+mkdir changes work root
+mknod -m 666 fuse c 10 229
+mknod -m 600 autofs c 10 235
+mount -t overlay overlay -o lowerdir=/,upperdir=changes,workdir=work root
+: > root/etc/fstab
+rm -f root/etc/machine-id
+: > root/etc/machine-id
+exec systemd-nspawn --quiet --directory=root --machine=secretfs-test --boot --register=no --keep-unit \
+    --notify-ready=yes --private-network --console=pipe --bind=$PWD/fuse:/dev/fuse --bind=$PWD/autofs:/dev/autofs \
+    --bind={project} systemd.unit=basic.target
+"""
+
+
+@dataclass(frozen=True)
+class System:
+    """A booted systemd."""
+
+    leader: int
+    """Its PID 1, as the tests see it."""
+
+    def path(self, inside: str | Path) -> Path:
+        """Return where a test finds what is at an absolute path inside, mounts included."""
+        return Path(f"/proc/{self.leader}/root", *Path(inside).parts[1:])
+
+    def run(
+        self, *command: Argument, env: Mapping[str, str] | None = None, user: int = 0
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a program inside."""
+        variables = {"PATH": _PATH, "LC_ALL": "C"} | dict(env or {})
+        enter = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
+        enter += [f"--setuid={user}", f"--setgid={user}", "--"]
+        return run(*enter, "env", "-i", *(f"{name}={value}" for name, value in variables.items()), *command)
+
+    def output(self, *command: Argument) -> str:
+        """Return what a program inside prints. It must succeed."""
+        done = self.run(*command)
+        assert done.returncode == 0, (command, done.stderr.decode(errors="replace"))
+        return done.stdout.decode(errors="replace")
+
+    def systemctl(self, *arguments: str) -> str:
+        """Run ``systemctl``, which must succeed; returns what it prints."""
+        return self.output("systemctl", *arguments)
+
+    def show(self, unit: str, name: str) -> str:
+        """Return a property of a unit."""
+        return self.systemctl("show", "--property", name, "--value", unit).strip()
+
+    def journal(self, unit: str) -> str:
+        """Return what a unit has logged, and what systemd has logged about it, in the order of time."""
+        return self.output("journalctl", "--output=cat", f"--unit={unit}")
+
+    def wait_for(self, unit: str, state: str) -> None:
+        """Wait until a unit has a state: "active", "inactive", "failed"."""
+        wait_until(lambda: self.show(unit, "ActiveState") == state)
+
+
+@contextlib.contextmanager
+def booted() -> Iterator[System]:
+    """Boot; in the end pull the plug. Then no process, mount, control group or file of it is left."""
+    _skip_without_systemd()
+    with (
+        tempfile.TemporaryDirectory(prefix="secretfs-test-") as scratch,
+        _cgroups(Path(scratch).name) as cgroups,
+        contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as told,
+    ):
+        Path(scratch, "system").mkdir()
+        told.bind("")  # the kernel chooses an abstract name
+        script = _BOOT.format(
+            cgroups=" ".join(map(str, cgroups)),
+            scratch=shlex.quote(f"{scratch}/system"),
+            project=shlex.quote(str(ROOT)),
+        )
+        console = Path(scratch, "console")
+        with console.open("wb") as output:
+            container = subprocess.Popen(
+                [*_ALONE, script],
+                env={"PATH": _PATH, "NOTIFY_SOCKET": f"@{told.getsockname()[1:].decode()}"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            yield System(_leader(container, told, console))
+        finally:
+            container.kill()
+            container.wait()
+
+
+def _leader(container: subprocess.Popen[bytes], told: socket.socket, console: Path) -> int:
+    """Wait until the system is up, which systemd-nspawn tells; returns its PID 1."""
+    ended, ready = os.pidfd_open(container.pid), told.fileno()
+    try:
+        while ready in select.select([ready, ended], [], [], _PATIENCE)[0]:
+            if "READY=1" in told.recv(4096).decode().splitlines():
+                return _child(_child(container.pid))  # unshare, systemd-nspawn, systemd
+    finally:
+        os.close(ended)
+    raise AssertionError(f"the system did not boot:\n{console.read_text('utf-8', 'replace')}")
+
+
+def _child(pid: int) -> int:
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
+    return int(child)
+
+
+@contextlib.contextmanager
+def _cgroups(name: str) -> Iterator[list[Path]]:
+    """Make a control group where systemd makes its own, in each of its hierarchies: tests may run side by side."""
+    cgroups = [Path(hierarchy, name) for hierarchy in _hierarchies()]
+    for cgroup in cgroups:
+        cgroup.mkdir()
+    try:
+        yield cgroups
+    finally:
+        for cgroup in cgroups:
+            for directory, _, _ in os.walk(cgroup, topdown=False):
+                wait_until(partial(_removed, directory))
+
+
+def _hierarchies() -> Iterator[str]:
+    """Yield where control groups are that systemd names units by: cgroup2, or its own hierarchy without controllers."""
+    for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines():
+        before, _, after = line.partition(" - ")
+        fstype, _, options = after.split(" ", 2)
+        if fstype == "cgroup2" or (fstype == "cgroup" and "name=systemd" in options.split(",")):
+            yield before.split(" ")[4]
+
+
+def _removed(cgroup: str) -> bool:
+    """Remove a control group, unless processes are still ending in it."""
+    try:
+        Path(cgroup).rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
+def _skip_without_systemd() -> None:
+    """Skip the test where no system can be booted. In CI that is a failure: a skipped promise is not a kept one."""
+    if os.geteuid() == 0:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail("only root can boot a systemd, and in CI no test of it may be skipped", pytrace=False)
+    pytest.skip("only root can boot a systemd")

@@ -1,0 +1,345 @@
+"""``secretfs doctor``: every finding, met for real. The promises are in tests/behaviour/test_doctor.py."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+
+from secretfs.doctor import Finding, Level, _kernel, exit_code, summary
+from tests.support import fake_type
+from tests.support.canary import leaked, secret
+from tests.support.command import SECRETFS, Done, environment, in_namespace, secretfs
+from tests.support.fake_type import Fakes, reference
+from tests.support.manifests import component
+from tests.support.mounted import mounted
+from tests.support.servers.faulty import Faulty
+from tests.support.vault_fixtures import Folder, kv, openbao_server
+
+__all__ = ["kv", "openbao_server"]
+
+COMPONENT = """
+    mkdir c m
+    printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
+        'spec: {type: secretstores.local.env}' > c/env.yaml
+    chown 65534 m
+"""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What the doctor said."""
+
+    code: int
+    findings: list[dict[str, str]]
+
+    @classmethod
+    def of(cls, done: Done, code: int | None = None) -> "Diagnosis":
+        document = json.loads(done.out)
+        assert document["exit_code"] == (done.status if code is None else code)
+        return cls(document["exit_code"], document["findings"])
+
+    def __getitem__(self, check: str) -> tuple[str, str]:
+        """Level and text of the only finding of a check."""
+        (found,) = [one for one in self.findings if one["check"] == check]
+        return found["level"], found["finding"]
+
+    def fix(self, check: str) -> str:
+        (found,) = [one for one in self.findings if one["check"] == check]
+        return found["fix"]
+
+
+def doctor(*arguments: str | Path, env: dict[str, str] | None = None) -> Diagnosis:
+    return Diagnosis.of(secretfs("doctor", "--json", *arguments, env=env))
+
+
+def doctor_inside(script: str) -> list[Diagnosis]:
+    """Run a script in a namespace, where ``doctor`` is the command with ``--json``, as nobody."""
+    prelude = COMPONENT + '\ndoctor() { as_nobody secretfs doctor --json --resources-path c "$@" || true; echo ---; }\n'
+    done = in_namespace(prelude + script)
+    assert done.err == ""
+    texts = done.out.split("---\n")[:-1]
+    return [Diagnosis.of(Done(0, text, ""), json.loads(text)["exit_code"]) for text in texts]
+
+
+@pytest.fixture
+def fakes(tmp_path: Path) -> Iterator[Fakes]:
+    with fake_type.installed(tmp_path / "site") as site:
+        yield Fakes(tmp_path / "components", site, {"PYTHONPATH": str(site)})
+
+
+@pytest.fixture
+def components(tmp_path: Path) -> Path:
+    return component(tmp_path / "components", "env", "local.env").parent
+
+
+@pytest.fixture
+def point(tmp_path: Path) -> Path:
+    path = tmp_path / "mnt"
+    path.mkdir()
+    return path
+
+
+class TestMachine:
+    @pytest.mark.parametrize(
+        ("release", "level"),
+        [
+            ("6.9.0", "PASS"),
+            ("6.18.44-custom", "PASS"),
+            ("7.0-rc1", "PASS"),
+            ("6.8.12-amd64", "WARN"),
+            ("5.10", "WARN"),
+        ],
+    )
+    def test_kernel(self, release: str, level: str) -> None:
+        found = _kernel(release)
+        assert (found.level.value, release in found.text) == (level, True)
+
+    def test_what_a_user_lacks(self) -> None:
+        whole, closed, without = doctor_inside("""
+            doctor m
+            chmod 600 /dev/fuse
+            doctor m
+            mount -t tmpfs none /dev
+            doctor --allow-other m
+        """)
+        assert [whole[check][0] for check in ("device", "permission", "mount point")] == ["PASS"] * 3
+        assert whole["permission"] == ("PASS", "fusermount3 mounts for user 65534")
+        assert closed["device"] == ("FAIL", "/dev/fuse may not be opened by this user: its mode is 0600")
+        assert without["device"] == ("FAIL", "/dev/fuse is missing")
+        assert without["allow_other"][0] == "FAIL"
+        assert (closed.code, without.code) == (3, 3)
+
+    def test_without_allow_other_nothing_is_said_of_it(self, components: Path) -> None:
+        found = doctor("--resources-path", components)
+        assert "allow_other" not in [one["check"] for one in found.findings]
+
+    def test_namespaces(self) -> None:
+        ours, own, hidden = doctor_inside("""
+            doctor
+            unshare --mount secretfs doctor --json --resources-path c || true; echo ---
+            mount -o remount,hidepid=invisible /proc
+            doctor
+        """)
+        assert ours["namespace"][0] == "PASS"
+        assert own["namespace"] == (
+            "WARN",
+            "this process has a mount namespace of its own: nobody outside of it will see the mount",
+        )
+        assert hidden["namespace"][0] == "WARN"
+        assert hidden.fix("namespace") == "ask as root"
+
+    def test_swap(self) -> None:
+        (found,) = doctor_inside(r"""
+            printf 'Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n' > swaps
+            mount --bind swaps /proc/swaps
+            ulimit -l 8192
+            doctor
+        """)
+        assert found["memory"] == ("WARN", "memory may be swapped out")
+        assert "LimitMEMLOCK=infinity" in found.fix("memory")
+
+    def test_versions_for_a_bug_report(self, components: Path) -> None:
+        level, text = doctor("--resources-path", components)["packages"]
+        assert level == "PASS"
+        assert re.fullmatch(r"secretfs [\d.]+, Python 3[\d.]+, pyfuse3 [\d.]+, trio [\d.]+(, [a-z-]+ [\d.]+)*", text)
+
+
+@pytest.mark.mount
+class TestMountPoint:
+    def test_every_state_that_it_can_be_in(self, components: Path, point: Path) -> None:
+        def found() -> Diagnosis:
+            return doctor("--resources-path", components, point)
+
+        assert found()["mount point"] == ("PASS", f"{point} is there, and nothing in it")
+        (point / "x").touch()
+        assert found()["mount point"][0] == "WARN"
+        (point / "x").unlink()
+        with mounted(components, mountpoint=point) as mount:
+            assert found()["mount point"] == ("PASS", f"{point} has a secretfs mounted, which answers")
+            os.kill(mount.worker, signal.SIGSTOP)
+            hung = found()
+            assert (hung.code, hung["mount point"]) == (
+                3,
+                ("FAIL", f"{point} has a secretfs mounted that does not answer"),
+            )
+            assert hung.fix("mount point").endswith(f"secretfs unmount --force {point}")
+            mount.kill()
+            mount.process.wait()
+            dead = found()
+            assert dead["mount point"] == ("WARN", f"{point} has the dead mount of a secretfs that was killed")
+        point.rmdir()
+        missing = found()
+        assert (missing.code, missing["mount point"][0]) == (3, "FAIL")
+        assert missing.fix("mount point") == f"make it: mkdir -p {point}"
+
+    def test_propagation(self) -> None:
+        private, shared = doctor_inside("""
+            doctor m
+            mount --make-rshared /mnt
+            doctor m
+        """)
+        assert private["propagation"][0] == "WARN"
+        assert private.fix("propagation") == "mount --make-rshared /mnt, or start them after it"
+        assert shared["propagation"][0] == "PASS"
+
+    def test_without_one_nothing_is_said_of_it(self, components: Path) -> None:
+        checks = [one["check"] for one in doctor("--resources-path", components).findings]
+        assert not {"mount point", "propagation"} & set(checks)
+
+
+class TestDeclared:
+    def test_nothing_to_look_at_is_no_mistake_of_who_asks_for_the_machine(self, tmp_path: Path) -> None:
+        found = doctor(env={"HOME": str(tmp_path)})
+        assert (found.code, found["manifests"]) == (1, ("WARN", "no stores are looked at"))
+        assert "--resources-path names another directory" in found.fix("manifests")
+
+    def test_a_directory_that_is_named_has_to_be_there(self, tmp_path: Path) -> None:
+        found = doctor("--resources-path", tmp_path / "none")
+        assert (found.code, found["manifests"][0]) == (2, "FAIL")
+        assert f"{tmp_path}/none: cannot be read" in found["manifests"][1]
+
+    def test_what_check_would_warn_of(self, fakes: Fakes) -> None:
+        fakes.add("a", {"tokn": "x"})
+        found = doctor("--resources-path", fakes.directory, env=dict(fakes.env))
+        warnings = [one["finding"] for one in found.findings if one["level"] == "WARN"]
+        assert (found.code, len(warnings)) == (1, 1)
+        assert warnings[0].endswith("a.yaml:9: unknown property tokn is ignored (did you mean token?)")
+
+    def test_an_owner_who_cannot_get_in(self, components: Path) -> None:
+        found = doctor("--resources-path", components, "--uid", "4711")
+        assert found["flags"][0] == "WARN"
+        assert "without --allow-other" in found["flags"][1]
+
+
+class TestStores:
+    @pytest.mark.parametrize(
+        ("fail", "code", "text", "fix"),
+        [
+            ("check=AccessDenied", 4, "the fake says so", "look at the credentials that the component names"),
+            ("check=StoreUnavailable", 4, "the fake says so", "start the store, or correct its address"),
+            ("check=SecretNotFound", 4, "the fake says so", "look whether the manifest names what is there"),
+            ("check=MalformedAnswer", 4, "the fake says so", "look who answers at that address"),
+            ("names:=DeadlineExceeded", 4, "the fake says so", "look at the store, and at proxies and firewalls"),
+            ("names:=hang", 4, "no answer within 0.2 s", "look at the store, and at proxies and firewalls"),
+            ("open=ConfigurationError", 2, "token: cannot be used", "correct that; `secretfs check` reads it again"),
+        ],
+    )
+    def test_one_that_fails(self, fakes: Fakes, fail: str, code: int, text: str, fix: str) -> None:
+        fakes.add("bad", {"fail": fail}, annotations={"secretfs/deadline": "200ms"})
+        fakes.add("good", {"secrets": {"value": {"db": {"k": secret()}}}})
+        found = doctor("--resources-path", fakes.directory, env=dict(fakes.env))
+        assert (found.code, found["store bad"][0]) == (code, "FAIL")
+        assert text in found["store bad"][1]
+        assert found.fix("store bad").startswith(fix)
+        assert found["store good"][0] == "PASS"
+
+    def test_one_that_may_fail(self, fakes: Fakes) -> None:
+        fakes.add("bad", {"fail": "check=StoreUnavailable"}, spec={"ignoreErrors": True})
+        found = doctor("--resources-path", fakes.directory, env=dict(fakes.env))
+        assert (found.code, found["store bad"][0]) == (1, "WARN")
+        assert found["store bad"][1].endswith("the fake says so (ignoreErrors)")
+
+    def test_one_with_a_defect_shows_no_text_of_it(self, fakes: Fakes) -> None:
+        fakes.add("bad", {"fail": "names:=ValueError"})
+        done = subprocess.run(
+            [*SECRETFS, "doctor", "--resources-path", str(fakes.directory)],
+            env=environment(fakes.env), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 4
+        assert "unexpected ValueError; the log has the place" in done.stdout
+        assert "fake_type.py" in done.stderr
+        assert not leaked(done.stdout + done.stderr)
+
+    def test_those_that_are_well(self, fakes: Fakes) -> None:
+        fakes.add("empty", {"secrets": {"value": {}}})
+        fakes.add("full", {"secrets": {"value": {"db": {"k": secret()}}}})
+        fakes.add("closed", {"secrets": {"value": {"db": {"k": secret()}}}, "fail": "names:=AccessDenied"})
+        found = doctor("--resources-path", fakes.directory, env=dict(fakes.env))
+        quick = "answers in less than 1 ms"
+        assert found["store empty"] == ("PASS", f"{quick}, and has no secrets")
+        assert found["store full"] == ("PASS", f"{quick}, and lists its names")
+        assert found["store closed"] == ("WARN", f"{quick}, and does not let us list its names: the fake says so")
+        assert found.code == 1
+
+    def test_one_whose_package_is_not_installed(self, fakes: Fakes, tmp_path: Path) -> None:
+        (tmp_path / "site" / "hvac").mkdir()
+        (tmp_path / "site" / "hvac" / "__init__.py").write_text(
+            "raise ModuleNotFoundError('No module named hvac', name='hvac')", encoding="utf-8"
+        )
+        fakes.add("vault", {"vaultAddr": "http://127.0.0.1:9", "vaultToken": secret()}, type="hashicorp.vault")
+        found = doctor("--resources-path", fakes.directory, env=dict(fakes.env))
+        assert (found.code, found["store vault"][0]) == (2, "FAIL")
+        assert "needs the package hvac: pip install secretfs-fuse[vault]" in found["store vault"][1]
+
+    def test_no_name_of_a_secret_is_shown(self, fakes: Fakes) -> None:
+        fakes.add("full", {"secrets": {"value": {"a-name": {"k": secret()}}}})
+        done = secretfs("doctor", "--resources-path", fakes.directory, env=fakes.env)
+        assert "a-name" not in done.out
+
+
+class TestVault:
+    def test_one_that_is_well(self, fakes: Fakes, kv: Folder) -> None:
+        kv.put("db", {"k": secret()})
+        fakes.add("vault", kv.metadata(), type="hashicorp.vault")
+        found = doctor("--resources-path", fakes.directory)
+        level, text = found["store vault"]
+        assert level == "PASS"
+        assert re.fullmatch(r"answers in (\d+|less than 1) ms, and lists its names", text)
+        assert found["clock"] == ("PASS", "it agrees with that of vault")
+        assert [path for operation, path in kv.requests() if operation == "read" and path.startswith("data/")] == []
+
+    def test_a_bad_token(self, fakes: Fakes, kv: Folder, tmp_path: Path) -> None:
+        (tmp_path / "boot.json").write_text(f'{{"token": "{secret("wrong")}"}}', encoding="utf-8")
+        fakes.add("boot", {"secretsFile": tmp_path / "boot.json"}, type="local.file")
+        fakes.add(
+            "vault", kv.metadata() | {"vaultToken": reference("token")}, type="hashicorp.vault", secret_store="boot"
+        )
+        found = doctor("--resources-path", fakes.directory)
+        assert (found.code, found["store vault"][0], found["store boot"][0]) == (4, "FAIL", "PASS")
+        assert found["clock"] == ("PASS", "it agrees with that of vault")
+
+    @pytest.mark.parametrize(("seconds", "text"), [(-600, "ahead of"), (600, "behind")])
+    def test_a_clock_that_is_wrong(self, fakes: Fakes, seconds: int, text: str) -> None:
+        body = b'{"data": {"type": "kv", "options": {"version": "2"}, "keys": ["db"]}}'
+        with Faulty(9) as server:
+            server.answer(200, body, f"Date: {formatdate(time.time() + seconds, usegmt=True)}")
+            fakes.add("vault", {"vaultAddr": server.address, "vaultToken": secret()}, type="hashicorp.vault")
+            found = doctor("--resources-path", fakes.directory)
+        assert found["store vault"][0] == "PASS"
+        assert (found.code, found["clock"][0]) == (1, "WARN")
+        assert re.fullmatch(rf"the clock here is (59\d|60\d) s {text} that of vault", found["clock"][1])
+
+    def test_nobody_there(self, fakes: Fakes) -> None:
+        fakes.add("vault", {"vaultAddr": "http://127.0.0.1:9", "vaultToken": secret()}, type="hashicorp.vault")
+        found = doctor("--resources-path", fakes.directory)
+        assert (found.code, found["store vault"][0]) == (4, "FAIL")
+        assert "Connection refused" in found["store vault"][1]
+        assert found.fix("store vault") == "start the store, or correct its address in the manifest"
+
+
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(components: Path) -> None:
+    command = [*SECRETFS, "doctor", "--resources-path", str(components)]
+    assert secretfs(*command[3:]).err == ""
+    ours, terminal = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen:
+        subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL, stderr=terminal, check=False)
+        os.close(terminal)
+        shown = screen.read(4096)
+    assert b"Connecting" in shown
+
+
+def test_the_worst_decides() -> None:
+    fine, warning = Finding("a", "fine"), Finding.warn("b", "so so", "mend it")
+    failures = [Finding("c", "bad", Level.FAIL, "mend it", code) for code in (4, 2)]
+    assert (exit_code([]), exit_code([fine]), exit_code([fine, warning])) == (0, 0, 1)
+    assert exit_code([warning, *failures]) == 4
+    assert (summary([fine]), summary([fine, warning, *failures])) == ("all is well", "2 FAIL, 1 WARN")

@@ -1,0 +1,288 @@
+"""The journal: what one process writes down the next one reads, also if the first is killed between two stores."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secretfs.errors import JournalUnreadable
+from secretfs.journal import Flag, Journal, Record
+from secretfs.places import (
+    Bulk,
+    BulkKey,
+    Control,
+    ControlKey,
+    ControlsKey,
+    DirectoryKey,
+    FolderKey,
+    LeafKey,
+    RootKey,
+    SecretBulkKey,
+    SecretKey,
+    ValueKey,
+    read,
+    write,
+)
+from secretfs.tree import Directory, Tree, Version
+
+KEYS: list[DirectoryKey | LeafKey] = [
+    RootKey(),
+    FolderKey("vault"),
+    FolderKey("vault", ("a", "b")),
+    SecretKey("vault", "a/b/c"),
+    ValueKey("vault", "a/b/c", "key"),
+    BulkKey("vault", Bulk.ENV),
+    SecretBulkKey("vault", "a", Bulk.JSON),
+    ControlsKey(),
+    ControlKey(Control.REFRESH),
+]
+
+
+def successor(journal: Journal) -> Journal:
+    """Return the journal as the next process gets it."""
+    return Journal(os.dup(journal.file))
+
+
+class Killed(BaseException):
+    """What a process does not survive."""
+
+
+class Mortal:
+    """The words of a journal; the process is killed instead of making one store more than it may."""
+
+    def __init__(self, words: memoryview, stores: int) -> None:
+        self._words = words
+        self.left = stores
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._words[place]
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        if not self.left:
+            raise Killed
+        self.left -= 1
+        self._words[place] = value
+
+    def cast(self, kind: str) -> "Mortal":
+        return _Bytes(self, self._words.cast("B")) if kind == "B" else self
+
+    def release(self) -> None:
+        self._words.release()
+
+
+class _Bytes(Mortal):
+    """The same as bytes. A copy of many is cut short by the kill, as it might be."""
+
+    def __init__(self, words: Mortal, content: memoryview) -> None:
+        super().__init__(content, 0)
+        self._counted = words
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        for start in range(place.start, place.stop, 8):
+            if not self._counted.left:
+                raise Killed
+            self._counted.left -= 1
+            end = min(start + 8, place.stop)
+            self._words[start:end] = value[start - place.start : end - place.start]
+
+
+class TestPlaces:
+    @pytest.mark.parametrize("key", KEYS, ids=repr)
+    def test_each_comes_back(self, key: DirectoryKey | LeafKey) -> None:
+        assert read(write(key)) == key
+
+    @given(st.text(st.characters(exclude_categories=())), st.text(st.characters(exclude_categories=())))
+    def test_so_does_any_name(self, name: str, key: str) -> None:
+        assert read(write(ValueKey("store", name, key))) == ValueKey("store", name, key)
+
+    @pytest.mark.parametrize("text", [b"", b"[]", b'["else"]', b'["value", "a"]', b'["bulk", "a", "xml"]', b"\xff"])
+    def test_anything_else_is_refused(self, text: bytes) -> None:
+        with pytest.raises((ValueError, TypeError, KeyError)):
+            read(text)
+
+
+class TestJournal:
+    def test_what_is_written_is_read(self) -> None:
+        journal = Journal()
+        slot = journal.add(7, b"a place")
+        journal.count(slot, 3)
+        journal.count_opens(slot, 2)
+        journal.bind(slot, b"d" * 16, 1 << 40, 1234.5)
+        journal.flag(slot, Flag.CURRENT)
+        (record,) = successor(journal).records()
+        assert record == Record(
+            slot, 7, 3, 2, Flag.CURRENT | Flag.BOUND, 1 << 40, 1234.5, record.used, b"d" * 16, b"a place"
+        )
+        assert record.used == pytest.approx(journal.born, abs=60)
+
+    def test_the_head_is_kept(self) -> None:
+        journal = Journal()
+        assert journal.init == b""
+        journal.keep_init(b"hello, kernel")
+        assert [journal.take_number() for _ in range(3)] == [1, 2, 3]
+        journal.begin_generation()
+        later = successor(journal)
+        assert later.init == b"hello, kernel"
+        assert later.take_number() == 4
+        assert (later.generation, later.born, later.digest_key) == (1, journal.born, journal.digest_key)
+        assert len(set(later.digest_key)) > 8
+        assert Journal().digest_key != later.digest_key
+
+    def test_it_grows_and_what_is_dropped_makes_room(self) -> None:
+        journal = Journal()
+        slots = [journal.add(number, b"x" * (number % 300)) for number in range(1, 5001)]
+        size = os.fstat(journal.file).st_size
+        later = successor(journal)
+        assert [record.number for record in later.records()] == list(range(1, 5001))
+        for slot in slots:
+            later.drop(slot)
+        for number in range(1, 5001):
+            later.add(number, b"y" * (number % 300))
+        assert os.fstat(journal.file).st_size == size
+        assert sorted(record.number for record in successor(journal).records()) == list(range(1, 5001))
+
+    def test_stores_and_waiters_are_no_inodes(self) -> None:
+        journal = Journal()
+        assert journal.stores == {}
+        journal.stores = {"vault": True}
+        journal.stores = {"vault": True, "env": False}
+        slot = journal.add_waiter(b"one")
+        journal.add_waiter(b"two")
+        journal.drop(slot)
+        later = successor(journal)
+        assert later.stores == {"vault": True, "env": False}
+        assert list(later.records()) == []
+        assert later.take_waiters() == [b"two"]
+        assert successor(journal).take_waiters() == []
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda file: os.ftruncate(file, 100),
+            lambda file: os.pwrite(file, b"x", 0),
+            lambda file: os.pwrite(file, b"\xff", 8),
+            lambda file: os.pwrite(file, b"\xff" * 8, 16),
+        ],
+        ids=["cut", "another file", "another format", "damaged"],
+    )
+    def test_another_file_is_refused(self, spoil: Callable[[int], object]) -> None:
+        journal = Journal()
+        spoil(os.dup(journal.file))
+        with pytest.raises(JournalUnreadable):
+            successor(journal)
+
+    def test_a_record_that_is_damaged_is_refused(self) -> None:
+        journal = Journal()
+        slot = journal.add(1, b"x")
+        os.pwrite(journal.file, bytes(8), slot * 8)
+        with pytest.raises(JournalUnreadable):
+            list(successor(journal).records())
+
+
+def scenario(tree: Tree, told: dict[int, int]) -> None:
+    """Do all that a tree does. ``told`` is what the kernel has been told of and holds: number to references."""
+
+    def tell(inode: Directory | Version) -> None:
+        tree.remember(inode)
+        told[inode.number] = told.get(inode.number, 0) + 1
+
+    def give_up(inode: Directory | Version) -> None:
+        references = told.pop(inode.number)
+        tree.forget(inode.number, references)
+
+    key = ValueKey("vault", "db", "password")
+    tell(tree.directory(FolderKey("vault")))
+    tell(tree.directory(SecretKey("vault", "db")))
+    first = tree.current(key)
+    tell(first)
+    tell(first)
+    tree.bind(key, 1, b"one", 1.0)
+    tree.open(first, b"one")
+    second = tree.bind(key, 2, b"two", 2.0)
+    tell(second)
+    tree.close(first)
+    give_up(first)
+    third = tree.successor(key)
+    assert isinstance(third, Version)
+    tell(third)
+    tree.succeed(third)
+    tree.suits(third, b"three", 3.0)
+    give_up(second)
+    tree.settle({"vault": True})
+    tree.retire(third)
+    tree.outdate("vault")
+
+
+def test_a_kill_at_any_moment_loses_nothing_that_the_kernel_was_told() -> None:
+    stores = 0
+    while True:
+        journal, told = Journal(), dict[int, int]()
+        tree = Tree(journal)
+        mortal = Mortal(journal._words, stores)
+        journal._words = mortal  # type: ignore[assignment]
+        try:
+            scenario(tree, told)
+        except Killed:
+            stores += 1
+        else:
+            break
+        later = Tree(successor(journal))
+        for number, references in told.items():
+            inode = later.inode(number)
+            assert inode.key == tree.inode(number).key
+            assert inode.lookups >= references
+        for version in later._current.values():
+            assert version.digest == b"" or version.size == {1.0: 3, 2.0: 3, 3.0: 5}[version.modified]
+        assert later._journal.take_number() > max([1, *told])
+    assert stores > 100
+
+
+def test_a_tree_goes_on_where_it_was() -> None:
+    journal = Journal()
+    tree = Tree(journal)
+    scenario_keys = [key for key in KEYS if isinstance(key, ValueKey | BulkKey)]
+    directory = tree.directory(FolderKey("vault"))
+    tree.remember(directory)
+    for place, key in enumerate(scenario_keys, 1):
+        version = tree.bind(key, place, b"content", 5.0)
+        tree.remember(version)
+        tree.open(version, b"content")
+    old = tree.current(scenario_keys[0])
+    new = tree.bind(scenario_keys[0], 9, b"other", 6.0)
+    tree.remember(new)
+    later = Tree(successor(journal))
+    assert later.directory(FolderKey("vault")).number == directory.number
+    assert later.current(scenario_keys[0]).number == new.number
+    assert not later.is_current(later.inode(old.number))  # type: ignore[arg-type]
+    restored = later.inode(old.number)
+    assert isinstance(restored, Version)
+    assert (restored.size, restored.modified, restored.opens, restored.content) == (7, 5.0, 1, None)
+    assert later.suits(restored, b"content", 0.0)
+    assert not later.suits(restored, b"another", 0.0)
+    assert later.bind(scenario_keys[0], 1, b"other", 0.0) is later.inode(new.number)
+    assert set(later.inherited) == set(scenario_keys)
+    later.close(restored)
+    later.close(restored)  # told twice: by who was killed, and by us
+    assert restored.opens == 0
+    later.forget(old.number, 1)
+    with pytest.raises(KeyError):
+        later.inode(old.number)
+
+
+def test_stores_that_are_others_now_have_nothing_of_those_before() -> None:
+    journal = Journal()
+    tree = Tree(journal)
+    tree.settle({"vault": True, "env": False})
+    for component in ("vault", "env"):
+        tree.remember(tree.directory(FolderKey(component)))
+    later = Tree(successor(journal))
+    before = {component: later.directory(FolderKey(component)).number for component in ("vault", "env")}
+    later.settle({"vault": False, "env": False})
+    assert later.inode(before["vault"]).outdated  # type: ignore[union-attr]
+    assert not later.inode(before["env"]).outdated  # type: ignore[union-attr]

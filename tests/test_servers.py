@@ -1,0 +1,252 @@
+"""The processes that serve a mount, real ones: how they are found, and how a mount is taken from them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from secretfs.errors import MountError
+from secretfs.mountpoint import abort, is_dead, is_mounted, require_mounted
+from secretfs.servers import force_unmount, serving
+from tests.support.command import Done, background, environment, in_namespace, secretfs
+from tests.support.manifests import component
+from tests.support.mounted import mounted, supervisor
+from tests.support.shell import wait_until
+
+pytestmark = pytest.mark.mount
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="without root only where fusectl is mounted")
+COMPONENT = """
+    mkdir c m
+    printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
+        'spec: {type: secretstores.local.env}' > c/env.yaml
+    chown 65534 m
+"""
+
+
+@pytest.fixture
+def components(tmp_path: Path) -> Path:
+    return component(tmp_path / "components", "env", "local.env").parent
+
+
+@pytest.fixture
+def point(tmp_path: Path) -> Path:
+    path = tmp_path / "mnt"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def reader(point: Path) -> Iterator["Reader"]:
+    with Reader(point) as reader:
+        yield reader
+
+
+class Reader:
+    """A program that reads a file of a mount when it is told to, and says how that ended."""
+
+    def __init__(self, point: Path) -> None:
+        code = f"import sys; input(); print('now', flush=True); open({str(point / 'env/HOME')!r}).read()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def hang(self) -> None:
+        """Let it read, and wait until it waits for the daemon."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "now\n"
+        wait_until(lambda: Path(f"/proc/{self._process.pid}/wchan").read_text() == "request_wait_answer")
+
+    def end(self) -> str:
+        """Wait for its end, and return the last line that it says."""
+        _, said = self._process.communicate(timeout=10)
+        return said.splitlines()[-1]
+
+
+def test_they_are_found_by_the_mount_they_serve(components: Path, point: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    with background(point, "--resources-path", components) as first:
+        with background(other, "--resources-path", components) as second:
+            assert serving(require_mounted(point)) == [supervisor(point), first]
+            assert serving(require_mounted(other)) == [supervisor(other), second]
+        gone = require_mounted(point)
+    assert serving(gone) == []
+
+
+FORKING = """
+import os, signal, sys
+from pathlib import Path
+from secretfs.mountpoint import MountedAt
+from secretfs.servers import _name, set_name
+set_name(_name(MountedAt("/x", "fuse.secretfs", int(sys.argv[1]), 0, False)))
+ignored = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+children = []
+for _ in range(2):
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    children.append(child)
+print(os.getpid(), *children, flush=True)
+while True:  # what a supervisor does: one that ends is replaced
+    os.wait()
+    if os.fork() == 0:
+        signal.pause()
+"""
+
+
+@AS_ROOT
+def test_all_are_ended_the_one_first_that_would_start_others(components: Path, point: Path) -> None:
+    with mounted(components, mountpoint=point) as mount:
+        minor = require_mounted(point).minor
+        other = subprocess.Popen(
+            [sys.executable, "-c", FORKING, str(minor)], env=environment(), stdout=subprocess.PIPE, text=True
+        )
+        assert other.stdout
+        pids = [int(pid) for pid in other.stdout.readline().split()]
+        assert serving(require_mounted(point)) == [
+            *sorted([mount.process.pid, pids[0]]),
+            *sorted([mount.worker, *pids[1:]]),
+        ]
+        there = require_mounted(point)
+        force_unmount(point)
+        assert other.wait(10) == -signal.SIGKILL
+        assert serving(there) == []
+        assert mount.process.wait(10) == 0, "it was asked to end, and has had the time"
+        other.stdout.close()
+
+
+@AS_ROOT
+def test_an_abort_frees_who_waits_and_leaves_the_mount(components: Path, point: Path, reader: Reader) -> None:
+    with mounted(components, mountpoint=point) as mount:
+        os.kill(mount.worker, signal.SIGSTOP)
+        reader.hang()
+        abort(point)
+        assert reader.end().startswith("ConnectionAbortedError")
+        assert is_mounted(point)
+        assert is_dead(point)
+        abort(point)  # twice is no error
+        os.kill(mount.worker, signal.SIGCONT)
+        assert mount.process.wait(10) == 0
+
+
+def test_an_abort_of_nothing(point: Path) -> None:
+    with pytest.raises(MountError, match="has no secretfs mounted"):
+        abort(point)
+
+
+def test_where_fusectl_is_mounted_a_user_aborts_his_own() -> None:
+    done = in_namespace(
+        COMPONENT
+        + """
+        mount -t fusectl none /sys/fs/fuse/connections
+        as_nobody secretfs mount --resources-path c m
+        pkill --signal STOP secretfs:
+        as_nobody /mnt/python/bin/python -c '
+from pathlib import Path
+from secretfs.mountpoint import abort, is_dead
+abort(Path("/mnt/nobody/m"))
+print(is_dead(Path("/mnt/nobody/m")))'
+        as_nobody secretfs unmount --force m
+        ls m; pgrep secretfs: || echo none
+    """
+    )
+    assert (done.out, done.err) == ("True\nnone\n", "")
+
+
+class TestForce:
+    def test_dead_ones_go_all_at_once(self) -> None:
+        done = in_namespace(
+            COMPONENT
+            + """
+            for i in 1 2 3; do
+                exec 3<>/dev/fuse
+                mount -i -t fuse.secretfs -o fd=3,rootmode=40000,user_id=0,group_id=0 sfs m
+                exec 3>&-
+            done
+            secretfs unmount --force m
+            grep -c "$PWD/m .*fuse.secretfs" /proc/self/mountinfo
+        """
+        )
+        assert (done.out, done.err) == ("0\n", "")
+
+    def test_a_dead_one_as_a_user(self) -> None:
+        done = in_namespace(
+            COMPONENT
+            + """
+            as_nobody secretfs mount --resources-path c m
+            pkill --signal KILL secretfs:
+            while as_nobody ls m 2> /dev/null; do :; done
+            as_nobody secretfs unmount --force m; ls m
+        """
+        )
+        assert (done.status, done.out, done.err) == (0, "", "")
+
+    def test_that_of_somebody_else(self) -> None:
+        done = in_namespace(
+            COMPONENT
+            + """
+            secretfs mount --resources-path c m
+            as_nobody secretfs unmount --force m || echo $?
+            ls m; secretfs unmount m
+        """
+        )
+        assert (done.out, done.lines) == (
+            "3\nenv\n",
+            ["secretfs: the secretfs at /mnt/nobody/m was mounted by user 0; become that user, or root"],
+        )
+
+    def test_a_server_that_cannot_be_found_is_not_passed_over(self) -> None:
+        done = in_namespace(
+            COMPONENT
+            + """
+            exec 3<>/dev/fuse
+            mount -i -t fuse.secretfs -o fd=3,rootmode=40000,user_id=65534,group_id=65534 sfs m
+            as_nobody sh -c 'exec 3>&-; secretfs unmount --force m || echo $?'
+        """
+        )
+        assert done.out == "3\n"
+        assert "m is unmounted, but the process behind it was not found" in done.err
+
+    def test_root_ends_the_hung_mount_of_a_user(self) -> None:
+        done = in_namespace(
+            COMPONENT
+            + """
+            as_nobody secretfs mount --resources-path c m
+            pkill --signal STOP secretfs:
+            secretfs unmount --force m
+            ls m; pgrep secretfs: || echo none
+        """
+        )
+        assert (done.status, done.out, done.err) == (0, "none\n", "")
+
+    def test_what_is_not_mounted(self, point: Path) -> None:
+        assert secretfs("unmount", "--force", point) == Done(3, "", f"secretfs: {point} has no secretfs mounted\n")
+
+
+def test_a_mount_that_hangs_is_told_apart_from_a_dead_one(components: Path, point: Path) -> None:
+    with mounted(components, mountpoint=point) as mount:
+        assert not is_dead(point)
+        os.kill(mount.worker, signal.SIGSTOP)
+        began = time.monotonic()
+        with pytest.raises(MountError, match="does not answer; free who waits for it, and unmount: secretfs unmount"):
+            is_dead(point)
+        assert time.monotonic() - began < 5
+        mount.kill()
+        assert is_dead(point)

@@ -1,0 +1,204 @@
+"""The supervisor with workers of its own kind: small programs that speak its protocol and end in every possible way."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from secretfs import obituary
+from tests.support.command import ROOT
+from tests.support.shell import wait_until
+
+PRELUDE = """
+import os, signal, socket, sys, time
+sys.path.insert(0, {root!r})
+from secretfs.notify import kept_descriptors, service_manager
+kept, manager = kept_descriptors(), service_manager()
+life = open({lives!r}, "a"); life.write("x"); life.close()
+lives = os.path.getsize({lives!r})
+"""
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A supervisor and what its workers leave behind."""
+
+    process: subprocess.Popen[bytes]
+    lives: Path
+    log: Path
+
+    @property
+    def count(self) -> int:
+        """How many workers there were."""
+        return self.lives.stat().st_size if self.lives.exists() else 0
+
+    def signal_until(self, number: signal.Signals, file: Path) -> None:
+        """Send a signal until the worker, which may not be that far yet, has made a file because of it."""
+
+        def sent() -> bool:
+            self.process.send_signal(number)
+            return file.exists()
+
+        wait_until(sent)
+
+
+@contextmanager
+def supervised(directory: Path, worker: str, *, settings: str = "pass") -> Iterator[Supervised]:
+    """Run a supervisor in the foreground; ``worker`` is the program of its workers."""
+    lives, log, script = directory / "lives", directory / "log", directory / "worker.py"
+    script.write_text(PRELUDE.format(root=str(ROOT), lives=str(lives)) + textwrap.dedent(worker), encoding="utf-8")
+    program = f"import sys; from secretfs import supervisor as s; {settings}; sys.exit(s.main(sys.argv[1:]))"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, "-1", "-", str(directory / "mnt"), sys.executable, str(script)],
+            cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=stderr, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    try:
+        yield Supervised(process, lives, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(("end", "status"), [("sys.exit(4)", 4), ("os.kill(os.getpid(), 9)", 137), ("sys.exit(0)", 0)])
+def test_a_first_worker_that_never_was_ready_is_the_end(tmp_path: Path, end: str, status: int) -> None:
+    with supervised(tmp_path, end) as s:
+        assert s.process.wait(20) == status
+        assert s.count == 1
+
+
+def test_what_a_worker_has_kept_the_next_one_gets(tmp_path: Path) -> None:
+    worker = f"""
+        if lives == 1:
+            for name in ("connection", "journal"):
+                file = os.memfd_create(name); os.write(file, name.encode()); manager.keep(name, file)
+            again = os.memfd_create("again"); os.write(again, b"newer"); manager.keep("journal", again)
+        manager.tell(READY=1)
+        if lives < 4:
+            os.kill(os.getpid(), signal.SIGSEGV if lives % 2 else signal.SIGKILL)
+        told = {{name: os.pread(held, 99, 0).decode() for name, held in kept.items()}}
+        open({str(tmp_path / "told")!r}, "w").write(repr(told) + os.getcwd())
+        manager.forget("connection")
+        manager.forget("journal")
+    """
+    with supervised(tmp_path, worker) as s:
+        assert s.process.wait(20) == 0
+        told = (tmp_path / "told").read_text(encoding="utf-8")
+        assert told == "{'connection': 'connection', 'journal': 'newer'}" + str(tmp_path)
+        assert s.count == 4
+        assert "killed by SIGSEGV" in s.log.read_text(encoding="utf-8")
+
+
+def test_a_worker_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
+    worker = """
+        if lives == 1:
+            manager.keep("connection", os.memfd_create("x"))
+        manager.tell(READY=1)
+        assert manager.watchdog == 0.4
+        while lives > 1 or time.monotonic() < time.monotonic() + 1:
+            manager.tell(WATCHDOG=1)
+            if lives == 1:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if lives == 2:
+                manager.forget("connection"); sys.exit()
+    """
+    with supervised(tmp_path, worker, settings="s.WATCHDOG = 0.4") as s:
+        assert s.process.wait(20) == 0
+        assert s.count == 2
+        assert "does not answer: it is killed" in s.log.read_text(encoding="utf-8")
+
+
+def test_who_ends_at_once_again_and_again_is_given_up_with_the_reason(tmp_path: Path) -> None:
+    worker = """
+        if lives == 1:
+            manager.keep("connection", os.memfd_create("x"))
+            manager.tell(READY=1); time.sleep(0.1); os.kill(os.getpid(), 9)
+        manager.tell(STATUS="it is Tuesday"); sys.exit(4)
+    """
+    mountpoint = str(tmp_path / "mnt")
+    try:
+        with supervised(tmp_path, worker, settings="s.PAUSES = (0.0,)") as s:
+            assert s.process.wait(20) == 4
+            assert s.count == 1 + 6
+            assert "6 processes in a row ended at once, the last with: it is Tuesday" in s.log.read_text("utf-8")
+        assert obituary.read(mountpoint) == "it is Tuesday"
+    finally:
+        obituary.remove(mountpoint)
+    assert obituary.read(mountpoint) == ""
+
+
+def test_who_is_killed_from_outside_is_never_given_up(tmp_path: Path) -> None:
+    worker = """
+        if lives == 1:
+            manager.keep("connection", os.memfd_create("x"))
+        manager.tell(READY=1)
+        if lives < 20:
+            os.kill(os.getpid(), 9)
+        manager.forget("connection")
+    """
+    with supervised(tmp_path, worker) as s:
+        assert s.process.wait(30) == 0
+        assert s.count == 20
+
+
+def test_signals_reach_the_worker_and_a_last_one_ends_both(tmp_path: Path) -> None:
+    worker = f"""
+        signal.signal(signal.SIGHUP, lambda *_: open({str(tmp_path / "hup")!r}, "w").close())
+        manager.tell(READY=1)
+        open({str(tmp_path / "up")!r}, "w").close()
+        while True: time.sleep(0.05)
+    """
+    with supervised(tmp_path, worker) as s:
+        wait_until((tmp_path / "up").exists)
+        s.signal_until(signal.SIGHUP, tmp_path / "hup")
+        s.process.send_signal(signal.SIGTERM)
+        assert s.process.wait(20) == 0
+        assert s.count == 1
+
+
+def test_a_worker_that_does_not_end_when_asked_is_killed(tmp_path: Path) -> None:
+    worker = f"""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        manager.tell(READY=1)
+        open({str(tmp_path / "up")!r}, "w").close()
+        while True: time.sleep(0.05)
+    """
+    with supervised(tmp_path, worker, settings="s.LAST_WORDS = 0.3") as s:
+        wait_until((tmp_path / "up").exists)
+        s.process.send_signal(signal.SIGTERM)
+        assert s.process.wait(20) == 0
+
+
+def test_nobody_else_is_listened_to(tmp_path: Path) -> None:
+    worker = """
+        manager.tell(READY=1)
+        if lives == 1:
+            manager.keep("connection", os.memfd_create("x"))
+            if not os.fork():
+                manager.forget("connection")
+                os._exit(0)
+            os.wait()
+            os.kill(os.getpid(), 9)
+        manager.forget("connection")
+    """
+    with supervised(tmp_path, worker) as s:
+        assert s.process.wait(20) == 0
+        assert s.count == 2
+
+
+def test_it_is_small(tmp_path: Path) -> None:
+    """It holds a connection for as long as a machine is up; what it never needs it never imports."""
+    with supervised(tmp_path, "manager.tell(READY=1); time.sleep(60)") as s:
+        wait_until(lambda: s.count)
+        maps = Path(f"/proc/{s.process.pid}/smaps_rollup").read_text(encoding="ascii")
+        (rss,) = [int(line.split()[1]) for line in maps.splitlines() if line.startswith("Pss:")]
+        assert rss < 24 << 10
+        s.process.send_signal(signal.SIGTERM)
+        assert s.process.wait(20) == 0
