@@ -33,7 +33,8 @@ class Troubles:
         A question that failed so before, and has not been answered since, tells nothing of the store: what is in the
         way may be its secret alone, while others are answered all the time.
         """
-        reason = str(error).replace(question[1], "", 1)
+        _, _, reason = str(error).partition(": ")  # what comes first is what was asked for
+        reason = reason or str(error)
         if reason != self._outage and self._remember(question, reason):
             self._outage = reason
             log.warning("%s: %s", self._component, error)

@@ -31,6 +31,7 @@ def test_an_outage_is_told_once_whatever_is_asked(troubles: Troubles, told: pyte
     for _ in range(3):
         for kind, name in (DB, OTHER):
             troubles.failed((kind, name), StoreUnavailable(f"{name}: connection refused"))
+    troubles.failed(CHECK, StoreUnavailable("engine secret: connection refused"))
     troubles.failed(CHECK, StoreUnavailable("timed out"))
     troubles.over()
     troubles.over()
