@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from secretfs.errors import AccessDenied, SecretFSError, StoreError, StoreUnavailable
@@ -39,6 +39,8 @@ class _Generation:
 
     store: SecretStore
     calls: int = 0
+    opened_at: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
 
 
 class ReopeningStore:
@@ -86,12 +88,11 @@ class ReopeningStore:
         return self._ask(("fetch", name), lambda store: store.fetch(name))
 
     def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
-        """`ComparingStore.unchanged`, if the store does compare."""
-
-        def compare(store: SecretStore) -> frozenset[str]:
-            return store.unchanged(known) if isinstance(store, ComparingStore) else frozenset()
-
-        return self._ask(("unchanged", ""), compare)
+        """`ComparingStore.unchanged`, if the store does compare. What was read before it opened may be another's."""
+        with self._in_use() as asked:
+            if not isinstance(asked.store, ComparingStore):
+                return frozenset()
+            return asked.store.unchanged({name: it for name, it in known.items() if it.read_at >= asked.opened_at})
 
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
         """`WatchingStore.watch`, if the store does watch."""

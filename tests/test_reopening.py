@@ -1,6 +1,7 @@
 """Credentials rotated upstream: the store is opened anew and the reader never notices."""
 
 import threading
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -9,7 +10,7 @@ from secretfs import reopening
 from secretfs.errors import AccessDenied, StoreError, StoreUnavailable
 from secretfs.reopening import ReopeningStore
 from secretfs.settings import Property
-from secretfs.store import Secret, SecretStore
+from secretfs.store import Known, Secret, SecretStore
 from tests.conftest import ExpectLog
 from tests.support.canary import secret as canary
 from tests.support.memory_store import MemoryStore, WatchingMemoryStore
@@ -184,6 +185,21 @@ def test_a_trial_of_a_store_that_cannot_be_reached_looks_for_another_place(
         store.fetch("db")
     store.check()
     assert store.fetch("db").values == {"k": b"v"}
+
+
+class _Comparing(_Guarded):
+    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+        return frozenset(known)
+
+
+def test_what_was_read_from_another_store_is_not_compared(store: ReopeningStore, upstream: Upstream) -> None:
+    known = {"db": Known(store.fetch("db"), time.time())}
+    assert store.unchanged(known) == frozenset()  # this one does not compare
+    upstream.kind = _Comparing
+    upstream.rotate()
+    store.look()
+    assert store.unchanged(known) == frozenset()
+    assert store.unchanged({"db": Known(store.fetch("db"), time.time())}) == {"db"}
 
 
 def test_nothing_is_opened_after_the_end(store: ReopeningStore, upstream: Upstream) -> None:
