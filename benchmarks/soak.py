@@ -11,37 +11,33 @@ there is a finding.
 import argparse
 import contextlib
 import ctypes
-import errno
 import json
 import os
-import random
-import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.probed import tasks
-from benchmarks.soaker import DEADLINE, FIRM, PASSING, SHAKY
+from benchmarks.soaker import FIRM, PASSING
 from benchmarks.stage import BenchmarkError, Mount, Stage
+from benchmarks.unrest import TTL, Unrest
+from secretfs.calls import CONCURRENCY
 from tests.support.canary import leaked
-from tests.support.manifests import component, configuration, scope
 from tests.support.servers.faulty import Faulty
 from tests.support.servers.openbao import OpenBao, openbao
-from tests.support.values import sealed, unsealed
+from tests.support.values import unsealed
 
 READERS, WATCHERS = 2, 2
-TTL = 1.0
 FRESH_AGAIN = 15.0
 """Seconds within which everything is fresh once the server is back: the breaker may pause for half of it."""
+SETTLED = 15.0
+"""Seconds that work under way may take to end. What leaks does not go away."""
 _EXPECTED = ("nothing is changed", "vault: ", "it goes on as it was")
-_LARGE, _SMALL = 200_001, 4_000
 _REMOUNT = 32 | 2 | 4 | 8  # MS_REMOUNT, MS_NOSUID, MS_NODEV, MS_NOEXEC: <sys/mount.h>
 
 
@@ -68,99 +64,29 @@ HEADER = f"{'seconds':>8} {'inodes':>8} {'tasks':>7} {'threads':>8} {'descriptor
 
 # What may come on top of what there was in the middle of the time: noise, and work that is under way.
 TOLERANCE = {"inodes": 60, "tasks": 60, "threads": 12, "descriptors": 12, "rss": 16e6}
+# What may be left over what there was at first. Then one after the other was read; by now there was a connection to the
+# server for each call that may be under way, and it is kept open.
+LEFT = {"tasks": 6, "descriptors": CONCURRENCY}
 
 
 class Soak:
     """The stage, what happens on it, and what came to light."""
 
     def __init__(self, stage: Stage, server: OpenBao, way: Faulty, seed: int) -> None:
-        self.findings: list[str] = []
-        self.happened: Counter[str] = Counter()
-        self._random = random.Random(seed)
         self._stage = stage
-        self._server = server
-        self._way = way
-        self._over = threading.Event()
-        self._reachable = threading.Lock()
-        self._writing = threading.Lock()
-        self._numbers: dict[str, int] = {}
-        self._files: dict[str, dict[str, str]] = {"file": {}, "edited": {}}
-        self._vault: dict[str, str] = {}
+        self._unrest = Unrest(stage, server, way, seed)
+        self.findings, self.happened = self._unrest.findings, self._unrest.happened
         self._directory = stage.directory("soak")
-        self._resources = stage.directory("resources")
         self._log = self._directory / "log"
         self._census = self._directory / "tasks"
-        self._flip = False
-
-    # --- what is there ---
-
-    def prepare(self) -> None:
-        """Write secrets and manifests."""
-        names = [f"{FIRM}-{number}" for number in range(20)] + [f"{SHAKY}-{number}" for number in range(100)]
-        for name in names:
-            self._put("vault", name)
-            for store, secrets in self._files.items():
-                secrets[name] = self._next(f"{store}/{name}")
-        for store in self._files:
-            self._save(store)
-        self._declare()
-
-    def _declare(self) -> None:
-        short = {"secretfs/ttl": f"{TTL:g}s", "secretfs/deadline": f"{DEADLINE:g}s", "secretfs/idle": "5s"}
-        vault = {"vaultAddr": self._way.address, "vaultToken": self._server.token, "vaultKVPrefix": "soak"}
-        component(self._resources, "vault", "hashicorp.vault", vault, annotations=short)
-        component(
-            self._resources, "file", "local.file", {"secretsFile": self._directory / "file.json"}, annotations=short
-        )
-        self._declare_edited()
-        configuration(self._resources.parent, scope("file"), name="config")
-
-    def _declare_edited(self) -> None:
-        annotations = {"secretfs/ttl": f"{TTL + self._flip:g}s", "secretfs/deadline": f"{DEADLINE:g}s"}
-        properties = {"secretsFile": self._directory / "edited.json"}
-        component(self._resources, "edited", "local.file", properties, annotations=annotations)
-
-    def _next(self, name: str) -> str:
-        """Make the next version of a value: mostly a small one."""
-        limit = _LARGE if self._random.random() < 0.05 else _SMALL
-        number = self._numbers.get(name, 0) + 1
-        while number * 7919 % 200_000 >= limit:
-            number += 1
-        self._numbers[name] = number
-        return sealed(number)
-
-    def _put(self, store: str, name: str) -> None:
-        value = self._next(f"{store}/{name}")
-        if store == "vault":
-            self._vault[name] = value
-            self._server.put(f"secret/soak/{name}", {"key": value})
-        else:
-            with self._writing:
-                self._files[store][name] = value
-                self._save(store)
-
-    def _delete(self, store: str, name: str) -> None:
-        if store == "vault":
-            del self._vault[name]
-            self._server.delete(f"secret/soak/{name}")
-        else:
-            with self._writing:
-                del self._files[store][name]
-                self._save(store)
-
-    def _save(self, store: str) -> None:
-        path = self._directory / f"{store}.json"
-        new = path.with_suffix(".new")
-        new.write_text(json.dumps(self._files[store]))
-        new.replace(path)
-
-    # --- what happens ---
 
     def run(self, seconds: float, show: Callable[[str], None]) -> None:
         """Do it all for so long."""
+        self._unrest.prepare()
         path = self._stage.directory("mnt")
-        command = [sys.executable, "-m", "benchmarks.probed", str(self._census), "mount", "-f"]
-        command += ["--resources-path", str(self._resources), "--config", str(self._resources.parent / "config.yaml")]
+        command = [sys.executable, "-m", "secretfs.supervisor", "-1", "-", str(path)]
+        command += [sys.executable, "-m", "benchmarks.probed", str(self._census), "mount", "-f"]
+        command += ["--resources-path", str(self._unrest.resources), "--config", str(self._unrest.config)]
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(self._log.open("wb"))
             daemon = subprocess.Popen(
@@ -170,7 +96,7 @@ class Soak:
                 stdin=subprocess.DEVNULL,
                 process_group=0,
             )
-            mount = stack.enter_context(self._stage.serving(path, daemon))
+            mount = stack.enter_context(self._stage.serving(path, daemon)).of_worker()
             self._read_everything(mount)
             idle = self._sample(mount, 0.0)
             try:
@@ -189,7 +115,7 @@ class Soak:
     def _soak(self, mount: Mount, seconds: float, show: Callable[[str], None]) -> list[Sample]:
         started = time.monotonic()
         samples = []
-        with self._readers(mount), self._inotifywait(mount), self._busy(mount):
+        with self._readers(mount), self._inotifywait(mount), self._unrest.busy(mount):
             show(HEADER)
             pause = max(1.0, seconds / 20)
             while time.monotonic() < started + seconds:
@@ -199,118 +125,6 @@ class Soak:
                 if len(self.findings) > 50:
                     break
         return samples
-
-    @contextlib.contextmanager
-    def _busy(self, mount: Mount) -> Iterator[None]:
-        """Rotate, break, reload and refresh."""
-        works = (
-            (self._rotate, 0.03),
-            (self._come_and_go, 0.5),
-            (self._break, 4.0),
-            (lambda: self._reload(mount), 1.5),
-            (lambda: self._refresh(mount), 0.7),
-        )
-        threads = [threading.Thread(target=self._again, args=work) for work in works]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            for thread in threads:
-                thread.join()
-
-    def _again(self, work: Callable[[], None], pause: float) -> None:
-        while not self._over.wait(pause * self._random.uniform(0.5, 1.5)):
-            try:
-                work()
-            except Exception as error:  # noqa: BLE001 - a finding, and the others go on
-                self.findings.append(f"{getattr(work, '__name__', 'work')}: {type(error).__name__}: {error}")
-                return
-
-    def _rotate(self) -> None:
-        store = self._random.choice(("vault", "vault", "file", "edited"))
-        kind, count = self._random.choice(((FIRM, 20), (FIRM, 20), (SHAKY, 100)))
-        name = f"{kind}-{self._random.randrange(count)}"
-        if store != "vault":
-            self._put(store, name)
-        elif self._reachable.acquire(blocking=False):
-            try:
-                self._put(store, name)
-            finally:
-                self._reachable.release()
-        self.happened["rotations"] += 1
-
-    def _come_and_go(self) -> None:
-        store, name = self._random.choice(("vault", "file")), f"{PASSING}-{self._random.randrange(10)}"
-        there = name in (self._vault if store == "vault" else self._files[store])
-        with self._reachable:
-            (self._delete if there else self._put)(store, name)
-        self.happened["secrets that came or went"] += 1
-
-    def _break(self) -> None:
-        how = self._random.choice(("stop", "kill", "reset", "black_hole", "swallow", "500", "429", "garbage", "drip"))
-        lasts = self._random.uniform(0.5, 5.0)
-        if how == "stop":
-            with self._reachable, self._server.hanging():
-                self._over.wait(lasts)
-        elif how == "kill":
-            with self._reachable:
-                self._way.shut()  # while the new server is empty, nobody may see it: that would be "no such secret"
-                self._server.kill()
-                self._over.wait(lasts)
-                self._server.start()
-                for name, value in self._vault.items():
-                    self._server.put(f"secret/soak/{name}", {"key": value})
-                self._way.mend()
-        else:
-            match how:
-                case "500" | "429":
-                    self._way.answer(int(how), b'{"errors":["no"]}', "Retry-After: 2")
-                case "garbage":
-                    self._way.answer(200, b'{"data": {"data"')
-                case _:
-                    getattr(self._way, how)()
-            self._over.wait(lasts)
-            self._way.mend()
-        self.happened[f"outages: {how}"] += 1
-
-    def _reload(self, mount: Mount) -> None:
-        match self._random.randrange(4):
-            case 0:
-                self._flip = not self._flip
-                self._declare_edited()
-            case 1:
-                (self._resources / "edited.yaml").write_text("apiVersion: dapr.io/v1alpha1\nkind: Component\nmeta: [")
-                os.kill(mount.pid, signal.SIGHUP)
-                self._over.wait(0.3)
-                self._declare_edited()
-            case 2:
-                extra = self._resources / "extra.yaml"
-                if extra.exists():
-                    extra.unlink()
-                else:
-                    component(self._resources, "extra", "local.env", {"prefix": "SOAK_"})
-            case 3:
-                denied = [f"{PASSING}-1"] if self._random.random() < 0.5 else []
-                configuration(self._resources.parent, scope("file", denied=denied), name="config")
-        if self._random.random() < 0.7:
-            os.kill(mount.pid, signal.SIGHUP)
-        self.happened["reloads"] += 1
-
-    def _refresh(self, mount: Mount) -> None:
-        what = self._random.choice(("*", "vault", "file", f"vault/{FIRM}-3", f"file/{FIRM}-3", f"file/{PASSING}-3"))
-        try:
-            (mount.path / ".secretfs/refresh").write_text(what)
-        except OSError as error:
-            name = errno.errorcode[error.errno or 0]
-            allowed = {"ENOENT"} if PASSING in what else set()
-            allowed |= {"EIO", "ETIMEDOUT", "EBADMSG"} if what[0] in "*v" else set()
-            if name not in allowed:
-                self.findings.append(f"refresh {what}: {name}")
-            self.happened[f"refreshes that failed: {name}"] += 1
-        else:
-            self.happened["refreshes"] += 1
 
     @contextlib.contextmanager
     def _readers(self, mount: Mount) -> Iterator[None]:
@@ -368,17 +182,17 @@ class Soak:
 
     def _read_everything(self, mount: Mount) -> None:
         for store in ("file", "edited"):
-            for name in self._files[store]:
+            for name in self._unrest.files[store]:
                 unsealed((mount.path / store / name).read_bytes())
-        for name in self._vault:
+        for name in self._unrest.vault:
             unsealed((mount.path / "vault" / name / "key").read_bytes())
 
     def _all_is_fresh(self, mount: Mount) -> None:
         """Every value must become the newest one."""
         end = time.monotonic() + FRESH_AGAIN + TTL
-        wanted = {f"vault/{name}/key": value for name, value in self._vault.items()}
+        wanted = {f"vault/{name}/key": value for name, value in self._unrest.vault.items()}
         wanted |= {
-            f"{store}/{name}": value for store, secrets in self._files.items() for name, value in secrets.items()
+            f"{store}/{name}": value for store, secrets in self._unrest.files.items() for name, value in secrets.items()
         }
         wanted = {path: value for path, value in wanted.items() if PASSING not in path}  # a scope may hide these
         while wanted and time.monotonic() < end:
@@ -406,16 +220,23 @@ class Soak:
         if libc.mount(b"secretfs", os.fsencode(mount.path), b"fuse.secretfs", _REMOUNT, None) != 0:
             show(f"(not all is forgotten: {os.strerror(ctypes.get_errno())})")
             return
-        time.sleep(1.0)
         after = self._sample(mount, 0.0)
+        end = time.monotonic() + SETTLED
+        while self._left(idle, after) and time.monotonic() < end:
+            time.sleep(0.5)
+            after = self._sample(mount, 0.0)
         show("at first, with all values read once; and at the end, when the kernel has forgotten all:")
         show(idle.row())
         show(after.row())
-        if after.inodes > 5:  # the root, .secretfs and status.json
-            self.findings.append(f"{after.inodes} inodes are left")
-        for name in ("tasks", "descriptors"):
-            if getattr(after, name) > getattr(idle, name) + 6:
-                self.findings.append(f"{getattr(after, name)} {name} are left of {getattr(idle, name)}")
+        self.findings += self._left(idle, after)
+
+    def _left(self, idle: Sample, after: Sample) -> list[str]:
+        """Say what there is that there was not at first."""
+        found = [f"{after.inodes} inodes are left"] if after.inodes > 5 else []  # the root, .secretfs and status.json
+        for name, tolerance in LEFT.items():
+            if getattr(after, name) > getattr(idle, name) + tolerance:
+                found.append(f"{getattr(after, name)} {name} are left of {getattr(idle, name)}")
+        return found
 
     def _read_log(self) -> None:
         log = self._log.read_text("utf-8", "replace")
@@ -434,7 +255,6 @@ def soak(seconds: float, seed: int, show: Callable[[str], None]) -> list[str]:
     """Soak for so long; returns what was found."""
     with Stage() as stage, openbao(stage.directory("openbao")) as server, Faulty(server.port) as way:
         run = Soak(stage, server, way, seed)
-        run.prepare()
         run.run(seconds, show)
         for what, count in sorted(run.happened.items()):
             show(f"{count:10} {what}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -34,6 +35,11 @@ class Mount:
 
     path: Path
     pid: int
+
+    def of_worker(self) -> "Mount":
+        """Return the same with the process that serves secretfs, which the one that was started keeps alive."""
+        status = json.loads((self.path / ".secretfs/status.json").read_bytes())
+        return Mount(self.path, status["mount"]["pid"])
 
     @property
     def rss(self) -> int:
@@ -116,7 +122,7 @@ class Stage:
         command = [sys.executable, "-m", "secretfs", "mount", "-f", "--resources-path", str(resources), str(path)]
         environment = self.environment | dict(variables or {})
         with self.serving(path, subprocess.Popen(command, env=environment, process_group=0)) as mount:
-            yield mount
+            yield mount.of_worker()
 
     @contextlib.contextmanager
     def secretfs_in_background(self, resources: Path) -> Iterator[tuple[float, Mount]]:
@@ -128,7 +134,7 @@ class Stage:
         seconds = time.perf_counter() - started
         (daemon,) = _children() - before
         try:
-            yield seconds, Mount(path, daemon)
+            yield seconds, Mount(path, daemon).of_worker()
         finally:
             unmount(path, lazy=True)
             _end(daemon)

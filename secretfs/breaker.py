@@ -1,4 +1,4 @@
-"""Whether a store is worth asking: after failures in a row it is left alone for a while, then tried once. Pure."""
+"""Whether a store is worth asking: after failures in a row it is tried once, then left alone for a while. Pure."""
 
 import random
 
@@ -7,7 +7,7 @@ from secretfs.errors import StoreError
 FAILURES = 3
 """Failures in a row after which a store is left alone."""
 SHORTEST, LONGEST = 1.0, 30.0
-"""Seconds of the first pause and of the longest; each is twice the one before, give or take a quarter."""
+"""Seconds of the pause before the first trials and of the longest; it doubles each time, give or take a quarter."""
 
 
 class Breaker:
@@ -37,20 +37,21 @@ class Breaker:
         """The last failure."""
         return self._error or StoreError("no failure")
 
-    def failed(self, error: StoreError, now: float, asked: float | None = None) -> None:
-        """Take note of a failure. ``asked`` is when the call began, if that was before now.
+    def failed(self, error: StoreError, now: float, asked: float | None = None) -> bool:
+        """Take note of a failure. Returns whether this one opens it. ``asked`` is when the call began, if before now.
 
         Calls that were under way when the store went down fail one after the other. They tell nothing new, and must not
         make the pause longer: eight of them would make it the longest at once.
         """
         self._error = error
         if self.open and asked is not None and asked < self._counted_at:
-            return
+            return False
         self._failures += 1
         self._counted_at = now
-        pause = min(LONGEST, SHORTEST * 2.0 ** max(0, self._failures - FAILURES))
+        pause = min(LONGEST, SHORTEST * 2.0 ** max(0, self._failures - FAILURES - 1))
         self.pause = pause * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load, hides nothing
         self.retry_at = now + self.pause
+        return self._failures == FAILURES
 
     def answered(self) -> bool:
         """Take note of an answer, whatever it says. Returns whether the store was in doubt before."""

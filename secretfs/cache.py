@@ -1,7 +1,7 @@
 """Freshness and outages: what is known of a store, how fresh it is kept, and what is served while the store is down.
 
-A `CachedStore` stands between the file system and a `SecretStore`. It asks each question once at a time, in worker
-threads of which each store has a bounded number, and waits for no answer longer than the store's deadline.
+A `CachedStore` stands between the file system and a `SecretStore`. It asks each question once at a time, and waits for
+no answer longer than the store's deadline.
 
 * What is younger than ttl is served. "No such secret" and "forbidden" are answers, and take effect at once.
 * What is in use is asked for again in the background before it expires, so that readers do not wait; what nobody has
@@ -9,43 +9,30 @@ threads of which each store has a bounded number, and waits for no answer longer
 * While a store fails, what is known is served up to ``max_stale`` old, at once and marked as stale. What is not known
   fails in time, and after a few failures at once, until the store answers again; that is found out in the background.
 
-Belongs to one trio thread; nothing here is thread-safe but the calls into the store.
+Belongs to one trio thread; nothing here is thread-safe.
 """
 
 import contextlib
 import copy
-import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 import trio
 
-from secretfs.breaker import Breaker
-from secretfs.errors import AccessDenied, DeadlineExceeded, SecretNotFound, StoreError, StoreUnavailable
+from secretfs.calls import Calls, patience
+from secretfs.errors import StoreError
 from secretfs.shelf import Fresh, Shelf
-from secretfs.store import Names, Secret, SecretStore, WatchingStore
-from secretfs.tally import Kind, State, Statistics, Tally
+from secretfs.store import ComparingStore, Known, Names, Secret, SecretStore, WatchingStore
+from secretfs.tally import Statistics
 
 T = TypeVar("T")
 
-CONCURRENCY: Final = 8
-"""Calls at once to one store. More threads buy little: the SDKs hold the interpreter lock most of the time."""
 BACKGROUND: Final = 4
-"""How many of them may be for nobody in particular."""
-
-REFUSAL_TTL: Final = 1.0
-"""Seconds that "forbidden" is remembered: long enough that a program which polls does not pester the store, short
-enough that a new policy or token is noticed at once."""
-SHORTEST_TTL: Final = 0.1
-"""Seconds that an answer lives from when it arrives, whatever ttl says. The kernel repeats a call once when a file was
-superseded; an answer that had expired by then would end it with ESTALE."""
+"""How many of the `CONCURRENCY` calls of a store at once may be for nobody in particular."""
 STALE_TTL: Final = 1.0
 """Seconds that a stale answer is served before its age is looked at again."""
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +62,10 @@ class Change:
 class CachedStore:
     """A secret store as the file system sees it.
 
-    ``nursery`` runs the questions; cancel it to stop. A thread whose call outlives the deadline is left behind and
-    keeps its place among the `CONCURRENCY` of this store until the SDK gives up: a store that hangs slows down nobody
-    else and cannot pile up threads. `keep_fresh` has to run beside it.
+    ``nursery`` runs the questions; cancel it to stop. `keep_fresh` has to run beside it.
     """
+
+    calls: ClassVar[type[Calls]] = Calls
 
     def __init__(
         self, component: str, store: SecretStore, freshness: Freshness, nursery: trio.Nursery, store_type: str = ""
@@ -86,17 +73,15 @@ class CachedStore:
         self.component = component
         self._store_type = store_type
         self.multi_valued = store.multi_valued
-        self._store = store
         self._freshness = freshness
-        self._limiter = trio.CapacityLimiter(CONCURRENCY)
+        self._calls = self.calls(component, store, freshness.ttl, freshness.deadline, nursery)
         self._names = Shelf[str, Names | StoreError](self._load_names, nursery)
         self._secrets = Shelf[str, Secret | StoreError](self._load_secret, nursery)
-        self._breaker = Breaker()
-        self._tally = Tally()
-        self._troubles: dict[tuple[str, str] | None, str] = {}
+        self._withheld: dict[str, Names] = {}
+        """The last listings of folders whose listing is refused by now."""
         self._changed: Callable[[Change], None] = lambda _: None
         self._nursery = nursery
-        self._over = False
+        self._compares = isinstance(store, ComparingStore)
         if isinstance(store, WatchingStore):
             self._token = trio.lowlevel.current_trio_token()
             store.watch(self._heard)
@@ -125,7 +110,7 @@ class CachedStore:
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Ask for secrets that somebody is about to want, if they are not known and the store is in no doubt."""
-        if not self._breaker.in_doubt:
+        if not self._calls.in_doubt:
             for name in names:
                 self._nursery.start_soon(self._prefetch, name)
 
@@ -157,9 +142,7 @@ class CachedStore:
 
     def statistics(self, visible: Callable[[str], bool] = lambda _: True) -> Statistics:
         """Say how the store does, and how much is known of the secrets that are ``visible``."""
-        doubted = self._breaker.in_doubt
-        listed = (self._names.known(folder) for folder in self._names)
-        names = [answer.value.secrets for answer in listed if answer and isinstance(answer.value, Names)]
+        doubted, tally = self._calls.in_doubt, self._calls.tally
         cached = stale = 0
         for name in filter(visible, self._secrets):
             answer = self._secrets.known(name)
@@ -169,25 +152,20 @@ class CachedStore:
                     stale += len(answer.value.values)
         return Statistics(
             self._store_type,
-            self._state(),
-            self._tally.last_success,
-            self._tally.last_error,
-            self._tally.last_error.at + self._breaker.pause if self._tally.last_error and self._breaker.open else None,
-            sum(map(visible, frozenset[str]().union(*names))),
+            self._calls.state,
+            tally.last_success,
+            tally.last_error,
+            self._calls.next_try,
+            sum(map(visible, self._listed())),
             cached,
             stale,
-            dict(self._tally.asked),
-            dict(self._tally.gone_wrong),
+            dict(tally.asked),
+            dict(tally.gone_wrong),
         )
 
-    def _state(self) -> State:
-        if self._breaker.in_doubt:
-            return State.DOWN if self._breaker.open else State.IN_DOUBT
-        return State.REFUSED if self._tally.last_refused else State.OK
-
     async def _ask_again(self, asked: list[tuple[Shelf[str, Any], str]]) -> None:
-        if self._breaker.open:
-            await self._check()
+        if self._calls.down:
+            await self._calls.check()
         for shelf, key in asked:
             shelf.expire(key)
         waiting = iter(asked)
@@ -196,7 +174,7 @@ class CachedStore:
         async def load() -> None:
             for shelf, key in waiting:
                 try:
-                    await shelf.load(key)
+                    await self._load(shelf, key)
                 except StoreError as error:
                     failures.append(error)
                 if failures:
@@ -210,12 +188,15 @@ class CachedStore:
 
     def known_names(self) -> frozenset[str]:
         """Return the names of all secrets that have been listed or asked for."""
-        listed = (self._names.known(folder) for folder in self._names)
-        secrets = [answer.value.secrets for answer in listed if answer and isinstance(answer.value, Names)]
-        return frozenset(self._secrets).union(*secrets)
+        return self._listed().union(self._secrets)
+
+    def _listed(self) -> frozenset[str]:
+        known = (self._names.known(folder) for folder in self._names)
+        return frozenset[str]().union(*(each.value.secrets for each in known if each and isinstance(each.value, Names)))
 
     def inherit(self, before: "CachedStore") -> None:
         """Ask again for what another store knew, and tell how it differs here. Nothing of it is ever served."""
+        self._withheld.update(before._withheld)  # noqa: SLF001 - one class
         for own, other in ((self._names, before._names), (self._secrets, before._secrets)):  # noqa: SLF001 - one class
             self._inherit(own, other)
 
@@ -235,22 +216,25 @@ class CachedStore:
         try:
             while True:
                 await trio.sleep(min(5.0, self._freshness.ttl / 16))
-                if self._breaker.in_doubt and not await self._try_again():
-                    continue
+                if self._calls.in_doubt:
+                    await self._calls.try_again()
+                    if self._calls.in_doubt:
+                        continue
                 for shelf in (self._names, self._secrets):
                     shelf.drop_idle(self._freshness.idle)
                     await self._renew(shelf)
+                self._withheld = {key: names for key, names in self._withheld.items() if self._names.known(key)}
         finally:
-            self._over = True
+            self._calls.end()
 
     async def _serve(self, shelf: Shelf[str, T | StoreError], key: str) -> Fresh[T | StoreError]:
         answer = shelf.use(key)
-        if answer is None and self._breaker.in_doubt:
+        if answer is None and self._calls.in_doubt:
             answer = self._stale(shelf, key)
         if answer is not None:
             return answer
         try:
-            return await shelf.load(key)
+            return await self._load(shelf, key)
         except StoreError:
             answer = self._stale(shelf, key)
             if answer is None:
@@ -274,31 +258,58 @@ class CachedStore:
             known = shelf.known(key)
             if known is not None and not isinstance(known.value, StoreError):
                 due.append(key)
-            elif known is not None and not known.remaining:
+            elif known is not None and not known.remaining and key not in self._withheld:
                 shelf.drop(key)
+        if due and shelf is self._secrets and self._compares:
+            await self._compare()
+            due = list(frozenset(due).intersection(shelf.due()))
         waiting = iter(due)
         async with trio.open_nursery() as nursery:
             for _ in range(min(BACKGROUND, len(due))):
                 nursery.start_soon(self._load_quietly, shelf, waiting)
 
+    async def _compare(self) -> None:
+        """Have the store say what has not changed of all that is known: that is as fresh as if it had been read."""
+        answers = {name: answer for name in self._secrets if (answer := self._secrets.known(name)) is not None}
+        known = {
+            name: Known(answer.value, answer.fetched_at)
+            for name, answer in answers.items()
+            if isinstance(answer.value, Secret) and answer.fetched > -math.inf  # what was inherited is not from here
+        }
+        with contextlib.suppress(StoreError):  # logged where it happened; what is due will be read
+            said = await self._calls.unchanged(known)
+            for name in said.value if isinstance(said.value, frozenset) else ():
+                if self._secrets.known(name) is answers[name]:  # nothing has been found out meanwhile
+                    self._secrets.keep(name, said.about(answers[name]))
+
     async def _load_quietly(self, shelf: Shelf[str, Any], keys: Iterable[str]) -> None:
         for key in keys:
-            if self._breaker.open:
+            if self._calls.down:
                 return
             with contextlib.suppress(StoreError):  # logged where it happened; readers are served what is known
-                await shelf.load(key)
+                await self._load(shelf, key)
+
+    async def _load(self, shelf: Shelf[str, T], key: str) -> Fresh[T]:
+        """Load within one deadline, also what changes again and again while it is asked for."""
+        with patience(self._freshness.deadline):
+            return await shelf.load(key)
 
     async def _load_names(self, folder: str) -> Fresh[Names | StoreError]:
         known = self._names.known(folder)
-        answer = await self._ask(Kind.NAMES, self._store.names, folder)
-        if known is not None and isinstance(known.value, Names) and isinstance(answer.value, Names):
-            before, now = known.value, answer.value
-            self._tell_change(Change(names=(before.secrets ^ now.secrets) | (before.folders ^ now.folders)))
+        before = known.value if known is not None and isinstance(known.value, Names) else self._withheld.get(folder)
+        answer = await self._calls.names(folder)
+        now = answer.value
+        if isinstance(now, Names):
+            self._withheld.pop(folder, None)
+            if before is not None:
+                self._tell_change(Change(names=(before.secrets ^ now.secrets) | (before.folders ^ now.folders)))
+        elif before is not None:
+            self._withheld[folder] = before
         return answer
 
     async def _load_secret(self, name: str) -> Fresh[Secret | StoreError]:
         known = self._secrets.known(name)
-        answer = await self._ask(Kind.FETCH, self._store.fetch, name)
+        answer = await self._calls.fetch(name)
         if known is not None:
             before, now = _values(known), _values(answer)
             keys = (key for key in {*before, *now} if before.get(key) != now.get(key))
@@ -310,68 +321,6 @@ class CachedStore:
         if change != Change():
             trio.lowlevel.current_trio_token().run_sync_soon(lambda: self._changed(change))
 
-    async def _try_again(self) -> bool:
-        """Find out whether a store that failed answers again, when it is time to."""
-        if trio.current_time() < self._breaker.retry_at:
-            return False
-        with contextlib.suppress(StoreError):  # logged where it happened
-            await self._check()
-        return not self._breaker.in_doubt
-
-    async def _check(self) -> None:
-        await self._call(Kind.CHECK, lambda _: self._store.check(), "")
-
-    async def _ask(self, kind: Kind, question: Callable[[str], T], argument: str) -> Fresh[T | StoreError]:
-        """Put a question to a store that is worth asking."""
-        if self._breaker.open:
-            raise copy.copy(self._breaker.error)
-        return await self._call(kind, question, argument)
-
-    async def _call(self, kind: Kind, question: Callable[[str], T], argument: str) -> Fresh[T | StoreError]:
-        """Put one question to the store. "No such secret" and "forbidden" are answers; other errors are raised."""
-        if self._over:
-            raise StoreUnavailable("it is not served any more")
-        asked, asked_at = trio.current_time(), time.time()
-        ttl = self._freshness.ttl
-        answer: T | StoreError
-        subject = (question.__name__, argument)
-        try:
-            answer = await self._in_thread(question, argument)
-            self._tally.answered(kind, time.time())
-            self._troubles.pop(subject, None)
-        except SecretNotFound as error:
-            answer = error
-            self._tally.answered(kind, time.time())
-        except AccessDenied as error:
-            answer, ttl = error, min(ttl, REFUSAL_TTL)
-            self._tally.refused(kind, time.time(), error)
-            self._tell(subject, error, str(error))
-        except StoreError as error:
-            self._breaker.failed(error, trio.current_time(), asked)
-            self._tally.failed(kind, time.time(), error)
-            self._tell(None, error, str(error).replace(argument, "", 1))
-            raise
-        if self._breaker.answered():
-            self._troubles.pop(None, None)
-            log.info("%s: answers again", self.component)
-        return Fresh(answer, asked, max(asked + ttl, trio.current_time() + SHORTEST_TTL), asked_at)
-
-    async def _in_thread(self, question: Callable[[str], T], argument: str) -> T:
-        try:
-            with trio.fail_after(self._freshness.deadline):
-                return await trio.to_thread.run_sync(question, argument, limiter=self._limiter, abandon_on_cancel=True)
-        except trio.TooSlowError:
-            raise DeadlineExceeded(f"no answer within {self._freshness.deadline:g} s") from None
-
-    def _tell(self, subject: tuple[str, str] | None, error: StoreError, reason: str) -> None:
-        """Log a trouble once until its reason changes or it ends; a program that polls must not fill the log.
-
-        ``subject`` is the question that is refused; None is for the store, whatever it was asked.
-        """
-        if self._troubles.get(subject) != reason:
-            self._troubles[subject] = reason
-            log.warning("%s: %s", self.component, error)
-
     def _heard(self, names: frozenset[str]) -> None:
         """Take a change from a thread of the store."""
         with contextlib.suppress(trio.RunFinishedError):
@@ -379,7 +328,7 @@ class CachedStore:
 
     def _expire(self, names: frozenset[str]) -> None:
         """Ask again for what is known and may have changed."""
-        if self._over:
+        if self._calls.over:
             return
         for shelf, keys in ((self._names, list(self._names)), (self._secrets, list(names))):
             known = [key for key in keys if shelf.known(key)]

@@ -24,6 +24,7 @@ from secretfs.errors import ConfigurationError
 from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources, take_freshness
 from secretfs.mount import MountOptions
 from secretfs.mountpoint import require_mounted, resolve, unmount
+from secretfs.process import require_owner
 from secretfs.reporting import progress, report, reporting, warn
 from secretfs.run_command import run_command
 from secretfs.servers import force_unmount
@@ -82,6 +83,7 @@ def mount(
     default = take_freshness(flags)
     builtin = not flags.pop("no_builtin")
     options = MountOptions(resolve(mountpoint), modes=Modes(mode), default=default, **flags)
+    require_owner(options.uid)
     request = Request(resources, configs, app_id, builtin, options, foreground, log_file)
     sys.exit(worker.mount(request, click.get_current_context().obj))
 

@@ -12,7 +12,7 @@ import trio
 
 from secretfs.bulk import render_env, render_json, render_secret
 from secretfs.cache import Change
-from secretfs.errors import NoSuchEntry, SecretFSError, StoreError
+from secretfs.errors import DeadlineExceeded, NoSuchEntry, SecretFSError, StoreError
 from secretfs.names import encode
 from secretfs.places import Bulk, BulkKey, FolderKey, SecretBulkKey, ValueKey
 from secretfs.shelf import Fresh, Shelf
@@ -65,8 +65,10 @@ class Contents:
         return different
 
     def drop_idle(self) -> None:
-        """Forget the bulk files that nobody uses."""
+        """Forget the bulk files that nobody uses, and what was made of listings that have expired."""
         self._bulks.drop_idle(BULK_IDLE)
+        for view in self.views.values():
+            view.tidy()
 
     def view(self, component: str) -> StoreView:
         """Return a store. Raises `NoSuchEntry` for one that has been taken away."""
@@ -81,6 +83,8 @@ class Contents:
             view = self.view(component)
             try:
                 answer = await question(view)
+            except DeadlineExceeded:  # the next store would be waited for as long again
+                raise
             except SecretFSError:
                 if self.views.get(component) is view:
                     raise

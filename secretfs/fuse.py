@@ -99,7 +99,7 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Return true attributes."""
-        return self._reply(await self._vfs.getattr(inode))
+        return self._reply(await self._vfs.getattr(inode, ctx.pid))
 
     @_answers
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
@@ -126,7 +126,7 @@ class SecretOperations(ReadOnlyOperations):
             return FileInfo(fh=await self._vfs.open(inode), direct_io=True)  # each write(2) gets an errno of its own
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             raise ReadOnly("open")
-        return FileInfo(fh=await self._vfs.open(inode), keep_cache=True)
+        return FileInfo(fh=await self._vfs.open(inode, ctx.pid), keep_cache=True)
 
     @_answers
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:

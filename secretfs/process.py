@@ -7,9 +7,10 @@ import resource
 from pathlib import Path
 from typing import Final
 
-from secretfs.errors import Notice
+from secretfs.errors import ConfigurationError, Notice
 
-CAP_IPC_LOCK: Final = 14  # linux/capability.h
+CAP_DAC_OVERRIDE: Final = 1  # linux/capability.h
+CAP_IPC_LOCK: Final = 14
 CAP_SYS_ADMIN: Final = 21
 
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
@@ -71,6 +72,15 @@ def set_name(name: str) -> None:
 def _status(field: str) -> str:
     text = Path("/proc/self/status").read_text("ascii", errors="replace")
     return next(line.split()[1] for line in text.splitlines() if line.startswith(f"{field}:"))
+
+
+def require_owner(uid: int | None) -> None:
+    """Raise `ConfigurationError` if we could not get into a mount that belongs to this user, as publishing takes."""
+    if uid not in (None, os.geteuid()) and not has_capability(CAP_DAC_OVERRIDE):
+        raise ConfigurationError(
+            f"--uid {uid}: only root may give the files to another user; leave --uid out, mount as user {uid}, "
+            "or let others in with --allow-other and --gid or --mode"
+        )
 
 
 def _may_lock_everything() -> bool:

@@ -11,8 +11,10 @@ adapter asks it only on behalf of that process: for everybody else the file syst
 """
 
 import logging
+import math
 import os
 import secrets
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -26,11 +28,12 @@ from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
 from secretfs.hand import Hand
 from secretfs.names import CONTROL, encode, split
 from secretfs.places import DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey
+from secretfs.shelf import log_defect
 from secretfs.tree import Directory, Inode, Version
 from secretfs.vfs import SecretVFS
 
 BACKLOG = 10_000
-"""Changes that may wait to be published. Beyond that they are found out by reading, when ttl is over."""
+"""Changes of one store that may wait to be published. Beyond that they are found out by reading, when ttl is over."""
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +60,11 @@ class Grant:
 
 
 class Publisher:
-    """Makes the kernel's tree follow the stores, one system call at a time, and calls ``published`` after each."""
+    """Makes the kernel's tree follow the stores: one system call at a time, and each store's changes in their order.
+
+    To look at what a store has become may mean to wait for it. That is done side by side: one that hangs must not keep
+    the changes of another from being seen. Calls ``published`` after each that shows.
+    """
 
     def __init__(
         self, vfs: SecretVFS, mountpoint: Path, hand: Hand, published: Callable[[], None] = lambda: None
@@ -66,25 +73,40 @@ class Publisher:
         self._hand = hand
         self._published = published
         self._mountpoint = os.fsencode(mountpoint)
-        self._send, self._changes = trio.open_memory_channel[tuple[str, Change | None]](BACKLOG)
+        self._waiting: dict[str, deque[Change | None]] = {}
+        self._begin, self._begun = trio.open_memory_channel[str](math.inf)  # no component is in there twice
+        self._one_at_a_time = trio.Lock()
         self.grant: Grant | None = None
         """What is under way."""
         vfs.on_change(self.heard)
 
     async def run(self) -> None:
         """Publish what changes. Runs forever."""
-        async for component, change in self._changes:
-            try:
-                await self._publish(component, change)
-            except SecretFSError as error:  # of the store: it has been logged, and readers will find out
-                log.debug("%s: a change is not announced: %s", component, error)
+        async with trio.open_nursery() as nursery:
+            async for component in self._begun:
+                nursery.start_soon(self._publish_all, component)
 
     def heard(self, component: str, change: Change | None) -> None:
         """Take a change to be published; None is for a store that came or went itself."""
-        try:
-            self._send.send_nowait((component, change))
-        except trio.WouldBlock:
+        if component not in self._waiting:
+            self._waiting[component] = deque()
+            self._begin.send_nowait(component)
+        if len(self._waiting[component]) < BACKLOG:
+            self._waiting[component].append(change)
+        else:
             log.warning("%s: more than %d changes at once: not all are announced", component, BACKLOG)
+
+    async def _publish_all(self, component: str) -> None:
+        """Publish what has changed in a store, until nothing more has."""
+        waiting = self._waiting[component]
+        while waiting:
+            try:
+                await self._publish(component, waiting.popleft())
+            except SecretFSError as error:  # of the store: it has been logged, and readers will find out
+                log.debug("%s: a change is not announced: %s", component, error)
+            except Exception as error:  # noqa: BLE001 - a defect here must not cost everybody the mount
+                log_defect(log, error)
+        del self._waiting[component]
 
     def is_asked_by(self, pid: int) -> bool:
         """Whether a request of the kernel is on behalf of the call under way."""
@@ -139,13 +161,14 @@ class Publisher:
         if self._vfs.known(parent) is None and self._vfs.known(key) is None:
             return  # the kernel knows nothing of the directory, so nobody watches it
         exists = await self._vfs.exists(key)
-        directory, version = self._vfs.known(parent), self._vfs.known(key)
-        if exists and directory is not None:
-            await self._put_in_place(directory.number, self._vfs.path(parent), segment, key)
-        elif not exists and version is not None:
-            if directory is not None:
-                await self._call(Grant(Call.UNLINK, directory.number, segment, version), self._vfs.path(parent))
-            self._vfs.gone(version)  # for those who poll it, if it went with its directory
+        async with self._one_at_a_time:
+            directory, version = self._vfs.known(parent), self._vfs.known(key)
+            if exists and directory is not None:
+                await self._put_in_place(directory.number, self._vfs.path(parent), segment, key)
+            elif not exists and version is not None:
+                if directory is not None:
+                    await self._call(Grant(Call.UNLINK, directory.number, segment, version), self._vfs.path(parent))
+                self._vfs.gone(version)  # for those who poll it, if it went with its directory
 
     async def _publish_name(self, component: str, name: str) -> None:
         """Publish that a secret or folder is new or gone, in each directory on the way to it that the kernel knows."""
@@ -156,19 +179,22 @@ class Publisher:
 
     async def _publish_entry(self, parent: RootKey | FolderKey, segment: bytes, place: FolderKey) -> None:
         """Publish what has become of an entry. ``place`` is where it is, should it be a folder."""
-        directory = self._vfs.known(parent)
-        if directory is None:
+        if self._vfs.known(parent) is None:
             return  # the kernel knows nothing of the directory, so nobody watches it
         entries = await self._vfs.folder(parent)
         if entries is None:
             return  # it may not be listed; what is below it may
-        entry, known, path = entries.get(segment), self._vfs.known_at(place), self._vfs.path(parent)
-        past = [inode for inode in known if inode.key != entry or (isinstance(inode, Directory) and inode.outdated)]
-        for inode in past:
-            call = Call.UNLINK if isinstance(inode, Version) else Call.RMDIR
-            await self._call(Grant(call, directory.number, segment, inode), path)
-        if entry is not None and (past or not known):
-            await self._put_in_place(directory.number, path, segment, entry)
+        async with self._one_at_a_time:
+            directory = self._vfs.known(parent)
+            if directory is None:
+                return
+            entry, known, path = entries.get(segment), self._vfs.known_at(place), self._vfs.path(parent)
+            past = [inode for inode in known if inode.key != entry or (isinstance(inode, Directory) and inode.outdated)]
+            for inode in past:
+                call = Call.UNLINK if isinstance(inode, Version) else Call.RMDIR
+                await self._call(Grant(call, directory.number, segment, inode), path)
+            if entry is not None and (past or not known):
+                await self._put_in_place(directory.number, path, segment, entry)
 
     async def _put_in_place(self, parent: int, directory: bytes, segment: bytes, key: DirectoryKey | LeafKey) -> None:
         inode = self._vfs.successor(key)

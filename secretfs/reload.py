@@ -2,10 +2,11 @@
 
 Files are looked at once a second, by stat(2): that also sees what inotify does not, such as the link that a Kubernetes
 ConfigMap swaps, or a file on NFS. A change counts when it has settled for one look. A mistake in what was written keeps
-everything as it is, and is logged.
+everything as it is, and is logged. A store that does not answer when it is to be opened is tried again later.
 """
 
 import logging
+import math
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -26,6 +27,8 @@ from secretfs.vfs import SecretVFS
 
 LOOK_EVERY: Final = 1.0
 """Seconds."""
+TRY_AGAIN: Final = (5.0, 300.0)
+"""Seconds of the first pause before stores that did not answer are tried again, and of the longest; it doubles."""
 
 Fingerprint = tuple[tuple[object, ...], ...]
 
@@ -59,6 +62,9 @@ class Reloader:
         self._publisher = publisher
         self._reloading = trio.Lock()
         self._loaded = origin.loaded
+        self._pause = 0.0
+        self._again_at = math.inf
+        self._plan()
 
     async def on_change(self) -> None:
         """Reload whenever the files have changed. Runs forever."""
@@ -66,7 +72,7 @@ class Reloader:
         while True:
             await trio.sleep(LOOK_EVERY)
             now = await trio.to_thread.run_sync(self._origin.fingerprint)
-            if now == seen != self._loaded:
+            if now == seen != self._loaded or trio.current_time() >= self._again_at:
                 await self.reload()
             seen = now
 
@@ -88,16 +94,24 @@ class Reloader:
                 log_defect(log, error)
 
     async def _reload(self) -> None:
+        self._again_at = math.inf
         self._loaded = await trio.to_thread.run_sync(self._origin.fingerprint)
         declaration = await trio.to_thread.run_sync(self._origin.read)
         for notice in declaration.notices:
             log.warning("%s", notice)
         replacement = await self._stores.replace(declaration)
+        self._plan()
         if replacement is not None:
             for component in sorted(self._vfs.replace(replacement.views, replacement.others)):
                 self._publisher.heard(component, None)
             for component, change in replacement.changes.items():
                 self._publisher.heard(component, change)
+
+    def _plan(self) -> None:
+        """Decide when to try again what did not answer."""
+        shortest, longest = TRY_AGAIN
+        self._pause = min(longest, max(shortest, 2 * self._pause)) if self._stores.unanswered else 0.0
+        self._again_at = trio.current_time() + self._pause if self._pause else math.inf
 
 
 def working_directory() -> Path | None:

@@ -1,28 +1,34 @@
 """A store whose credentials come from another store: opened anew when they have been rotated upstream.
 
-A refusal is what tells. When the store says "forbidden", the references are read again; if they give other values,
-the store is opened with those and the question is asked again: the reader never notices. If they give the same, the
-refusal stands. At most one look upstream per second, so that a program which keeps asking for what it may not have
-costs little.
+A refusal is what tells at once. When the store says "forbidden", the references are read again; if they give other
+values, the store is opened with those and the question is asked again: the reader never notices. If they give the same,
+the refusal stands. A question that is refused again and again looks upstream once a second, so that a program which
+keeps asking for what it may not have costs little.
+
+What is no credential, such as an address or an authority, makes no refusal when it changes: so a trial of a store that
+cannot be reached looks, too, and so does whoever calls `look` at times.
 """
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from secretfs.errors import AccessDenied, SecretFSError, StoreError
+from secretfs.errors import AccessDenied, SecretFSError, StoreError, StoreUnavailable
 from secretfs.settings import Property
-from secretfs.store import ClockedStore, Names, Secret, SecretStore, WatchingStore
+from secretfs.store import ClockedStore, ComparingStore, Known, Names, Secret, SecretStore, WatchingStore
 
 T = TypeVar("T")
 
+Question = tuple[str, str]
+
 LOOK_AGAIN = 1.0
-"""Seconds between two looks at the references on account of one kind of question: a listing that is never granted must
-not use up the look that a read needs."""
+"""Seconds between two looks at the references on account of one question: one that is never granted must not use up the
+look that another needs."""
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +39,8 @@ class _Generation:
 
     store: SecretStore
     calls: int = 0
+    opened_at: float = field(default_factory=time.time)
+    """Seconds since the epoch."""
 
 
 class ReopeningStore:
@@ -57,7 +65,10 @@ class ReopeningStore:
         self._reopen = reopen
         self._properties: list[Property] = []
         self._current: _Generation | None = None
-        self._looked: dict[str, float] = {}
+        self._looked: dict[Question, float] = {}
+        self._last_look = -math.inf
+        self._trouble = ""
+        self._closed = False
         self._changed: Callable[[frozenset[str]], None] | None = None
         self._counting = threading.Lock()
         self._looking = threading.Lock()
@@ -66,15 +77,22 @@ class ReopeningStore:
 
     def check(self) -> None:
         """`SecretStore.check`."""
-        self._ask("check", lambda store: store.check())
+        self._ask(("check", ""), lambda store: store.check(), (AccessDenied, StoreUnavailable))
 
     def names(self, folder: str) -> Names:
         """`SecretStore.names`."""
-        return self._ask("names", lambda store: store.names(folder))
+        return self._ask(("names", folder), lambda store: store.names(folder))
 
     def fetch(self, name: str) -> Secret:
         """`SecretStore.fetch`."""
-        return self._ask("fetch", lambda store: store.fetch(name))
+        return self._ask(("fetch", name), lambda store: store.fetch(name))
+
+    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+        """`ComparingStore.unchanged`, if the store does compare. What was read before it opened may be another's."""
+        with self._in_use() as asked:
+            if not isinstance(asked.store, ComparingStore):
+                return frozenset()
+            return asked.store.unchanged({name: it for name, it in known.items() if it.read_at >= asked.opened_at})
 
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
         """`WatchingStore.watch`, if the store does watch."""
@@ -88,7 +106,9 @@ class ReopeningStore:
         return store.ahead() if isinstance(store, ClockedStore) else None
 
     def close(self) -> None:
-        """Close the store."""
+        """Close the store, and open none any more."""
+        with self._counting:
+            self._closed = True
         if self._current is not None:
             self._current.store.close()
 
@@ -101,15 +121,25 @@ class ReopeningStore:
                 self._watch(self._current.store)
             return self._current
 
-    def _ask(self, kind: str, question: Callable[[SecretStore], T]) -> T:
+    def look(self) -> None:
+        """Read the references again, and open the store anew if they have changed. Blocks, and raises nothing."""
+        with self._looking:
+            self._look()
+
+    def _ask(
+        self,
+        question: Question,
+        ask: Callable[[SecretStore], T],
+        suspicious: tuple[type[StoreError], ...] = (AccessDenied,),
+    ) -> T:
         with self._in_use() as asked:
             try:
-                return question(asked.store)
-            except AccessDenied:
-                if not self._renewed(asked, kind):
+                return ask(asked.store)
+            except suspicious:
+                if not self._renewed(asked, question, time.monotonic()):
                     raise
         with self._in_use() as asked:
-            return question(asked.store)
+            return ask(asked.store)
 
     @contextmanager
     def _in_use(self) -> Iterator[_Generation]:
@@ -127,28 +157,53 @@ class ReopeningStore:
             if abandoned:
                 generation.store.close()
 
-    def _renewed(self, refused: _Generation, kind: str) -> bool:
+    def _renewed(self, refused: _Generation, question: Question, refused_at: float) -> bool:
         """Whether there is another store to ask by now, opened by us or by somebody else who was refused."""
         with self._looking:
             if self._current is not refused:
                 return True
-            if time.monotonic() < self._looked.get(kind, 0.0) + LOOK_AGAIN:
+            if self._last_look > refused_at:  # by somebody who was refused at the same time
                 return False
-            self._looked[kind] = time.monotonic()
-            try:
-                properties = self._resolve()
-                if properties == self._properties:
-                    return False
-                store = self._reopen(properties)
-            except SecretFSError as error:
-                log.warning("%s: refused, and its credentials cannot be read again: %s", self._component, error)
+            now = time.monotonic()
+            self._looked = {asked: at for asked, at in self._looked.items() if now < at + LOOK_AGAIN}
+            if question in self._looked:
                 return False
-            self._properties = properties
-            with self._counting:
+            self._looked[question] = now
+            self._look()
+            return self._current is not refused
+
+    def _look(self) -> None:
+        before = self._current
+        if self._closed or before is None:
+            return
+        self._last_look = time.monotonic()
+        try:
+            properties = self._resolve()
+            if properties == self._properties:
+                self._trouble = ""
+                return
+            store = self._reopen(properties)
+        except SecretFSError as error:
+            if str(error) != self._trouble:  # told once: it is looked at again and again
+                self._trouble = str(error)
+                log.warning("%s: its credentials cannot be read again: %s", self._component, error)
+            return
+        self._trouble = ""
+        self._properties = properties
+        self._install(store, before)
+
+    def _install(self, store: SecretStore, before: _Generation) -> None:
+        """Ask another store from now on, unless this one was closed meanwhile. Closes the one that nobody needs."""
+        with self._counting:
+            if not self._closed:
                 self._current = _Generation(store)
+            installed = self._current is not before
+            needed = installed and before.calls  # then the last who leaves it closes it
+        if not needed:
+            (before.store if installed else store).close()
+        if installed:
             self._watch(store)
             log.info("%s: opened with new credentials", self._component)
-            return True
 
     def _watch(self, store: SecretStore) -> None:
         if self._changed is not None and isinstance(store, WatchingStore):

@@ -15,10 +15,13 @@ import trio
 
 from secretfs.cache import CachedStore, Change, Freshness
 from secretfs.declaration import Declaration
+from secretfs.errors import StoreError
 from secretfs.manifest import Component
 from secretfs.references import component_references
 from secretfs.registry import Failure, OpenedStore, Registry, check_references, close_stores, open_components
+from secretfs.reopening import LOOK_AGAIN, ReopeningStore, UnopenedStore
 from secretfs.scopes import SecretScope
+from secretfs.shelf import log_defect
 from secretfs.view import StoreView
 
 log = logging.getLogger(__name__)
@@ -52,11 +55,14 @@ class Stores:
         self._nursery = nursery
         self._served: dict[str, Served] = {}
         self._scopes: dict[str, SecretScope] = {}
+        self.unanswered = False
+        """Whether there is a component of the last declaration that is not served as declared, and may be later."""
 
     async def serve(self, declaration: Declaration) -> dict[str, StoreView]:
         """Begin to serve what the registry has opened."""
         for name, opened in self._registry.stores.items():
             self._served[name] = await self._start(opened)
+        self.unanswered = any(isinstance(opened.store, UnopenedStore) for opened in self._registry.stores.values())
         return self._views(declaration)
 
     async def replace(self, declaration: Declaration) -> Replacement | None:
@@ -76,6 +82,11 @@ class Stores:
             log.warning("%s", notice)
         for failure in registry.failures:
             self._tell(failure, registry)
+        self.unanswered = any(
+            isinstance(failure.error, StoreError)
+            for failure in registry.failures
+            if not (failure.component.ignore_errors and failure.component.name in registry.stores)
+        )
         return await self._put_in_place(declaration, registry)
 
     def _tell(self, failure: Failure, registry: Registry) -> None:
@@ -152,7 +163,9 @@ class Stores:
 
     def _runs(self, component: Component) -> bool:
         served = self._served.get(component.name)
-        return served is not None and served.opened.component == component
+        if served is None or isinstance(served.opened.store, UnopenedStore):
+            return False
+        return served.opened.component == component
 
     async def _start(self, opened: OpenedStore) -> Served:
         served: Served = await self._nursery.start(self._run, opened)
@@ -164,7 +177,9 @@ class Stores:
                 opened.component.name, opened.store, opened.freshness, self._nursery, opened.component.type
             )
             task_status.started(Served(opened, cached, task))
-            await cached.keep_fresh()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cached.keep_fresh)
+                nursery.start_soon(_follow, opened)
 
     async def _retire(self, gone: list[Served], unneeded: list[OpenedStore]) -> None:
         try:
@@ -173,3 +188,18 @@ class Stores:
             for served in gone:
                 served.task.cancel()
             await close_stores(opened.store for opened in unneeded)
+
+
+async def _follow(opened: OpenedStore) -> None:
+    """Have a store look whether what it takes from another one has changed, after ttl of that one. Runs forever.
+
+    Credentials that were rotated are refused, and found out at once; old ones that go on to be good are not.
+    """
+    if opened.source is None or not isinstance(opened.store, ReopeningStore):
+        return
+    while True:
+        await trio.sleep(max(opened.source.freshness.ttl, LOOK_AGAIN))
+        try:
+            await trio.to_thread.run_sync(opened.store.look, abandon_on_cancel=True)
+        except Exception as error:  # noqa: BLE001 - a defect in one store must not cost everybody the mount
+            log_defect(log, error)

@@ -45,6 +45,10 @@ class Fresh(Generic[T]):
         """Seconds this answer may still be served; 0 once it has expired."""
         return max(0.0, self.expires - trio.current_time())
 
+    def about(self, earlier: "Fresh[K]") -> "Fresh[K]":
+        """Return an earlier answer that this one confirms, as fresh as this one. Its content is not looked at again."""
+        return replace(earlier, fetched=self.fetched, expires=self.expires, fetched_at=self.fetched_at, stale=False)
+
     def as_old_as(self, part: "Fresh[Any]") -> "Fresh[T]":
         """Return this answer with the age of ``part`` where that is older: the answer was made of it, too."""
         return replace(

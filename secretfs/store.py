@@ -93,6 +93,26 @@ class WatchingStore(SecretStore, Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A secret as it was read."""
+
+    secret: Secret
+    read_at: float
+    """When it was asked for, in seconds since the epoch."""
+
+
+@runtime_checkable
+class ComparingStore(SecretStore, Protocol):
+    """A store that can say of many secrets at once what has not changed, for less than it costs to read them."""
+
+    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+        """Name the secrets that are now what they were when they were read, for certain. The others will be read.
+
+        Names none where to find out would cost more than to read them all.
+        """
+
+
 @runtime_checkable
 class NamespacedStore(SecretStore, Protocol):
     """A store whose secrets have namespaces of their own, which references mean and paths need not show."""

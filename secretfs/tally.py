@@ -13,11 +13,12 @@ from secretfs.errors import StoreError
 
 
 class Kind(Enum):
-    """The questions of `secretfs.store.SecretStore`."""
+    """The questions of `secretfs.store.SecretStore`, and of `secretfs.store.ComparingStore`."""
 
     CHECK = "check"
     NAMES = "names"
     FETCH = "fetch"
+    COMPARE = "compare"
 
 
 class State(Enum):

@@ -49,6 +49,7 @@ from secretfs.places import (
     ValueKey,
 )
 from secretfs.polls import Polls
+from secretfs.retries import Retries
 from secretfs.tree import Directory, Inode, Tree, Version, is_of
 from secretfs.view import StoreView
 
@@ -78,6 +79,7 @@ class SecretVFS:
         self._serials = count(1)
         self._journal = journal or Journal()
         self._polls = Polls(self._journal)
+        self._retries = Retries()
         self._tree = Tree(self._journal)
         self._tree.settle({name: view.multi_valued for name, view in views.items()})
         self._appearance = Appearance(modes, self._journal.born)
@@ -109,15 +111,15 @@ class SecretVFS:
         """Take back references of the kernel."""
         self._tree.forget(inode, lookups)
 
-    async def getattr(self, number: int) -> Attributes:
-        """Return attributes with the true size, which may mean to fetch the value."""
+    async def getattr(self, number: int, caller: int = 0) -> Attributes:
+        """Return attributes with the true size, which may mean to fetch the value. ``caller`` as in `open`."""
         inode = self._tree.inode(number)
         if isinstance(inode, Directory):
             return self._appearance.of_directory(inode)
         if isinstance(inode.key, ControlKey):
             return self._appearance.of_control(inode, inode.key.control)
         try:
-            content = await self._current_content(inode)
+            content = await self._content_for(caller, inode)
         except SecretFSError:
             if inode.opens:  # fstat of an open file: it keeps its version, whatever became of the secret
                 return self._appearance.of_file(inode, 0.0)
@@ -159,11 +161,12 @@ class SecretVFS:
         """Drop a snapshot."""
         self._listings.close(handle)
 
-    async def open(self, number: int) -> int:
+    async def open(self, number: int, caller: int = 0) -> int:
         """Open a file at the version of this inode. The handle is the inode number: it carries no state of its own.
 
-        Raises `Superseded` when the path by now leads to another version, unless this one was right a moment ago: the
-        kernel repeats the call only once, and a value that changes ten times a second must be possible to open.
+        Raises `Superseded` when the path by now leads to another version, unless this one was right a moment ago, or
+        since ``caller`` was told so the last time: the kernel repeats the call only once, and a value that changes ten
+        times a second must be possible to open.
         """
         version = self._version(number)
         if isinstance(version.key, ControlKey):
@@ -171,13 +174,7 @@ class SecretVFS:
                 raise Superseded("what it told, another process knew")
             self._tree.open(version, version.content or b"")
             return number
-        try:
-            data = (await self._current_content(version)).data
-        except Superseded:
-            if version.content is None or trio.current_time() > version.confirmed + GRACE:
-                raise
-            data = version.content
-        self._tree.open(version, data)
+        self._tree.open(version, (await self._content_for(caller, version)).data)
         return number
 
     def takes_requests(self, number: int) -> bool:
@@ -357,8 +354,9 @@ class SecretVFS:
         return False
 
     def tidy(self) -> None:
-        """Let what is open count as used, and forget the bulk files that nobody uses. Call it every few seconds."""
+        """Let what is open count as used, and forget what was made of secrets and is not used. Call it at times."""
         self._contents.drop_idle()
+        self._retries.drop_lost(trio.current_time())
         self._tree.grow_older()
         for key in self._tree.open_files():
             if isinstance(key, ValueKey | SecretBulkKey) and key.component in self._contents.views:
@@ -444,6 +442,19 @@ class SecretVFS:
             self._app_id, os.getpid(), journal.born, self._tree.count(), open_files, takeovers=journal.generation
         )
         return status(mount, {name: view.statistics() for name, view in self._contents.views.items()})
+
+    async def _content_for(self, caller: int, version: Version) -> Content:
+        """Return what is in a version, for somebody who found it at its path. Raises `Superseded` once, as a rule."""
+        asked = trio.current_time()
+        will_do = self._retries.is_right(caller, version, asked)
+        try:
+            return await self._current_content(version)
+        except Superseded:
+            will_do = will_do or trio.current_time() <= version.confirmed + GRACE
+            if version.content is None or not will_do:
+                self._retries.told(caller, version, asked)
+                raise
+            return Content(version.content, version.modified, 0.0, version.answer)
 
     async def _current_content(self, version: Version) -> Content:
         """Fetch what the path of a version leads to. Raises `Superseded` if that is not, or no longer, this version.

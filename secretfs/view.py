@@ -14,7 +14,8 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from secretfs.cache import CONCURRENCY, REFUSAL_TTL, CachedStore, Change
+from secretfs.cache import CachedStore, Change
+from secretfs.calls import CONCURRENCY, REFUSAL_TTL
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreError
 from secretfs.names import decode, encode, split
 from secretfs.places import FolderKey, SecretKey, ValueKey
@@ -178,6 +179,11 @@ class StoreView:
             raise
         if below and below not in [(encode(key),) for key in secret.value.values]:
             raise NoSuchEntry("/".join(map(_own_name, path)))
+
+    def tidy(self) -> None:
+        """Forget what was made of listings that have expired: the next one is arranged anew. Call it at times."""
+        for segments in [key for key, (names, _) in self._arranged.items() if not names.remaining]:
+            del self._arranged[segments]
 
     def statistics(self) -> Statistics:
         """Say how the store does. What the scope hides is not counted."""

@@ -9,7 +9,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.breaker import SHORTEST
-from secretfs.cache import CONCURRENCY, REFUSAL_TTL, CachedStore, Change, Freshness
+from secretfs.cache import CachedStore, Change, Freshness
+from secretfs.calls import CONCURRENCY, REFUSAL_TTL
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,
@@ -249,9 +250,9 @@ async def test_a_trouble_is_logged_once_and_so_is_its_end(
     store.fail_with = None
     mock_clock.jump(2 * SHORTEST)
     with caplog.at_level(logging.INFO):
-        assert await cached._try_again()  # as `keep_fresh` does
+        await cached._calls.try_again()  # as `keep_fresh` does
         await cached.fetch("db")
-    told = [record.getMessage() for record in caplog.records if record.name == "secretfs.cache"]
+    told = [record.getMessage() for record in caplog.records if record.name == "secretfs.troubles"]
     assert told == ["vault: down", "vault: answers again"]
 
 
@@ -451,6 +452,36 @@ async def test_of_a_listing_the_secrets_and_folders_are_told_that_came_and_went(
     assert told == [names("other", "team" if folders else "team/added")]
 
 
+async def test_what_changed_before_a_listing_was_refused_is_told_after_it(
+    watching: CachedStore,
+    watched: WatchingMemoryStore,
+    told: list[Change],
+    nursery: trio.Nursery,
+    mock_clock: MockClock,
+    expect_log: ExpectLog,
+) -> None:
+    expect_log("vault: revoked")
+    nursery.start_soon(watching.keep_fresh)
+    await watching.names("")
+    watched.put("added", {"k": b"v"})
+    watched.refused["names:"] = AccessDenied("revoked")
+    for _ in range(3):
+        mock_clock.jump(60)
+        await wait_all_tasks_blocked()
+        with pytest.raises(AccessDenied):
+            await watching.names("")
+    assert told == []
+    del watched.refused["names:"]
+    mock_clock.jump(60)
+    await watching.names("")
+    await wait_all_tasks_blocked()
+    assert told == [names("added")]
+    mock_clock.jump(600)  # nobody wants to know it any more
+    await wait_all_tasks_blocked()
+    assert not list(watching._names)
+    assert not watching._withheld
+
+
 @pytest.mark.parametrize("found_by", ["a reader", "the background"])
 async def test_a_change_is_told_whoever_finds_it(
     nursery: trio.Nursery, mock_clock: MockClock, store: MemoryStore, *, found_by: str
@@ -543,6 +574,35 @@ async def test_never_an_older_answer_after_a_newer(
     assert newest is not None
     assert newest.value.values == {"k": b"new"}
     assert (await cached.names("")).value.secrets == {"db", "added"}
+
+
+async def test_what_changes_all_the_time_is_not_waited_for_longer_than_the_deadline(
+    nursery: trio.Nursery, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    expect_log("vault: no answer within 5 s")
+    store = WatchingMemoryStore({"db": {"k": b"old"}, "cold": {"k": b"v"}})
+    cached = CachedStore("vault", store, Freshness(ttl=60, deadline=5), nursery)
+    await cached.fetch("db")
+    store.gate.clear()
+    begin, waited = trio.current_time(), {}
+
+    async def read(name: str) -> None:
+        try:
+            assert (await cached.fetch(name)).stale
+        except DeadlineExceeded:
+            assert name == "cold"
+        waited[name] = trio.current_time() - begin
+
+    await tell(store, "db", "cold")
+    async with trio.open_nursery() as readers:
+        for name in store.secrets:
+            readers.start_soon(read, name)
+        for _ in range(10):
+            await wait_all_tasks_blocked()
+            mock_clock.jump(1)
+            store.tell("db", "cold")
+    assert waited == {"db": 5, "cold": 5}
+    store.gate.set()
 
 
 def test_a_change_that_is_told_after_the_end_disturbs_nobody(watched: WatchingMemoryStore) -> None:

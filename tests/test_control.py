@@ -141,6 +141,7 @@ class TestStatus:
             "breaker": {"open": False, "next_try": None},
             "calls": {
                 "check": {"made": 0, "failed": 0},
+                "compare": {"made": 0, "failed": 0},
                 "names": {"made": 1, "failed": 0},
                 "fetch": {"made": 1, "failed": 0},
             },

@@ -49,11 +49,11 @@ def fields(*changed: str) -> SimpleNamespace:
 HANDLERS: dict[str, tuple[object, ...]] = {
     "lookup": (1, b"name", NOBODY),
     "forget": ([(2, 1)],),
-    "getattr": (2, None),
+    "getattr": (2, NOBODY),
     "opendir": (1, None),
     "readdir": (1, 0, None),
     "releasedir": (1,),
-    "open": (2, os.O_RDONLY, None),
+    "open": (2, os.O_RDONLY, NOBODY),
     "read": (2, 0, 10),
     "release": (2,),
     "getxattr": (2, b"user.x", None),
@@ -63,7 +63,7 @@ HANDLERS: dict[str, tuple[object, ...]] = {
     "setattr": (2, SimpleNamespace(st_size=0), fields("size"), None, None),
 }
 
-NO_CONTEXT = cast("pyfuse3.RequestContext", None)
+NO_CONTEXT = cast("pyfuse3.RequestContext", SimpleNamespace(pid=0))
 
 
 CHANGES: dict[str, tuple[object, ...]] = {
@@ -216,7 +216,7 @@ def test_the_table_in_the_docstring_is_the_code() -> None:
 
 async def test_attributes_are_carried_over() -> None:
     class Vfs:
-        async def getattr(self, inode: int) -> Attributes:
+        async def getattr(self, inode: int, caller: int = 0) -> Attributes:
             return Attributes(7, stat.S_IFREG | 0o440, 1000, 12.5, 3.0, 4.0)
 
     entry = await serving(Vfs()).getattr(7, NO_CONTEXT)
@@ -228,7 +228,7 @@ async def test_attributes_are_carried_over() -> None:
 
 async def test_an_open_file_may_stay_in_the_page_cache() -> None:
     class Vfs:
-        async def open(self, inode: int) -> int:
+        async def open(self, inode: int, caller: int = 0) -> int:
             return inode
 
     opened = await serving(Vfs()).open(7, os.O_RDONLY, NO_CONTEXT)
@@ -264,7 +264,7 @@ class Requested:
     def takes_requests(self, inode: int) -> bool:
         return inode == 9
 
-    async def open(self, inode: int) -> int:
+    async def open(self, inode: int, caller: int = 0) -> int:
         return inode
 
     async def write(self, handle: int, text: bytes) -> None:
@@ -272,7 +272,7 @@ class Requested:
             raise ReadOnly("write")
         self.written.append(text)
 
-    async def getattr(self, inode: int) -> Attributes:
+    async def getattr(self, inode: int, caller: int = 0) -> Attributes:
         return Attributes(inode, stat.S_IFREG | 0o600, 0, 0.0, 0.0, 0.0)
 
 

@@ -78,6 +78,15 @@ class TestWhoMayLook:
         assert done.lines == (warned if options == "--uid 65534" else [])
 
 
+def test_the_files_of_another_user_take_root() -> None:
+    done = in_namespace("""
+        as_nobody mkdir c m
+        as_nobody secretfs mount --resources-path c --uid 4711 --allow-other m
+    """)
+    assert done.status == 2
+    assert "--uid 4711: only root may give the files to another user" in done.err
+
+
 @pytest.mark.mount
 def test_the_mount_takes_no_programs_devices_or_setuid(components: Path) -> None:
     with mounted(components) as mount:

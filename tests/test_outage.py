@@ -1,9 +1,13 @@
 """Freshness in the background and outages, on a virtual clock: nobody waits for what is known, and nothing lasts."""
 
+import logging
+from collections.abc import Mapping
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from secretfs import breaker
 from secretfs.cache import STALE_TTL, CachedStore, Freshness
 from secretfs.errors import (
     AccessDenied,
@@ -13,6 +17,7 @@ from secretfs.errors import (
     StoreError,
     StoreUnavailable,
 )
+from secretfs.store import Known
 from tests.conftest import ExpectLog
 from tests.support.canary import secret as canary
 from tests.support.memory_store import MemoryStore
@@ -79,6 +84,59 @@ async def test_a_value_nobody_uses_is_dropped_and_costs_nothing_more(
     assert not len(cached._secrets)
     await run(mock_clock, 300)
     assert store.calls["fetch:db"] == calls
+
+
+class Comparing(MemoryStore):
+    """A store that compares versions."""
+
+    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+        self._called("unchanged")
+        return frozenset(name for name, it in known.items() if self.secrets.get(name) is it.secret)
+
+
+async def test_what_a_store_can_compare_is_read_again_only_if_it_has_changed(
+    nursery: trio.Nursery, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    expect_log("vault: down")
+    store = Comparing({str(number): {"k": OLD} for number in range(50)})
+    cached = CachedStore("vault", store, FRESHNESS, nursery)
+    nursery.start_soon(cached.keep_fresh)
+    before = {name: await cached.fetch(name) for name in store.secrets}
+    store.put("7", {"k": NEW})
+    store.delete("8")
+    await run(mock_clock, 120)
+    assert {call: count for call, count in store.calls.items() if count > 1 and call != "unchanged"} == {
+        "fetch:7": 2,
+        "fetch:8": 2,
+    }
+    assert 2 <= store.calls["unchanged"] <= 4
+    assert await fetch_at_once(cached, "7") == NEW
+    with pytest.raises(SecretNotFound):
+        await cached.fetch("8")
+    again = await cached.fetch("9")
+    assert (again.serial, again.value) == (before["9"].serial, before["9"].value)  # nothing to look at anew
+    assert again.fetched > before["9"].fetched
+    store.refused["unchanged"] = StoreUnavailable("down")
+    store.put("9", {"k": NEW})
+    await run(mock_clock, 70)
+    assert await fetch_at_once(cached, "9") == NEW
+
+
+async def test_what_changes_while_it_is_compared_is_not_taken_for_the_same(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    store = Comparing({"db": {"k": OLD}})
+    cached = CachedStore("vault", store, FRESHNESS, nursery)
+    await cached.fetch("db")
+    async with trio.open_nursery() as comparing:
+        gate = store.gate
+        gate.clear()
+        comparing.start_soon(cached._compare)
+        await trio.to_thread.run_sync(store.entered.acquire)  # that of `fetch`
+        await trio.to_thread.run_sync(store.entered.acquire)
+        cached._secrets.expire("db")
+        gate.set()
+    assert cached.peek("db") is None
 
 
 async def test_names_in_use_are_kept_fresh_too(cached: CachedStore, store: MemoryStore, mock_clock: MockClock) -> None:
@@ -203,3 +261,25 @@ async def test_one_failure_does_not_shut_out_what_is_not_known(
     with pytest.raises(StoreUnavailable):
         await cached.fetch("db")
     assert (await cached.fetch("other")).value.values == {"k": b"v"}
+
+
+async def test_one_secret_that_always_fails_does_not_shut_out_the_others(
+    cached: CachedStore,
+    store: MemoryStore,
+    mock_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    expect_log: ExpectLog,
+) -> None:
+    expect_log("vault: its database is down")
+    caplog.set_level(logging.INFO, "secretfs.troubles")
+    store.refused["fetch:db"] = StoreUnavailable("its database is down")
+    for number in range(20):
+        for _ in range(2 * breaker.FAILURES):  # a program that polls
+            with pytest.raises(StoreUnavailable):
+                await cached.fetch("db")
+        await settle()
+        store.put(f"cold-{number}", {"k": b"v"})
+        assert await fetch_at_once(cached, f"cold-{number}") == b"v"
+    assert store.calls["check"] >= 20
+    told = [record.getMessage() for record in caplog.records if record.name == "secretfs.troubles"]
+    assert told == ["vault: its database is down", "vault: answers again"]

@@ -736,6 +736,43 @@ class TestWhatIsCalled:
         await wait_all_tasks_blocked()
         assert set(kernel.calls) == {(Call.RENAME, "env/TOKEN")}
 
+    async def test_a_store_that_hangs_holds_up_no_other(
+        self, kernel: FakeKernel, vault: WatchingMemoryStore, env: WatchingMemoryStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for path in ("env/TOKEN", "vault/db/password"):
+            await kernel.cat(path)
+        answers = trio.Event()
+        exists = kernel._vfs.exists
+
+        async def hang(key: ValueKey) -> bool:
+            if key.component == "vault":
+                await answers.wait()
+            return await exists(key)
+
+        monkeypatch.setattr(kernel._vfs, "exists", hang)
+        await put(vault, "db", user=b"joe", password=NEW)
+        await put(env, "TOKEN")
+        assert kernel.calls == [(Call.RENAME, "env/TOKEN")]
+        answers.set()
+        await wait_all_tasks_blocked()
+        assert kernel.calls == [(Call.RENAME, "env/TOKEN"), (Call.RENAME, "vault/db/password")]
+        assert not kernel._waiting
+
+    async def test_a_defect_costs_nobody_the_mount(
+        self, kernel: FakeKernel, env: WatchingMemoryStore, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+    ) -> None:
+        expect_log("a defect in secretfs or in a store")
+        await kernel.ls("env")
+        with monkeypatch.context() as patch:
+            patch.setattr(kernel._vfs, "place", lambda _: 1 / 0)
+            await tell(env, "TOKEN")
+            await kernel.cat("env/TOKEN")
+            await put(env, "TOKEN")
+        await put(env, "OTHER", OTHER=OLD)
+        env.put("TOKEN", {"TOKEN": OLD})
+        await tell(env, "TOKEN")
+        assert kernel.calls == [(Call.RENAME, "env/TOKEN")]
+
     async def test_a_rename_that_fails_leaves_everything_as_it_was(
         self, kernel: FakeKernel, env: WatchingMemoryStore
     ) -> None:

@@ -16,7 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from secretfs.attributes import Modes
 from secretfs.cache import Change, Freshness
 from secretfs.declaration import Declaration, load
-from secretfs.errors import NoSuchEntry, Superseded
+from secretfs.errors import ConfigurationError, NoSuchEntry, Superseded
 from secretfs.publish import Publisher
 from secretfs.registry import open_registry
 from secretfs.reload import LOOK_EVERY, Fingerprint, Origin, Reloader, fingerprint, working_directory
@@ -148,6 +148,7 @@ class FakeStores:
         self.waiting = 0
         self.gate = trio.Event()
         self.gate.set()
+        self.unanswered = False
 
     async def replace(self, declaration: Declaration) -> None:
         self.replaced.append(declaration.surroundings.app_id)
@@ -224,6 +225,34 @@ class TestWhen:
         await looking.reloader.reload()
         for _ in range(5):
             assert await looking.look() == [1]
+
+    async def test_what_does_not_answer_is_tried_again_later_and_later(
+        self, looking: Watched, mock_clock: MockClock
+    ) -> None:
+        looking.stores.unanswered = True
+        await looking.look(1)
+        await looking.look()
+        when: list[int] = []
+        for second in range(1, 60):
+            if len(await looking.look()) > len(when) + 1:
+                when.append(second)
+        assert when == [5, 15, 35]
+        looking.stores.unanswered = False
+        for _ in range(60):
+            await looking.look()
+        assert looking.origin.reads == [1] * 5
+
+    async def test_a_mistake_is_not_read_again_and_again(
+        self, looking: Watched, mock_clock: MockClock, expect_log: ExpectLog
+    ) -> None:
+        expect_log("a mistake; nothing is changed")
+        looking.stores.unanswered = True
+        await looking.look(1)
+        await looking.look()
+        looking.origin.fail = ConfigurationError("a mistake")
+        for _ in range(60):
+            await looking.look()
+        assert looking.origin.reads == [1, 1]
 
     async def test_a_defect_costs_nobody_the_mount(
         self, looking: Watched, mock_clock: MockClock, expect_log: ExpectLog

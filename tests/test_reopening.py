@@ -1,6 +1,7 @@
 """Credentials rotated upstream: the store is opened anew and the reader never notices."""
 
 import threading
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -9,7 +10,7 @@ from secretfs import reopening
 from secretfs.errors import AccessDenied, StoreError, StoreUnavailable
 from secretfs.reopening import ReopeningStore
 from secretfs.settings import Property
-from secretfs.store import Secret, SecretStore
+from secretfs.store import Known, Secret, SecretStore
 from tests.conftest import ExpectLog
 from tests.support.canary import secret as canary
 from tests.support.memory_store import MemoryStore, WatchingMemoryStore
@@ -126,7 +127,7 @@ def test_refusals_look_upstream_once_a_second(store: ReopeningStore, upstream: U
 def test_an_upstream_that_fails_leaves_the_refusal_and_says_so(
     store: ReopeningStore, upstream: Upstream, expect_log: ExpectLog, clock: Clock
 ) -> None:
-    expect_log("vault: refused, and its credentials cannot be read again: upstream is down")
+    expect_log("vault: its credentials cannot be read again: upstream is down")
     upstream.rotate()
     upstream.fail_with = StoreUnavailable("upstream is down")
     with pytest.raises(AccessDenied):
@@ -134,6 +135,78 @@ def test_an_upstream_that_fails_leaves_the_refusal_and_says_so(
     upstream.fail_with = None
     clock.now += reopening.LOOK_AGAIN
     assert store.fetch("db").values == {"k": b"v"}
+
+
+def test_a_refusal_does_not_use_up_the_look_of_another(store: ReopeningStore, upstream: Upstream, clock: Clock) -> None:
+    upstream.opened[0].refused["fetch:secret"] = AccessDenied("the policy says no")
+    with pytest.raises(AccessDenied):
+        store.fetch("secret")
+    clock.now += reopening.LOOK_AGAIN / 10
+    upstream.rotate()
+    assert store.fetch("db").values == {"k": b"v"}
+
+
+def test_many_that_are_refused_at_once_share_a_look(store: ReopeningStore, upstream: Upstream, clock: Clock) -> None:
+    upstream.accepted = "another"
+    generation = store._open()
+    assert not store._renewed(generation, ("fetch", "a"), clock.now)
+    clock.now += 0.1  # the look has taken so long
+    assert not store._renewed(generation, ("fetch", "b"), clock.now - 0.2)
+    assert upstream.looks == 2
+    assert not store._renewed(generation, ("fetch", "b"), clock.now)
+    assert upstream.looks == 3
+
+
+def test_what_makes_no_refusal_is_found_by_a_look(
+    store: ReopeningStore, upstream: Upstream, caplog: pytest.LogCaptureFixture, expect_log: ExpectLog
+) -> None:
+    expect_log("vault: its credentials cannot be read again: upstream is down")
+    store.look()
+    assert len(upstream.opened) == 1
+    upstream.token = canary("second")  # the first goes on to be good
+    upstream.fail_with = StoreUnavailable("upstream is down")
+    for _ in range(3):
+        store.look()
+    assert caplog.text.count("cannot be read again") == 1
+    assert len(upstream.opened) == 1
+    upstream.fail_with = None
+    store.look()
+    assert [opened.closed for opened in upstream.opened] == [True, False]
+    upstream.accepted = upstream.token
+    assert store.fetch("db").values == {"k": b"v"}
+
+
+def test_a_trial_of_a_store_that_cannot_be_reached_looks_for_another_place(
+    store: ReopeningStore, upstream: Upstream
+) -> None:
+    upstream.opened[0].fail_with = StoreUnavailable("nobody there")
+    upstream.rotate()
+    with pytest.raises(StoreUnavailable):
+        store.fetch("db")
+    store.check()
+    assert store.fetch("db").values == {"k": b"v"}
+
+
+class _Comparing(_Guarded):
+    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+        return frozenset(known)
+
+
+def test_what_was_read_from_another_store_is_not_compared(store: ReopeningStore, upstream: Upstream) -> None:
+    known = {"db": Known(store.fetch("db"), time.time())}
+    assert store.unchanged(known) == frozenset()  # this one does not compare
+    upstream.kind = _Comparing
+    upstream.rotate()
+    store.look()
+    assert store.unchanged(known) == frozenset()
+    assert store.unchanged({"db": Known(store.fetch("db"), time.time())}) == {"db"}
+
+
+def test_nothing_is_opened_after_the_end(store: ReopeningStore, upstream: Upstream) -> None:
+    store.close()
+    upstream.rotate()
+    store.look()
+    assert len(upstream.opened) == 1
 
 
 def test_a_call_under_way_keeps_the_old_store_open(store: ReopeningStore, upstream: Upstream) -> None:
@@ -151,7 +224,7 @@ def test_a_call_under_way_keeps_the_old_store_open(store: ReopeningStore, upstre
     generation = store._current
     assert generation is not None
     upstream.rotate()
-    assert store._renewed(generation, "fetch")
+    assert store._renewed(generation, ("fetch", "db"), 0.0)
     assert store.fetch("db").values == {"k": b"v"}
     assert not old.closed
     upstream.accepted = None  # the slow call is refused by the old store and by the new one

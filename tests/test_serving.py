@@ -56,6 +56,9 @@ class Running:
             self.views = replacement.views
         return replacement
 
+    def is_unanswered(self) -> bool:
+        return self.stores.unanswered
+
     def served(self, name: str) -> Served:
         return self.stores._served[name]
 
@@ -71,13 +74,14 @@ class Running:
 
 
 @asynccontextmanager
-async def serving(fakes: Fakes, *configs: Path) -> AsyncIterator[Running]:
+async def serving(fakes: Fakes, *configs: Path, known: Mapping[str, bool] | None = None) -> AsyncIterator[Running]:
     declaration = load([fakes.directory], configs, "", {})
     async with (
-        open_registry(declaration.components, declaration.surroundings, Freshness()) as registry,
+        open_registry(declaration.components, declaration.surroundings, Freshness(), known=known or {}) as registry,
         trio.open_nursery() as nursery,
     ):
-        registry.require()
+        if known is None:
+            registry.require()
         stores = Stores(registry, Freshness(), nursery)
         yield Running(stores, fakes, list(configs), await stores.serve(declaration))
         nursery.cancel_scope.cancel()
@@ -326,6 +330,32 @@ class TestMistakes:
             await running.reload()
             assert list(running.views) == ["a"]
 
+    async def test_it_is_served_when_it_is_tried_again_and_answers(
+        self, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+    ) -> None:
+        expect_log("component b: the fake says so; it is not served")
+        fakes.add("a")
+        async with serving(fakes) as running:
+            assert not running.is_unanswered()
+            fakes.add("b", secrets=holding(x="b"), fail="check=StoreUnavailable")
+            await running.reload()
+            assert running.is_unanswered()
+            monkeypatch.setattr(fake_type, "go_wrong", lambda _: None)
+            await running.reload()
+            assert not running.is_unanswered()
+            assert await running.read("b", "x") == secret("b")
+
+    async def test_what_could_not_be_opened_at_a_takeover_is_tried_again(
+        self, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fakes.add("a", secrets=holding(x="a"), fail="open=StoreUnavailable")
+        async with serving(fakes, known={"a": True}) as running:
+            assert running.is_unanswered()
+            monkeypatch.setattr(fake_type, "go_wrong", lambda _: None)
+            await running.reload()
+            assert not running.is_unanswered()
+            assert await running.read("a", "x") == secret("a")
+
     async def test_ignored_it_is_served_all_the_same(self, fakes: Fakes, expect_log: ExpectLog) -> None:
         expect_log(r"WARNING .*component a: the fake says so; it is served when it answers \(ignoreErrors\)")
         fakes.add("a", secrets=holding(x="old"))
@@ -367,6 +397,20 @@ class TestCredentials:
             await running.reload()
             assert running.served("source") is source
             assert fake_type.tokens["other"] == secret("old")
+
+    async def test_what_it_takes_is_looked_at_again_though_nothing_is_refused(
+        self, fakes: Fakes, mock_clock: MockClock
+    ) -> None:
+        async with serving(fakes) as running:
+            await running.read("needy", "x")
+            running.store("source").put("token", {"k": secret("new").encode()})
+            await later(mock_clock, Freshness().ttl)
+            await until(lambda: fake_type.tokens["needy"] == secret("new"))
+            await until(lambda: happened("close") == ["needy"])
+            assert await running.read("needy", "x") == secret("needy")
+            await later(mock_clock, Freshness().ttl)
+            await wait_all_tasks_blocked(0.01)
+            assert happened("open") == ["source", "needy", "needy"]
 
     async def test_a_source_that_cannot_be_opened_leaves_both(self, fakes: Fakes, expect_log: ExpectLog) -> None:
         expect_log("component source: the fake says so; it goes on as it was")

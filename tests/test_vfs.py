@@ -23,6 +23,7 @@ from secretfs.errors import (
 )
 from secretfs.places import Bulk, BulkKey, FolderKey, SecretKey, ValueKey
 from secretfs.polls import POLLS
+from secretfs.retries import PATIENCE
 from secretfs.scopes import ALLOW_ALL, SecretScope
 from secretfs.tree import ROOT_INODE, Version
 from secretfs.vfs import SecretVFS
@@ -352,6 +353,41 @@ async def test_an_ambiguous_shell_name_fails_the_env_file_only(make: Make, expec
     with pytest.raises(AmbiguousNames):
         await cat(vfs, "env/.bulk.env")
     assert json.loads(await cat(vfs, "env/.bulk.json")) == {"a-b": {"a-b": "1"}, "a.b": {"a.b": "2"}}
+
+
+async def test_listings_that_have_expired_leave_nothing_behind(
+    vfs: SecretVFS, vault: MemoryStore, mock_clock: MockClock
+) -> None:
+    for path in ("vault", "vault/team"):
+        await ls(vfs, path)
+    vfs.tidy()
+    assert len(vfs._contents.views["vault"]._arranged) == 2
+    mock_clock.jump(60)
+    vfs.tidy()
+    assert not vfs._contents.views["vault"]._arranged
+    assert list(await ls(vfs, "vault")) == ["db", "team"]
+
+
+async def test_a_reload_makes_nobody_wait_for_a_store_that_hangs_once_more(
+    make: Make, env: MemoryStore, nursery: trio.Nursery, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    expect_log("env: no answer within 5 s")
+    vfs = make(env=env)
+    env.gate.clear()
+    begin, waited = trio.current_time(), []
+
+    async def look() -> None:
+        with pytest.raises(DeadlineExceeded):
+            await ls(vfs, "env")
+        waited.append(trio.current_time() - begin)
+
+    nursery.start_soon(look)
+    await trio.to_thread.run_sync(env.entered.acquire)
+    vfs.replace({name: StoreView(view._store, SecretScope()) for name, view in vfs._contents.views.items()})
+    mock_clock.jump(5)
+    await wait_all_tasks_blocked(0.01)
+    env.gate.set()
+    assert waited == [5]
 
 
 async def test_a_hung_store_keeps_nobody_from_looking_names_up(
@@ -724,3 +760,48 @@ async def test_a_version_that_expired_is_not_opened_once_more(
     env.put("TOKEN", {"TOKEN": NEW})
     mock_clock.jump(60)
     assert await cat(vfs, "env/TOKEN") == NEW
+
+
+class TestWhoComesBackLate:
+    """The kernel repeats a call that ended with ESTALE once, on a busy machine not at once."""
+
+    @pytest.fixture
+    async def found(self, vfs: SecretVFS, env: MemoryStore) -> int:
+        """Let caller 7 open a version that is superseded, look the path up again, and find one that is, too."""
+        old = (await walk(vfs, "env/TOKEN")).inode
+        await vfs.getattr(old)
+        self.rotate(vfs, env, b"second")
+        with pytest.raises(Superseded):
+            await vfs.open(old, 7)
+        found = (await walk(vfs, "env/TOKEN")).inode
+        assert found != old
+        self.rotate(vfs, env, b"third")
+        return found
+
+    def rotate(self, vfs: SecretVFS, env: MemoryStore, value: bytes) -> None:
+        env.put("TOKEN", {"TOKEN": value})
+        vfs._contents.views["env"]._store._secrets.expire("TOKEN")
+
+    async def test_gets_what_was_right_since(self, vfs: SecretVFS, found: int, mock_clock: MockClock) -> None:
+        mock_clock.jump(PATIENCE)
+        handle = await vfs.open(found, 7)
+        assert await vfs.read(handle, 0, 99) == b"second"
+        vfs.close(handle)
+        with pytest.raises(Superseded):  # once
+            await vfs.open(found, 7)
+        assert await cat(vfs, "env/TOKEN") == b"third"
+
+    async def test_gets_its_size(self, vfs: SecretVFS, found: int) -> None:
+        attributes = await vfs.getattr(found, 7)
+        assert (attributes.size, attributes.attr_timeout) == (len(b"second"), 0.0)
+
+    async def test_and_nobody_else_does(self, vfs: SecretVFS, found: int) -> None:
+        with pytest.raises(Superseded):
+            await vfs.open(found, 8)
+
+    async def test_nor_who_does_not_come(self, vfs: SecretVFS, found: int, mock_clock: MockClock) -> None:
+        mock_clock.jump(PATIENCE + 0.1)
+        vfs.tidy()
+        assert not len(vfs._retries)
+        with pytest.raises(Superseded):
+            await vfs.open(found, 7)

@@ -7,14 +7,14 @@ Opening a store contacts nobody: a wrong token or address shows at the first rea
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from secretfs.errors import AccessDenied, ConfigurationError, SecretNotFound, StoreError
 from secretfs.settings import setting
-from secretfs.store import Names, Secret, StoreContext
+from secretfs.store import Known, Names, Secret, StoreContext
 from secretfs.stores.kubernetes_http import Api
 from secretfs.stores.kubernetes_list import Reach, is_namespace
 from secretfs.stores.kubernetes_login import find_login, own_namespace
@@ -90,6 +90,10 @@ class KubernetesStore:
             return self.fetch(name)
         reach = next(iter(self._reaches.values()))
         return _about(f"secret {name} of namespace {namespace}", partial(reach.read, self._api, namespace, name))
+
+    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+        """Compare with the live copies: that costs the server nothing."""
+        return frozenset[str]().union(*(copy.unchanged(known) for copy in self._copies.values()))
 
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
         """Begin to keep live copies, and say what changes."""

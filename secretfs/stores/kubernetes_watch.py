@@ -9,12 +9,12 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from secretfs.errors import AccessDenied, MalformedAnswer, SecretNotFound, StoreError, StoreUnavailable
-from secretfs.store import Secret
+from secretfs.store import Known, Secret
 from secretfs.stores.kubernetes_http import Api, Expired, Stream
 from secretfs.stores.kubernetes_list import Reach, list_pages, metadata_of, secret_of, version_of
 
@@ -36,6 +36,9 @@ class _Held:
     version: str
     secret: Secret | None = field(repr=False)
     size: int
+
+    def is_version_of(self, secret: Secret) -> bool:
+        return secret.version != "" and secret.version == self.version
 
 
 class LiveCopy:
@@ -92,6 +95,12 @@ class LiveCopy:
         with self._lock:
             self._tell(names)
         return names
+
+    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+        """Name the secrets whose version is still the one that is known; none while the copy is not live."""
+        with self._lock:
+            held = self._secrets if self.live else {}
+            return frozenset(name for name, it in known.items() if name in held and held[name].is_version_of(it.secret))
 
     def stop(self) -> None:
         """Ask the thread to end."""

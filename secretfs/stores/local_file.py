@@ -8,20 +8,23 @@ Nothing is locked: a snapshot of the file is immutable and replaced as a whole. 
 same time each read the file, and each gets a true answer.
 """
 
+import contextlib
 import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound, StoreError, StoreUnavailable
 from secretfs.settings import setting, truthy
-from secretfs.store import Names, Secret, StoreContext
+from secretfs.store import Known, Names, Secret, StoreContext
 
 _ATTEMPTS = 5
+_LOOK_EVERY = 0.5  # seconds
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -75,6 +78,7 @@ class FileStore:
         self._path = path
         self._separator = separator
         self._snapshot = self._load()
+        self._closed = threading.Event()
 
     def check(self) -> None:
         """Read the file if it has changed."""
@@ -91,9 +95,32 @@ class FileStore:
         except KeyError:
             raise SecretNotFound(f"secret {name} not found") from None
 
+    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+        """Compare with the file as it is now."""
+        now = self._current()
+        return frozenset(name for name, it in known.items() if now.get(name) == it.secret)
+
+    def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
+        """Look at the file twice a second: inotify sees neither a link that is swapped nor an edit on NFS."""
+        arguments = (changed, self._snapshot)
+        threading.Thread(target=self._watch, args=arguments, name=f"watch of {self._path}", daemon=True).start()
+
     def close(self) -> None:
         """Forget the secrets."""
+        self._closed.set()
         self._snapshot = _Snapshot(self._snapshot.identity, {})
+
+    def _watch(self, changed: Callable[[frozenset[str]], None], seen: _Snapshot) -> None:
+        while not self._closed.wait(_LOOK_EVERY):
+            with contextlib.suppress(StoreError):  # whoever reads will hear of it
+                self._current()
+            now = self._snapshot
+            if now is not seen and not self._closed.is_set():
+                before, after = seen.secrets, now.secrets
+                names = frozenset(name for name in {*before, *after} if _values(before, name) != _values(after, name))
+                seen = now
+                if names:
+                    changed(names)
 
     def _current(self) -> Mapping[str, Secret]:
         try:
@@ -129,6 +156,10 @@ class FileStore:
 
     def _unreadable(self, error: OSError) -> StoreUnavailable:
         return StoreUnavailable(f"{self._path}: {error.strerror or error}")
+
+
+def _values(secrets: Mapping[str, Secret], name: str) -> Mapping[str, bytes] | None:
+    return secrets[name].values if name in secrets else None
 
 
 def open_store(settings: Settings, context: StoreContext) -> FileStore:

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.mount
 TTL = 0.3
 MARGIN = 0.1  # the kernel counts in ticks of up to 10 ms, and a read takes its time
 VERSIONS = 200
+LARGE = 199_000  # bytes at least
 OLD, NEW = secret("old"), secret("new, and longer")
 
 
@@ -176,6 +178,33 @@ def test_never_torn(source: Source) -> None:
     names = [f"torn-{number}" for number in range(10)]
     with rotating(source, names):
         assert read_until([source.rapid(name) for name in names], VERSIONS) == []
+
+
+def test_a_thousand_rotations(tmp_path: Path, own_server: OpenBao) -> None:
+    """Through 1,000 rotations of a value of 200 KB nobody sees a torn one, nor an older after a newer (change-1)."""
+    folder = Folder(own_server, "thousand")
+    folder.put("large", {"key": sealed(0, LARGE)})
+    component(tmp_path / "manifests", "vault", "hashicorp.vault", folder.metadata(), annotations={"secretfs/ttl": "1h"})
+    seen: list[int] = []
+    over = threading.Event()
+    with mounted(tmp_path / "manifests") as mount, ThreadPoolExecutor(1) as reader:
+        path, refresh = mount.path / "vault/large/key", mount.path / ".secretfs/refresh"
+
+        def read_on() -> None:
+            while not over.is_set():
+                seen.append(read_once(path))
+
+        reading = reader.submit(read_on)
+        try:
+            for number in range(1, 1001):
+                folder.put("large", {"key": sealed(number, LARGE)})
+                refresh.write_bytes(b"vault/large")
+            wait_until(lambda: read_once(path) == 1000)
+        finally:
+            over.set()
+        reading.result()
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 500
 
 
 def test_a_ttl_that_is_over_before_the_answer_is_there(source: Source) -> None:
@@ -329,3 +358,22 @@ def test_times(scratch: Path, own_server: OpenBao) -> None:
     component(scratch / "times", "vault", "hashicorp.vault", folder.metadata())
     with mounted(scratch / "times") as mount:
         assert before - 0.01 <= (mount.path / "vault/db/key").stat().st_mtime <= after + 0.01
+
+
+def test_a_secrets_file(tmp_path: Path) -> None:
+    """fresh-5: A change of a secrets file of `local.file` is seen within a second, whatever `ttl` says."""
+    file = SecretsFile(tmp_path / "secrets.json")
+    file.put("kept", OLD)
+    file.put("rotated", OLD)
+    properties = {"secretsFile": file.path}
+    component(tmp_path / "components", "file", "local.file", properties, annotations={"secretfs/ttl": "1h"})
+    with mounted(tmp_path / "components") as mount:
+        store = mount.path / "file"
+        assert [path.read_text() for path in sorted(store.iterdir())] == [OLD, OLD]
+        file.secrets |= {"rotated": NEW, "added": NEW}
+        file.put("kept", OLD)
+        wait_until(lambda: (store / "rotated").read_text() == NEW, within=1 + MARGIN)
+        wait_until(lambda: lines("ls", store) == ["added", "kept", "rotated"], within=1 + MARGIN)
+        file.delete("rotated")
+        wait_until(lambda: not there(store / "rotated"), within=1 + MARGIN)
+        assert (store / "kept").read_text() == OLD

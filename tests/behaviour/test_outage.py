@@ -401,7 +401,7 @@ def test_return(shop: Shop) -> None:
     # With so short a ttl each is asked for again all the time: as often as that, and never twice at once.
     requests = [(at, request) for at, request in shop.way.requests() if "/crowd-" in request and at <= ended]
     began = requests[0][0]
-    soonest = 0.7 * TTL  # until an answer is due to be asked for again
+    soonest = 0.7 * 0.1  # until an answer is due to be asked for again: it lives for 0.1 s from when it arrives
     assert max(Counter(request for _, request in requests).values()) <= 1 + (ended - began) / soonest
     assert max(Counter(request for at, request in requests if at < began + soonest).values()) == 1
     seed(shop.server)

@@ -11,10 +11,12 @@ from tests.support.canary import secret
 from tests.support.kube_fixtures import Namespace, kube, namespace, outside
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, mounted
+from tests.support.secrets_file import SecretsFile, file
 from tests.support.servers.openbao import OpenBao
 from tests.support.shell import wait_until
+from tests.support.vault_fixtures import Folder
 
-__all__ = ["kube", "namespace", "outside"]
+__all__ = ["file", "kube", "namespace", "outside"]
 
 pytestmark = pytest.mark.mount
 
@@ -75,3 +77,19 @@ def test_rotation_upstream(own_server: OpenBao, namespace: Namespace, tmp_path: 
 
 def has_told(mount: Mounted, lines: list[str], times: int) -> bool:
     return all(mount.log.count(line) >= times for line in lines)
+
+
+def test_what_is_no_credential(own_server: OpenBao, file: SecretsFile, tmp_path: Path) -> None:
+    """ref-2: A store follows what it refers to in another one within `ttl` of that, also if nothing is refused."""
+    file.write({"prefix": "here"})
+    for place in ("here", "there"):
+        own_server.put(f"secret/{place}/db", {"password": secret(place)})
+    quick = {"secretfs/ttl": "1s"}
+    component(tmp_path / "components", "file", "local.file", {"secretsFile": file.path}, annotations=quick)
+    folder = {**Folder(own_server, "here").metadata(), "vaultKVPrefix": reference("prefix", "prefix")}
+    component(tmp_path / "components", "vault", "hashicorp.vault", folder, annotations=quick, secret_store="file")
+    with mounted(tmp_path / "components") as mount:
+        path = mount.path / "vault/db/password"
+        assert path.read_text() == secret("here")
+        file.write({"prefix": "there"})
+        wait_until(lambda: path.read_text() == secret("there"))

@@ -23,7 +23,7 @@ from secretfs.errors import (
     StoreUnavailable,
 )
 from secretfs.settings import Property, decode
-from secretfs.store import Names, SecretStore
+from secretfs.store import ComparingStore, Known, Names, SecretStore
 from secretfs.stores import azure_keyvault, load_store_type
 from secretfs.stores.azure_http import Wire, unanswered
 from secretfs.stores.azure_keyvault import Settings
@@ -199,6 +199,38 @@ def test_names_are_the_enabled_secrets_of_all_pages(azure: Azure, store: SecretS
     assert azure.requests["get"] == 0
     assert azure.requests["challenge"] == 1
     assert store.names("folder") == Names()
+
+
+def test_what_has_not_changed_is_told_by_a_listing(azure: Azure, store: SecretStore) -> None:
+    assert isinstance(store, ComparingStore)
+    now, before = time.time(), int(time.time()) - 3600
+    for number in range(30):
+        azure.put(f"old-{number}", secret(str(number)), updated=before)
+    azure.put("recent", secret("recent"))
+    known = {name: Known(store.fetch(name), now) for name, _ in azure.listed()}
+    assert store.unchanged(known) == frozenset()  # what a listing costs is not known yet
+    store.names("")
+    azure.put("old-1", secret("new"))
+    azure.change("old-2", enabled=False)
+    azure.delete("old-3")
+    azure.requests.clear()
+    assert store.unchanged(known) == known.keys() - {"old-1", "old-2", "old-3", "recent"}
+    assert store.unchanged({name: known[name] for name in ("old-5", "old-6")}) == frozenset()  # a listing is two pages
+    assert azure.requests == {"list": 2}
+
+
+def test_a_listing_that_fails_is_not_tried_again_to_compare(azure: Azure, store: SecretStore) -> None:
+    assert isinstance(store, ComparingStore)
+    for number in range(3):
+        azure.put(f"s{number}", secret(str(number)), updated=1)
+    known = {name: Known(store.fetch(name), time.time()) for name, _ in azure.listed()}
+    store.names("")
+    azure.faults.append(failing(500))
+    with pytest.raises(StoreUnavailable):
+        store.unchanged(known)
+    assert store.unchanged(known) == frozenset()
+    store.names("")
+    assert store.unchanged(known) == known.keys()
 
 
 def test_empty_pages_are_not_the_end(azure: Azure, store: SecretStore) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from secretfs.errors import AccessDenied, SecretNotFound, StoreUnavailable
-from secretfs.store import Secret
+from secretfs.store import Known, Secret
 from secretfs.stores import kubernetes_watch
 from secretfs.stores.kubernetes import KubernetesStore
 from tests.conftest import ExpectLog
@@ -67,6 +67,25 @@ def test_kubectl_creates_changes_and_deletes(namespace: Namespace, store: Kubern
         store.fetch("db")
     assert store.names("").secrets == frozenset()
     assert namespace.requests() == []  # the watch was open before, and is the only request
+
+
+def test_what_has_not_changed_is_told_by_the_copy(namespace: Namespace, store: KubernetesStore, way: Cuttable) -> None:
+    for name in ("kept", "changed", "deleted"):
+        namespace.put(name, {"key": secret("old").encode()})
+    known = {name: Known(store.fetch(name), 0.0) for name in ("kept", "changed", "deleted")}
+    assert store.unchanged(known) == frozenset()  # there is no copy yet
+    changes = watching(store)
+    namespace.server.forget()
+    assert store.unchanged(known) == known.keys()
+    namespace.put("changed", {"key": secret("new").encode()})
+    namespace.delete("deleted")
+    changes.wait_for("changed", "deleted")
+    assert store.unchanged(known) == {"kept"}
+    assert namespace.requests() == []
+    way.cut()
+    wait_until(lambda: not is_live(store))
+    assert store.unchanged(known) == frozenset()
+    way.mend()
 
 
 def test_the_whole_store_is_one_list_of_pages_and_one_watch(namespace: Namespace, store: KubernetesStore) -> None:

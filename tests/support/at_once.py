@@ -7,17 +7,22 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from secretfs.cache import CachedStore
+from secretfs.calls import Calls
 from tests.support.memory_store import WatchingMemoryStore
 
 T = TypeVar("T")
 
 
-class AtOnce(CachedStore):
-    """A `CachedStore` whose store answers in no time."""
-
+class _CallsAtOnce(Calls):
     async def _in_thread(self, question: Callable[[str], T], argument: str) -> T:
         await trio.lowlevel.checkpoint()
         return question(argument)
+
+
+class AtOnce(CachedStore):
+    """A `CachedStore` whose store answers in no time."""
+
+    calls = _CallsAtOnce
 
 
 async def tell(store: WatchingMemoryStore, *names: str) -> None:

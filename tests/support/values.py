@@ -19,9 +19,9 @@ def binary(size: int, seed: str = "") -> bytes:
     return (mark + noise if size > len(mark) else noise)[:size]
 
 
-def sealed(number: int) -> str:
+def sealed(number: int, smallest: int = 1) -> str:
     """Make version ``number`` of a value, which carries its own checksum; sizes vary from 100 bytes to 200 KB."""
-    body = text(number * 7919 % 200_000 + 1, str(number))
+    body = text(number * 7919 % (200_000 - smallest + 1) + smallest, str(number))
     return f"{number} {hashlib.sha256(body.encode()).hexdigest()} {body}"
 
 

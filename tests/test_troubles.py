@@ -1,0 +1,74 @@
+"""What the log is told of the trouble of a store."""
+
+import logging
+
+import pytest
+
+from secretfs.errors import AccessDenied, StoreUnavailable
+from secretfs.troubles import REMEMBERED, Troubles
+from tests.conftest import ExpectLog
+
+DB, OTHER, CHECK = ("fetch", "db"), ("fetch", "other"), ("check", "")
+
+
+@pytest.fixture
+def troubles() -> Troubles:
+    return Troubles("vault")
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture, expect_log: ExpectLog) -> pytest.LogCaptureFixture:
+    expect_log("vault: ")
+    caplog.set_level(logging.INFO, "secretfs.troubles")
+    return caplog
+
+
+def texts(told: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in told.records]
+
+
+def test_an_outage_is_told_once_whatever_is_asked(troubles: Troubles, told: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        for kind, name in (DB, OTHER):
+            troubles.failed((kind, name), StoreUnavailable(f"{name}: connection refused"))
+    troubles.failed(CHECK, StoreUnavailable("engine secret: connection refused"))
+    troubles.failed(CHECK, StoreUnavailable("timed out"))
+    troubles.over()
+    troubles.over()
+    assert texts(told) == ["vault: db: connection refused", "vault: timed out", "vault: answers again"]
+
+
+def test_the_next_outage_is_told_again(troubles: Troubles, told: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        troubles.failed(DB, StoreUnavailable("down"))
+        troubles.answered(DB)
+        troubles.over()
+    assert texts(told) == ["vault: down", "vault: answers again"] * 2
+
+
+def test_a_question_that_alone_fails_is_told_once(troubles: Troubles, told: pytest.LogCaptureFixture) -> None:
+    for _ in range(5):
+        troubles.failed(DB, StoreUnavailable("db: 500"))
+        troubles.answered(OTHER)
+        troubles.over()
+    assert texts(told) == ["vault: db: 500", "vault: answers again"]
+    troubles.failed(CHECK, StoreUnavailable("db: 500"))  # now it is the store
+    assert texts(told)[2:] == ["vault: db: 500"]
+
+
+def test_a_refusal_is_told_until_it_ends(troubles: Troubles, told: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        troubles.refused(DB, AccessDenied("no"))
+        troubles.refused(DB, AccessDenied("no"))
+        troubles.answered(DB)
+    assert texts(told) == ["vault: no"] * 2
+
+
+def test_not_more_than_so_many_are_remembered(troubles: Troubles, told: pytest.LogCaptureFixture) -> None:
+    for number in range(REMEMBERED + 1):
+        troubles.refused(("fetch", str(number)), AccessDenied("no"))
+    told.clear()
+    troubles.refused(("fetch", str(REMEMBERED)), AccessDenied("no"))
+    assert texts(told) == []
+    troubles.refused(("fetch", "0"), AccessDenied("no"))
+    assert texts(told) == ["vault: no"]
