@@ -33,6 +33,7 @@ dev_packages=(
     make
     postgresql    # what OpenBao's database engine makes users in
     inotify-tools # inotifywait
+    runc          # a container with the mount in it
     rsync         # read secrets as users do: this, and the two below
     tar
     tree

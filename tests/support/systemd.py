@@ -62,10 +62,14 @@ class System:
         self, *command: Argument, env: Mapping[str, str] | None = None, user: int = 0
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a program inside."""
+        return run(*self.enter(env, user), *command)
+
+    def enter(self, env: Mapping[str, str] | None = None, user: int = 0) -> list[str]:
+        """Return what to put in front of a command that shall run inside."""
         variables = {"PATH": _PATH, "LC_ALL": "C"} | dict(env or {})
         enter = ["nsenter", f"--target={self.leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup"]
         enter += [f"--setuid={user}", f"--setgid={user}", "--"]
-        return run(*enter, "env", "-i", *(f"{name}={value}" for name, value in variables.items()), *command)
+        return [*enter, "env", "-i", *(f"{name}={value}" for name, value in variables.items())]
 
     def output(self, *command: Argument) -> str:
         """Return what a program inside prints. It must succeed."""

@@ -1,0 +1,22 @@
+"""Everything at once that may happen to who serves, while all use the mount. `benchmarks.unkillable` does more."""
+
+import pytest
+
+from tests.support.systemd import System
+from tests.support.unkillable import Told, clear, install, participants, torment
+
+pytestmark = pytest.mark.mount
+
+
+def test_nobody_sees_an_error(system: System) -> None:
+    """takeover-14: Readers, a container, a working directory and a mapping outlive any number of kills and restarts."""
+    told: list[Told] = []
+    install(system)
+    try:
+        with participants(system, told):
+            torment(system, kills=6, restarts=3, pause=(0.1, 0.7))
+    finally:
+        clear(system)
+    assert [(one.who, one.failures) for one in told if one.failed] == []
+    assert len(told) == 7
+    assert all(one.done > 20 for one in told)

@@ -1,0 +1,165 @@
+"""A service under everything at once: readers, a container, a directory and a mapping in use, while it is killed."""
+
+import contextlib
+import json
+import random
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.manifests import component
+from tests.support.shell import wait_until
+from tests.support.systemd import System
+from tests.support.values import sealed
+
+UNIT = "secretfs@srv-secrets.service"
+POINT = Path("/srv/secrets")
+SECRETS = 400
+_BUNDLE = Path("/run/box")
+_READER = Path("/run/reader.py")
+
+# What each participant does, until its standard input ends; then it says how that went. A value carries its checksum.
+_PROGRAM = """
+import hashlib, json, mmap, os, random, sys, threading, time
+kind, root, place = sys.argv[1], sys.argv[2], sys.argv[3:]
+over = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+done, failures, longest, names = 0, [], 0.0, [f"secret-{n}" for n in range(int(place[0]))]
+
+def check(content, name):
+    number, digest, body = content.split(b" ", 2)
+    assert b"secret-" + number == name.encode(), f"{name} holds {number}"
+    assert hashlib.sha256(body).hexdigest() == digest.decode(), f"{name} is torn"
+
+def read(path, name):
+    with open(path, "rb") as file:
+        check(file.read(), name)
+
+def read_some():
+    name = names[random.randrange(3)] if random.random() < 0.5 else random.choice(names)  # warm, and rather cold
+    read(f"{root}/{name}", name)
+    assert os.stat(f"{root}/{name}").st_size > 60
+
+def look_around():
+    name = random.choice(names)
+    read(name, name)  # a relative path
+    if random.random() < 0.1:
+        assert sorted(os.listdir(".")) == sorted(names)
+
+def read_mapped():
+    check(mapping[:], names[-1])
+
+action = {"reader": read_some, "inside": look_around, "mapped": read_mapped}[kind]
+if kind == "inside":
+    os.chdir(root)
+if kind == "mapped":
+    file = open(f"{root}/{names[-1]}", "rb")
+    mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+while not over.is_set():
+    begun = time.monotonic()
+    try:
+        action()
+    except (OSError, AssertionError) as error:
+        failures.append(repr(error))
+    longest = max(longest, time.monotonic() - begun)
+    done += 1
+    time.sleep(0.002)
+print(json.dumps({"done": done, "failures": failures[:5], "failed": len(failures), "longest": longest}))
+"""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one participant has to say."""
+
+    who: str
+    done: int
+    failures: Sequence[str]
+    failed: int
+    longest: float
+
+
+def install(system: System) -> None:
+    """Declare a store with many secrets in a booted system that has the units, and start the service."""
+    component(
+        system.path("/etc/secretfs/components"),
+        "file",
+        "local.file",
+        {"secretsFile": "/etc/secretfs/secrets"},
+        annotations={"secretfs/ttl": "500ms", "secretfs/idle": "1s"},
+    )
+    secrets = {f"secret-{number}": sealed(number) for number in range(SECRETS)}
+    system.path("/etc/secretfs/secrets").write_text(json.dumps(secrets), encoding="utf-8")
+    options = "--resources-path=/etc/secretfs/components --allow-other --mode=0444"
+    system.path("/etc/secretfs/srv-secrets.conf").write_text(f"SECRETFS_OPTIONS={options}\n", encoding="utf-8")
+    system.path(POINT).mkdir(exist_ok=True)
+    system.path(_READER).write_text(_PROGRAM, encoding="utf-8")
+    system.systemctl("start", UNIT)
+
+
+@contextlib.contextmanager
+def participants(system: System, told: list[Told]) -> Iterator[None]:
+    """Have four readers, a container, a process inside the mount and one with a mapping at it; in the end they tell."""
+    program = ("/usr/bin/python3", str(_READER))
+    where = str(POINT / "file")
+    started = {f"reader {number}": _start(system, *program, "reader", where, str(SECRETS)) for number in range(4)}
+    started["working directory"] = _start(system, *program, "inside", where, str(SECRETS))
+    started["mapping"] = _start(system, *program, "mapped", where, str(SECRETS))
+    _bundle(system, [*program, "reader", "/run/secrets/file", str(SECRETS)])
+    runc = ("runc", "--rootless", "true", "--root", "/run/runc", "run", "--bundle", str(_BUNDLE), "box")
+    started["container"] = _start(system, *runc)
+    try:
+        yield
+    finally:
+        for who, process in started.items():
+            out, err = process.communicate(timeout=30)
+            try:
+                told.append(Told(who, **json.loads(out)))
+            except ValueError:
+                told.append(Told(who, 0, [err.decode(errors="replace")[-300:]], 1, 0.0))
+
+
+def torment(system: System, *, kills: int, restarts: int, pause: tuple[float, float]) -> None:
+    """Kill the daemon and restart the service, at random moments."""
+    events = ["kill"] * kills + ["restart"] * restarts
+    random.shuffle(events)
+    for event in events:
+        time.sleep(random.uniform(*pause))
+        if event == "restart":
+            system.systemctl("restart", UNIT)
+            continue
+        before = int(system.show(UNIT, "NRestarts"))
+        system.systemctl("kill", "--signal=KILL", "--kill-whom=main", UNIT)
+        wait_until(lambda before=before: int(system.show(UNIT, "NRestarts")) != before)  # type: ignore[misc]
+    system.wait_for(UNIT, "active")
+
+
+def _start(system: System, *command: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*system.enter(), *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def _bundle(system: System, command: list[str]) -> None:
+    """Make a container of the system's own programs, with a plain bind of the mount point in it."""
+    rootfs = system.path(_BUNDLE) / "rootfs"
+    rootfs.mkdir(parents=True)
+    for link in ("bin", "lib", "lib64"):
+        (rootfs / link).symlink_to(f"usr/{link}")
+    system.output("sh", "-c", f"cd {_BUNDLE} && runc spec")
+    config = json.loads((system.path(_BUNDLE) / "config.json").read_text("utf-8"))
+    config["process"] |= {"args": command, "terminal": False}
+    binds = {"/usr": "/usr", str(_READER): str(_READER), "/run/secrets": str(POINT)}
+    config["mounts"] += [
+        {"destination": inside, "type": "bind", "source": outside, "options": ["bind", "ro"]}
+        for inside, outside in binds.items()
+    ]
+    (system.path(_BUNDLE) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def clear(system: System) -> None:
+    """Stop the service, and take away what was installed."""
+    system.systemctl("stop", UNIT)
+    system.output("rm", "-r", "/etc/secretfs", str(_BUNDLE), str(_READER))
