@@ -185,9 +185,12 @@ class SecretVFS:
         """Do what is written to ``refresh``, in all stores at once. Raises the first error when all is done."""
         if not self.takes_requests(handle):
             raise ReadOnly("write")
-        await refresh(
-            {root: self._contents.view(key.component) for root, key in self._contents.roots.items()}, requested(text)
-        )
+        views = {root: self._contents.view(key.component) for root, key in self._contents.roots.items()}
+        try:
+            await refresh(views, requested(text))
+        finally:
+            for view in views.values():  # what was right a moment ago will not do for whoever has asked for it
+                self._tree.distrust(view.component)
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Read from an open file. Raises `Superseded` if this process took over and the version is not to be had."""

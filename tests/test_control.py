@@ -20,6 +20,7 @@ from secretfs.errors import (
     ReadOnly,
     SecretNotFound,
     StoreUnavailable,
+    Superseded,
     TooLarge,
 )
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
@@ -228,6 +229,16 @@ class TestRefresh:
         await wait_all_tasks_blocked()
         assert changes == [("vault", Change(values=frozenset({("db", "password")})))]
         assert vault.calls["fetch:db"] == 2
+
+    async def test_leaves_nobody_with_what_was_right_a_moment_ago(self, vfs: SecretVFS, vault: MemoryStore) -> None:
+        """The kernel may still know the old inode by its path: not even that moment is allowed after a refresh."""
+        before = await walk(vfs, "vault/db/password")
+        assert await cat(vfs, "vault/db/password") == OLD
+        vault.put("db", {"user": OLD, "password": NEW})
+        await refresh(vfs, b"vault/db")
+        with pytest.raises(Superseded):
+            await vfs.open(before.inode)
+        assert await cat(vfs, "vault/db/password") == NEW
 
     async def test_of_a_folder_is_of_what_is_known_in_it(self, vfs: SecretVFS, vault: MemoryStore) -> None:
         await cat(vfs, "vault/team/api/key")
