@@ -26,8 +26,8 @@ Heard = Callable[[str, Change], None]
 async def catch_up(vfs: SecretVFS, heard: Heard) -> None:
     """Find out what has changed in each store since it was last looked at, and have ``heard`` told of it."""
     async with trio.open_nursery() as nursery:
-        for component in vfs.components:
-            files = [key for key in vfs.inherited(component) if isinstance(key, ValueKey)]
+        for component in vfs.changes.components:
+            files = [key for key in vfs.changes.inherited(component) if isinstance(key, ValueKey)]
             if files:
                 nursery.start_soon(_names, vfs, component, heard)
                 waiting = iter(files)
@@ -38,7 +38,7 @@ async def catch_up(vfs: SecretVFS, heard: Heard) -> None:
 async def _names(vfs: SecretVFS, component: str, heard: Heard) -> None:
     while True:
         try:
-            gone = await vfs.names_that_went(component)
+            gone = await vfs.changes.names_that_went(component)
         except SecretFSError:
             await trio.sleep(AGAIN)
             continue
@@ -51,7 +51,7 @@ async def _values(vfs: SecretVFS, keys: Iterable[ValueKey], heard: Heard) -> Non
     for key in keys:
         while True:
             try:
-                same = await vfs.is_what_it_was(key)
+                same = await vfs.changes.is_what_it_was(key)
             except AccessDenied:  # until that ends there is nothing to see; the others must not wait for it
                 same = True
             except SecretFSError:  # logged where it happened

@@ -69,7 +69,7 @@ class Publisher:
     def __init__(
         self, vfs: SecretVFS, mountpoint: Path, hand: Hand, published: Callable[[], None] = lambda: None
     ) -> None:
-        self._vfs = vfs
+        self._changes = vfs.changes
         self._hand = hand
         self._published = published
         self._mountpoint = os.fsencode(mountpoint)
@@ -118,7 +118,7 @@ class Publisher:
         if grant is None or grant.parent != parent:
             return None
         if segment == grant.pending or (segment == grant.segment and grant.call in (Call.UNLINK, Call.RMDIR)):
-            return self._vfs.entry_of(grant.inode)
+            return self._changes.entry_of(grant.inode)
         if segment == grant.segment and grant.call is Call.MKDIR:
             raise NoSuchEntry("not made yet")
         return None
@@ -128,15 +128,15 @@ class Publisher:
         grant = self._granted(Call.RENAME, new_parent, new_segment)
         if not isinstance(grant.inode, Version) or (parent, segment) != (grant.parent, grant.pending):
             raise ReadOnly(Call.RENAME.value)
-        self._vfs.succeed(grant.inode)
+        self._changes.succeed(grant.inode)
 
     def mkdir(self, parent: int, segment: bytes) -> Attributes:
         """Let a directory appear. Raises `ReadOnly` for any other."""
-        return self._vfs.entry_of(self._granted(Call.MKDIR, parent, segment).inode)
+        return self._changes.entry_of(self._granted(Call.MKDIR, parent, segment).inode)
 
     def remove(self, call: Call, parent: int, segment: bytes) -> None:
         """Let an entry go. Raises `ReadOnly` for any other."""
-        self._vfs.gone(self._granted(call, parent, segment).inode)
+        self._changes.gone(self._granted(call, parent, segment).inode)
 
     def _granted(self, call: Call, parent: int, segment: bytes) -> Grant:
         grant = self.grant
@@ -157,18 +157,18 @@ class Publisher:
 
     async def _publish_value(self, key: ValueKey) -> None:
         """Publish that a value is new, different or gone."""
-        segment, parent = self._vfs.place(key)
-        if self._vfs.known(parent) is None and self._vfs.known(key) is None:
+        segment, parent = self._changes.place(key)
+        if self._changes.known(parent) is None and self._changes.known(key) is None:
             return  # the kernel knows nothing of the directory, so nobody watches it
-        exists = await self._vfs.exists(key)
+        exists = await self._changes.exists(key)
         async with self._one_at_a_time:
-            directory, version = self._vfs.known(parent), self._vfs.known(key)
+            directory, version = self._changes.known(parent), self._changes.known(key)
             if exists and directory is not None:
-                await self._put_in_place(directory.number, self._vfs.path(parent), segment, key)
+                await self._put_in_place(directory.number, self._changes.path(parent), segment, key)
             elif not exists and version is not None:
                 if directory is not None:
-                    await self._call(Grant(Call.UNLINK, directory.number, segment, version), self._vfs.path(parent))
-                self._vfs.gone(version)  # for those who poll it, if it went with its directory
+                    await self._call(Grant(Call.UNLINK, directory.number, segment, version), self._changes.path(parent))
+                self._changes.gone(version)  # for those who poll it, if it went with its directory
 
     async def _publish_name(self, component: str, name: str) -> None:
         """Publish that a secret or folder is new or gone, in each directory on the way to it that the kernel knows."""
@@ -179,16 +179,16 @@ class Publisher:
 
     async def _publish_entry(self, parent: RootKey | FolderKey, segment: bytes, place: FolderKey) -> None:
         """Publish what has become of an entry. ``place`` is where it is, should it be a folder."""
-        if self._vfs.known(parent) is None:
+        if self._changes.known(parent) is None:
             return  # the kernel knows nothing of the directory, so nobody watches it
-        entries = await self._vfs.folder(parent)
+        entries = await self._changes.folder(parent)
         if entries is None:
             return  # it may not be listed; what is below it may
         async with self._one_at_a_time:
-            directory = self._vfs.known(parent)
+            directory = self._changes.known(parent)
             if directory is None:
                 return
-            entry, known, path = entries.get(segment), self._vfs.known_at(place), self._vfs.path(parent)
+            entry, known, path = entries.get(segment), self._changes.known_at(place), self._changes.path(parent)
             past = [inode for inode in known if inode.key != entry or (isinstance(inode, Directory) and inode.outdated)]
             for inode in past:
                 call = Call.UNLINK if isinstance(inode, Version) else Call.RMDIR
@@ -197,13 +197,13 @@ class Publisher:
                 await self._put_in_place(directory.number, path, segment, entry)
 
     async def _put_in_place(self, parent: int, directory: bytes, segment: bytes, key: DirectoryKey | LeafKey) -> None:
-        inode = self._vfs.successor(key)
+        inode = self._changes.successor(key)
         if isinstance(inode, Version):
             pending = CONTROL + b"-" + secrets.token_hex(16).encode()
             await self._call(Grant(Call.RENAME, parent, segment, inode, pending), directory)
         else:
             await self._call(Grant(Call.MKDIR, parent, segment, inode), directory)
-        self._vfs.discard(inode)
+        self._changes.discard(inode)
 
     async def _call(self, grant: Grant, directory: bytes) -> None:
         """Make the system call. One that fails was overtaken: a reader looked, or the mount is gone."""

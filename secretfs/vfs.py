@@ -20,20 +20,19 @@ import trio
 
 from secretfs.attributes import DIRECTORY_TIMEOUT, XATTRS, Appearance, Attributes, Modes
 from secretfs.cache import Change
+from secretfs.changes import Changes
 from secretfs.contents import Content, Contents
 from secretfs.control import FILES, MountStatus, refresh, requested, status
 from secretfs.errors import (
-    AccessDenied,
     NoSuchAttribute,
     NoSuchEntry,
     ReadOnly,
     SecretFSError,
-    SecretNotFound,
     Superseded,
 )
 from secretfs.journal import Journal
 from secretfs.listings import Entries, Listings, directory_of
-from secretfs.names import BULK_ENV, BULK_JSON, CONTROL, encode, split
+from secretfs.names import BULK_ENV, BULK_JSON, CONTROL, encode
 from secretfs.places import (
     Bulk,
     BulkKey,
@@ -50,7 +49,7 @@ from secretfs.places import (
 )
 from secretfs.polls import Polls
 from secretfs.retries import Retries
-from secretfs.tree import Directory, Inode, Tree, Version, is_of
+from secretfs.tree import Directory, Tree, Version
 from secretfs.view import StoreView
 
 T = TypeVar("T")
@@ -83,6 +82,8 @@ class SecretVFS:
         self._tree = Tree(self._journal)
         self._tree.settle({name: view.multi_valued for name, view in views.items()})
         self._appearance = Appearance(modes, self._journal.born)
+        self.changes = Changes(self._tree, self._contents, self._polls, self._appearance)
+        """For those who publish what changes."""
         self._app_id = app_id
 
     def on_change(self, changed: Callable[[str, Change], None]) -> None:
@@ -223,125 +224,6 @@ class SecretVFS:
             return ()
         secret = self._contents.view(key.component).peek(key.name)
         return tuple(name for name, read in XATTRS.items() if secret is None or read(secret))
-
-    @property
-    def components(self) -> list[str]:
-        """The stores."""
-        return list(self._contents.views)
-
-    # What `secretfs.catchup` needs to find out what has changed while nobody served.
-
-    def inherited(self, component: str) -> list[LeafKey]:
-        """Return the files of a store that were opened before we took over, and not longer ago than it remembers.
-
-        Asked once: what changes from then on, the store itself tells.
-        """
-        view, now = self._contents.view(component), time.time()
-        mine = {key: used for key, used in self._tree.inherited.items() if is_of(component, key)}
-        for key in mine:
-            del self._tree.inherited[key]
-        return [key for key, used in mine.items() if used > now - view.idle]
-
-    async def is_what_it_was(self, key: ValueKey) -> bool:
-        """Whether a file has the content that the kernel knows of it. Raises what keeps us from finding out."""
-        version = self._tree.known(key)
-        if not isinstance(version, Version) or not version.digest:
-            return True
-        try:
-            content = await self._contents.get(key)
-        except (NoSuchEntry, SecretNotFound):
-            return False
-        return self._tree.suits(version, content.data, content.modified)
-
-    async def names_that_went(self, component: str) -> frozenset[str]:
-        """Return the names of secrets and folders that the kernel knows and that are not listed any more.
-
-        Raises what keeps us from finding out.
-        """
-        gone = set()
-        for name in self._tree.known_names(component):
-            *above, own = split(name)
-            listed = await self.folder(FolderKey(component, tuple(above)))
-            if listed is not None and encode(own) not in listed:
-                gone.add(name)
-        return frozenset(gone)
-
-    # What `secretfs.publish` needs to make a change visible.
-
-    def known(self, key: DirectoryKey | LeafKey) -> Inode | None:
-        """Return the inode of a place if the kernel may know it."""
-        return self._tree.known(key)
-
-    def successor(self, key: DirectoryKey | LeafKey) -> Inode:
-        """Return a new version for a file's place, or the directory of a directory's."""
-        if isinstance(key, DirectoryKey):
-            return self._tree.directory(key)
-        return self._tree.successor(key)
-
-    def entry_of(self, inode: Inode) -> Attributes:
-        """Count a reference to an inode and return what the kernel may know of it without asking again."""
-        self._tree.remember(inode)
-        if isinstance(inode, Directory):
-            return self._appearance.of_directory(inode, DIRECTORY_TIMEOUT)
-        return self._appearance.of_file(inode, 0.0, DIRECTORY_TIMEOUT)
-
-    def succeed(self, version: Version) -> None:
-        """Let a version take its place, and wake who polls the one before."""
-        superseded = self._tree.succeed(version)
-        if superseded is not None:
-            self._polls.wake(superseded.number)
-
-    def gone(self, inode: Inode) -> None:
-        """Let no path lead to what was deleted upstream, and wake who polls it."""
-        self._tree.retire(inode)
-        self._polls.wake(inode.number)
-
-    def discard(self, inode: Inode) -> None:
-        """Drop an inode that the kernel did not come to know."""
-        self._tree.discard(inode)
-
-    async def exists(self, key: ValueKey) -> bool:
-        """Whether there is such a value now."""
-        try:
-            await self._contents.get(key)
-        except (NoSuchEntry, SecretNotFound):
-            return False
-        return True
-
-    async def folder(self, key: RootKey | FolderKey) -> Mapping[bytes, DirectoryKey | LeafKey] | None:
-        """Return what is listed in a folder; nothing if it is gone, None if it may not be listed."""
-        if isinstance(key, RootKey):
-            return self._contents.roots
-        try:
-            return (await self._contents.ask(key.component, lambda view: view.entries(key.segments)))[0]
-        except NoSuchEntry:
-            return {}
-        except AccessDenied:
-            return None
-
-    def known_at(self, key: FolderKey) -> list[Inode]:
-        """Return what the kernel may know at the place of a folder: it, or a secret of that name."""
-        name = "/".join(key.segments)
-        view = self._contents.views.get(key.component)
-        single_valued = view is not None and not view.multi_valued  # else that value is inside the secret's directory
-        secret = ValueKey(key.component, name, name) if single_valued else SecretKey(key.component, name)
-        return [inode for place in (key, secret) if (inode := self._tree.known(place)) is not None]
-
-    def place(self, key: ValueKey) -> tuple[bytes, DirectoryKey]:
-        """Return the path segment of a value and the directory it is in."""
-        if self._contents.view(key.component).multi_valued:
-            return encode(key.key), SecretKey(key.component, key.name)
-        *above, own = split(key.name)
-        return encode(own), FolderKey(key.component, tuple(above))
-
-    def path(self, key: DirectoryKey) -> bytes:
-        """Return the path of a directory below the mount point."""
-        match key:
-            case FolderKey(component, segments):
-                return b"/".join(map(encode, (component, *segments)))
-            case SecretKey(component, name):
-                return b"/".join(map(encode, (component, *split(name))))
-        return b""
 
     def on_wake(self, wake_up: Callable[[bytes], None]) -> None:
         """Call ``wake_up`` with each waiter that `poll` was told of, when it is time; at once with those before us."""

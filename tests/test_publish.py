@@ -60,6 +60,7 @@ class FakeKernel(Publisher):
     """A `Publisher` whose system calls go to a kernel that is played here."""
 
     def __init__(self, vfs: SecretVFS, *, forgetful: bool = False) -> None:
+        self._vfs = vfs
         super().__init__(vfs, Path("/nowhere"), cast("Hand", FakeHand()), self._count)
         self.told = 0
         """How often it was said that something has changed."""
@@ -308,7 +309,7 @@ class TestGrants:
                 inode = kernel._vfs._tree.directory(FolderKey("env", ("team",)))
             else:
                 inode = kernel._vfs._tree.successor(ValueKey("env", "TOKEN", "TOKEN"))
-            kernel._vfs.entry_of(inode)
+            kernel._vfs.changes.entry_of(inode)
             kernel.references[inode.number] += 1
             kernel.grant = Grant(call, parent, b"name", inode, self.PENDING if call is Call.RENAME else b"")
             return kernel.grant
@@ -742,14 +743,14 @@ class TestWhatIsCalled:
         for path in ("env/TOKEN", "vault/db/password"):
             await kernel.cat(path)
         answers = trio.Event()
-        exists = kernel._vfs.exists
+        exists = kernel._vfs.changes.exists
 
         async def hang(key: ValueKey) -> bool:
             if key.component == "vault":
                 await answers.wait()
             return await exists(key)
 
-        monkeypatch.setattr(kernel._vfs, "exists", hang)
+        monkeypatch.setattr(kernel._vfs.changes, "exists", hang)
         await put(vault, "db", user=b"joe", password=NEW)
         await put(env, "TOKEN")
         assert kernel.calls == [(Call.RENAME, "env/TOKEN")]
@@ -764,7 +765,7 @@ class TestWhatIsCalled:
         expect_log("a defect in secretfs or in a store")
         await kernel.ls("env")
         with monkeypatch.context() as patch:
-            patch.setattr(kernel._vfs, "place", lambda _: 1 / 0)
+            patch.setattr(kernel._vfs.changes, "place", lambda _: 1 / 0)
             await tell(env, "TOKEN")
             await kernel.cat("env/TOKEN")
             await put(env, "TOKEN")
@@ -784,7 +785,7 @@ class TestWhatIsCalled:
         kernel.before_call = _raise_from_now_on(kernel)
         await tell(env, "TOKEN")
         assert kernel.failures == [Call.RENAME]
-        version = kernel._vfs.known(ValueKey("env", "TOKEN", "TOKEN"))
+        version = kernel._vfs.changes.known(ValueKey("env", "TOKEN", "TOKEN"))
         assert version is not None
         assert version.number == before
         assert [grant.inode for grant in kernel.grants if grant.inode.lookups] == []

@@ -436,31 +436,31 @@ async def test_what_the_kernel_forgets_is_gone(vfs: SecretVFS) -> None:
     ],
 )
 async def test_the_path_of_a_value(vfs: SecretVFS, key: ValueKey, segment: bytes, directory: bytes) -> None:
-    own, parent = vfs.place(key)
-    assert (own, vfs.path(parent)) == (segment, directory)
+    own, parent = vfs.changes.place(key)
+    assert (own, vfs.changes.path(parent)) == (segment, directory)
 
 
 async def test_what_is_in_a_folder(vfs: SecretVFS, vault: MemoryStore, expect_log: ExpectLog) -> None:
-    assert await vfs.folder(FolderKey("vault", ("team",))) == {b"api": SecretKey("vault", "team/api")}
-    assert await vfs.folder(FolderKey("vault", ("nope",))) == {}
+    assert await vfs.changes.folder(FolderKey("vault", ("team",))) == {b"api": SecretKey("vault", "team/api")}
+    assert await vfs.changes.folder(FolderKey("vault", ("nope",))) == {}
     expect_log("no list")
     vault.refused["names:"] = AccessDenied("no list")
     vfs._contents.views["vault"]._store._names.expire("")
-    assert await vfs.folder(FolderKey("vault")) is None
+    assert await vfs.changes.folder(FolderKey("vault")) is None
 
 
 async def test_whether_there_is_a_value(vfs: SecretVFS, env: MemoryStore, expect_log: ExpectLog) -> None:
-    assert await vfs.exists(ValueKey("vault", "db", "user"))
-    assert not await vfs.exists(ValueKey("vault", "db", "nope"))
-    assert not await vfs.exists(ValueKey("vault", "nope", "user"))
+    assert await vfs.changes.exists(ValueKey("vault", "db", "user"))
+    assert not await vfs.changes.exists(ValueKey("vault", "db", "nope"))
+    assert not await vfs.changes.exists(ValueKey("vault", "nope", "user"))
     expect_log("env: down")
     env.fail_with = StoreUnavailable("down")
     with pytest.raises(StoreUnavailable):
-        await vfs.exists(ValueKey("env", "TOKEN", "TOKEN"))
+        await vfs.changes.exists(ValueKey("env", "TOKEN", "TOKEN"))
 
 
 async def test_what_the_kernel_may_know_at_a_place(vfs: SecretVFS) -> None:
-    assert vfs.known(FolderKey("vault")) is None
+    assert vfs.changes.known(FolderKey("vault")) is None
     await cat(vfs, "vault/db/user")
     await cat(vfs, "env/TOKEN")
     for folder, key in (
@@ -468,8 +468,8 @@ async def test_what_the_kernel_may_know_at_a_place(vfs: SecretVFS) -> None:
         (FolderKey("vault", ("db",)), SecretKey("vault", "db")),
         (FolderKey("env", ("TOKEN",)), ValueKey("env", "TOKEN", "TOKEN")),
     ):
-        assert [inode.key for inode in vfs.known_at(folder)] == [key]
-    assert vfs.known_at(FolderKey("vault", ("team",))) == []
+        assert [inode.key for inode in vfs.changes.known_at(folder)] == [key]
+    assert vfs.changes.known_at(FolderKey("vault", ("team",))) == []
 
 
 class TestChangesThatAStoreTells:
@@ -670,20 +670,20 @@ class TestPoll:
     async def test_a_published_version_supersedes(self, vfs: SecretVFS, polled: Polled) -> None:
         polled.poll("a")
         key = ValueKey("env", "TOKEN", "TOKEN")
-        version = vfs.successor(key)
+        version = vfs.changes.successor(key)
         assert isinstance(version, Version)
         assert polled.notified == []
         assert polled.poll("b") is False
-        vfs.succeed(version)
+        vfs.changes.succeed(version)
         assert polled.notified == ["a", "b"]
         assert polled.poll("c") is True
-        assert vfs.known(key) is version
+        assert vfs.changes.known(key) is version
 
     async def test_so_does_a_deletion_and_what_comes_then_is_another_file(
         self, vfs: SecretVFS, polled: Polled, mock_clock: MockClock
     ) -> None:
         polled.poll("a")
-        vfs.gone(vfs._tree.inode(polled.handle))
+        vfs.changes.gone(vfs._tree.inode(polled.handle))
         assert polled.notified == ["a"]
         assert polled.poll("b") is True  # or poll(2) would go back to sleep
         assert await vfs.read(polled.handle, 0, 999) == OLD

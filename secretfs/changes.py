@@ -1,0 +1,140 @@
+"""What the kernel knows, against what the stores say: what it takes to publish a change.
+
+`secretfs.publish` makes changes visible, and `secretfs.catchup` finds those out that nobody has told of.
+"""
+
+import time
+from collections.abc import Mapping
+
+from secretfs.attributes import DIRECTORY_TIMEOUT, Appearance, Attributes
+from secretfs.contents import Contents
+from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound
+from secretfs.names import encode, split
+from secretfs.places import DirectoryKey, FolderKey, LeafKey, RootKey, SecretKey, ValueKey
+from secretfs.polls import Polls
+from secretfs.tree import Directory, Inode, Tree, Version, is_of
+
+
+class Changes:
+    """The tree of a file system as those see it who change it."""
+
+    def __init__(self, tree: Tree, contents: Contents, polls: Polls, appearance: Appearance) -> None:
+        self._tree = tree
+        self._contents = contents
+        self._polls = polls
+        self._appearance = appearance
+
+    @property
+    def components(self) -> list[str]:
+        """The stores."""
+        return list(self._contents.views)
+
+    def known(self, key: DirectoryKey | LeafKey) -> Inode | None:
+        """Return the inode of a place if the kernel may know it."""
+        return self._tree.known(key)
+
+    def successor(self, key: DirectoryKey | LeafKey) -> Inode:
+        """Return a new version for a file's place, or the directory of a directory's."""
+        if isinstance(key, DirectoryKey):
+            return self._tree.directory(key)
+        return self._tree.successor(key)
+
+    def entry_of(self, inode: Inode) -> Attributes:
+        """Count a reference to an inode and return what the kernel may know of it without asking again."""
+        self._tree.remember(inode)
+        if isinstance(inode, Directory):
+            return self._appearance.of_directory(inode, DIRECTORY_TIMEOUT)
+        return self._appearance.of_file(inode, 0.0, DIRECTORY_TIMEOUT)
+
+    def succeed(self, version: Version) -> None:
+        """Let a version take its place, and wake who polls the one before."""
+        superseded = self._tree.succeed(version)
+        if superseded is not None:
+            self._polls.wake(superseded.number)
+
+    def gone(self, inode: Inode) -> None:
+        """Let no path lead to what was deleted upstream, and wake who polls it."""
+        self._tree.retire(inode)
+        self._polls.wake(inode.number)
+
+    def discard(self, inode: Inode) -> None:
+        """Drop an inode that the kernel did not come to know."""
+        self._tree.discard(inode)
+
+    async def exists(self, key: ValueKey) -> bool:
+        """Whether there is such a value now."""
+        try:
+            await self._contents.get(key)
+        except (NoSuchEntry, SecretNotFound):
+            return False
+        return True
+
+    async def folder(self, key: RootKey | FolderKey) -> Mapping[bytes, DirectoryKey | LeafKey] | None:
+        """Return what is listed in a folder; nothing if it is gone, None if it may not be listed."""
+        if isinstance(key, RootKey):
+            return self._contents.roots
+        try:
+            return (await self._contents.ask(key.component, lambda view: view.entries(key.segments)))[0]
+        except NoSuchEntry:
+            return {}
+        except AccessDenied:
+            return None
+
+    def known_at(self, key: FolderKey) -> list[Inode]:
+        """Return what the kernel may know at the place of a folder: it, or a secret of that name."""
+        name = "/".join(key.segments)
+        view = self._contents.views.get(key.component)
+        single_valued = view is not None and not view.multi_valued  # else that value is inside the secret's directory
+        secret = ValueKey(key.component, name, name) if single_valued else SecretKey(key.component, name)
+        return [inode for place in (key, secret) if (inode := self._tree.known(place)) is not None]
+
+    def place(self, key: ValueKey) -> tuple[bytes, DirectoryKey]:
+        """Return the path segment of a value and the directory it is in."""
+        if self._contents.view(key.component).multi_valued:
+            return encode(key.key), SecretKey(key.component, key.name)
+        *above, own = split(key.name)
+        return encode(own), FolderKey(key.component, tuple(above))
+
+    def path(self, key: DirectoryKey) -> bytes:
+        """Return the path of a directory below the mount point."""
+        match key:
+            case FolderKey(component, segments):
+                return b"/".join(map(encode, (component, *segments)))
+            case SecretKey(component, name):
+                return b"/".join(map(encode, (component, *split(name))))
+        return b""
+
+    def inherited(self, component: str) -> list[LeafKey]:
+        """Return the files of a store that were opened before we took over, and not longer ago than it remembers.
+
+        Asked once: what changes from then on, the store itself tells.
+        """
+        view, now = self._contents.view(component), time.time()
+        mine = {key: used for key, used in self._tree.inherited.items() if is_of(component, key)}
+        for key in mine:
+            del self._tree.inherited[key]
+        return [key for key, used in mine.items() if used > now - view.idle]
+
+    async def is_what_it_was(self, key: ValueKey) -> bool:
+        """Whether a file has the content that the kernel knows of it. Raises what keeps us from finding out."""
+        version = self._tree.known(key)
+        if not isinstance(version, Version) or not version.digest:
+            return True
+        try:
+            content = await self._contents.get(key)
+        except (NoSuchEntry, SecretNotFound):
+            return False
+        return self._tree.suits(version, content.data, content.modified)
+
+    async def names_that_went(self, component: str) -> frozenset[str]:
+        """Return the names of secrets and folders that the kernel knows and that are not listed any more.
+
+        Raises what keeps us from finding out.
+        """
+        gone = set()
+        for name in self._tree.known_names(component):
+            *above, own = split(name)
+            listed = await self.folder(FolderKey(component, tuple(above)))
+            if listed is not None and encode(own) not in listed:
+                gone.add(name)
+        return frozenset(gone)
