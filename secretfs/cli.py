@@ -23,11 +23,11 @@ from secretfs.doctor_command import doctor_command
 from secretfs.errors import ConfigurationError
 from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources, take_freshness
 from secretfs.mount import MountOptions
-from secretfs.mountpoint import require_mounted, resolve, unmount
+from secretfs.mountpoint import resolve
 from secretfs.process import require_owner
 from secretfs.reporting import progress, report, reporting, warn
 from secretfs.run_command import run_command
-from secretfs.servers import force_unmount
+from secretfs.servers import force_unmount, unmount_and_wait
 from secretfs.status import read_status, refresh, show
 from secretfs.worker import Request
 
@@ -101,8 +101,7 @@ def unmount_command(mountpoint: Path, *, force: bool) -> None:
     if force:
         force_unmount(path)
     else:
-        require_mounted(path)
-        unmount(path)
+        unmount_and_wait(path)
 
 
 @cli.command("status", short_help="Say how a mount and its stores do.")

@@ -48,9 +48,7 @@ class Connection:
     @property
     def obstacle(self) -> str:
         """Why it cannot be taken over; nothing if it can."""
-        poll = select.poll()
-        poll.register(self.descriptor, select.POLLIN)
-        if any(events & select.POLLERR for _, events in poll.poll(0)):
+        if has_ended(self.descriptor):
             return "the kernel has ended the connection"
         if not _knows_resend(self.journal.init):
             return "a kernel before Linux 6.9 does not send again what was read and not answered"
@@ -90,6 +88,13 @@ class Connection:
         """Send the kernel a message of `wake_up_call`. One about a file that is closed by now does nothing."""
         with contextlib.suppress(OSError):  # there is nobody to wake if the mount is gone
             os.write(self.descriptor, message)
+
+
+def has_ended(descriptor: int) -> bool:
+    """Whether the kernel has ended a connection: it was unmounted, or aborted."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return bool(poll.poll(0))
 
 
 def connect(path: Path, source: str, *, allow_other: bool) -> int:

@@ -34,13 +34,16 @@ PATH = _Path()
 """A path as a flag or an argument."""
 
 
+_ID = click.IntRange(0, 2**32 - 2)  # the last one means "nobody in particular" to the kernel
+
+
 def _mode(text: str) -> int:
     """Read permission bits, in octal."""
     try:
         mode = int(text, 8)
     except ValueError:
         raise click.BadParameter(f"{text!r} is not an octal mode such as 0440") from None
-    if mode & ~0o444:
+    if mode not in (0o400, 0o440, 0o444):
         raise click.BadParameter(f"{text!r}: files here can be read and nothing else (0400, 0440, 0444)")
     return mode
 
@@ -48,9 +51,20 @@ def _mode(text: str) -> int:
 def _duration(text: str) -> float:
     """Read a duration as Go writes it."""
     try:
-        return parse_duration(text)
+        seconds = parse_duration(text)
     except ValueError as error:
         raise click.BadParameter(f"{text!r}: {error}") from None
+    if seconds < 0:
+        raise click.BadParameter(f"{text!r}: must not be less than nothing")
+    return seconds
+
+
+def _time(text: str) -> float:
+    """Read a duration that is longer than nothing."""
+    seconds = _duration(text)
+    if not seconds:
+        raise click.BadParameter(f"{text!r}: must be longer than nothing")
+    return seconds
 
 
 def _on_change(text: str) -> OnChange:
@@ -109,7 +123,12 @@ def take_freshness(flags: dict[str, Any]) -> Freshness:
 
 def _duration_flag(command: F, name: str, help_text: str, default: str | None) -> F:
     option = click.option(
-        f"--{name}", type=_duration, default=default, metavar="TIME", show_default=default is not None, help=help_text
+        f"--{name}",
+        type=_duration if name == "max-stale" else _time,
+        default=default,
+        metavar="TIME",
+        show_default=default is not None,
+        help=help_text,
     )
     return option(command)
 
@@ -159,8 +178,8 @@ def audience(command: F) -> F:
             show_default=True,
             help="Permission bits of the files.",
         ),
-        click.option("--gid", type=click.IntRange(0), metavar="GID", help="Group of the files.  [default: yours]"),
-        click.option("--uid", type=click.IntRange(0), metavar="UID", help="Owner of the files.  [default: yours]"),
+        click.option("--gid", type=_ID, metavar="GID", help="Group of the files.  [default: yours]"),
+        click.option("--uid", type=_ID, metavar="UID", help="Owner of the files.  [default: yours]"),
         click.option(
             "--allow-other", is_flag=True, help="Let other users in, as far as --uid, --gid and --mode allow."
         ),

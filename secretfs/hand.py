@@ -98,7 +98,7 @@ def _serve(requests: socket.socket) -> NoReturn:
     """Do what is asked until nobody is there to ask. Runs in the forked process and never returns."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_NAME, b"secretfs-hand", 0, 0, 0)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
             signal.signal(number, signal.SIG_IGN)  # the daemon decides; ours is to end after it
         os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)

@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 from typing import Final
 
-from secretfs.connection import Connection
+from secretfs.connection import Connection, has_ended
 from secretfs.daemon import printable
 from secretfs.errors import JournalUnreadable, MountError
 from secretfs.journal import Journal
-from secretfs.mountpoint import is_mounted, unmount
+from secretfs.mountpoint import is_dead, is_mounted, unmount
 from secretfs.notify import ServiceManager, kept_descriptors, service_manager
 from secretfs.supervisor import WORKER
 
@@ -22,8 +22,11 @@ log = logging.getLogger(__name__)
 class Keeper:
     """What this process tells whoever has started it, and what it got from its predecessor."""
 
-    def __init__(self, manager: ServiceManager | None = None, kept: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, manager: ServiceManager | None = None, kept: dict[str, int] | None = None, *, supervised: bool = False
+    ) -> None:
         self._manager = manager
+        self._supervised = supervised  # by a supervisor of our own, which is there for one mount and ends with it
         self._kept = kept or {}
         self._parent = os.getppid()
         self.inherited: Connection | None = None
@@ -40,7 +43,9 @@ class Keeper:
         """
         supervised = os.environ.pop(WORKER, "") == str(os.getppid())
         kept, manager = kept_descriptors(), service_manager()
-        return cls(manager, kept) if manager is not None and (supervised or foreground) else None
+        if manager is None or not (supervised or foreground):
+            return None
+        return cls(manager, kept, supervised=supervised)
 
     @property
     def is_there(self) -> bool:
@@ -52,14 +57,15 @@ class Keeper:
         """Seconds after which we are killed if nobody has heard from us."""
         return self._manager.watchdog if self._manager else None
 
-    def inherit(self, path: Path) -> None:
+    def inherit(self, path: Path) -> bool:
         """Take what our predecessor has left us of the mount at ``path``, if it can be taken over.
 
-        One that cannot be is cleared away, and the log says why: who has a file open in it loses that.
+        One that cannot be is cleared away, and the log says why: who has a file open in it loses that. Returns whether
+        there is something to serve: not if somebody has unmounted it, and may have mounted another one by now.
         """
         descriptor, file = self._kept.pop(CONNECTION, None), self._kept.pop(JOURNAL, None)
         if descriptor is None or file is None:
-            return
+            return True
         try:
             connection = Connection(descriptor, Journal(file))
             reason = connection.obstacle
@@ -68,12 +74,17 @@ class Keeper:
         else:
             if not reason:
                 self.inherited = connection
-                return
-        log.warning("%s cannot be taken over: %s; mounting anew, what is open in it is lost", path, reason)
+                return True
+        left = _is_left_at(path, ended=has_ended(descriptor))
         self.release()
-        if is_mounted(path):
-            unmount(path, lazy=True)
         os.close(descriptor)  # the last one: the kernel ends the connection, and nobody waits any more
+        if left:
+            log.warning("%s cannot be taken over: %s; mounting anew, what is open in it is lost", path, reason)
+            unmount(path, lazy=True)
+        elif self._supervised:
+            log.info("%s was unmounted", path)
+            return False
+        return True
 
     def keep(self, connection: Connection) -> None:
         """Have a mount kept for our successor."""
@@ -94,3 +105,16 @@ class Keeper:
             self._manager.tell(**{name: printable(str(value)) for name, value in state.items()})
         except OSError as error:
             log.debug("whoever started us does not listen: %s", error.strerror)
+
+
+def _is_left_at(path: Path, *, ended: bool) -> bool:
+    """Whether what is mounted at ``path`` is what our predecessor has left, and not another secretfs.
+
+    Ours is dead if the kernel has ended it, and else nobody answers.
+    """
+    if not is_mounted(path):
+        return False
+    try:
+        return is_dead(path) and ended
+    except MountError:
+        return not ended

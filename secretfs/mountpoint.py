@@ -99,6 +99,10 @@ def require_mounted(path: Path) -> MountedAt:
 
 def resolve(path: Path) -> Path:
     """Make a mount point absolute as mountinfo has it, without a call to what may be mounted there: it may hang."""
+    try:
+        path = path if path.is_absolute() else Path.cwd() / path
+    except FileNotFoundError:
+        raise MountError(f"{path} starts in the working directory, which is gone", "name it from the root") from None
     for _ in range(_LINKS):
         if path.name in ("", ".."):
             return Path(os.path.realpath(path))

@@ -238,7 +238,7 @@ class _Opening:
     def _fail(self, component: Component, error: SecretFSError) -> None:
         self._registry.failures.append(Failure(component, error))
         if component.name in self._known and component.name not in self._registry.stores:
-            store = UnopenedStore(str(error), multi_valued=self._known[component.name])
+            store = UnopenedStore(error, multi_valued=self._known[component.name])
             self._registry.stores[component.name] = OpenedStore(component, store, self._default)
 
 

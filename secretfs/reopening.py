@@ -9,6 +9,7 @@ What is no credential, such as an address or an authority, makes no refusal when
 cannot be reached looks, too, and so does whoever calls `look` at times.
 """
 
+import copy
 import logging
 import math
 import threading
@@ -213,21 +214,21 @@ class ReopeningStore:
 class UnopenedStore:
     """A `SecretStore` that could not be opened, and says why to everybody who asks."""
 
-    def __init__(self, reason: str, *, multi_valued: bool) -> None:
+    def __init__(self, error: SecretFSError, *, multi_valued: bool) -> None:
         self.multi_valued = multi_valued
-        self._reason = reason
+        self._error = error if isinstance(error, StoreError) else StoreError(str(error))
 
     def check(self) -> None:
         """`SecretStore.check`."""
-        raise StoreError(self._reason)
+        raise copy.copy(self._error)
 
     def names(self, folder: str) -> Names:
         """`SecretStore.names`."""
-        raise StoreError(self._reason)
+        raise copy.copy(self._error)
 
     def fetch(self, name: str) -> Secret:
         """`SecretStore.fetch`."""
-        raise StoreError(self._reason)
+        raise copy.copy(self._error)
 
     def close(self) -> None:
         """Close nothing."""

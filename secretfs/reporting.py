@@ -1,5 +1,6 @@
 """What commands say to people: errors, warnings, progress. What they say is found out elsewhere."""
 
+import errno
 import logging
 import os
 import signal
@@ -12,6 +13,9 @@ import click
 from secretfs.daemon import printable
 from secretfs.errors import SecretFSError
 from secretfs.shelf import log_defect
+
+_LACKS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What the machine may have too little of, whatever is done. The text of such an error names no file of ours."""
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +41,9 @@ def report(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return 128 + signal.SIGINT
+    if isinstance(error, OSError) and error.errno in _LACKS:
+        click.echo(f"secretfs: {error.strerror}", err=True)
+        return os.EX_IOERR
     if isinstance(error, Exception):
         log_defect(log, error)
         return os.EX_SOFTWARE

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from secretfs import obituary
 from secretfs.errors import MountError
 from secretfs.mountpoint import MountedAt, abort, is_dead, is_mounted, require_mounted, unmount
 from secretfs.process import set_name
@@ -35,6 +36,14 @@ def serving(mount: MountedAt) -> list[int]:
     return sorted(parents, key=lambda pid: (parents[pid] in parents, pid))
 
 
+def unmount_and_wait(path: Path) -> None:
+    """Unmount the secretfs at ``path`` and wait until nobody serves it. Raises `MountError` if it is in use."""
+    mount = _require_own(path)
+    unmount(path)
+    obituary.remove(str(path))
+    _end(mount)
+
+
 def force_unmount(path: Path) -> None:
     """Unmount the secretfs at ``path`` in whatever state it is, and leave nobody behind: neither reader nor daemon.
 
@@ -43,19 +52,25 @@ def force_unmount(path: Path) -> None:
     """
     require_mounted(path)
     while is_mounted(path):  # there may be dead ones below
-        mount = require_mounted(path)
-        if os.geteuid() not in (0, mount.user):
-            raise MountError(f"the secretfs at {path} was mounted by user {mount.user}", "become that user, or root")
+        mount = _require_own(path)
         pids = serving(mount)
         _signal(pids, signal.SIGTERM)
         nobody_waits = _cut_off(path) or bool(pids) or _seems_dead(path)
         _detach(path)
+        obituary.remove(str(path))
         _end(mount)
         if not nobody_waits:
             raise MountError(
                 f"{path} is unmounted, but the process behind it was not found: who waits for it may wait on",
                 "find it with ps -ef, and kill it",
             )
+
+
+def _require_own(path: Path) -> MountedAt:
+    mount = require_mounted(path)
+    if os.geteuid() not in (0, mount.user):
+        raise MountError(f"the secretfs at {path} was mounted by user {mount.user}", "become that user, or root")
+    return mount
 
 
 def _name(mount: MountedAt) -> str:

@@ -42,13 +42,15 @@ PAUSES: Final = (0.0, 0.0, 0.1, 0.5, 1.0, 2.0)
 """Seconds before the next worker, by failures in a row."""
 LAST_WORDS: Final = 10.0
 """Seconds that a worker has to end when it is asked to."""
+GOOD_BYE: Final = 1.0
+"""Seconds that a worker has to notice that the mount is gone."""
 START: Final = 30.0
 """Seconds that a worker has to be ready. The first one may take its time: whoever waits for it sees that."""
 
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 _PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15  # linux/prctl.h
 _NAME = b"secretfs-keeper"
-_STOP = (signal.SIGTERM, signal.SIGINT)
+_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _LARGEST = 8192
 
@@ -66,6 +68,8 @@ class Worker:
         """The last it said of itself (``STATUS=``)."""
         self.heard_at = self.ready_at = time.monotonic()
         self.killed_by_us = False
+        self.abandoned = False
+        """The kernel has ended the connection, as it does when it is unmounted: the worker has to end."""
 
     @property
     def ended_at_once(self) -> bool:
@@ -93,10 +97,12 @@ class Supervisor:
         self._wakeup = wakeup
         for number in (*_STOP, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z would stop everybody who reads; a worker inherits this
         self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._channel.settimeout(0)
         self._channel.bind("")  # an abstract address that the kernel chooses (unix(7), autobind)
+        self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._worker: Worker | None = None
 
     def run(self) -> int:
@@ -147,11 +153,14 @@ class Supervisor:
         poll = select.poll()
         for source in (worker.process, self._channel.fileno(), self._signals.fileno()):
             poll.register(source, select.POLLIN)
+        poll.register(self._mounts, select.POLLPRI)  # something was mounted or unmounted (proc_pid_mountinfo(5))
         ended: int | None = None
         while ended is None:
             patience = self._patience(worker) - (time.monotonic() - worker.heard_at)
-            poll.poll(None if patience == math.inf else max(0.0, patience) * 1000)
+            happened = dict(poll.poll(None if patience == math.inf else max(0.0, patience) * 1000))
             self._take_signals(worker)
+            if self._mounts in happened and not worker.abandoned and self._is_disconnected():
+                worker.abandoned, worker.heard_at = True, time.monotonic()
             ended = _reap(worker.pid)  # before its messages: what it said last counts
             self._take_messages(worker)
             if patience <= 0 and ended is None and not worker.killed_by_us:
@@ -163,6 +172,8 @@ class Supervisor:
         """Return for how many seconds a worker may be silent."""
         if self._stopping:
             return LAST_WORDS
+        if worker.abandoned:
+            return GOOD_BYE
         if worker.ready:
             return WATCHDOG
         return START if self._was_ready else math.inf
@@ -231,7 +242,8 @@ class Supervisor:
                 self._hear(worker, state)
 
     def _hear(self, worker: Worker, state: Mapping[str, str]) -> None:
-        worker.heard_at = time.monotonic()
+        if not worker.abandoned:
+            worker.heard_at = time.monotonic()
         worker.said = state.get("STATUS", worker.said)
         if "FDSTOREREMOVE" in state:
             self._let_go(state.get("FDNAME", ""))
@@ -268,6 +280,13 @@ class Supervisor:
 
         with contextlib.suppress(MountError):  # it has just been unmounted
             sign(Path(self._mountpoint))
+
+    def _is_disconnected(self) -> bool:
+        """Whether the kernel has ended the connection. It is not waited for: each request would wake us."""
+        poll = select.poll()
+        for descriptor in self._kept.values():
+            poll.register(descriptor, 0)
+        return bool(poll.poll(0))
 
     # --- the end ---
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ import trio
 from secretfs import obituary
 from secretfs.daemon import leave_terminal, log_to, open_log, start_in_background
 from secretfs.declaration import Declaration
-from secretfs.errors import SecretFSError
+from secretfs.errors import ConfigurationError, SecretFSError
 from secretfs.flags import declare
 from secretfs.hand import Hands
 from secretfs.keeper import Keeper
@@ -49,10 +50,19 @@ def mount(request: Request, arguments: Sequence[str]) -> int:
 
     In the background it returns when the mount answers. Raises `SecretFSError` for whatever keeps it from that.
     """
+    _require_outside(request)
     keeper = Keeper.from_environment(foreground=request.foreground)
     if keeper is None:
         return _supervise(request, arguments)
     return work(request, keeper)
+
+
+def _require_outside(request: Request) -> None:
+    """Refuse files of ours below the mount point: they would be hidden, and we would wait for ourselves."""
+    mountpoint = request.options.mountpoint
+    for path in filter(None, (request.log_file, *request.resources, *request.configs)):
+        if Path(os.path.abspath(path)).is_relative_to(mountpoint):  # noqa: PTH100 - follows no links: that could hang
+            raise ConfigurationError(f"{path} is below the mount point {mountpoint}; name another place")
 
 
 def _supervise(request: Request, arguments: Sequence[str]) -> int:
@@ -79,7 +89,7 @@ def work(
     When ``end`` has returned the mount stays, dead, for those who still use it.
     """
     try:
-        _work(request, keeper, observer or Observer(partial(_become_ready, request)), end)
+        _work(request, keeper, observer or Observer(partial(_become_ready, request, keeper)), end)
     except (SecretFSError, BaseExceptionGroup) as error:
         keeper.tell(STATUS=_reason(error))
         raise
@@ -90,8 +100,10 @@ def _work(request: Request, keeper: Keeper, observer: Observer, end: Callable[[]
     options = request.options
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is listened to: what it asks to be read is being read
     if keeper.takes_over:  # there is no terminal any more
-        _log_as_asked(request)
-    keeper.inherit(options.mountpoint)
+        with suppress(ConfigurationError):  # a log that cannot be opened again must not cost readers the mount
+            _log_as_asked(request)
+    if not keeper.inherit(options.mountpoint):
+        return
     if keeper.inherited is None:
         prepare(options.mountpoint, allow_other=options.allow_other)
     declaration, origin = declare(request.resources, request.configs, request.app_id, builtin=request.builtin)
@@ -137,10 +149,11 @@ async def _serve(
         await serve(registry, declaration, origin, options, hands, keeper, observer)
 
 
-def _become_ready(request: Request) -> None:
+def _become_ready(request: Request, keeper: Keeper) -> None:
     """Leave the terminal, if that was asked for. Until now errors went where whoever mounts sees them."""
     obituary.remove(str(request.options.mountpoint))
-    _log_as_asked(request)
+    if not keeper.takes_over:
+        _log_as_asked(request)
     if not request.foreground:
         leave_terminal()
 

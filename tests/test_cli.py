@@ -146,7 +146,7 @@ class TestHelp:
         (["check", "extra"], "Got unexpected extra argument (extra)"),
         (["mount", "--mode", "rw", "m"], "Invalid value for '--mode': 'rw' is not an octal mode such as 0440"),
         (["mount", "--mode", "0640", "m"], "'0640': files here can be read and nothing else (0400, 0440, 0444)"),
-        (["mount", "--uid", "-1", "m"], "Invalid value for '--uid': -1 is not in the range x>=0."),
+        (["mount", "--uid", "-1", "m"], "Invalid value for '--uid': -1 is not in the range 0<=x<=4294967294."),
         (["mount", "--gid", "staff", "m"], "Invalid value for '--gid': 'staff' is not a valid integer range."),
     ],
 )

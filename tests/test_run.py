@@ -292,7 +292,9 @@ def terminal(manifests: Path, tmp_path: Path) -> Iterator[Terminal]:
     )
     (tmp_path / "alone").chmod(0o755)
     keyboard, screen = os.openpty()
-    env = environment({"PS1": "", "PS2": "", "PATH": f"{tmp_path}:{os.environ['PATH']}", "RUN_A": secret()})
+    env = environment(
+        {"HISTFILE": "", "PS1": "", "PS2": "", "PATH": f"{tmp_path}:{os.environ['PATH']}", "RUN_A": secret()}
+    )
     shell = subprocess.Popen(
         ["setsid", "--ctty", "bash", "--norc", "--noediting", "-i"],
         env=env, stdin=screen, stdout=screen, stderr=screen, cwd=tmp_path,
@@ -497,7 +499,7 @@ def test_the_log(manifests: Path, tmp_path: Path) -> None:
     assert "INFO mounted at /" in (tmp_path / "log").read_text("utf-8")
 
 
-@pytest.mark.parametrize(("flags", "idle"), [([], math.inf), (["--idle=0s"], 0.0), (["--idle=1h"], 3600.0)])
+@pytest.mark.parametrize(("flags", "idle"), [([], math.inf), (["--idle=1s"], 1.0), (["--idle=1h"], 3600.0)])
 def test_values_stay_in_use_unless_a_flag_says_otherwise(
     manifests: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], idle: float
 ) -> None:

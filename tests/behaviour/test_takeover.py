@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from secretfs import obituary
 from tests.support.canary import secret
-from tests.support.command import in_namespace, secretfs
+from tests.support.command import SECRETFS, end_daemons, environment, in_namespace, secretfs
 from tests.support.manifests import component
-from tests.support.mounted import Mounted, mounted
+from tests.support.mounted import Mounted, daemons, mounted
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.servers.openbao import OpenBao
 from tests.support.shell import errno_of, wait_until
@@ -255,6 +256,8 @@ def test_a_worker_that_always_ends_at_once(components: Path) -> None:
         done = secretfs("status", mount.path)
         assert done.status == 3
         assert reason in done.err
+        assert secretfs("unmount", mount.path).status == 0
+        assert obituary.read(str(mount.path)) == ""
 
 
 def test_an_upgrade(components: Path) -> None:
@@ -342,3 +345,30 @@ def test_a_user_is_taken_over_too() -> None:
         as_nobody secretfs unmount m
     """)
     assert (done.status, done.out, done.err) == (0, "value\nvalue\nvalue\n", "")
+
+
+def stop(mount: Mounted) -> None:
+    os.kill(mount.worker, signal.SIGSTOP)
+
+
+def kill(mount: Mounted) -> None:
+    os.kill(mount.worker, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("trouble", [stop, kill], ids=["stopped", "killed"])
+@pytest.mark.parametrize("command", [["umount", "--lazy"], [*SECRETFS, "unmount"]], ids=["umount", "secretfs"])
+def test_unmounted_meanwhile(components: Path, trouble: Callable[[Mounted], None], command: list[str]) -> None:
+    """takeover-15: A mount that is unmounted while nobody serves stays unmounted, and its processes end."""
+    other = components.parent / "other"
+    component(other, "env", "local.env", {"prefix": "OTHER_"})
+    with mount_of(components, "does not answer: it is killed", "has no secretfs mounted") as mount:
+        (mount.path / "file/token").read_bytes()
+        trouble(mount)
+        subprocess.run([*command, str(mount.path)], env=environment(), check=True)
+        assert secretfs("mount", "--resources-path", other, mount.path).status == 0
+        try:
+            mount.process.wait(20)
+            assert os.listdir(mount.path) == ["env"]  # noqa: PTH208
+            assert len(daemons(mount.path)) == 1
+        finally:
+            end_daemons(mount.path)
