@@ -16,6 +16,7 @@ traces() {
     { grep -F ' - fuse.secretfs ' /proc/self/mountinfo || true; } | cut -d' ' -f5 | sed 's/^/mount /'
     { pgrep --full --list-full "^$PWD/.venv/" || true; } | sed 's/^/process /'
     find /sys/fs/cgroup -type d -name 'secretfs-*' 2>/dev/null | sed 's/^/cgroup /' || true
+    find /run/secretfs -type f 2>/dev/null | sed 's/^/file /' || true
     find "$scratch" -mindepth 1 -maxdepth 1 ! -name pytest | sed 's/^/file /'
 }
 
