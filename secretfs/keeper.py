@@ -11,7 +11,7 @@ from secretfs.errors import JournalUnreadable, MountError
 from secretfs.journal import Journal
 from secretfs.mountpoint import is_dead, is_mounted, unmount
 from secretfs.notify import ServiceManager, kept_descriptors, service_manager
-from secretfs.supervisor import WORKER
+from secretfs.supervisor import CHANNEL
 
 CONNECTION: Final = "connection"
 JOURNAL: Final = "journal"
@@ -41,8 +41,10 @@ class Keeper:
         A service manager does if it wants to be notified. In the background it is not us whom it has started: then the
         only one to listen to is our own supervisor.
         """
-        supervised = os.environ.pop(WORKER, "") == str(os.getppid())
-        kept, manager = kept_descriptors(), service_manager()
+        kept = kept_descriptors()
+        channel = kept.pop(CHANNEL, None)
+        manager = service_manager(channel=channel)
+        supervised = channel is not None
         if manager is None or not (supervised or foreground):
             return None
         return cls(manager, kept, supervised=supervised)

@@ -19,8 +19,8 @@ _UNNAMED = "unknown"  # as sd_listen_fds_with_names(3) has it
 class ServiceManager:
     """The service manager that has started this process, systemd as a rule."""
 
-    address: str | bytes
-    """Of its socket; an abstract one begins with a NUL byte."""
+    address: str | bytes | int
+    """Of its socket; an abstract one begins with a NUL byte. Or a descriptor of a socket that is connected to it."""
     watchdog: float | None = None
     """Seconds after which we are killed if we have not told ``WATCHDOG=1``; None if nobody watches."""
 
@@ -31,13 +31,25 @@ class ServiceManager:
         it is that busy, another `OSError` if it is gone.
         """
         message = "\n".join(f"{name}={_one_line(value)}" for name, value in state.items())
-        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as channel:
-            channel.settimeout(0)
-            channel.connect(self.address)
+        with closing(self._channel()) as channel:
             if descriptors:
                 socket.send_fds(channel, [message.encode()], descriptors)
             else:
                 channel.send(message.encode())
+
+    def _channel(self) -> socket.socket:
+        if isinstance(self.address, int):
+            channel = socket.socket(fileno=os.dup(self.address))
+            channel.settimeout(0)
+            return channel
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        channel.settimeout(0)
+        try:
+            channel.connect(self.address)
+        except OSError:
+            channel.close()
+            raise
+        return channel
 
     def keep(self, name: str, descriptor: int) -> None:
         """Have a copy of ``descriptor`` kept while this process is killed or restarted; see `kept_descriptors`.
@@ -53,13 +65,17 @@ class ServiceManager:
         self.tell(FDSTOREREMOVE=1, FDNAME=name)
 
 
-def service_manager(environ: MutableMapping[str, str] = os.environ) -> ServiceManager | None:
-    """Return the service manager that wants to hear from us, if there is one.
+def service_manager(
+    environ: MutableMapping[str, str] = os.environ, channel: int | None = None
+) -> ServiceManager | None:
+    """Return the service manager that wants to hear from us, if there is one; ``channel`` is a socket to it.
 
     Raises `ConfigurationError` for an address that is none of a Unix socket.
     """
     told = environ.pop("NOTIFY_SOCKET", "")
     watchdog = _watchdog(environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", ""))
+    if channel is not None:
+        return ServiceManager(channel, watchdog)
     if not told:
         return None
     if told[0] not in "/@" or len(told) == 1:

@@ -29,8 +29,8 @@ from secretfs import obituary
 from secretfs.daemon import leave_terminal, log_to, log_to_stderr, open_log, printable
 from secretfs.errors import ConfigurationError, MountError
 
-WORKER: Final = "SECRETFS_SUPERVISOR"
-"""Environment variable of a worker: the process id of its supervisor."""
+CHANNEL: Final = "supervisor"
+"""Name of the descriptor by which a worker talks to us. An address, as systemd has one, anybody could flood."""
 
 WATCHDOG: Final = 20.0
 """Seconds after which a worker that has not shown that it serves is killed."""
@@ -98,10 +98,9 @@ class Supervisor:
         for number in (*_STOP, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z would stop everybody who reads; a worker inherits this
-        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._channel, self._workers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._channel.settimeout(0)
-        self._channel.bind("")  # an abstract address that the kernel chooses (unix(7), autobind)
         self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
         self._worker: Worker | None = None
 
@@ -121,11 +120,7 @@ class Supervisor:
     # --- a worker's life ---
 
     def _start(self) -> int:
-        environment = os.environ | {
-            WORKER: str(os.getpid()),
-            "NOTIFY_SOCKET": "@" + self._channel.getsockname()[1:].decode(),
-            "WATCHDOG_USEC": str(int(WATCHDOG * 1e6)),
-        }
+        environment = os.environ | {"WATCHDOG_USEC": str(int(WATCHDOG * 1e6))}
         pid = os.fork()
         if pid == 0:
             try:
@@ -140,12 +135,13 @@ class Supervisor:
         for number in (*_STOP, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         os.chdir(self._directory)
-        last = _FIRST_DESCRIPTOR + len(self._kept)
-        high = [fcntl.fcntl(held, fcntl.F_DUPFD, last) for held in self._kept.values()]
+        passed = {**self._kept, CHANNEL: self._workers_end.fileno()}
+        last = _FIRST_DESCRIPTOR + len(passed)
+        high = [fcntl.fcntl(held, fcntl.F_DUPFD, last) for held in passed.values()]
         for target, held in enumerate(high, _FIRST_DESCRIPTOR):
             os.dup2(held, target)
         os.closerange(last, os.sysconf("SC_OPEN_MAX"))
-        names = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": ":".join(self._kept)}
+        names = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": ":".join(passed)}
         os.execve(self._command[0], self._command, {**environment, **names})  # noqa: S606 - no shell
 
     def _attend(self, worker: Worker) -> int:

@@ -132,3 +132,17 @@ def test_of_two_with_one_name_the_newest_is_taken_and_the_other_closed() -> None
 
 def test_descriptors_without_names_have_the_name_that_systemd_gives_them() -> None:
     assert _received(None, 1) == "{'unknown': 3} [] [3] []"
+
+
+def test_a_channel_is_used_instead_of_an_address() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        environ = {"WATCHDOG_USEC": "2000000"}
+        manager = service_manager(environ, theirs.fileno())
+        assert manager is not None
+        assert (manager.watchdog, environ) == (2.0, {})
+        manager.tell(READY=1)
+        assert ours.recv(99) == b"READY=1"
+        ours.close()
+        with pytest.raises(OSError, match="refused"):
+            manager.tell(WATCHDOG=1)

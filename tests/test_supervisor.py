@@ -20,7 +20,8 @@ PRELUDE = """
 import os, signal, socket, sys, time
 sys.path.insert(0, {root!r})
 from secretfs.notify import kept_descriptors, service_manager
-kept, manager = kept_descriptors(), service_manager()
+kept = kept_descriptors()
+manager = service_manager(channel=kept.pop("supervisor"))
 life = open({lives!r}, "a"); life.write("x"); life.close()
 lives = os.path.getsize({lives!r})
 """
