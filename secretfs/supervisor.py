@@ -78,7 +78,7 @@ class Worker:
 
 
 class Supervisor:
-    """Starts workers one after the other. ``kept`` are their descriptors by name."""
+    """Starts workers one after the other. ``command`` is their program, ``handler`` where to log once one is ready."""
 
     def __init__(self, command: list[str], mountpoint: str, ready: int, handler: logging.Handler | None) -> None:
         self._command = command
@@ -102,15 +102,13 @@ class Supervisor:
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._channel.settimeout(0)
         self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        self._worker: Worker | None = None
 
     def run(self) -> int:
         """Keep a worker running until the mount is gone. Returns the exit status."""
         while True:
-            self._worker = Worker(self._start())
-            status = self._attend(self._worker)
-            code = os.waitstatus_to_exitcode(status)
-            done = self._conclude(self._worker, code)
+            worker = Worker(self._start())
+            code = os.waitstatus_to_exitcode(self._attend(worker))
+            done = self._conclude(worker, code)
             if done is not None:
                 return done
             self._sleep(PAUSES[min(self._failures, len(PAUSES) - 1)])
@@ -134,7 +132,8 @@ class Supervisor:
         signal.set_wakeup_fd(-1)
         for number in (*_STOP, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
-        os.chdir(self._directory)
+        with contextlib.suppress(OSError):  # it is gone; what is named from the root is found all the same
+            os.chdir(self._directory)
         passed = {**self._kept, CHANNEL: self._workers_end.fileno()}
         last = _FIRST_DESCRIPTOR + len(passed)
         high = [fcntl.fcntl(held, fcntl.F_DUPFD, last) for held in passed.values()]

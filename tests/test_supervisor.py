@@ -51,7 +51,9 @@ class Supervised:
 
 
 @contextmanager
-def supervised(directory: Path, worker: str, *, settings: str = "pass") -> Iterator[Supervised]:
+def supervised(
+    directory: Path, worker: str, *, settings: str = "pass", cwd: Path | None = None
+) -> Iterator[Supervised]:
     """Run a supervisor in the foreground; ``worker`` is the program of its workers."""
     lives, log, script = directory / "lives", directory / "log", directory / "worker.py"
     script.write_text(PRELUDE.format(root=str(ROOT), lives=str(lives)) + textwrap.dedent(worker), encoding="utf-8")
@@ -59,7 +61,7 @@ def supervised(directory: Path, worker: str, *, settings: str = "pass") -> Itera
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-c", program, "-1", "-", str(directory / "mnt"), sys.executable, str(script)],
-            cwd=directory, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=stderr, stdin=subprocess.DEVNULL,
+            cwd=cwd or directory, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=stderr, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     try:
         yield Supervised(process, lives, log)
@@ -147,6 +149,22 @@ def test_who_is_killed_from_outside_is_never_given_up(tmp_path: Path) -> None:
     with supervised(tmp_path, worker) as s:
         assert s.process.wait(30) == 0
         assert s.count == 20
+
+
+def test_a_working_directory_that_is_gone_costs_nothing(tmp_path: Path) -> None:
+    worker = """
+        if lives == 1:
+            manager.keep("connection", os.memfd_create("x"))
+            os.rmdir(os.getcwd())
+        manager.tell(READY=1)
+        if lives == 1:
+            os.kill(os.getpid(), 9)
+        manager.forget("connection")
+    """
+    (tmp_path / "gone").mkdir()
+    with supervised(tmp_path, worker, cwd=tmp_path / "gone") as s:
+        assert s.process.wait(20) == 0
+        assert s.count == 2
 
 
 def test_signals_reach_the_worker_and_a_last_one_ends_both(tmp_path: Path) -> None:
