@@ -158,7 +158,8 @@ class OpenBao:
         """List all requests since `forget`, as (operation, path): ``("read", "secret/data/db")``. Needs ``audit``."""
         with self._audit_log.open("rb") as log:
             log.seek(self._forgotten)
-            entries = [json.loads(line) for line in log]
+            # An entry is whole before its request is answered; one that is being written is of a request under way.
+            entries = [json.loads(line) for line in log if line.endswith(b"\n")]
         requests = [entry["request"] for entry in entries if entry["type"] == "request"]
         return [(request["operation"], request["path"]) for request in requests]
 
