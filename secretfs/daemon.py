@@ -4,6 +4,7 @@ import contextlib
 import logging
 import logging.handlers
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def open_log(log_file: Path | None) -> logging.Handler:
         handler.setFormatter(_OneLine(f"%(asctime)s {_FORMAT}"))
         return handler
     try:
-        handler = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
+        handler = _Syslog(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
     except OSError:  # not there, or nobody listens
         return logging.NullHandler()
     handler.setFormatter(_OneLine(f"secretfs[%(process)d]: {_FORMAT}"))
@@ -63,6 +64,19 @@ def open_log(log_file: Path | None) -> logging.Handler:
 def printable(text: str) -> str:
     """Show control characters as escapes: a name must not be able to steer a terminal, or to forge a line of a log."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _Syslog(logging.handlers.SysLogHandler):
+    """Waits for nobody: a line may be lost when syslog hangs, and nobody who reads a secret may hang with it."""
+
+    socket: socket.socket
+
+    def _connect_unixsocket(self, address: str) -> None:
+        super()._connect_unixsocket(address)  # type: ignore[misc]
+        self.socket.settimeout(0)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say nothing."""
 
 
 class _OneLine(logging.Formatter):

@@ -3,7 +3,7 @@
 A thread of the daemon must not make them. If the daemon is killed while one of its threads waits for an answer that the
 daemon itself owes, that thread cannot die, the descriptor of the connection stays open with it, and the kernel never
 ends the wait (seen after a kill -9: fuse_statfs, request_wait_answer, for ever). A process of its own holds no such
-descriptor: when the daemon goes, the kernel aborts the connection, the call fails, and the hand ends as well.
+descriptor: when the daemon goes, the call is answered by its successor or, if there is none, ends with the connection.
 
 It knows no secret: it is forked before any store is opened, and closes all it inherits but one socket.
 """

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -9,12 +11,14 @@ from secretfs.connection import Connection, has_ended
 from secretfs.daemon import printable
 from secretfs.errors import JournalUnreadable, MountError
 from secretfs.journal import Journal
-from secretfs.mountpoint import is_dead, is_mounted, unmount
+from secretfs.mountpoint import is_dead, is_mounted
 from secretfs.notify import ServiceManager, kept_descriptors, service_manager
 from secretfs.supervisor import CHANNEL
 
 CONNECTION: Final = "connection"
 JOURNAL: Final = "journal"
+
+_PATIENCE: Final = 10.0  # seconds
 
 log = logging.getLogger(__name__)
 
@@ -62,14 +66,15 @@ class Keeper:
     def inherit(self, path: Path) -> bool:
         """Take what our predecessor has left us of the mount at ``path``, if it can be taken over.
 
-        One that cannot be is cleared away, and the log says why: who has a file open in it loses that. Returns whether
+        One that cannot be is dead from now on, and the log says why: who has a file open in it loses that. It stays
+        where it is until another one takes its place, for ENOTCONN does not look like "no secrets". Returns whether
         there is something to serve: not if somebody has unmounted it, and may have mounted another one by now.
         """
         descriptor, file = self._kept.pop(CONNECTION, None), self._kept.pop(JOURNAL, None)
-        if descriptor is None or file is None:
+        if descriptor is None:
             return True
         try:
-            connection = Connection(descriptor, Journal(file))
+            connection = Connection(descriptor, _journal(file))
             reason = connection.obstacle
         except (JournalUnreadable, MountError) as error:
             reason = str(error)
@@ -82,7 +87,7 @@ class Keeper:
         os.close(descriptor)  # the last one: the kernel ends the connection, and nobody waits any more
         if left:
             log.warning("%s cannot be taken over: %s; mounting anew, what is open in it is lost", path, reason)
-            unmount(path, lazy=True)
+            _wait_until_dead(path)
         elif self._supervised:
             log.info("%s was unmounted", path)
             return False
@@ -91,8 +96,8 @@ class Keeper:
     def keep(self, connection: Connection) -> None:
         """Have a mount kept for our successor."""
         if self._manager is not None:
-            self._manager.keep(CONNECTION, connection.descriptor)
             self._manager.keep(JOURNAL, connection.journal.file)
+            self._manager.keep(CONNECTION, connection.descriptor)  # last: a connection is of no use without its journal
 
     def release(self) -> None:
         """Have it kept no more: it is not mounted any more."""
@@ -107,6 +112,23 @@ class Keeper:
             self._manager.tell(**{name: printable(str(value)) for name, value in state.items()})
         except OSError as error:
             log.debug("whoever started us does not listen: %s", error.strerror)
+
+
+def _journal(file: int | None) -> Journal:
+    if file is None:
+        raise JournalUnreadable("its journal was not kept")
+    return Journal(file)
+
+
+def _wait_until_dead(path: Path) -> None:
+    """Wait for whoever keeps the connection to close it as well. Raises `MountError` if that does not happen."""
+    end = time.monotonic() + _PATIENCE
+    while is_mounted(path):
+        with suppress(MountError):  # it hangs: not closed yet
+            if is_dead(path):
+                return
+        if time.monotonic() > end:
+            raise MountError(f"{path} is still connected", f"secretfs unmount --force {path}")
 
 
 def _is_left_at(path: Path, *, ended: bool) -> bool:

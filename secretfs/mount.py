@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from secretfs.cache import Freshness
 from secretfs.catchup import catch_up
 from secretfs.connection import Connection, connect
 from secretfs.declaration import Declaration
-from secretfs.errors import Notice
+from secretfs.errors import MountError, Notice
 from secretfs.fuse import SecretOperations
 from secretfs.hand import Hand, Hands
 from secretfs.journal import Journal
@@ -101,7 +102,8 @@ async def serve(
         connection = inherited or _mount(options, journal)
         if not inherited:
             keeper.keep(connection)
-        sign(options.mountpoint)
+        with suppress(MountError):  # covered, or detached and still in use: it is served all the same
+            sign(options.mountpoint)
         vfs.on_wake(connection.send)
         _offer(connection, vfs, publisher, options)
         for task in (publisher.run, reloader.on_change, reloader.on_signal):

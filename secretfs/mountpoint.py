@@ -100,7 +100,7 @@ def require_mounted(path: Path) -> MountedAt:
 def resolve(path: Path) -> Path:
     """Make a mount point absolute as mountinfo has it, without a call to what may be mounted there: it may hang."""
     try:
-        path = path if path.is_absolute() else Path.cwd() / path
+        path = Path.cwd() / path  # gives "." a name: what is mounted there may hang
     except FileNotFoundError:
         raise MountError(f"{path} starts in the working directory, which is gone", "name it from the root") from None
     for _ in range(_LINKS):

@@ -20,9 +20,14 @@ from secretfs.process import set_name
 _PATIENCE: Final = 2.0  # seconds that they have to end by themselves, and that the kernel has to end them
 
 
-def sign(mountpoint: Path) -> None:
-    """Make this process, and those that it forks from now on, known as serving what is mounted at ``mountpoint``."""
-    set_name(_name(require_mounted(mountpoint)))
+def sign(mountpoint: Path) -> int:
+    """Make this process, and those that it forks from now on, known as serving what is mounted at ``mountpoint``.
+
+    Returns the minor device number of that. Raises `MountError` if no secretfs is.
+    """
+    mount = require_mounted(mountpoint)
+    set_name(_name(mount))
+    return mount.minor
 
 
 def serving(mount: MountedAt) -> list[int]:

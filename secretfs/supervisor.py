@@ -2,7 +2,8 @@
 
 It is to its worker what systemd is to a service, and speaks the same protocol (sd_notify(3), sd_listen_fds(3)): it
 keeps the descriptors that the worker hands it, and passes them to the next one. Nothing else: no secret, no library, no
-thread. While the worker is away the kernel lets those who read wait.
+thread. Nor is anything imported late, when the machine may lack something or the package is just being replaced. While
+the worker is away the kernel lets those who read wait.
 
 It is a program of its own, ``python -m secretfs.supervisor READY LOG MOUNTPOINT WORKER...``. READY is a descriptor that
 gets a byte when the mount answers, or -1 for a supervisor that stays in the foreground; LOG is a file, "-" for standard
@@ -21,13 +22,15 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
 from secretfs import obituary
 from secretfs.daemon import leave_terminal, log_to, log_to_stderr, open_log, printable
 from secretfs.errors import ConfigurationError, MountError
+from secretfs.mountpoint import secretfs_at, unmount
+from secretfs.servers import sign
 
 CHANNEL: Final = "supervisor"
 """Name of the descriptor by which a worker talks to us. An address, as systemd has one, anybody could flood."""
@@ -39,7 +42,9 @@ FAILURES: Final = 6
 AT_ONCE: Final = 2.0
 """Seconds. A worker that crashes sooner after it was ready has ended at once."""
 PAUSES: Final = (0.0, 0.0, 0.1, 0.5, 1.0, 2.0)
-"""Seconds before the next worker, by failures in a row."""
+"""Seconds before the next worker, by how many in a row have ended at once."""
+LACKING: Final = 2.0
+"""Seconds before we try again to start a worker that the machine had no room for."""
 LAST_WORDS: Final = 10.0
 """Seconds that a worker has to end when it is asked to."""
 GOOD_BYE: Final = 1.0
@@ -89,7 +94,11 @@ class Supervisor:
         self._kept: dict[str, int] = {}
         self._stopping = False
         self._failures = 0
+        self._hurried = 0
+        """Workers in a row that ended at once, whoever ended them: one that is killed for its memory will be again."""
         self._was_ready = False
+        self._device = -1
+        """Minor number of the mount, by which another one at the same place is told from it."""
         self._signals, wakeup = socket.socketpair()
         for end in (self._signals, wakeup):
             end.settimeout(0)
@@ -106,34 +115,62 @@ class Supervisor:
     def run(self) -> int:
         """Keep a worker running until the mount is gone. Returns the exit status."""
         while True:
-            worker = Worker(self._start())
+            worker = self._start_when_possible()
+            if worker is None:
+                return self._unmount()
             code = os.waitstatus_to_exitcode(self._attend(worker))
             done = self._conclude(worker, code)
             if done is not None:
                 return done
-            self._sleep(PAUSES[min(self._failures, len(PAUSES) - 1)])
+            self._sleep(PAUSES[min(self._hurried, len(PAUSES) - 1)])
             if self._stopping:
                 return self._unmount()
 
     # --- a worker's life ---
 
-    def _start(self) -> int:
-        environment = os.environ | {"WATCHDOG_USEC": str(int(WATCHDOG * 1e6))}
-        pid = os.fork()
-        if pid == 0:
+    def _start_when_possible(self) -> Worker | None:
+        """Start a worker, however long the machine lacks memory or processes for it; None if we are asked to stop.
+
+        To hold the connection takes neither, and who reads waits.
+        """
+        while not self._stopping:
             try:
-                self._become_worker(environment)
+                return self._start()
+            except OSError as error:
+                log.error("cannot start a process: %s; trying again", error.strerror)  # noqa: TRY400 - not a defect
+                if not self._was_ready:
+                    raise
+                self._sleep(LACKING)
+        return None
+
+    def _start(self) -> Worker:
+        environment = os.environ | {"WATCHDOG_USEC": str(int(WATCHDOG * 1e6))}
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOP, signal.SIGHUP))  # what comes now is for the worker
+        pid = os.fork()
+        if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        else:
+            try:
+                self._become_worker(environment, mask)
+            except OSError as error:
+                os.write(2, f"secretfs: cannot become a worker: {error.strerror}\n".encode())
             finally:
                 os._exit(127)
-        return pid
+        try:
+            return Worker(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
 
-    def _become_worker(self, environment: Mapping[str, str]) -> NoReturn:
+    def _become_worker(self, environment: Mapping[str, str], mask: Collection[int]) -> NoReturn:
         """Run the worker's program in this forked process, with what is kept for it."""
         signal.set_wakeup_fd(-1)
-        for number in (*_STOP, signal.SIGHUP, signal.SIGCHLD):
+        for number in (*_STOP, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
-        with contextlib.suppress(OSError):  # it is gone; what is named from the root is found all the same
-            os.chdir(self._directory)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the worker listens: it is about to read everything anyway
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.fchdir(self._directory)
         passed = {**self._kept, CHANNEL: self._workers_end.fileno()}
         last = _FIRST_DESCRIPTOR + len(passed)
         high = [fcntl.fcntl(held, fcntl.F_DUPFD, last) for held in passed.values()]
@@ -180,7 +217,7 @@ class Supervisor:
 
     def _conclude(self, worker: Worker, code: int) -> int | None:
         """Decide what follows from the end of a worker: an exit status, or None for another worker."""
-        if self._was_ready and not self._kept:
+        if self._was_ready and not self._kept and code == 0:
             return 0  # it was unmounted
         if self._stopping:
             return self._unmount()
@@ -189,6 +226,7 @@ class Supervisor:
             return code if code >= 0 else 128 - code
         crashed = worker.ended_at_once and not (worker.ready and code == -signal.SIGKILL and not worker.killed_by_us)
         self._failures = self._failures + 1 if crashed else 0
+        self._hurried = self._hurried + 1 if worker.ended_at_once else 0
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else worker.said or f"exit status {code}"
         if worker.killed_by_us:
             reason = "it did not answer"
@@ -239,7 +277,8 @@ class Supervisor:
     def _hear(self, worker: Worker, state: Mapping[str, str]) -> None:
         if not worker.abandoned:
             worker.heard_at = time.monotonic()
-        worker.said = state.get("STATUS", worker.said)
+        if not worker.ready or "READY" not in state:
+            worker.said = state.get("STATUS", worker.said)
         if "FDSTOREREMOVE" in state:
             self._let_go(state.get("FDNAME", ""))
         if "READY" in state and not worker.ready:
@@ -251,6 +290,7 @@ class Supervisor:
 
     def _keep(self, name: str, descriptor: int) -> None:
         self._let_go(name)
+        self._device = -1  # another mount, if it is another connection
         self._kept[name] = descriptor
 
     def _let_go(self, name: str) -> None:
@@ -260,21 +300,21 @@ class Supervisor:
 
     def _announce(self) -> None:
         """Tell who waits for the mount that it is there, and leave the terminal."""
+        if self._log:
+            log_to(self._log)
         if self._tell_ready < 0:
             return
         leave_terminal()
-        if self._log:
-            log_to(self._log)
         with contextlib.suppress(BrokenPipeError):  # who asked for the mount is gone; its users are not
             os.write(self._tell_ready, b"\0")
         os.close(self._tell_ready)
 
     def _sign(self) -> None:
         """Take the name of those who serve what is mounted now: `unmount --force` ends us before our worker."""
-        from secretfs.servers import sign  # noqa: PLC0415 - not before it is needed: a supervisor is to be small
-
-        with contextlib.suppress(MountError):  # it has just been unmounted
-            sign(Path(self._mountpoint))
+        if self._device != -1:
+            return  # what is at that place now may be somebody else's
+        with contextlib.suppress(MountError, OSError):  # it has just been unmounted; the machine lacks something
+            self._device = sign(Path(self._mountpoint))
 
     def _is_disconnected(self) -> bool:
         """Whether the kernel has ended the connection. It is not waited for: each request would wake us."""
@@ -298,11 +338,10 @@ class Supervisor:
             self._unmount()
 
     def _unmount(self) -> int:
-        from secretfs.mountpoint import is_mounted, unmount  # noqa: PLC0415 - a supervisor is to be small
-
         path = Path(self._mountpoint)
         try:
-            if is_mounted(path):
+            there = secretfs_at(path)
+            if there is not None and self._device in (there.minor, -1) and not self._is_disconnected():
                 unmount(path, lazy=True)
         except MountError as error:
             log.error("%s", error)  # noqa: TRY400 - not a defect
@@ -324,11 +363,15 @@ def _reap(worker: int) -> int | None:
             status = its
 
 
-def _working_directory() -> str:
+def _working_directory() -> int:
+    """Hold the working directory. By its path it may be below the mount point, where it is us who would have to answer.
+
+    It may also be gone by now: then the root will do, as what is named from there is found all the same.
+    """
     try:
-        return str(Path.cwd())
+        return os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
-        return "/"
+        return os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _protect() -> None:

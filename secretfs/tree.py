@@ -273,6 +273,8 @@ class Tree:
         inode.lookups -= lookups
         if inode.slot:
             self._journal.count(inode.slot, inode.lookups)
+        if inode.lookups <= 0 and isinstance(inode, Version):
+            inode.opens = 0  # the kernel forgets nothing that is open: one open was counted twice, around a kill
         self._drop_unknown(inode)
 
     def _restore(self, record: Record) -> None:

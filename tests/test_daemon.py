@@ -229,3 +229,30 @@ def test_neither_arguments_nor_environment_nor_log_hold_a_secret_that_was_read(
 )
 def test_control_characters_are_shown_as_escapes(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_a_syslog_that_hangs_holds_up_nobody() -> None:
+    done = in_namespace("""
+        mkdir c m
+        printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
+            'spec: {type: secretstores.local.env, metadata: [{name: prefix, value: TOKEN_}]}' > c/env.yaml
+        mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/fuse c 10 229
+        cat > deaf.py <<-'END'
+import socket, time
+log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+log.bind("/dev/log")
+time.sleep(60)
+END
+        /mnt/python/bin/python deaf.py & deaf=$!
+        until [ -S /dev/log ]; do :; done
+        TOKEN_A=value secretfs mount --resources-path c m
+        for i in $(seq $(($(cat /proc/sys/net/unix/max_dgram_qlen) + 5))); do
+            pkill -HUP -f 'secretfs[.]supervisor'
+            timeout 5 cat m/env/A > /dev/null || echo "hangs"
+            sleep 0.05
+        done
+        pkill -KILL -n secretfs:
+        timeout 10 cat m/env/A; echo
+        secretfs unmount m; kill $deaf
+    """)
+    assert (done.status, done.out, done.err) == (0, "value\n", "")

@@ -286,3 +286,21 @@ def test_stores_that_are_others_now_have_nothing_of_those_before() -> None:
     later.settle({"vault": False, "env": False})
     assert later.inode(before["vault"]).outdated  # type: ignore[union-attr]
     assert not later.inode(before["env"]).outdated  # type: ignore[union-attr]
+
+
+def test_an_open_that_was_counted_twice_ends_when_the_kernel_forgets() -> None:
+    """The kernel sends an OPEN again that was counted, and not answered, by who was killed."""
+    journal = Journal()
+    tree = Tree(journal)
+    version = tree.bind(ValueKey("env", "a", "a"), 1, b"content", 1.0)
+    tree.remember(version)
+    tree.open(version, b"content")
+    later = Tree(successor(journal))
+    again = later.inode(version.number)
+    assert isinstance(again, Version)
+    later.open(again, b"content")
+    later.close(again)
+    assert later.open_files()
+    later.forget(again.number, 1)
+    assert later.open_files() == []
+    assert list(successor(journal).records())[1:] == []

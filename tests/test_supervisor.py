@@ -1,6 +1,7 @@
 """The supervisor with workers of its own kind: small programs that speak its protocol and end in every possible way."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -137,6 +138,17 @@ def test_who_ends_at_once_again_and_again_is_given_up_with_the_reason(tmp_path: 
     assert obituary.read(mountpoint) == ""
 
 
+def test_a_signal_that_comes_before_the_program_does_is_not_lost(tmp_path: Path) -> None:
+    """The supervisor passes it on while its child is no worker yet."""
+    settings = (
+        "import signal; become = s.Supervisor._become_worker; "
+        "s.Supervisor._become_worker = lambda *a: (s.os.kill(s.os.getpid(), signal.SIGTERM), become(*a))"
+    )
+    with supervised(tmp_path, "time.sleep(60)", settings=settings) as s:
+        assert s.process.wait(5) == 128 + signal.SIGTERM
+        assert s.count == 0
+
+
 def test_who_is_killed_from_outside_is_never_given_up(tmp_path: Path) -> None:
     worker = """
         if lives == 1:
@@ -146,7 +158,7 @@ def test_who_is_killed_from_outside_is_never_given_up(tmp_path: Path) -> None:
             os.kill(os.getpid(), 9)
         manager.forget("connection")
     """
-    with supervised(tmp_path, worker) as s:
+    with supervised(tmp_path, worker, settings="s.PAUSES = (0.0,)") as s:
         assert s.process.wait(30) == 0
         assert s.count == 20
 
@@ -163,6 +175,30 @@ def test_a_working_directory_that_is_gone_costs_nothing(tmp_path: Path) -> None:
     """
     (tmp_path / "gone").mkdir()
     with supervised(tmp_path, worker, cwd=tmp_path / "gone") as s:
+        assert s.process.wait(20) == 0
+        assert s.count == 2
+
+
+def test_a_machine_without_room_for_a_worker_costs_nobody_the_mount(tmp_path: Path) -> None:
+    """Descriptors run out here, because a test may take them away from a process, and give them back."""
+    worker = f"""
+        if lives == 1:
+            manager.keep("connection", os.memfd_create("x"))
+        manager.tell(READY=1)
+        if lives == 1:
+            open({str(tmp_path / "up")!r}, "w").close()
+            time.sleep(60)
+        manager.forget("connection")
+    """
+    with supervised(tmp_path, worker, settings="s.LACKING = 0.05") as s:
+        wait_until((tmp_path / "up").exists)
+        (pid,) = map(int, Path(f"/proc/{s.process.pid}/task/{s.process.pid}/children").read_text("ascii").split())
+        limits = resource.prlimit(s.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(s.process.pid, resource.RLIMIT_NOFILE, (4, limits[1]))
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: s.log.read_text("utf-8").count("cannot start a process: ") > 2)
+        assert s.process.poll() is None
+        resource.prlimit(s.process.pid, resource.RLIMIT_NOFILE, limits)
         assert s.process.wait(20) == 0
         assert s.count == 2
 

@@ -265,11 +265,13 @@ class TreeAgainstModel(RuleBasedStateMachine):
 
     @rule(target=versions, version=consumes(versions))
     def forget(self, version: Version) -> MultipleResults[Version]:
+        if self.opens.get(version.number):
+            return multiple(version)  # the kernel holds an inode until its release is answered (fuse_prepare_release)
         count = self.lookups.pop(version.number, 0)
         if count:
             self.tree.forget(version.number, count)
             self._forget_current(version)
-        return multiple(version) if self.opens.get(version.number) else multiple()
+        return multiple()
 
     @precondition(lambda self: self.lookups)
     @invariant()

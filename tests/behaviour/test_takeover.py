@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from secretfs import obituary
+from secretfs.mountpoint import require_mounted
+from secretfs.servers import serving
 from tests.support.canary import secret
 from tests.support.command import SECRETFS, end_daemons, environment, in_namespace, secretfs
 from tests.support.manifests import component
@@ -372,3 +374,75 @@ def test_unmounted_meanwhile(components: Path, trouble: Callable[[Mounted], None
             assert len(daemons(mount.path)) == 1
         finally:
             end_daemons(mount.path)
+
+
+def test_what_cannot_be_taken_over_while_a_store_is_down(components: Path, file: SecretsFile) -> None:
+    """takeover-16: What cannot be taken over nor mounted anew is ENOTCONN, with the reason, and never empty."""
+    with mounted(components, expect_log=[ENDED, "cannot be taken over", "giving up", "secrets.json"]) as mount:
+        spoil_journal(mount, file.path.unlink)
+        assert mount.process.wait(30) == 2
+        assert errno_of(os.listdir, mount.path) == "ENOTCONN"
+        assert "secrets.json" in secretfs("status", mount.path).err
+        assert secretfs("unmount", mount.path).status == 0
+
+
+def spoil_journal(mount: Mounted, meanwhile: Callable[[], object]) -> None:
+    """Kill the worker, and leave its successor a journal that it cannot read."""
+    descriptors = Path(f"/proc/{mount.process.pid}/fd")
+    wait_until(lambda: [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())])
+    (journal,) = [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())]
+    with down(mount):
+        meanwhile()
+        with journal.open("r+b", buffering=0) as file:
+            file.seek(8)
+            file.write(b"\xff")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts on top of something")
+def test_a_mount_that_is_covered(components: Path, tmp_path: Path) -> None:
+    """takeover-17: A mount that is covered, or detached and still open somewhere, is taken over as well."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with mount_of(components, "not answer") as mount:
+        subprocess.run(["mount", "--bind", str(mount.path), str(elsewhere)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "none", str(mount.path)], check=True)
+        try:
+            worker = mount.worker
+            os.kill(worker, signal.SIGKILL)
+            wait_until(lambda: mount.worker != worker if daemons(mount.path) else False)
+            assert (elsewhere / "file/token").read_text() == OLD
+            assert (elsewhere / "file/large").stat().st_size == len(secret("l" * LARGE))
+        finally:
+            subprocess.run(["umount", str(mount.path)], check=True)
+            subprocess.run(["umount", str(elsewhere)], check=True)
+
+
+def test_a_supervisor_leaves_the_mount_of_another_alone(components: Path) -> None:
+    """takeover-18: A supervisor unmounts its own mount and no other that has come to its place."""
+    with mounted(components) as mount, (mount.path / "file/token").open("rb"):
+        subprocess.run(["umount", "--lazy", str(mount.path)], check=True)
+        assert secretfs("mount", "--resources-path", components, mount.path).status == 0
+        mount.process.send_signal(signal.SIGTERM)
+        assert mount.process.wait(20) == 0
+        assert (mount.path / "file/token").read_text() == OLD
+        assert secretfs("unmount", mount.path).status == 0
+
+
+def test_mounted_at_the_working_directory(components: Path, tmp_path: Path) -> None:
+    """takeover-19: A mount that was asked for at "." is taken over like any other."""
+    point, log = tmp_path / "here", tmp_path / "log"
+    point.mkdir()
+    done = secretfs("mount", "--resources-path", components, "--log-file", log, ".", cwd=point)
+    assert done.status == 0, done.err
+    try:
+        keeper, worker = serving(require_mounted(point))
+        assert Path(f"/proc/{keeper}/cmdline").read_bytes().count(b"secretfs.supervisor") == 1
+        os.kill(keeper, signal.SIGSTOP)
+        os.kill(worker, signal.SIGKILL)
+        if os.geteuid() == 0:  # nothing of the mount is to be had from the kernel's memory
+            Path("/proc/sys/vm/drop_caches").write_text("2", encoding="ascii")
+        os.kill(keeper, signal.SIGCONT)
+        wait_until(lambda: "took over" in log.read_text("utf-8"))
+        assert (point / "file/token").read_text() == OLD
+    finally:
+        assert secretfs("unmount", "--force", point).status == 0
