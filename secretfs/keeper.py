@@ -11,7 +11,7 @@ from secretfs.connection import Connection, has_ended
 from secretfs.daemon import printable
 from secretfs.errors import JournalUnreadable, MountError
 from secretfs.journal import Journal
-from secretfs.mountpoint import is_dead, is_mounted
+from secretfs.mountpoint import is_dead, is_mounted, secretfs_at
 from secretfs.notify import ServiceManager, kept_descriptors, service_manager
 from secretfs.supervisor import CHANNEL
 
@@ -63,7 +63,7 @@ class Keeper:
         """Seconds after which we are killed if nobody has heard from us."""
         return self._manager.watchdog if self._manager else None
 
-    def inherit(self, path: Path) -> bool:
+    def inherit(self, path: Path, *, allow_other: bool) -> bool:
         """Take what our predecessor has left us of the mount at ``path``, if it can be taken over.
 
         One that cannot be is dead from now on, and the log says why: who has a file open in it loses that. It stays
@@ -75,7 +75,7 @@ class Keeper:
             return True
         try:
             connection = Connection(descriptor, _journal(file))
-            reason = connection.obstacle
+            reason = connection.obstacle or _other_options(path, allow_other=allow_other)
         except (JournalUnreadable, MountError) as error:
             reason = str(error)
         else:
@@ -118,6 +118,14 @@ def _journal(file: int | None) -> Journal:
     if file is None:
         raise JournalUnreadable("its journal was not kept")
     return Journal(file)
+
+
+def _other_options(path: Path, *, allow_other: bool) -> str:
+    """Return how what is mounted differs from what is asked for now, where a mount cannot be changed; else nothing."""
+    there = secretfs_at(path)
+    if there is None or there.allow_other == allow_other:
+        return ""
+    return f"it was mounted {'with' if there.allow_other else 'without'} --allow-other"
 
 
 def _wait_until_dead(path: Path) -> None:

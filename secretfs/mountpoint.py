@@ -40,6 +40,8 @@ class MountedAt(NamedTuple):
     """Who mounted it, for FUSE."""
     shared: bool
     """Whether what is mounted below it is seen in other mount namespaces, too (mount_namespaces(7))."""
+    allow_other: bool = False
+    """Whether the kernel lets other users in, for FUSE."""
 
 
 def mounts() -> Iterator[MountedAt]:
@@ -56,6 +58,7 @@ def mounts() -> Iterator[MountedAt]:
             int(device.partition(b":")[2]),
             int(user[1]) if user else None,
             any(field.startswith(b"shared:") for field in propagation),
+            b"allow_other" in rest.rpartition(b" ")[2].split(b","),
         )
 
 

@@ -102,7 +102,7 @@ def _work(request: Request, keeper: Keeper, observer: Observer, end: Callable[[]
     if keeper.takes_over:  # there is no terminal any more
         with suppress(ConfigurationError):  # a log that cannot be opened again must not cost readers the mount
             _log_as_asked(request)
-    if not keeper.inherit(options.mountpoint):
+    if not keeper.inherit(options.mountpoint, allow_other=options.allow_other):
         return
     if keeper.inherited is None:
         prepare(options.mountpoint, allow_other=options.allow_other)

@@ -164,6 +164,17 @@ def test_readers_of_a_killed_daemon(service: System) -> None:
     assert reader.worst < 1
 
 
+def test_others_are_no_longer_let_in(service: System) -> None:
+    """systemd-14: A restart without `--allow-other` lets nobody else in any more: what is open then is lost."""
+    service.systemctl("start", UNIT)
+    assert service.run("cat", PASSWORD, user=65534).returncode == 0
+    configure(service, "--resources-path=/etc/secretfs/components --mode=0444")
+    service.systemctl("restart", UNIT)
+    assert service.run("cat", PASSWORD, user=65534).returncode != 0
+    assert service.output("cat", PASSWORD) == secret("unit")
+    assert "cannot be taken over: it was mounted with --allow-other" in service.journal(UNIT)
+
+
 def test_hanging(service: System) -> None:
     """systemd-5: A daemon that hangs is ended and replaced after `WatchdogSec`; readers wait, and see no error."""
     drop_in(service, "[Service]", "WatchdogSec=500ms")
