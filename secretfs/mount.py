@@ -21,7 +21,7 @@ from secretfs.fuse import SecretOperations
 from secretfs.hand import Hand, Hands
 from secretfs.journal import Journal
 from secretfs.keeper import Keeper
-from secretfs.mountpoint import clear, is_mounted, unmount
+from secretfs.mountpoint import clear, secretfs_at, unmount
 from secretfs.publish import Publisher
 from secretfs.registry import Registry
 from secretfs.reload import Origin, Reloader
@@ -102,8 +102,9 @@ async def serve(
         connection = inherited or _mount(options, journal)
         if not inherited:
             keeper.keep(connection)
+        device: int | None = None
         with suppress(MountError):  # covered, or detached and still in use: it is served all the same
-            sign(options.mountpoint)
+            device = sign(options.mountpoint)
         vfs.on_wake(connection.send)
         _offer(connection, vfs, publisher, options)
         for task in (publisher.run, reloader.on_change, reloader.on_signal):
@@ -115,7 +116,7 @@ async def serve(
         pyfuse3.close(unmount=False)
         if not asked_to_stop:
             keeper.release()
-        elif not keeper.is_there and is_mounted(options.mountpoint):
+        elif not keeper.is_there and (there := secretfs_at(options.mountpoint)) and there.minor == device:
             unmount(options.mountpoint, lazy=True)
         nursery.cancel_scope.cancel()
 
