@@ -15,7 +15,8 @@ Belongs to one trio thread; nothing here is thread-safe.
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, TypeVar, cast
 
@@ -33,6 +34,9 @@ BACKGROUND: Final = 4
 """How many of the `CONCURRENCY` calls of a store at once may be for nobody in particular."""
 STALE_TTL: Final = 1.0
 """Seconds that a stale answer is served before its age is looked at again."""
+
+_since: ContextVar[float] = ContextVar("_since")
+"""When the wait began that the waits of this task are parts of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +295,7 @@ class CachedStore:
 
     async def _load(self, shelf: Shelf[str, T], key: str) -> Fresh[T]:
         """Load within one deadline, also what changes again and again while it is asked for."""
-        with patience(self._freshness.deadline):
+        with patience(self._freshness.deadline, _since.get(trio.current_time())):
             return await shelf.load(key)
 
     async def _load_names(self, folder: str) -> Fresh[Names | StoreError]:
@@ -335,6 +339,16 @@ class CachedStore:
             for key in keys:
                 shelf.expire(key)
             self._nursery.start_soon(self._load_quietly, shelf, known)
+
+
+@contextlib.contextmanager
+def one_wait() -> Iterator[None]:
+    """Let the waits for one store within count as one: they end together, its deadline after the first began."""
+    token = _since.set(trio.current_time())
+    try:
+        yield
+    finally:
+        _since.reset(token)
 
 
 def _values(answer: Fresh[Secret | StoreError]) -> Mapping[str, bytes]:

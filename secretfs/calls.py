@@ -150,15 +150,15 @@ class Calls:
         return Fresh(answer, asked, max(asked + ttl, trio.current_time() + SHORTEST_TTL), asked_at)
 
     async def _in_thread(self, question: Callable[[str], T], argument: str) -> T:
-        with patience(self._deadline):
+        with patience(self._deadline, trio.current_time()):
             return await trio.to_thread.run_sync(question, argument, limiter=self._limiter, abandon_on_cancel=True)
 
 
 @contextlib.contextmanager
-def patience(deadline: float) -> Iterator[None]:
-    """Wait no longer than so many seconds. Raises `DeadlineExceeded`."""
+def patience(deadline: float, since: float) -> Iterator[None]:
+    """Wait no longer than so many seconds ``since`` a moment. Raises `DeadlineExceeded`."""
     try:
-        with trio.fail_after(deadline):
+        with trio.fail_at(since + deadline):
             yield
     except trio.TooSlowError:
         raise DeadlineExceeded(f"no answer within {deadline:g} s") from None

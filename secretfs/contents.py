@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from secretfs.bulk import render_env, render_json, render_secret
-from secretfs.cache import Change
+from secretfs.cache import Change, one_wait
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, SecretFSError, StoreError
 from secretfs.names import encode
 from secretfs.places import Bulk, BulkKey, FolderKey, SecretBulkKey, ValueKey
@@ -78,12 +78,19 @@ class Contents:
         return view
 
     async def ask(self, component: str, question: Callable[[StoreView], Awaitable[T]]) -> T:
-        """Ask a store. What one answers that has been replaced meanwhile is not true any more: then ask the next."""
+        """Ask a store, within one deadline, however many answers of it the question takes.
+
+        What one answers that has been replaced meanwhile is not true any more: then the next is asked.
+        """
+        with one_wait():
+            return await self._ask(component, question)
+
+    async def _ask(self, component: str, question: Callable[[StoreView], Awaitable[T]]) -> T:
         while True:
             view = self.view(component)
             try:
                 answer = await question(view)
-            except DeadlineExceeded:  # the next store would be waited for as long again
+            except DeadlineExceeded:  # there is no time left for the next
                 raise
             except SecretFSError:
                 if self.views.get(component) is view:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 import pytest
 import trio
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -254,12 +254,17 @@ class World:
         self.refreshed.append(trio.current_time())
 
     def forget(self, part: int) -> None:
-        """Let the kernel forget some of what it knows."""
-        keep = self.refs[::part] if part else []
-        dropped = [number for place, number in enumerate(self.refs) if not part or place % part]
-        self.refs = keep
-        for number in dropped:
-            self.vfs.forget(number, 1)
+        """Let the kernel forget some of what it knows, and nothing that is open."""
+        known, self.refs = self.refs, []
+        for place, number in enumerate(known):
+            if (part and place % part == 0) or self._is_open(number):
+                self.refs.append(number)
+            else:
+                self.vfs.forget(number, 1)
+
+    def _is_open(self, number: int) -> bool:
+        inode = self.vfs._tree.inode(number)
+        return isinstance(inode, Version) and inode.opens > 0
 
     # --- what the kernel does ---
 
@@ -643,6 +648,7 @@ def only_defects() -> None:
     deadline=None,
     derandomize=not MORE,
     database=None,
+    phases=[Phase.generate, *([Phase.shrink] if MORE else [])],  # to find the shortest script takes minutes
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(script=scripts, seed=st.integers(0, 1 << 16))

@@ -390,6 +390,34 @@ async def test_a_reload_makes_nobody_wait_for_a_store_that_hangs_once_more(
     assert waited == [5]
 
 
+async def test_who_is_sent_on_to_another_store_waits_for_both_no_longer_than_for_one(
+    make: Make, env: MemoryStore, nursery: trio.Nursery, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    expect_log("env: no answer within 5 s")
+    vfs, other = make(env=env), MemoryStore.single(TOKEN=b"other")
+    begin, waited = trio.current_time(), []
+
+    async def look() -> None:
+        with pytest.raises(DeadlineExceeded):
+            await ls(vfs, "env")
+        waited.append(trio.current_time() - begin)
+
+    env.gate.clear()
+    other.gate.clear()
+    nursery.start_soon(look)
+    await trio.to_thread.run_sync(env.entered.acquire)
+    vfs.replace({"env": StoreView(CachedStore("env", other, Freshness(), nursery), SecretScope())})
+    mock_clock.jump(3)
+    env.gate.set()
+    await trio.to_thread.run_sync(other.entered.acquire)
+    mock_clock.jump(2)
+    await wait_all_tasks_blocked(0.01)
+    assert waited == [5]
+    mock_clock.jump(3)
+    await wait_all_tasks_blocked(0.01)
+    other.gate.set()
+
+
 async def test_a_hung_store_keeps_nobody_from_looking_names_up(
     vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
 ) -> None:
