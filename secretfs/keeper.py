@@ -3,7 +3,8 @@
 import logging
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -102,16 +103,23 @@ class Keeper:
     def release(self) -> None:
         """Have it kept no more: it is not mounted any more."""
         for name in (CONNECTION, JOURNAL):  # in this order: half of it is never taken for the whole
-            self.tell(FDSTOREREMOVE=1, FDNAME=name)
+            if self._manager is not None:
+                with _listening_or_not():
+                    self._manager.forget(name)
 
     def tell(self, **state: object) -> None:
         """Say how we do: ``READY=1``, ``WATCHDOG=1``, ``STATUS="..."``."""
-        if self._manager is None:
-            return
-        try:
-            self._manager.tell(**{name: printable(str(value)) for name, value in state.items()})
-        except OSError as error:
-            log.debug("whoever started us does not listen: %s", error.strerror)
+        if self._manager is not None:
+            with _listening_or_not():
+                self._manager.tell(**{name: printable(str(value)) for name, value in state.items()})
+
+
+@contextmanager
+def _listening_or_not() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        log.debug("whoever started us does not listen: %s", error.strerror)
 
 
 def _journal(file: int | None) -> Journal:

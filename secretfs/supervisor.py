@@ -56,7 +56,6 @@ _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 _PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15  # linux/prctl.h
 _NAME = b"secretfs-keeper"
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _LARGEST = 8192
 
 log = logging.getLogger(__name__)
@@ -108,7 +107,6 @@ class Supervisor:
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z would stop everybody who reads; a worker inherits this
         self._channel, self._workers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._channel.settimeout(0)
         self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -255,24 +253,20 @@ class Supervisor:
     def _take_messages(self, worker: Worker) -> None:
         while True:
             try:
+                # socket.recv_fds drops the flags in Python 3.11, and every worker would inherit what it receives.
                 message, ancillary, _, _ = self._channel.recvmsg(_LARGEST, 256, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             descriptors: list[int] = []
-            sender = 0
-            for _, kind, data in ancillary:
-                if kind == socket.SCM_RIGHTS:
-                    descriptors += struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
-                elif kind == socket.SCM_CREDENTIALS:
-                    sender = _CREDENTIALS.unpack(data)[0]
+            for _, _, data in ancillary:
+                descriptors += struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
             lines = (line.partition("=") for line in message.decode(errors="replace").splitlines())
             state = {name: value for name, _, value in lines}
-            if sender == worker.pid and "FDSTORE" in state and len(descriptors) == 1:
+            if "FDSTORE" in state and len(descriptors) == 1:
                 self._keep(state.get("FDNAME", ""), descriptors.pop())
             for descriptor in descriptors:
                 os.close(descriptor)
-            if sender == worker.pid:
-                self._hear(worker, state)
+            self._hear(worker, state)
 
     def _hear(self, worker: Worker, state: Mapping[str, str]) -> None:
         if not worker.abandoned:

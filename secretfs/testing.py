@@ -148,7 +148,7 @@ class StoreContract:
     def test_a_single_value_is_under_the_name_asked_for(self, store: SecretStore, seed: Seed) -> None:
         """Dapr's shape for stores without multiple keys."""
         if self.multi_valued:
-            pytest.skip("multi_valued")
+            pytest.skip("a secret of this store has more than one value")
         seed("single", self.values("single"))
         assert list(store.fetch("single").values) == ["single"]
 
@@ -248,7 +248,7 @@ class StoreContract:
     def test_names_in_either_case_are_two(self, store: SecretStore, seed: Seed) -> None:
         """They would be two files."""
         if not (self.can_hold("CASE") and self.can_hold("case")):
-            pytest.skip("can_hold says no")
+            pytest.skip("the backend takes no upper case, or does not tell it from lower case")
         seed("CASE", self.values("CASE"))
         seed("case", self.values("case"))
         assert store.fetch("CASE").values == self.values("CASE")
@@ -314,7 +314,7 @@ class StoreContract:
 
     def _needs(self, flag: str) -> None:
         if not getattr(self, flag):
-            pytest.skip(f"{flag} = False")
+            pytest.skip(f"the store declares {flag} = False")
 
     def _silent(self, error: StoreError) -> None:
         shown: BaseException | None = error

@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import re
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -13,7 +14,8 @@ import pytest
 
 from secretfs.errors import SecretFSError
 from tests.support.canary import leaked
-from tests.support.mounted import fuse_mounts, skip_without_fuse
+from tests.support.lacking import require_fuse, require_root
+from tests.support.mounted import fuse_mounts
 
 ExpectLog = Callable[[str], None]
 """Allows, and demands, a log record of WARNING or above whose message matches a regular expression."""
@@ -215,9 +217,16 @@ def pytest_runtest_makereport(
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let tests marked ``mount`` skip where nothing can be mounted, though not in CI."""
+    """Let tests marked ``mount`` or ``root`` skip where that is not to be had, though not in CI."""
     if item.get_closest_marker("mount"):
-        skip_without_fuse()
+        require_fuse()
+    for root in item.iter_markers("root"):
+        require_root(*root.args)
+
+
+def pytest_configure() -> None:
+    """Let SIGHUP end what tests start, also where they run under nohup: who inherits that it is ignored keeps to it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_finish() -> None:

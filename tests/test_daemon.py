@@ -168,10 +168,9 @@ class TestLog:
 
     def test_syslog_is_the_default(self) -> None:
         done = in_namespace("""
-            mkdir c m
-            printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
-                'spec: {type: secretstores.local.env}' > c/env.yaml
-            mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/fuse c 10 229
+            mkdir m
+            env_component
+            bare_dev
             cat > listen.py <<-'END'
 import socket
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
@@ -195,10 +194,9 @@ END
     @pytest.mark.parametrize("log", ["rm -f /dev/log", "mknod -m 666 /dev/log p", "/mnt/python/bin/python bind.py"])
     def test_without_a_syslog_it_mounts_all_the_same(self, log: str) -> None:
         done = in_namespace(f"""
-            mkdir c m
-            printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {{name: env}}' \
-                'spec: {{type: secretstores.local.env}}' > c/env.yaml
-            mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/fuse c 10 229
+            mkdir m
+            env_component
+            bare_dev
             echo 'import socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).bind("/dev/log")' > bind.py
             {log}
             secretfs mount --resources-path c m && ls m && secretfs unmount m
@@ -233,10 +231,9 @@ def test_control_characters_are_shown_as_escapes(text: str, shown: str) -> None:
 
 def test_a_syslog_that_hangs_holds_up_nobody() -> None:
     done = in_namespace("""
-        mkdir c m
-        printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
-            'spec: {type: secretstores.local.env, metadata: [{name: prefix, value: TOKEN_}]}' > c/env.yaml
-        mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/fuse c 10 229
+        mkdir m
+        env_component TOKEN_
+        bare_dev
         cat > deaf.py <<-'END'
 import socket, time
 log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -27,9 +27,8 @@ from tests.support.vault_fixtures import Folder, kv, openbao_server
 __all__ = ["kv", "openbao_server"]
 
 COMPONENT = """
-    mkdir c m
-    printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
-        'spec: {type: secretstores.local.env}' > c/env.yaml
+    mkdir m
+    env_component
     chown 65534 m
 """
 

@@ -15,9 +15,8 @@ from tests.support.manifests import component
 from tests.support.mounted import daemons, fuse_mounts, mounted, wait_for_end
 
 COMPONENT = """
-    mkdir c m
-    printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
-        'spec: {type: secretstores.local.env}' > c/env.yaml
+    mkdir m
+    env_component
     chown 65534 m
 """
 

@@ -2,7 +2,6 @@
 
 import ast
 import errno
-import importlib.metadata
 import inspect
 import re
 import shutil
@@ -24,7 +23,6 @@ from tests.support.manifests import component
 
 PACKAGE = ROOT / "secretfs"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-SETUPTOOLS = tuple(map(int, importlib.metadata.version("setuptools").split(".")[:2]))
 SDKS = ("hvac", "requests", "urllib3", "azure", "msal", "kubernetes")
 
 
@@ -145,7 +143,6 @@ def wheel(source: Path) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-@pytest.mark.skipif(SETUPTOOLS < (78, 1), reason="setuptools is older than pyproject.toml asks for")
 class TestDistributions:
     """What ``pip install`` brings."""
 

@@ -50,7 +50,7 @@ def test_no_core_dump_and_no_ptrace() -> None:
     assert protected()[:2] == ["core (0, 0)", "dumpable 0"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may lock all its memory")
+@pytest.mark.root("only root may lock all its memory")
 def test_root_locks_its_memory_and_threads_cost_no_whole_stacks() -> None:
     assert protected(MANY_THREADS)[2:] == ["locked True", "grown by less than 20 MB True"]
 
@@ -114,9 +114,8 @@ def test_the_daemon_is_protected(tmp_path: Path) -> None:
 def test_a_users_daemon_is_out_of_reach_for_that_users_other_processes() -> None:
     """The kernel gives the files of a process that is not dumpable to root (proc(5))."""
     done = in_namespace("""
-        mkdir c m; chown 65534 m
-        printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
-            'spec: {type: secretstores.local.env}' > c/env.yaml
+        mkdir m; chown 65534 m
+        env_component
         as_nobody secretfs mount --resources-path c m
         pid=$(pgrep -n secretfs:)
         stat -c %u /proc/$pid /proc/$pid/environ

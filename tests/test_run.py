@@ -462,9 +462,7 @@ def test_without_standard_streams(manifests: Path, closed: str) -> None:
 def test_as_the_first_process_of_a_container(tmp_path: Path) -> None:
     """It reaps the orphans that it gets, and tells by 128+N of a signal by which it cannot die."""
     done = in_namespace("""
-        mkdir c
-        printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
-            'spec: {type: secretstores.local.env}' > c/env.yaml
+        env_component
         orphan='(sh -c "exec true" &); until [ $(pgrep -c -P 1) = 2 ]; do sleep 0.02; done; echo reaped; kill -TERM $$'
         unshare --pid --fork --mount-proc secretfs run --resources-path c -- bash -c "$orphan" || echo $?
     """)
@@ -474,9 +472,7 @@ def test_as_the_first_process_of_a_container(tmp_path: Path) -> None:
 @pytest.mark.mount
 def test_a_user_has_only_his_own_id_to_show_files_to() -> None:
     done = in_namespace("""
-        mkdir c
-        printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
-            'spec: {type: secretstores.local.env}' > c/env.yaml
+        env_component
         as_nobody secretfs run --uid 65534 --gid 65534 --resources-path c -- true && echo fine
         as_nobody secretfs run --uid 1 --resources-path c -- true || echo $?
         chmod 600 /dev/fuse

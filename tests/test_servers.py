@@ -20,11 +20,10 @@ from tests.support.shell import wait_until
 
 pytestmark = pytest.mark.mount
 
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="without root only where fusectl is mounted")
+AS_ROOT = pytest.mark.root("without root only where fusectl is mounted")
 COMPONENT = """
-    mkdir c m
-    printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
-        'spec: {type: secretstores.local.env}' > c/env.yaml
+    mkdir m
+    env_component
     chown 65534 m
 """
 

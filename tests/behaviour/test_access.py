@@ -16,7 +16,7 @@ from tests.support.shell import errno_of, output, refused_mount, run
 
 pytestmark = pytest.mark.mount
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs to be another user, which only root can")
+as_root = pytest.mark.root("needs to be another user, which only root can")
 
 
 @pytest.fixture(scope="module")

@@ -160,9 +160,8 @@ def test_never_listed(shop: Path, tmp_path: Path) -> None:
 def test_whose_it_is() -> None:
     """control-6: Only who runs the mount gets into `.secretfs`, whatever `--allow-other`, `--uid` and `--mode` say."""
     done = in_namespace(f"""
-        mkdir c m
-        printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {{name: env}}' \
-            'spec: {{type: secretstores.local.env}}' > c/env.yaml
+        mkdir m
+        env_component
         A=b secretfs mount --resources-path c --allow-other --mode 0444 --uid {NOBODY} m
         stat -c '%a %u %g' m/.secretfs m/.secretfs/status.json m/.secretfs/refresh
         as_nobody cat m/env/A && echo
@@ -179,9 +178,8 @@ def test_whose_it_is() -> None:
 def test_a_user_who_is_not_root() -> None:
     """A user's own mount answers to that user, and not to root (control-6)."""
     done = in_namespace("""
-        mkdir c m && chown 65534 m
-        printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \\
-            'spec: {type: secretstores.local.env}' > c/env.yaml
+        mkdir m && chown 65534 m
+        env_component
         A=b as_nobody secretfs mount --resources-path c m
         as_nobody stat -c '%a %u' m/.secretfs/refresh
         as_nobody sh -c 'echo env/A > m/.secretfs/refresh' && as_nobody secretfs refresh m env && echo refreshed

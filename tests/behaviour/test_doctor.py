@@ -20,9 +20,8 @@ CHECKS = (
     *("manifests", "store env"),
 )
 COMPONENT = """
-    mkdir c m
-    printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
-        'spec: {type: secretstores.local.env}' > c/env.yaml
+    mkdir m
+    env_component
     chown 65534 m
 """
 

@@ -43,7 +43,7 @@ def hanging(file: Path) -> Iterator[subprocess.Popen[str]]:
             reader.kill()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what a process waits for")
+@pytest.mark.root("only root sees what a process waits for")
 def test_a_hung_daemon(manifests: Path, tmp_path: Path) -> None:
     """force-1: `secretfs unmount --force` ends a mount that hangs: readers get an error, no process is left."""
     point = tmp_path / "mnt"
@@ -63,9 +63,8 @@ def test_a_hung_daemon(manifests: Path, tmp_path: Path) -> None:
 def test_one_of_a_user() -> None:
     """force-2: It does the same for the user who has mounted, without root."""
     done = in_namespace("""
-        mkdir c m
-        printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
-            'spec: {type: secretstores.local.env}' > c/env.yaml
+        mkdir m
+        env_component
         chown 65534 m
         as_nobody secretfs mount --resources-path c m
         pkill --signal STOP secretfs:

@@ -101,9 +101,7 @@ def test_nobody_else_sees_it(manifests: Path) -> None:
 
 
 UNPRIVILEGED = """
-    mkdir c
-    printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
-        'spec: {type: secretstores.local.env}' > c/env.yaml
+    env_component
     export TOKEN=visible
 """
 

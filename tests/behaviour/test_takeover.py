@@ -37,6 +37,8 @@ pytestmark = pytest.mark.mount
 OLD, NEW = secret("old"), secret("new, and longer")
 ENDED = r"process \d+ ended"
 LARGE = 300_000
+OTHER_VERSION = (8, b"\xff")
+"""Offset and bytes that make a journal that of another version of secretfs."""
 
 
 @contextmanager
@@ -303,12 +305,12 @@ def test_a_supervisor_that_is_killed(components: Path) -> None:
         wait_until(lambda: not os.path.ismount(mount.path))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a supervisor's memory may be written to by root alone")
+@pytest.mark.root("a supervisor's memory may be written to by root alone")
 @pytest.mark.parametrize(
     ("offset", "data", "why"),
     [
         (11 * 8 + 40 + 16, bytes(4), "a kernel before Linux 6.9 does not send again"),  # flags2 of the saved FUSE_INIT
-        (8, b"\xff", "it is of another version of secretfs"),
+        (*OTHER_VERSION, "it is of another version of secretfs"),
     ],
     ids=["an older kernel", "another version"],
 )
@@ -316,12 +318,7 @@ def test_what_cannot_be_taken_over(components: Path, offset: int, data: bytes, w
     """takeover-12: What cannot be taken over is mounted anew, and the log says why; what is open is ENOTCONN."""
     with mount_of(components, "cannot be taken over") as mount:
         token = os.open(mount.path / "file/token", os.O_RDONLY)
-        descriptors = Path(f"/proc/{mount.process.pid}/fd")
-        wait_until(lambda: [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())])
-        (journal,) = [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())]
-        with down(mount), journal.open("r+b", buffering=0) as file:
-            file.seek(offset)
-            file.write(data)
+        spoil_journal(mount, offset, data)
         wait_until(lambda: mount.log.count("INFO mounted at ") == 2)
         assert why in mount.log
         assert (mount.path / "file/token").read_text() == OLD
@@ -335,9 +332,8 @@ def test_a_user_is_taken_over_too() -> None:
     """takeover-13: All of this takes no root."""
     done = in_namespace("""
         export TOKEN_A=value
-        mkdir c; as_nobody mkdir m
-        printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: env}' \
-            'spec: {type: secretstores.local.env, metadata: [{name: prefix, value: TOKEN_}]}' > c/env.yaml
+        as_nobody mkdir m
+        env_component TOKEN_
         as_nobody secretfs mount --log-file log --resources-path c m
         for i in 1 2 3; do
             pkill -KILL -n secretfs:
@@ -379,26 +375,25 @@ def test_unmounted_meanwhile(components: Path, trouble: Callable[[Mounted], None
 def test_what_cannot_be_taken_over_while_a_store_is_down(components: Path, file: SecretsFile) -> None:
     """takeover-16: What cannot be taken over nor mounted anew is ENOTCONN, with the reason, and never empty."""
     with mounted(components, expect_log=[ENDED, "cannot be taken over", "giving up", "secrets.json"]) as mount:
-        spoil_journal(mount, file.path.unlink)
+        spoil_journal(mount, *OTHER_VERSION, file.path.unlink)
         assert mount.process.wait(30) == 2
         assert errno_of(os.listdir, mount.path) == "ENOTCONN"
         assert "secrets.json" in secretfs("status", mount.path).err
         assert secretfs("unmount", mount.path).status == 0
 
 
-def spoil_journal(mount: Mounted, meanwhile: Callable[[], object]) -> None:
-    """Kill the worker, and leave its successor a journal that it cannot read."""
+def spoil_journal(mount: Mounted, offset: int, data: bytes, meanwhile: Callable[[], object] = lambda: None) -> None:
+    """Kill the worker, and leave its successor a journal with other bytes at an offset."""
     descriptors = Path(f"/proc/{mount.process.pid}/fd")
     wait_until(lambda: [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())])
     (journal,) = [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())]
-    with down(mount):
+    with down(mount), journal.open("r+b", buffering=0) as file:
         meanwhile()
-        with journal.open("r+b", buffering=0) as file:
-            file.seek(8)
-            file.write(b"\xff")
+        file.seek(offset)
+        file.write(data)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts on top of something")
+@pytest.mark.root("only root mounts on top of something")
 def test_a_mount_that_is_covered(components: Path, tmp_path: Path) -> None:
     """takeover-17: A mount that is covered, or detached and still open somewhere, is taken over as well."""
     elsewhere = tmp_path / "elsewhere"

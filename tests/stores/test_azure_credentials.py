@@ -25,6 +25,7 @@ from secretfs.stores.azure_http import Wire
 from secretfs.stores.azure_keyvault import Settings, open_store
 from tests.support.azure_fixtures import TYPE, azure, login
 from tests.support.canary import secret
+from tests.support.lacking import cannot_test
 from tests.support.opened import opened
 from tests.support.servers.azure_keyvault import (
     CLIENT,
@@ -508,7 +509,7 @@ def arc_key() -> Iterator[Path]:
         key = folder / "secretfs-test.key"
         key.write_text(secret("arc"), encoding="ascii")
     except OSError:
-        pytest.skip(f"the SDK looks nowhere but in {folder}, where only root may write")
+        cannot_test(f"the SDK looks nowhere but in {folder}, where only root may write")
     yield key
     key.unlink()
     for path in made:

@@ -61,8 +61,8 @@ def failure(store: SecretStore) -> StoreError:
 
 class TestContract(StoreContract):
     multi_valued = False
-    has_folders = False
-    binary_values = False
+    has_folders = False  # a name takes no "/"
+    binary_values = False  # a value is a JSON string
     mark = CANARY
 
     @pytest.fixture

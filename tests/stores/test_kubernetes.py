@@ -26,7 +26,7 @@ NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 class TestContract(StoreContract):
     multi_valued = True
     mark = CANARY
-    has_folders = False
+    has_folders = False  # a name takes no "/"
 
     @pytest.fixture
     def store(self, namespace: Namespace) -> Iterator[SecretStore]:
@@ -60,7 +60,7 @@ class TestContract(StoreContract):
 
 
 class TestWatchingContract(TestContract):
-    counts_reads = False
+    counts_reads = False  # values come with the watch, and nobody asks for one
 
     @pytest.fixture
     def seed(self, store: KubernetesStore, namespace: Namespace) -> Seed:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.canary import secret
 from tests.support.kube_fixtures import Namespace, kube, namespace, outside
+from tests.support.lacking import require_root
 from tests.support.manifests import component
 
 __all__ = ["kube", "namespace", "outside"]
@@ -38,8 +39,7 @@ exec "$@"
 @pytest.fixture
 def pod(db: Namespace, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a program where the files of a service account are where they are in a pod, which nobody else sees."""
-    if os.geteuid() != 0:
-        pytest.skip("a private mount namespace with a tmpfs on /run takes root")
+    require_root("a private mount namespace with a tmpfs on /run takes root")
     db.kubectl("create", "serviceaccount", "shop")
     db.kubectl("create", "role", "shop", "--verb=get,list,watch", "--resource=secrets")
     db.kubectl("create", "rolebinding", "shop", "--role=shop", f"--serviceaccount={db.name}:shop")

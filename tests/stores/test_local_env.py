@@ -24,11 +24,11 @@ class TestContract(StoreContract):
     multi_valued = False
     mark = CANARY
     has_folders = False  # a variable's name may hold "/", which secretfs takes for a folder all the same
-    has_versions = False
+    has_versions = False  # an environment tells neither
     tells_modified = False
     can_be_denied = False  # a variable that is not served is not found
-    can_be_unreachable = False
-    counts_reads = False
+    can_be_unreachable = False  # it is in this process
+    counts_reads = False  # nobody answers who could count
 
     @pytest.fixture
     def store(self) -> Iterator[SecretStore]:

@@ -32,10 +32,10 @@ REDIS = {
 class TestContract(StoreContract):
     multi_valued = False
     mark = CANARY
-    binary_values = False
+    binary_values = False  # a value is a JSON string
     has_versions = False
-    can_be_denied = False
-    counts_reads = False
+    can_be_denied = False  # a file is refused as a whole, which is a failure of the store
+    counts_reads = False  # nobody answers who could count
 
     @pytest.fixture
     def store(self, file: SecretsFile) -> Iterator[SecretStore]:

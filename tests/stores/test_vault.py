@@ -26,7 +26,7 @@ NOWHERE = "http://127.0.0.1:1"
 class TestContract(StoreContract):
     multi_valued = True
     mark = CANARY
-    binary_values = False
+    binary_values = False  # a value is a JSON string
 
     @pytest.fixture
     def folder(self, kv: Folder) -> Folder:
@@ -63,7 +63,7 @@ class TestContract(StoreContract):
 
 class TestTextContract(TestContract):
     multi_valued = False
-    free_values = False
+    free_values = False  # a value is the whole secret as JSON
     can_be_empty = False
 
     def values(self, name: str, version: str = "first") -> dict[str, bytes]:
@@ -75,7 +75,7 @@ class TestTextContract(TestContract):
 
 
 class TestVersion1Contract(TestContract):
-    has_versions = False
+    has_versions = False  # KV 1 keeps neither
     tells_modified = False
 
     @pytest.fixture

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from tests.support.canary import leaked
+from tests.support.lacking import require_root
 from tests.support.mounted import daemons, fuse_mounts, unmount, wait_for_end
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,11 +84,11 @@ def in_namespace(script: str, env: Mapping[str, str] | None = None) -> Done:
     """Run a bash script as root of mount and process namespaces that end with it.
 
     There ``secretfs`` is the command, ``as_nobody`` runs what follows as a user without rights, ``kill_daemon`` kills
-    all that serve a mount, supervisors first, /mnt/repo is this
-    project, /mnt/nobody that user's home and current directory, and /dev/fuse is open to everybody.
+    all that serve a mount, supervisors first, ``env_component`` makes ./c with the store env of variables that begin
+    with its argument, and ``bare_dev`` leaves nothing in /dev but what it takes to mount. /mnt/repo is this project,
+    /mnt/nobody that user's home and current directory, and /dev/fuse is open to everybody.
     """
-    if os.geteuid() != 0:
-        pytest.skip("only root may make a mount namespace with a device in it")
+    require_root("only root may make a mount namespace with a device in it")
     prelude = f"""
         set -eu
         mount -t tmpfs none /mnt
@@ -102,6 +101,12 @@ def in_namespace(script: str, env: Mapping[str, str] | None = None) -> Done:
         cd /mnt/nobody
         export HOME=/mnt/nobody PYTHONPATH=/mnt/repo TMPDIR=/mnt/nobody PYTHONDONTWRITEBYTECODE=1
         kill_daemon() {{ pkill -KILL -f 'secretfs[.]supervisor'; pkill -KILL secretfs:; }}
+        env_component() {{
+            mkdir c
+            printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {{name: env}}' \
+                "spec: {{type: secretstores.local.env, metadata: [{{name: prefix, value: '${{1:-}}'}}]}}" > c/env.yaml
+        }}
+        bare_dev() {{ mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/fuse c 10 229; }}
         as_nobody() {{ setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups "$@"; }}
         cat > /mnt/secretfs <<-'END'
 \t\t#!/bin/sh

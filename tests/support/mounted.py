@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.canary import leaked
+from tests.support.lacking import require_fuse
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MOUNTINFO = Path("/proc/self/mountinfo")
@@ -73,7 +74,7 @@ def mounted(
     test unless one of the regular expressions in ``expect_log`` is found in them; a test secret in the log always does.
     When the test itself fails, the log is shown with the failure.
     """
-    skip_without_fuse()
+    require_fuse()
     flags = [flag for path in resources for flag in ("--resources-path", str(path))]
     flags += [flag for path in config for flag in ("--config", str(path))]
     flags += ["--app-id", app_id] if app_id else []
@@ -134,15 +135,6 @@ def fuse_mounts() -> dict[str, str]:
             point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split(" ")[4])
             mounts[point] = fstype
     return mounts
-
-
-def skip_without_fuse() -> None:
-    """Skip the test where nothing can be mounted. In CI that is a failure: a skipped promise is not a kept one."""
-    if os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return
-    if os.environ.get("CI") == "true":
-        pytest.fail("/dev/fuse cannot be opened, and in CI no mount test may be skipped", pytrace=False)
-    pytest.skip("/dev/fuse cannot be opened")
 
 
 def wait_for_end(mountpoint: Path) -> None:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pytest
-
 from tests.support.command import ROOT
+from tests.support.lacking import require_root
 from tests.support.shell import Argument, run, wait_until
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -97,7 +96,7 @@ class System:
 @contextlib.contextmanager
 def booted() -> Iterator[System]:
     """Boot; in the end pull the plug. Then no process, mount, control group or file of it is left."""
-    _skip_without_systemd()
+    require_root("only root can boot a systemd")
     with (
         tempfile.TemporaryDirectory(prefix="secretfs-test-") as scratch,
         _cgroups(Path(scratch).name) as cgroups,
@@ -175,12 +174,3 @@ def _removed(cgroup: str) -> bool:
             raise
         return False
     return True
-
-
-def _skip_without_systemd() -> None:
-    """Skip the test where no system can be booted. In CI that is a failure: a skipped promise is not a kept one."""
-    if os.geteuid() == 0:
-        return
-    if os.environ.get("CI") == "true":
-        pytest.fail("only root can boot a systemd, and in CI no test of it may be skipped", pytrace=False)
-    pytest.skip("only root can boot a systemd")
