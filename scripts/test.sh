@@ -10,11 +10,20 @@ if ! scripts/build-kube-apiserver >/dev/null; then
     exit 1
 fi
 
-# What a careless test could leave: mounts, processes of .venv, control groups, files. Those that are there before the
-# tests do not count.
+# Processes that have the directory of the tests in their arguments or their environment. Whoever has lost its parent has
+# that still. The brackets keep grep from finding itself.
+started() {
+    local name=${scratch##*/}
+    { grep --files-with-matches --no-messages --text "[${name:0:1}]${name:1}" /proc/[0-9]*/{cmdline,environ} || true; } |
+        cut -d/ -f3 | sort -u | xargs --no-run-if-empty ps -o pid=,args= --pid || true
+}
+
+# What a careless test could leave: mounts, processes, control groups, files. Those that are there before the tests do
+# not count.
 traces() {
     { grep -F ' - fuse.secretfs ' /proc/self/mountinfo || true; } | cut -d' ' -f5 | sed 's/^/mount /'
     { pgrep --full --list-full "^$PWD/.venv/" || true; } | sed 's/^/process /'
+    started | sed 's/^ */process /'
     find /sys/fs/cgroup -type d -name 'secretfs-*' 2>/dev/null | sed 's/^/cgroup /' || true
     find /run/secretfs -type f 2>/dev/null | sed 's/^/file /' || true
     find "$scratch" -mindepth 1 -maxdepth 1 ! -name pytest | sed 's/^/file /'

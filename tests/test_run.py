@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -117,8 +117,12 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
     yield start
     for process in running:
+        left = children(process.pid) if process.poll() is None else []
         process.kill()
         process.wait()
+        for pid in left:  # the daemon may have seen the end of its line by now
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_every_exit_code(tmp_path: Path) -> None:
