@@ -30,7 +30,7 @@ class Retries:
     def is_right(self, caller: int, version: Version, now: float) -> bool:
         """Whether somebody comes who was told to look again, with a version that was right since the call began."""
         since, refused = self._since.pop((caller, version.key), (now, version))
-        return version is not refused and since <= version.confirmed and now <= since + PATIENCE
+        return version is not refused and since <= version.right_at and now <= since + PATIENCE
 
     def drop_lost(self, now: float) -> None:
         """Forget those who did not come back."""

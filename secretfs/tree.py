@@ -65,7 +65,9 @@ class Version:
     held_since: int = 0
     """The age of the tree then."""
     confirmed: float = 0.0
-    """When an answer was last found to have this content, on the owner's clock."""
+    """When an answer was last found to have this content, on the owner's clock; `Tree.distrust` takes it back."""
+    right_at: float = 0.0
+    """When it was last known to be right, on the same clock. That is past, and nothing takes it back."""
     slot: int = 0
     """Where the journal has it; 0 until the kernel hears of it."""
 
@@ -240,7 +242,7 @@ class Tree:
         self._count_opens(version)
 
     def hold(self, version: Version, content: bytes) -> None:
-        """Keep the content of a version that was opened before this process took over."""
+        """Keep the content of a version for a moment, or for as long as it is open."""
         version.content, version.held_since = content, self._age
 
     def close(self, version: Version) -> None:

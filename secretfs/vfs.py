@@ -354,6 +354,10 @@ class SecretVFS:
                 suits = self._tree.suits(version, content.data, content.modified)
             if suits:
                 return content
+            # Whoever asked is about to come for this one, and may find that it was replaced as well: see `Retries`.
+            successor = self._bind(version.key, content)
+            successor.right_at = trio.current_time()
+            self._tree.hold(successor, content.data)
         raise Superseded(f"inode {version.number} was replaced")
 
     def _bind(self, key: LeafKey, content: Content) -> Version:
@@ -361,7 +365,7 @@ class SecretVFS:
         seen = isinstance(before, Version) and before.answer == content.serial
         version = self._tree.bind(key, content.serial, content.data, content.modified)
         if not seen:
-            version.confirmed = trio.current_time()
+            version.confirmed = version.right_at = trio.current_time()
         if before is not None and before is not version:
             self._polls.wake(before.number)
         return version

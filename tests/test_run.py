@@ -245,7 +245,7 @@ class TestRestart:
 
     def test_one_that_cannot_be_started_again(self, run: Run, tmp_path: Path) -> None:
         script = tmp_path / "script"
-        script.write_text("#!/bin/sh\necho up; sleep 60\n", encoding="ascii")
+        script.write_text("#!/bin/sh\necho up; exec sleep 60\n", encoding="ascii")
         script.chmod(0o755)
         command = [sys.executable, "-c", HARNESS, "restart", str(tmp_path / "changes"), str(script)]
         os.mkfifo(tmp_path / "changes")

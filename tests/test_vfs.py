@@ -823,6 +823,32 @@ class TestWhoComesBackLate:
         attributes = await vfs.getattr(found, 7)
         assert (attributes.size, attributes.attr_timeout) == (len(b"second"), 0.0)
 
+    async def test_also_if_somebody_asked_for_a_newer_one_meanwhile(self, vfs: SecretVFS, found: int) -> None:
+        """What is written to ``refresh`` is about calls that begin after it."""
+        vfs._tree.distrust("env")
+        handle = await vfs.open(found, 7)
+        assert await vfs.read(handle, 0, 99) == b"second"
+        vfs.close(handle)
+
+    async def test_gets_also_what_was_right_before_already(
+        self, vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock
+    ) -> None:
+        """The call began with what the kernel remembered, when the next version had been there for long."""
+        old = (await walk(vfs, "env/TOKEN")).inode
+        await vfs.getattr(old)
+        self.rotate(vfs, env, b"second")
+        assert (await stat_of(vfs, "env/TOKEN")).inode != old
+        mock_clock.jump(10)
+        for _ in range(2):
+            vfs.tidy()
+        with pytest.raises(Superseded):
+            await vfs.open(old, 7)
+        found = (await walk(vfs, "env/TOKEN")).inode
+        self.rotate(vfs, env, b"third")
+        handle = await vfs.open(found, 7)
+        assert await vfs.read(handle, 0, 99) == b"second"
+        vfs.close(handle)
+
     async def test_and_nobody_else_does(self, vfs: SecretVFS, found: int) -> None:
         with pytest.raises(Superseded):
             await vfs.open(found, 8)
