@@ -266,8 +266,7 @@ class CachedStore:
                 shelf.drop(key)
         if due and shelf is self._secrets and self._compares:
             await self._compare()
-            due = list(frozenset(due).intersection(shelf.due()))
-        waiting = iter(due)
+        waiting = filter(shelf.is_due, due)  # when its turn comes: a reader may have been faster, or `_compare`
         async with trio.open_nursery() as nursery:
             for _ in range(min(BACKGROUND, len(due))):
                 nursery.start_soon(self._load_quietly, shelf, waiting)

@@ -159,6 +159,11 @@ class Shelf(Generic[K, T]):
         now = trio.current_time()
         return [key for key, kept in sorted(self._kept.items(), key=_by_due) if kept.due <= now]
 
+    def is_due(self, key: K) -> bool:
+        """Whether there is an answer that should be loaded again."""
+        kept = self._kept.get(key)
+        return kept is not None and kept.due <= trio.current_time()
+
     def drop_idle(self, idle: float) -> None:
         """Forget the answers that nobody has used for ``idle`` seconds."""
         limit = trio.current_time() - idle

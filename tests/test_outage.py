@@ -1,6 +1,7 @@
 """Freshness in the background and outages, on a virtual clock: nobody waits for what is known, and nothing lasts."""
 
 import logging
+import threading
 from collections.abc import Mapping
 
 import pytest
@@ -8,7 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs import breaker
-from secretfs.cache import STALE_TTL, CachedStore, Freshness
+from secretfs.cache import BACKGROUND, STALE_TTL, CachedStore, Freshness
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,
@@ -17,13 +18,26 @@ from secretfs.errors import (
     StoreError,
     StoreUnavailable,
 )
-from secretfs.store import Known
+from secretfs.store import Known, Secret
 from tests.conftest import ExpectLog
 from tests.support.canary import secret as canary
 from tests.support.memory_store import MemoryStore
 
 OLD, NEW = canary("old").encode(), canary("new").encode()
 FRESHNESS = Freshness(ttl=60, max_stale=3600, deadline=5, idle=600)
+
+
+class HoldingStore(MemoryStore):
+    """Holds what is asked of some of its secrets until `release`."""
+
+    held: frozenset[str] = frozenset()
+    release = threading.Event()
+
+    def fetch(self, name: str) -> Secret:
+        found = super().fetch(name)
+        if name in self.held:
+            self.release.wait()
+        return found
 
 
 @pytest.fixture
@@ -72,6 +86,27 @@ async def test_a_value_in_use_is_asked_for_again_before_it_expires(
     assert store.calls["fetch:db"] == 2
     assert cached.peek("db")
     assert await fetch_at_once(cached) == NEW
+
+
+async def test_what_a_reader_has_asked_for_meanwhile_is_not_asked_for_again(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    """When much is due at once, the last of it has to wait for its turn."""
+    store = HoldingStore({f"{number}": {"k": OLD} for number in range(BACKGROUND + 1)})
+    cached = CachedStore("vault", store, FRESHNESS, nursery)
+    for name in store.secrets:
+        await cached.fetch(name)
+    mock_clock.jump(55)
+    *first, last = cached._secrets.due()
+    store.held = frozenset(first)
+    nursery.start_soon(cached._renew, cached._secrets)
+    await settle()
+    assert [store.calls[f"fetch:{name}"] for name in first] == [2] * BACKGROUND
+    await cached.fetch_anew(last)
+    assert store.calls[f"fetch:{last}"] == 2
+    store.release.set()
+    await settle()
+    assert store.calls[f"fetch:{last}"] == 2
 
 
 async def test_a_value_nobody_uses_is_dropped_and_costs_nothing_more(

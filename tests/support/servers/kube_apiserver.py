@@ -257,7 +257,8 @@ class KubeApiserver:
         """List what all but the admin have asked since `forget`, by verb and name: ``get db``, ``list``, ``watch``."""
         with self._audit_log.open("rb") as log:
             log.seek(self._forgotten)
-            events = list(map(json.loads, log))
+            # One that is being written is of a request under way.
+            events = [json.loads(line) for line in log if line.endswith(b"\n")]
         return [
             " ".join(filter(None, (event["verb"], event["objectRef"].get("name"))))
             for event in events
