@@ -180,9 +180,16 @@ def _read_unchanging(path: Path) -> tuple[_Identity, bytes]:
             if not stat.S_ISREG(before.st_mode):
                 raise StoreUnavailable(f"{path}: not a regular file")
             data = file.read()
-            if _Identity.of(os.fstat(file.fileno())) == _Identity.of(before):
+            if _same_content(before, os.fstat(file.fileno())):
                 return _Identity.of(before), data
     raise StoreUnavailable(f"{path}: changes faster than it can be read")
+
+
+def _same_content(before: os.stat_result, after: os.stat_result) -> bool:
+    """Tell that nobody wrote between two looks at an open file. Who replaces it by a rename does not write to it."""
+    if after.st_nlink < before.st_nlink:  # and that alone has set its ctime
+        return (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    return _Identity.of(before) == _Identity.of(after)
 
 
 class _Text(str):

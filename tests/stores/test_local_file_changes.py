@@ -111,6 +111,28 @@ def test_readers_never_see_half_a_file(file: SecretsFile) -> None:
         assert store.fetch("second").values == {"second": versions[3]["second"].encode()}
 
 
+def test_a_file_that_is_replaced_whenever_it_is_read_is_no_outage(
+    file: SecretsFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a rename has replaced is whole: a program that saves all the time makes no reader fail."""
+    versions = iter(range(1000))
+    look = os.fstat
+
+    def replace_and_look(descriptor: int) -> os.stat_result:
+        status = look(descriptor)
+        file.write({"a": str(next(versions))})
+        return status
+
+    file.write({"a": "at first"})
+    with file.store() as store:
+        file.write({"a": "the next"})
+        monkeypatch.setattr(os, "fstat", replace_and_look)
+        assert store.fetch("a").values == {"a": b"the next"}
+        later = store.fetch("a").values["a"]
+        monkeypatch.undo()
+        assert int(later) < int(store.fetch("a").values["a"]) == next(versions) - 1
+
+
 def test_a_file_that_never_holds_still_is_an_outage(file: SecretsFile, monkeypatch: pytest.MonkeyPatch) -> None:
     file.write({"a": secret()})
     with file.store() as store:
