@@ -1,6 +1,7 @@
 """Work in the background, started so that nobody has to guess whether it came up."""
 
 import contextlib
+import io
 import logging
 import logging.handlers
 import os
@@ -46,9 +47,7 @@ def open_log(log_file: Path | None) -> logging.Handler:
     handler: logging.Handler
     if log_file is not None:
         try:
-            # 0600 if it is new: names of secrets are worth protecting, too.
-            os.close(os.open(log_file, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
-            handler = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
+            handler = _LogFile(log_file, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise ConfigurationError(f"cannot log to {log_file}: {error.strerror}") from None
         handler.setFormatter(_OneLine(f"%(asctime)s {_FORMAT}"))
@@ -64,6 +63,20 @@ def open_log(log_file: Path | None) -> logging.Handler:
 def printable(text: str) -> str:
     """Show control characters as escapes: a name must not be able to steer a terminal, or to forge a line of a log."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _LogFile(logging.handlers.WatchedFileHandler):
+    """Goes on in a new file when somebody (logrotate) has moved the old one away; a stat(2) for each line."""
+
+    def _open(self) -> io.TextIOWrapper:
+        # 0600 if it is new: names of secrets are worth protecting, too.
+        os.close(os.open(self.baseFilename, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
+        return super()._open()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line. It is lost if there can be no file now: that must not cost readers the mount."""
+        with contextlib.suppress(OSError):
+            super().emit(record)
 
 
 class _Syslog(logging.handlers.SysLogHandler):

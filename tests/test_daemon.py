@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,7 @@ from tests.support.command import (
 from tests.support.fake_type import Fakes
 from tests.support.manifests import component
 from tests.support.mounted import daemons, fuse_mounts, supervisor, wait_for_end
+from tests.support.shell import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -165,6 +168,26 @@ class TestLog:
         assert [line for line in lines if not stamp.match(line)] == []
         assert any(line.endswith("WARNING a: the fake says so") for line in lines)
         assert not leaked("\n".join(lines))
+
+    def test_a_file_that_is_moved_away_is_followed_by_a_new_one(self, components: Path, tmp_path: Path) -> None:
+        """As logrotate does it; and while no file can be made, what is read is still answered."""
+        logs, point = tmp_path / "logs", tmp_path / "mnt"
+        logs.mkdir()
+        log = logs / "log"
+        with background(point, "--resources-path", components, "--log-file", log, cwd=tmp_path):
+            log.rename(logs / "log.1")
+            component(components, "second", "local.env")
+            wait_until(lambda: log.exists() and "INFO serving file, second" in log.read_text(encoding="utf-8"))
+            assert stat.S_IMODE(log.stat().st_mode) == 0o600
+            assert "serving" not in (logs / "log.1").read_text(encoding="utf-8")
+            shutil.rmtree(logs)
+            component(components, "third", "local.env")
+            wait_until((point / "third").exists)
+            assert (point / "file/password").read_text(encoding="utf-8") == secret("password")
+            logs.mkdir()
+            os.kill(supervisor(point), signal.SIGTERM)
+            wait_for_end(point)
+        assert "INFO ending after SIGTERM" in log.read_text(encoding="utf-8")
 
     def test_syslog_is_the_default(self) -> None:
         done = in_namespace("""
