@@ -4,8 +4,8 @@ Names and shapes are Dapr's. Three things differ, because Dapr's way helps nobod
 JSON text (Dapr serves ``%!s(float64=42)``), two entries that flatten to one name are an error (Dapr drops one of them
 by chance), and an edited file is read again (Dapr reads it once).
 
-Nothing is locked: a snapshot of the file is immutable and replaced as a whole. Threads that notice a change at the
-same time each read the file, and each gets a true answer.
+A snapshot of the file is immutable and replaced as a whole. Of the threads that notice a change at the same time one
+reads the file, and the others wait for it: a large one would otherwise be in memory as often as there are readers.
 """
 
 import contextlib
@@ -78,6 +78,7 @@ class FileStore:
         self._path = path
         self._separator = separator
         self._snapshot = self._load()
+        self._looking = threading.Lock()
         self._closed = threading.Event()
 
     def check(self) -> None:
@@ -123,13 +124,14 @@ class FileStore:
                     changed(names)
 
     def _current(self) -> Mapping[str, Secret]:
-        try:
-            identity = _Identity.of(self._path.stat())
-        except OSError as error:
-            raise self._unreadable(error) from None
-        if identity != self._snapshot.identity:
-            self._snapshot = self._load()
-        return self._snapshot.secrets
+        with self._looking:
+            try:
+                identity = _Identity.of(self._path.stat())
+            except OSError as error:
+                raise self._unreadable(error) from None
+            if identity != self._snapshot.identity:
+                self._snapshot = self._load()
+            return self._snapshot.secrets
 
     def _load(self) -> _Snapshot:
         try:
@@ -226,6 +228,8 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _unicode(text: str) -> str:
     """Replace what is no Unicode character, as Go does: bytes that are not UTF-8, and halves of surrogate pairs."""
+    if text.isascii():  # known to Python without a look at the text, which may be large
+        return text
     return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 

@@ -1,8 +1,10 @@
 """``secretstores.local.file``: files that change."""
 
+import contextlib
 import json
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,26 @@ def test_an_unchanged_file_is_not_read_again(file: SecretsFile, monkeypatch: pyt
         monkeypatch.setattr(FileStore, "_load", lambda _: pytest.fail("read again"))
         assert store.names("") == Names(frozenset({"a"}))
         assert store.fetch("a").values == {"a": secret().encode()}
+
+
+def test_a_change_that_many_notice_at_once_is_read_once(file: SecretsFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    readers = 8
+    loads: list[int] = []
+    load = FileStore._load
+    all_at_once = threading.Barrier(readers)
+
+    def load_slowly(store: FileStore) -> object:
+        loads.append(1)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            all_at_once.wait(0.2)  # long enough for all the others to be here, if they come
+        return load(store)
+
+    file.write({"a": "1"})
+    with file.store() as store, ThreadPoolExecutor(readers) as threads:
+        file.write({"a": "2"})
+        monkeypatch.setattr(FileStore, "_load", load_slowly)
+        assert {secret.values["a"] for secret in threads.map(store.fetch, ["a"] * readers)} == {b"2"}
+    assert len(loads) == 1
 
 
 def test_modified_is_the_time_of_the_file(file: SecretsFile) -> None:
