@@ -30,7 +30,7 @@ def main() -> int:
         try:
             with participants(system, told):
                 # The unit gives up after 20 starts in 30 s, and a kill and a restart count alike.
-                torment(system, kills=arguments.kills, restarts=arguments.restarts, pause=(0.5, 2.5))
+                torment(system, kills=arguments.kills, restarts=arguments.restarts, pause=(0.5, 3.1))
         finally:
             clear(system)
     for one in told:

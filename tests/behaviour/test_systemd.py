@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import fake_type
 from tests.support.canary import leaked, secret
 from tests.support.command import ROOT
 from tests.support.manifests import component
@@ -162,6 +164,42 @@ def test_readers_of_a_killed_daemon(service: System) -> None:
         assert held.read() == secret("unit")
     assert reader.failed == []
     assert reader.worst < 1
+
+
+def test_a_process_of_the_service_that_waits_for_the_mount(service: System) -> None:
+    """systemd-15: A process of the service that waits for the mount, and cannot be killed, holds up no restart.
+
+    It stands for the one that publishes changes: when the daemon is killed, that may be waiting for the next one.
+    """
+    site, pid = service.path("/etc/secretfs/site"), service.path("/run/waiting")
+    fails = {"secrets": {"value": {"x": {"k": "v"}}}, "fail": "fetch:x=hang"}
+    annotations = {"secretfs/deadline": "60s"}
+    component(service.path("/etc/secretfs/components"), "slow", fake_type.TYPE, fails, annotations=annotations)
+    with service.path("/etc/secretfs/srv-secrets.conf").open("a", encoding="utf-8") as configuration:
+        configuration.write(f"PYTHONPATH=/etc/secretfs/site:{ROOT}\n")
+    with fake_type.installed(site):
+        service.systemctl("start", UNIT)
+    group = service.show(UNIT, "ControlGroup")
+    script = (
+        f"echo $$ > /sys/fs/cgroup{group}/cgroup.procs; echo $$ > /run/waiting.new; mv /run/waiting.new /run/waiting; "
+        f"exec cat {POINT}/slow/x/k"
+    )
+    with subprocess.Popen([*service.enter(), "sh", "-c", script], stderr=subprocess.DEVNULL) as waiting:
+        try:
+            wait_until(lambda: pid.exists() and "request_wait_answer" in wchan(service, pid))
+            assert password(service) == secret("unit")  # asked for after it, so that has been taken from the queue
+            kill(service)
+            service.wait_for(UNIT, "active")
+            assert password(service) == secret("unit")
+            assert waiting.poll() is None
+        finally:
+            service.systemctl("stop", UNIT)
+            pid.unlink()
+
+
+def wchan(system: System, pid: Path) -> str:
+    """Return where in the kernel a process waits."""
+    return system.path(f"/proc/{pid.read_text('ascii').strip()}/wchan").read_text("ascii")
 
 
 def test_others_are_no_longer_let_in(service: System) -> None:

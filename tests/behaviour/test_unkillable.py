@@ -18,5 +18,5 @@ def test_nobody_sees_an_error(system: System) -> None:
     finally:
         clear(system)
     assert [(one.who, one.failures) for one in told if one.failed] == []
-    assert len(told) == 7
+    assert len(told) == 9
     assert all(one.done > 20 for one in told)

@@ -27,6 +27,8 @@ _ALONE = [
     *("setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=private"),
     *("--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"),
 ]
+# Control groups as distributions have them today: systemd waits for the last process of a service that it has killed.
+_UNIFIED = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
 _BOOT = """
 set -eu
 for cgroup in {cgroups}; do echo $$ > "$cgroup/cgroup.procs"; done
@@ -113,7 +115,7 @@ def booted() -> Iterator[System]:
         with console.open("wb") as output:
             container = subprocess.Popen(
                 [*_ALONE, script],
-                env={"PATH": _PATH, "NOTIFY_SOCKET": f"@{told.getsockname()[1:].decode()}"},
+                env={"PATH": _PATH, "NOTIFY_SOCKET": f"@{told.getsockname()[1:].decode()}"} | _UNIFIED,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

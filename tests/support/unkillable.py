@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,15 +18,18 @@ from tests.support.values import sealed
 UNIT = "secretfs@srv-secrets.service"
 POINT = Path("/srv/secrets")
 SECRETS = 400
+ROTATED = 200
+_ROTATED_EVERY = 0.1  # seconds
 _BUNDLE = Path("/run/box")
 _READER = Path("/run/reader.py")
 
 # What each participant does, until its standard input ends; then it says how that went. A value carries its checksum.
 _PROGRAM = """
-import hashlib, json, mmap, os, random, sys, threading, time
+import errno, hashlib, json, mmap, os, random, sys, threading, time
 kind, root, place = sys.argv[1], sys.argv[2], sys.argv[3:]
 over = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), over.set()), daemon=True).start()
+newest = {}
 done, failures, longest, names = 0, [], 0.0, [f"secret-{n}" for n in range(int(place[0]))]
 
 def check(content, name):
@@ -51,7 +55,20 @@ def look_around():
 def read_mapped():
     check(mapping[:], names[-1])
 
-action = {"reader": read_some, "inside": look_around, "mapped": read_mapped}[kind]
+def read_rotated():
+    number = random.randrange(int(place[0]))
+    try:
+        with open(f"{root}/{number}") as file:
+            version, which = map(int, file.read().split())
+        assert which == number and version >= newest.get(number, 0), f"{number} holds {version} of {which}"
+        newest[number] = version
+    except OSError as error:
+        if error.errno != errno.ESTALE:  # of a version that is gone with the daemon that had it
+            raise
+    # The kernel locks the directory while it asks for a name, and whoever publishes waits for that lock.
+    assert not os.path.exists(f"{root}/{random.random()}")
+
+action = {"reader": read_some, "inside": look_around, "mapped": read_mapped, "follower": read_rotated}[kind]
 if kind == "inside":
     os.chdir(root)
 if kind == "mapped":
@@ -83,15 +100,17 @@ class Told:
 
 def install(system: System) -> None:
     """Declare a store with many secrets in a booted system that has the units, and start the service."""
-    component(
-        system.path("/etc/secretfs/components"),
-        "file",
-        "local.file",
-        {"secretsFile": "/etc/secretfs/secrets"},
-        annotations={"secretfs/ttl": "500ms", "secretfs/idle": "1s"},
-    )
+    for name in ("file", "rotated"):
+        component(
+            system.path("/etc/secretfs/components"),
+            name,
+            "local.file",
+            {"secretsFile": f"/etc/secretfs/{name}"},
+            annotations={"secretfs/ttl": "500ms", "secretfs/idle": "1s"},
+        )
     secrets = {f"secret-{number}": sealed(number) for number in range(SECRETS)}
-    system.path("/etc/secretfs/secrets").write_text(json.dumps(secrets), encoding="utf-8")
+    system.path("/etc/secretfs/file").write_text(json.dumps(secrets), encoding="utf-8")
+    _rotate(system, 0)
     options = "--resources-path=/etc/secretfs/components --allow-other --mode=0444"
     system.path("/etc/secretfs/srv-secrets.conf").write_text(f"SECRETFS_OPTIONS={options}\n", encoding="utf-8")
     system.path(POINT).mkdir(exist_ok=True)
@@ -101,17 +120,24 @@ def install(system: System) -> None:
 
 @contextlib.contextmanager
 def participants(system: System, told: list[Told]) -> Iterator[None]:
-    """Have four readers, a container, a process inside the mount and one with a mapping at it; in the end they tell."""
+    """Have four readers, a container, a process inside the mount and one with a mapping at it; in the end they tell.
+
+    Beside them two follow values that are rotated all the time, so that whoever serves is always publishing something.
+    """
     program = ("/usr/bin/python3", str(_READER))
     where = str(POINT / "file")
     started = {f"reader {number}": _start(system, *program, "reader", where, str(SECRETS)) for number in range(4)}
     started["working directory"] = _start(system, *program, "inside", where, str(SECRETS))
     started["mapping"] = _start(system, *program, "mapped", where, str(SECRETS))
+    for number in range(2):
+        rotated = str(POINT / "rotated")
+        started[f"follower {number}"] = _start(system, *program, "follower", rotated, str(ROTATED))
     _bundle(system, [*program, "reader", "/run/secrets/file", str(SECRETS)])
     runc = ("runc", "--rootless", "true", "--root", "/run/runc", "run", "--bundle", str(_BUNDLE), "box")
     started["container"] = _start(system, *runc)
     try:
-        yield
+        with _rotating(system):
+            yield
     finally:
         for who, process in started.items():
             out, err = process.communicate(timeout=30)
@@ -134,6 +160,31 @@ def torment(system: System, *, kills: int, restarts: int, pause: tuple[float, fl
         system.systemctl("kill", "--signal=KILL", "--kill-whom=main", UNIT)
         wait_until(lambda before=before: int(system.show(UNIT, "NRestarts")) != before)  # type: ignore[misc]
     system.wait_for(UNIT, "active")
+
+
+@contextlib.contextmanager
+def _rotating(system: System) -> Iterator[None]:
+    over = threading.Event()
+
+    def rotate() -> None:
+        version = 0
+        while not over.wait(_ROTATED_EVERY):
+            version += 1
+            _rotate(system, version)
+
+    thread = threading.Thread(target=rotate)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _rotate(system: System, version: int) -> None:
+    new = system.path("/etc/secretfs/rotated.new")
+    new.write_text(json.dumps({str(number): f"{version} {number}" for number in range(ROTATED)}), encoding="ascii")
+    new.replace(system.path("/etc/secretfs/rotated"))
 
 
 def _start(system: System, *command: str) -> subprocess.Popen[bytes]:
