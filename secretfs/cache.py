@@ -108,6 +108,11 @@ class CachedStore:
         answer = self._secrets.peek(name)
         return None if answer is None or isinstance(answer.value, StoreError) else _given(answer)
 
+    def use(self, name: str) -> Fresh[Secret] | None:
+        """`fetch` what is at most ttl old without waiting; None if there is no such answer."""
+        answer = self._secrets.use(name)
+        return None if answer is None else _given(answer)
+
     def touch(self, name: str) -> None:
         """Let a secret that is known count as used."""
         self._secrets.use(name)

@@ -103,7 +103,10 @@ class Contents:
         """Return what is in a file, fresh. Raises `NoSuchEntry` or `SecretNotFound` if it is gone."""
         if isinstance(key, BulkKey):
             return _bulk_content(await self._bulks.get(key))
-        return _content_of(key, await self.ask(key.component, lambda view: view.secret(key.name)))
+        secret = self.view(key.component).use(key.name)  # mostly it is there: all the rest of this is about waiting
+        if secret is None:
+            secret = await self.ask(key.component, lambda view: view.secret(key.name))
+        return _content_of(key, secret)
 
     def at_hand(self, key: ValueKey | BulkKey | SecretBulkKey) -> Content | None:
         """Return what is in a file if that may be served without waiting."""

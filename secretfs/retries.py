@@ -29,6 +29,8 @@ class Retries:
 
     def is_right(self, caller: int, version: Version, now: float) -> bool:
         """Whether somebody comes who was told to look again, with a version that was right since the call began."""
+        if not self._since:
+            return False
         since, refused = self._since.pop((caller, version.key), (now, version))
         return version is not refused and since <= version.right_at and now <= since + PATIENCE
 

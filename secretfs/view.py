@@ -88,10 +88,16 @@ class StoreView:
 
     async def secret(self, name: str) -> Fresh[Secret]:
         """Return a secret at most ttl old. Raises `NoSuchEntry` for one that the scope hides."""
-        self._require(name)
-        if self._store.peek(name) is None:
-            self._store.prefetch(self._walk.ahead_of(name))
+        known = self.use(name)
+        if known is not None:
+            return known
+        self._store.prefetch(self._walk.ahead_of(name))
         return await self._store.fetch(name)
+
+    def use(self, name: str) -> Fresh[Secret] | None:
+        """`secret`, if that takes no waiting; else None. Raises what `secret` would."""
+        self._require(name)
+        return self._store.use(name)
 
     def touch(self, name: str) -> None:
         """Let a secret count as used: somebody has it open, and may wait to be told that it changes."""
