@@ -1,4 +1,4 @@
-"""Kills and restarts of the service under four readers, a container, a process inside the mount and one with a mapping.
+"""Kills and restarts of the service under readers, rotations, a container, a process inside the mount and a mapping.
 
     python -m benchmarks.unkillable --kills 50 --restarts 20
 

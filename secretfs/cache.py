@@ -109,7 +109,7 @@ class CachedStore:
         return None if answer is None or isinstance(answer.value, StoreError) else _given(answer)
 
     def use(self, name: str) -> Fresh[Secret] | None:
-        """`fetch` what is at most ttl old without waiting; None if there is no such answer."""
+        """`fetch`, if that takes no waiting; else None. Raises a refusal that is known."""
         answer = self._secrets.use(name)
         return None if answer is None else _given(answer)
 

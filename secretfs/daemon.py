@@ -65,7 +65,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-class _LogFile(logging.handlers.WatchedFileHandler):
+class _LogFile(logging.FileHandler):
     """Goes on in a new file when somebody (logrotate) has moved the old one away; a stat(2) for each line."""
 
     def _open(self) -> io.TextIOWrapper:
@@ -74,9 +74,20 @@ class _LogFile(logging.handlers.WatchedFileHandler):
         return super()._open()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line. It is lost if there can be no file now: that must not cost readers the mount."""
+        """Write a line: to the file of that name, or to the old one if there can be no new one."""
         with contextlib.suppress(OSError):
-            super().emit(record)
+            self._follow()
+        super().emit(record)
+
+    def _follow(self) -> None:
+        old = self.stream
+        if old is None:  # it is opened by the first line
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(Path(self.baseFilename).stat(), os.fstat(old.fileno())):
+                return
+        self.stream = self._open()
+        old.close()
 
 
 class _Syslog(logging.handlers.SysLogHandler):

@@ -5,7 +5,8 @@ JSON text (Dapr serves ``%!s(float64=42)``), two entries that flatten to one nam
 by chance), and an edited file is read again (Dapr reads it once).
 
 A snapshot of the file is immutable and replaced as a whole. Of the threads that notice a change at the same time one
-reads the file, and the others wait for it: a large one would otherwise be in memory as often as there are readers.
+reads the file, and the others wait for it: a large one would otherwise be in memory as often as there are readers. They
+do not wait for ever: the one that reads may hang, in a file system that does.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from secretfs.store import Known, Names, Secret, StoreContext
 
 _ATTEMPTS = 5
 _LOOK_EVERY = 0.5  # seconds
+_PATIENCE = 5.0  # seconds
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -78,7 +80,7 @@ class FileStore:
         self._path = path
         self._separator = separator
         self._snapshot = self._load()
-        self._looking = threading.Lock()
+        self._reading = threading.Lock()
         self._closed = threading.Event()
 
     def check(self) -> None:
@@ -124,14 +126,23 @@ class FileStore:
                     changed(names)
 
     def _current(self) -> Mapping[str, Secret]:
-        with self._looking:
-            try:
-                identity = _Identity.of(self._path.stat())
-            except OSError as error:
-                raise self._unreadable(error) from None
-            if identity != self._snapshot.identity:
+        snapshot = self._snapshot
+        if self._identity() == snapshot.identity:
+            return snapshot.secrets
+        alone = self._reading.acquire(timeout=_PATIENCE)
+        try:
+            if self._identity() != self._snapshot.identity:
                 self._snapshot = self._load()
             return self._snapshot.secrets
+        finally:
+            if alone:
+                self._reading.release()
+
+    def _identity(self) -> _Identity:
+        try:
+            return _Identity.of(self._path.stat())
+        except OSError as error:
+            raise self._unreadable(error) from None
 
     def _load(self) -> _Snapshot:
         try:
@@ -189,7 +200,7 @@ def _read_unchanging(path: Path) -> tuple[_Identity, bytes]:
 
 def _same_content(before: os.stat_result, after: os.stat_result) -> bool:
     """Tell that nobody wrote between two looks at an open file. Who replaces it by a rename does not write to it."""
-    if after.st_nlink < before.st_nlink:  # and that alone has set its ctime
+    if after.st_nlink < before.st_nlink:  # that has set its ctime, which tells nothing any more
         return (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
     return _Identity.of(before) == _Identity.of(after)
 

@@ -87,10 +87,19 @@ class Shop:
         self.server.put(f"secret/shop/{name}", {"key": value})
 
     def ready(self, store: str = "quick") -> None:
-        """Wait until all is well: what is known is fresh, and what is listed is what there is."""
+        """Wait until all is well: what is known is fresh, what is listed is what there is, and nothing is in doubt.
+
+        The last is because requests that were under way when the test before mended a way have failed.
+        """
         path = self.mount.path / store / "warm/key"
         wait_until(lambda: works(path) and stale(path) == "0", within=BACK)
         wait_until(lambda: len(os.listdir(path.parents[1])) > COLD, within=BACK)  # noqa: PTH208
+        wait_until(lambda: self.state(store) not in ("in doubt", "down"), within=BACK)
+
+    def state(self, store: str) -> str:
+        """Return what `status.json` says of a store."""
+        status = json.loads((self.mount.path / ".secretfs/status.json").read_text("utf-8"))
+        return str(status["stores"][store]["state"])
 
 
 def works(path: Path) -> bool:

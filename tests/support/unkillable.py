@@ -1,4 +1,4 @@
-"""A service under everything at once: readers, a container, a directory and a mapping in use, while it is killed."""
+"""A service under everything at once: readers, rotations, a container, a directory and a mapping in use, and kills."""
 
 import contextlib
 import json
@@ -57,16 +57,22 @@ def read_mapped():
 
 def read_rotated():
     number = random.randrange(int(place[0]))
-    try:
-        with open(f"{root}/{number}") as file:
-            version, which = map(int, file.read().split())
-        assert which == number and version >= newest.get(number, 0), f"{number} holds {version} of {which}"
-        newest[number] = version
-    except OSError as error:
-        if error.errno != errno.ESTALE:  # of a version that is gone with the daemon that had it
-            raise
+    while True:
+        try:
+            with open(f"{root}/{number}") as file:
+                version, which = map(int, file.read().split())
+            break
+        except OSError as error:
+            if error.errno != errno.ESTALE:  # of a version that is gone with the daemon that had it
+                raise
+    assert which == number and version >= newest.get(number, 0), f"{number} holds {version} of {which}"
+    newest[number] = version
     # The kernel locks the directory while it asks for a name, and whoever publishes waits for that lock.
-    assert not os.path.exists(f"{root}/{random.random()}")
+    try:
+        os.stat(f"{root}/{random.random()}")
+    except FileNotFoundError:
+        return
+    raise AssertionError("there is no such name")
 
 action = {"reader": read_some, "inside": look_around, "mapped": read_mapped, "follower": read_rotated}[kind]
 if kind == "inside":
