@@ -349,7 +349,7 @@ class SecretVFS:
         if not isinstance(version.key, ControlKey):
             content = await self._contents.get(version.key)
             if self._tree.is_current(version):
-                suits = version.answer == content.serial or self._bind(version.key, content) is version
+                suits = self._bind(version.key, content) is version
             else:
                 suits = self._tree.suits(version, content.data, content.modified)
             if suits:
@@ -362,10 +362,10 @@ class SecretVFS:
 
     def _bind(self, key: LeafKey, content: Content) -> Version:
         before = self._tree.known(key)
-        seen = isinstance(before, Version) and before.answer == content.serial
+        if isinstance(before, Version) and before.answer == content.serial:
+            return before
         version = self._tree.bind(key, content.serial, content.data, content.modified)
-        if not seen:
-            version.confirmed = version.right_at = trio.current_time()
+        version.confirmed = version.right_at = trio.current_time()
         if before is not None and before is not version:
             self._polls.wake(before.number)
         return version

@@ -101,6 +101,32 @@ def test_a_change_that_many_notice_at_once_is_read_once(file: SecretsFile, monke
     assert len(loads) == 1
 
 
+def test_a_thread_that_hangs_while_it_reads_does_not_keep_the_others_for_ever(
+    file: SecretsFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secretfs.stores.local_file._PATIENCE", 0.01)
+    hangs, released, load = threading.Event(), threading.Event(), FileStore._load
+
+    def hang_first(store: FileStore) -> object:
+        if not hangs.is_set():
+            hangs.set()
+            released.wait(20)
+        return load(store)
+
+    file.write({"a": "1"})
+    with file.store() as store, ThreadPoolExecutor(1) as thread:
+        file.write({"a": "2"})
+        monkeypatch.setattr(FileStore, "_load", hang_first)
+        try:
+            hanging = thread.submit(store.fetch, "a")
+            assert hangs.wait(20)
+            assert store.fetch("a").values == {"a": b"2"}
+            assert not hanging.done()
+        finally:
+            released.set()
+        assert hanging.result().values == {"a": b"2"}
+
+
 def test_modified_is_the_time_of_the_file(file: SecretsFile) -> None:
     file.write({"a": secret()})
     os.utime(file.path, (1_000_000, 1_700_000_000.5))
