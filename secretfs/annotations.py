@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Final
 
 from secretfs.cache import Freshness
+from secretfs.dapr.component import Component
 from secretfs.durations import parse_duration
 from secretfs.errors import ConfigurationError
-from secretfs.manifest import Component
 from secretfs.settings import nearest
 from secretfs.stores import load_store_type
 

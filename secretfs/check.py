@@ -7,11 +7,11 @@ import trio
 
 from secretfs.annotations import freshness
 from secretfs.cache import CachedStore, Freshness
-from secretfs.declaration import Declaration
+from secretfs.dapr.component import Component
+from secretfs.dapr.load import Declaration
+from secretfs.dapr.references import component_references
 from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, Notice, StoreError
-from secretfs.manifest import Component
 from secretfs.places import FolderKey, ValueKey
-from secretfs.references import component_references
 from secretfs.registry import Failure, OpenedStore, check_references, defect, open_registry, open_store
 from secretfs.settings import unknown_properties
 from secretfs.stores import load_store_type

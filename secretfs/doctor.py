@@ -23,7 +23,8 @@ import trio
 import secretfs
 from secretfs import obstacles
 from secretfs.cache import Freshness
-from secretfs.declaration import Declaration
+from secretfs.dapr.component import Component
+from secretfs.dapr.load import Declaration
 from secretfs.errors import (
     AccessDenied,
     ConfigurationError,
@@ -36,7 +37,6 @@ from secretfs.errors import (
     StoreError,
     StoreUnavailable,
 )
-from secretfs.manifest import Component
 from secretfs.mountpoint import is_dead, is_mounted, mount_ids, require_place, resolve, surrounding
 from secretfs.process import forbid_dumps, lock_memory
 from secretfs.registry import OpenedStore, defect, open_registry

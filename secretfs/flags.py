@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from secretfs.cache import Freshness
-from secretfs.declaration import Declaration, load
+from secretfs.dapr.load import Declaration, load
 from secretfs.durations import parse_duration
 from secretfs.errors import ConfigurationError
 from secretfs.reload import Origin, fingerprint, working_directory

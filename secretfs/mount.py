@@ -15,7 +15,7 @@ from secretfs.attributes import Modes
 from secretfs.cache import Freshness
 from secretfs.catchup import catch_up
 from secretfs.connection import Connection, connect
-from secretfs.declaration import Declaration
+from secretfs.dapr.load import Declaration
 from secretfs.errors import MountError, Notice
 from secretfs.fuse import SecretOperations
 from secretfs.hand import Hand, Hands

@@ -15,9 +15,9 @@ import trio
 
 from secretfs.annotations import freshness, of_store
 from secretfs.cache import Freshness
+from secretfs.dapr.component import Component
+from secretfs.dapr.references import ReadSecret, Surroundings, component_references, resolve
 from secretfs.errors import ConfigurationError, DeadlineExceeded, Notice, SecretFSError, StoreError
-from secretfs.manifest import Component
-from secretfs.references import ReadSecret, Surroundings, component_references, resolve
 from secretfs.reopening import ReopeningStore, UnopenedStore
 from secretfs.settings import Property, decode
 from secretfs.shelf import log_defect

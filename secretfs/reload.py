@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from secretfs.declaration import Declaration
+from secretfs.dapr.load import Declaration
 from secretfs.errors import SecretFSError
 from secretfs.publish import Publisher
 from secretfs.serving import Stores

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import trio
 
 from secretfs.cache import CachedStore, Change, Freshness
-from secretfs.declaration import Declaration
+from secretfs.dapr.component import Component
+from secretfs.dapr.load import Declaration
+from secretfs.dapr.references import component_references
 from secretfs.errors import StoreError
-from secretfs.manifest import Component
-from secretfs.references import component_references
 from secretfs.registry import Failure, OpenedStore, Registry, check_references, close_stores, open_components
 from secretfs.reopening import LOOK_AGAIN, ReopeningStore, UnopenedStore
 from secretfs.scopes import SecretScope

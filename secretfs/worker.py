@@ -18,7 +18,7 @@ import trio
 
 from secretfs import obituary
 from secretfs.daemon import leave_terminal, log_to, open_log, start_in_background
-from secretfs.declaration import Declaration
+from secretfs.dapr.load import Declaration
 from secretfs.errors import ConfigurationError, SecretFSError
 from secretfs.flags import declare
 from secretfs.hand import Hands

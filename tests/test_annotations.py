@@ -7,8 +7,8 @@ import pytest
 
 from secretfs.annotations import FRESHNESS, freshness
 from secretfs.cache import Freshness
+from secretfs.dapr.component import Component, load_components
 from secretfs.errors import ConfigurationError
-from secretfs.manifest import Component, load_components
 from tests.support.manifests import component
 
 DEFAULT = Freshness()

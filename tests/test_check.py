@@ -11,7 +11,7 @@ import trio
 
 from secretfs.cache import Freshness
 from secretfs.check import Report, examine
-from secretfs.declaration import load
+from secretfs.dapr.load import load
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import leaked, secret

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from secretfs.cache import Freshness
-from secretfs.declaration import load
+from secretfs.dapr.load import load
 from secretfs.errors import NoSuchEntry
 from secretfs.mountpoint import mounts
 from secretfs.registry import open_registry

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from secretfs.cache import Freshness
-from secretfs.declaration import Declaration, load
+from secretfs.dapr.load import Declaration, load
 from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError
 from secretfs.registry import ComponentsFailed, Registry, check_references, open_registry
 from tests.conftest import ExpectLog

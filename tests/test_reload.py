@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.attributes import Modes
 from secretfs.cache import Change, Freshness
-from secretfs.declaration import Declaration, load
+from secretfs.dapr.load import Declaration, load
 from secretfs.errors import ConfigurationError, NoSuchEntry, Superseded
 from secretfs.publish import Publisher
 from secretfs.registry import open_registry

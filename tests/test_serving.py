@@ -10,11 +10,11 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache import Change, Freshness
-from secretfs.configuration import Configuration
-from secretfs.declaration import Declaration, load
+from secretfs.dapr.component import Component
+from secretfs.dapr.configuration import Configuration
+from secretfs.dapr.load import Declaration, load
+from secretfs.dapr.references import Surroundings
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, StoreUnavailable
-from secretfs.manifest import Component
-from secretfs.references import Surroundings
 from secretfs.registry import OpenedStore, Registry, open_registry
 from secretfs.serving import Replacement, Served, Stores
 from secretfs.view import StoreView

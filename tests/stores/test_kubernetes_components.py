@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from secretfs import declaration
 from secretfs.cache import Freshness
-from secretfs.declaration import load
+from secretfs.dapr import load as dapr_load
+from secretfs.dapr.component import Component
+from secretfs.dapr.load import load
 from secretfs.errors import ConfigurationError
-from secretfs.manifest import Component
 from secretfs.registry import open_registry
 from tests.support.canary import secret
 from tests.support.kube_fixtures import Namespace, kube, namespace, outside
@@ -27,7 +27,7 @@ def manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give an empty directory for manifests, next to the files of a service account."""
     account = tmp_path / "token"
     account.touch()
-    monkeypatch.setattr(declaration, "_SERVICE_ACCOUNT", account)
+    monkeypatch.setattr(dapr_load, "_SERVICE_ACCOUNT", account)
     path = tmp_path / "components"
     path.mkdir()
     return path
@@ -56,7 +56,7 @@ def test_elsewhere_nobody_has(manifests: Path, environ: dict[str, str]) -> None:
 
 def test_it_can_be_done_without(manifests: Path) -> None:
     assert declared(manifests, builtin=False) == ()
-    declaration._SERVICE_ACCOUNT.unlink()
+    dapr_load._SERVICE_ACCOUNT.unlink()
     assert declared(manifests) == ()
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secretfs.dapr.component import Component, Item, SecretKeyRef, load_components
+from secretfs.dapr.references import Surroundings, component_references, resolve, unquote
 from secretfs.errors import ConfigurationError, SecretNotFound, Source, StoreUnavailable
-from secretfs.manifest import Component, Item, SecretKeyRef, load_components
-from secretfs.references import Surroundings, component_references, resolve, unquote
 from secretfs.settings import Property
 from secretfs.store import Secret
 from tests.support.canary import CANARY, secret

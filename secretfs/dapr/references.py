@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from secretfs.dapr.component import Component, Item, SecretKeyRef
 from secretfs.errors import ConfigurationError, Notice, SecretNotFound
-from secretfs.manifest import Component, Item, SecretKeyRef
 from secretfs.settings import Property
 from secretfs.store import Secret
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from secretfs.dapr.component import API_VERSION, Component
+from secretfs.dapr.configuration_yaml import Field
+from secretfs.dapr.goyaml import MAX_BYTES, parse, read_text, split_documents
 from secretfs.errors import ConfigurationError, Notice, Source
-from secretfs.goyaml import MAX_BYTES, parse, read_text, split_documents
-from secretfs.manifest import API_VERSION, Component
 from secretfs.scopes import Access, SecretScope
 from secretfs.settings import nearest
-from secretfs.yamlv3 import Field
 
 KIND: Final = "Configuration"
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+from secretfs.dapr.goyaml import MappingNode, Node, ScalarNode, SequenceNode, Value, is_merge, merged_maps, resolve
 from secretfs.errors import ConfigurationError, Notice, Source
-from secretfs.goyaml import MappingNode, Node, ScalarNode, SequenceNode, Value, is_merge, merged_maps, resolve
 from secretfs.settings import nearest
 
 Scalar = str | int | float | bool

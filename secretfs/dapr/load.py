@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from secretfs.configuration import Configuration, load_configuration
+from secretfs.dapr.component import Component, load_components
+from secretfs.dapr.configuration import Configuration, load_configuration
+from secretfs.dapr.references import Surroundings
 from secretfs.errors import ConfigurationError, Notice, Source
-from secretfs.manifest import Component, load_components
-from secretfs.references import Surroundings
 from secretfs.scopes import ALLOW_ALL, SecretScope
 
 _KUBERNETES = Component(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from secretfs.dapr.component import Component, Item, Manifests, SecretKeyRef, load_components
 from secretfs.errors import ConfigurationError
-from secretfs.manifest import Component, Item, Manifests, SecretKeyRef, load_components
 from tests.support.canary import CANARY, secret
 
 FULL = f"""\

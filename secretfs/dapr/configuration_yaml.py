@@ -1,14 +1,14 @@
 """YAML nodes as yaml.v3 decodes them into Go structs: how Dapr reads its Configuration files.
 
-Unlike component manifests (`secretfs.gojson`) nothing passes through JSON: field names are case-sensitive, a key given
+Unlike component manifests (`secretfs.dapr.component_yaml`) nothing passes through JSON: field names are case-sensitive, a key given
 twice is an error, a string field takes any scalar by its source text, and in a list of strings a null vanishes.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from secretfs.dapr.goyaml import MappingNode, Node, ScalarNode, SequenceNode, is_merge, merged_maps, resolve
 from secretfs.errors import ConfigurationError, Source
-from secretfs.goyaml import MappingNode, Node, ScalarNode, SequenceNode, is_merge, merged_maps, resolve
 
 
 @dataclass(frozen=True, slots=True)

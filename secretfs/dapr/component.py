@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+from secretfs.dapr.component_yaml import Field, Object
+from secretfs.dapr.goyaml import MappingNode, Node, ScalarNode, parse, read_text, split_documents
 from secretfs.durations import parse_duration
 from secretfs.errors import ConfigurationError, Notice, Source
-from secretfs.gojson import Field, Object
-from secretfs.goyaml import MappingNode, Node, ScalarNode, parse, read_text, split_documents
 from secretfs.settings import nearest
 
 API_VERSION: Final = "dapr.io/v1alpha1"

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from secretfs.configuration import Configuration, expand_env, load_configuration
+from secretfs.dapr.component import Component
+from secretfs.dapr.configuration import Configuration, expand_env, load_configuration
 from secretfs.errors import ConfigurationError
-from secretfs.manifest import Component
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
 from tests.support.canary import CANARY, secret
 

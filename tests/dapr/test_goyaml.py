@@ -8,10 +8,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secretfs import gojson, goyaml
+from secretfs.dapr import component_yaml, goyaml
+from secretfs.dapr.component_yaml import Field, float32_text, float_text
+from secretfs.dapr.goyaml import MAX_BYTES, MAX_DEPTH, MAX_NODES, Node, parse, read_text, split_documents
 from secretfs.errors import ConfigurationError, Source
-from secretfs.gojson import Field, float32_text, float_text
-from secretfs.goyaml import MAX_BYTES, MAX_DEPTH, MAX_NODES, Node, parse, read_text, split_documents
 from tests.support.canary import CANARY, secret
 
 
@@ -408,7 +408,7 @@ def test_float_text_is_json_and_loses_nothing(value: float) -> None:
 @settings(deadline=None)
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_float32_text_finds_its_way_back(value: float) -> None:
-    assert gojson._float32(float(float32_text(value))) == value
+    assert component_yaml._float32(float(float32_text(value))) == value
 
 
 @settings(deadline=None, max_examples=300)
