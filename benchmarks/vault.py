@@ -11,7 +11,7 @@ from benchmarks.race import Effort, step, timed
 from benchmarks.report import SECRETFS, Section
 from benchmarks.stage import Stage
 from secretfs.store import SecretStore, StoreContext
-from secretfs.stores.vault import Settings, open_store
+from secretfs.stores.vault.store import Settings, open_store
 from tests.support.manifests import component
 from tests.support.servers.openbao import OpenBao, openbao
 

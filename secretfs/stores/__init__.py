@@ -16,9 +16,9 @@ from secretfs.store import SecretStore, StoreContext
 ENTRY_POINT_GROUP = "secretfs.stores"
 
 BUILTIN: dict[str, str] = {
-    "secretstores.azure.keyvault": "secretfs.stores.azure_keyvault",
-    "secretstores.hashicorp.vault": "secretfs.stores.vault",
-    "secretstores.kubernetes": "secretfs.stores.kubernetes",
+    "secretstores.azure.keyvault": "secretfs.stores.azure.store",
+    "secretstores.hashicorp.vault": "secretfs.stores.vault.store",
+    "secretstores.kubernetes": "secretfs.stores.kubernetes.store",
     "secretstores.local.env": "secretfs.stores.local_env",
     "secretstores.local.file": "secretfs.stores.local_file",
 }

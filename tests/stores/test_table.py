@@ -11,7 +11,8 @@ import pytest
 from secretfs import stores
 from secretfs.errors import ConfigurationError, Source
 from secretfs.settings import specs
-from secretfs.stores import BUILTIN, StoreModule, load_store_type, local_env, local_file, vault
+from secretfs.stores import BUILTIN, StoreModule, load_store_type, local_env, local_file
+from secretfs.stores.vault import store as vault_store
 
 SOURCE = Source("components.yaml", 7)
 
@@ -29,7 +30,7 @@ def test_every_builtin_type_is_a_store_module(type_: str) -> None:
 
 
 def test_builtin_modules_have_the_declared_shape() -> None:
-    modules: list[StoreModule] = [local_env, local_file, vault]  # for mypy
+    modules: list[StoreModule] = [local_env, local_file, vault_store]  # for mypy
     assert [module.__name__ for module in modules] == [  # type: ignore[attr-defined]
         BUILTIN["secretstores.local.env"],
         BUILTIN["secretstores.local.file"],
@@ -73,8 +74,8 @@ def test_a_type_of_dapr_that_is_not_supported_is_said_to_be(type_: str) -> None:
 def test_a_missing_sdk_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("hvac")]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.delitem(sys.modules, "secretfs.stores.vault")
-    monkeypatch.delitem(sys.modules, "secretfs.stores.vault_http", raising=False)
+    monkeypatch.delitem(sys.modules, "secretfs.stores.vault.store")
+    monkeypatch.delitem(sys.modules, "secretfs.stores.vault.http", raising=False)
     with pytest.raises(ConfigurationError, match=r"pip install secretfs-fuse\[vault\]"):
         load_store_type("secretstores.hashicorp.vault")
 

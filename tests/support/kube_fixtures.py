@@ -15,7 +15,7 @@ import pytest
 
 from secretfs.settings import Property, decode
 from secretfs.store import StoreContext
-from secretfs.stores.kubernetes import KubernetesStore, Settings, open_store
+from secretfs.stores.kubernetes.store import KubernetesStore, Settings, open_store
 from tests.support.servers.kube_apiserver import KubeApiserver, kube_apiserver
 from tests.support.shell import wait_until
 

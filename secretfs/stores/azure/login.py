@@ -1,0 +1,185 @@
+"""How the Key Vault store logs in: a chain of ways, of which the first that works is kept.
+
+Dapr's chain (azidentity's ``ChainedTokenCredential``): a way that is unavailable lets the next one try, one that is
+refused ends the chain. More than Dapr does: when a token is refused or cannot be renewed, the credential behind it is
+made anew once, so that nobody reads an error because a certificate, a token file or a key was rotated.
+
+`Login` is the token credential that the SDK's client gets. Safe to use from several threads; only one logs in.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from azure.core.credentials import AccessTokenInfo, TokenRequestOptions
+
+from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError, StoreUnavailable
+from secretfs.stores.azure.transport import Outcome, Wire
+
+logger = logging.getLogger(__name__)
+
+_PAUSE = 1.0  # seconds for which a failed login speaks for those who ask next
+_PAUSE_WITH_TOKEN = 30.0  # the same while the old token is still good
+_RENEW_BEFORE = 300  # seconds before its end that a token is renewed
+
+
+class Unavailable(Exception):
+    """A way to log in that is not there, which says nothing about the others."""
+
+
+class Credential(Protocol):
+    """What azure-identity makes."""
+
+    def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
+        """Return a token, from a cache or from the authority."""
+
+
+Explain = Callable[[Exception, Outcome], Exception]
+"""Turns a failure of the SDK into a `StoreError`, or into `Unavailable`."""
+
+
+class Way:
+    """One way to log in. ``make`` makes its credential, anew each time; ``explain`` says what failures mean.
+
+    The vault says which tenant it is of. Only a way that has a choice, like the Azure CLI, is told (``any_tenant``).
+    """
+
+    def __init__(
+        self, name: str, make: Callable[[], Credential], explain: Explain, *, any_tenant: bool = False
+    ) -> None:
+        self.name = name
+        self._make = make
+        self._explain = explain
+        self._any_tenant = any_tenant
+        self._credential: Credential | None = None
+
+    def token(self, wire: Wire, scope: str, options: TokenRequestOptions) -> AccessTokenInfo:
+        """Return a token. A credential that gave tokens before and now does not is made anew, once."""
+        credential, self._credential = self._credential, None
+        if credential is not None:
+            try:
+                token = self._ask(credential, wire, scope, options)
+            except (AccessDenied, Unavailable):
+                pass  # what it was made of may have changed
+            else:
+                self._credential = credential
+                return token
+        credential = self._made()
+        token = self._ask(credential, wire, scope, options)
+        self._credential = credential
+        return token
+
+    def forget(self) -> None:
+        """Drop the credential with all tokens that it has cached."""
+        self._credential = None
+
+    def try_inputs(self) -> None:
+        """Raise what making the credential raises: ValueError, or `ConfigurationError`."""
+        self._make()
+
+    def _made(self) -> Credential:
+        try:
+            return self._make()
+        except ConfigurationError as error:  # a certificate that could be read when the store was opened
+            raise StoreUnavailable(str(error)) from None
+
+    def _ask(self, credential: Credential, wire: Wire, scope: str, options: TokenRequestOptions) -> AccessTokenInfo:
+        if not self._any_tenant:
+            options = options.copy()
+            options.pop("tenant_id", None)
+        wire.forget()
+        try:
+            return credential.get_token_info(scope, options=options)
+        except (StoreError, Unavailable):
+            raise
+        except Exception as error:  # noqa: BLE001 - azure-identity lets those of msal, requests and json through
+            failure = self._explain(error, wire.outcome)
+        raise failure  # not from the error, whose text may quote an answer
+
+
+class Login:
+    """The token credential of one store: tries the ways in order until one works, and then uses that one."""
+
+    def __init__(self, component: str, ways: Sequence[Way], wire: Wire) -> None:
+        self.generation = 0
+        """Counts the tokens that were got."""
+        self._component = component
+        self._ways = ways
+        self._wire = wire
+        self._chosen: Way | None = None
+        self._lock = threading.Lock()
+        self._token: tuple[str, AccessTokenInfo, float] | None = None
+        self._failed: tuple[StoreError, float] | None = None
+
+    def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
+        """Return a token for one scope. Raises `StoreError`."""
+        (scope,) = scopes
+        if not self._lock.acquire(timeout=self._wire.remaining()):
+            raise DeadlineExceeded("the login takes too long")
+        try:
+            return self._given(scope, options or {})
+        finally:
+            self._lock.release()
+
+    def forget(self, generation: int) -> None:
+        """Log in anew: the vault refuses the token of this generation. One that is newer stays."""
+        if not self._lock.acquire(timeout=self._wire.left()):
+            return  # whoever holds it is logging in
+        try:
+            if generation == self.generation:
+                self._token = self._failed = None
+                if self._chosen is not None:
+                    self._chosen.forget()
+        finally:
+            self._lock.release()
+
+    def _given(self, scope: str, options: TokenRequestOptions) -> AccessTokenInfo:
+        now = time.time()
+        known, renew_at = None, 0.0
+        if self._token is not None and self._token[0] == scope and not options.get("claims"):
+            _, known, renew_at = self._token
+            if now < renew_at:
+                return known
+        try:
+            token = self._got(scope, options, now, 0.0 if known is None else known.expires_on - now)
+        except StoreError:
+            if known is None or known.expires_on <= now:
+                raise
+            return known
+        renew_before = min(_RENEW_BEFORE, (token.expires_on - now) / 2)
+        self._token = scope, token, min(token.expires_on - renew_before, token.refresh_on or token.expires_on)
+        self.generation += 1
+        return token
+
+    def _got(self, scope: str, options: TokenRequestOptions, now: float, old_is_good_for: float) -> AccessTokenInfo:
+        if self._failed is not None and now < self._failed[1]:
+            error = self._failed[0]
+            raise type(error)(str(error))
+        try:
+            token = self._log_in(scope, options)
+        except StoreError as error:
+            pause = _PAUSE_WITH_TOKEN if old_is_good_for > _PAUSE_WITH_TOKEN else _PAUSE
+            if old_is_good_for > 0:
+                told = "%s: the token cannot be renewed, and is good for %d s more: %s"
+                logger.warning(told, self._component, old_is_good_for, error)
+            self._failed = error, time.time() + pause
+            raise
+        self._failed = None
+        return token
+
+    def _log_in(self, scope: str, options: TokenRequestOptions) -> AccessTokenInfo:
+        reasons = []
+        # Once a way has worked no other one is tried: it might be somebody else.
+        for way in self._ways if self._chosen is None else [self._chosen]:
+            try:
+                token = way.token(self._wire, scope, options)
+            except Unavailable as error:
+                reasons.append(f"{way.name}: {error}")
+                continue
+            if self._chosen is None:
+                logger.info("%s: logged in with %s", self._component, way.name)
+            self._chosen = way
+            return token
+        raise StoreUnavailable(f"there is no way to log in: {'; '.join(reasons)}")

@@ -1,0 +1,243 @@
+"""``secretstores.azure.keyvault``: the secrets of one Azure Key Vault, on the official SDK.
+
+Settings, names and shapes are Dapr's: a secret is one value, the newest version counts, only enabled ones are listed.
+`secretfs.stores.azure.credentials` says who we are, `secretfs.stores.azure.login` logs in,
+`secretfs.stores.azure.transport` carries the requests.
+
+Opening a store contacts nobody: a wrong vault or login shows at the first read, or with `check`.
+"""
+
+import logging
+import math
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar, cast
+
+from azure.core.credentials import TokenCredential
+from azure.core.exceptions import AzureError, HttpResponseError
+from azure.keyvault.secrets import KeyVaultSecret, SecretClient
+
+from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound, StoreError
+from secretfs.settings import setting
+from secretfs.store import Known, Names, Secret, StoreContext
+from secretfs.stores.azure.credentials import CLOUDS, Cloud, Identity, cloud, ways
+from secretfs.stores.azure.login import Login
+from secretfs.stores.azure.transport import RETRIES, Wire, lacks_right, refusal, retry_after, unanswered
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[0-9A-Za-z-]{1,127}")
+_SETTLED = 600.0
+"""Seconds after a change in which its time is not enough to know it by: more than clocks that allow a login differ."""
+_VAULT_NAME = re.compile(r"[0-9A-Za-z-]{1,63}")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Settings:
+    """The properties of a ``secretstores.azure.keyvault`` component. They hold credentials: there is no ``repr``."""
+
+    vault_name: str = setting(
+        "vaultName", "Name of the vault. A host name such as myvault.vault.azure.cn also says the cloud.", required=True
+    )
+    tenant_id: str = setting("azureTenantId", "Tenant of the service principal.", aliases=("spnTenantId", "tenantId"))
+    client_id: str = setting(
+        "azureClientId",
+        "Id of the service principal, or of a managed identity that is assigned to the machine.",
+        aliases=("spnClientId", "clientId"),
+    )
+    client_secret: str = setting(
+        "azureClientSecret", "Secret of the service principal.", aliases=("spnClientSecret", "clientSecret")
+    )
+    certificate_file: str = setting(
+        "azureCertificateFile",
+        "A PEM or PFX file with the certificate of the service principal and its RSA key. Before azureCertificate.",
+        aliases=("spnCertificateFile",),
+    )
+    certificate: str = setting("azureCertificate", "The same as PEM text.", aliases=("spnCertificate",))
+    certificate_password: str = setting(
+        "azureCertificatePassword", "Password of a PFX file.", aliases=("spnCertificatePassword",)
+    )
+    environment: str = setting(
+        "azureEnvironment",
+        "The cloud: AzurePublicCloud, AzureChinaCloud or AzureUSGovernmentCloud.",
+        aliases=("azureCloud",),
+    )
+    auth_methods: str = setting(
+        "azureAuthMethods",
+        "Which ways to log in to try, in this order, with commas between; see below.",
+        aliases=("azureADAuthMethods", "entraIDAuthMethods", "microsoftEntraIDAuthMethods"),
+    )
+
+
+class KeyVaultStore:
+    """The secrets of one vault. There are no folders: the names that Key Vault takes have no "/"."""
+
+    multi_valued = False
+
+    def __init__(self, address: str, login: Login, wire: Wire) -> None:
+        self._address = address
+        self._login = login
+        self._wire = wire
+        self._closed = threading.Event()
+        self._pages = math.inf
+        """Requests that a listing takes; unknown until there was one."""
+        self._client = SecretClient(
+            address, cast("TokenCredential", login), transport=wire, permit_redirects=False, **RETRIES
+        )
+
+    def check(self) -> None:
+        """List one name. An identity that may read secrets and not list them has shown what we want to know."""
+
+        def first_page() -> None:
+            try:
+                next(self._client.list_properties_of_secrets(max_page_size=1).by_page(), None)
+            except HttpResponseError as error:
+                if not lacks_right(error):
+                    raise
+
+        self._ask("list of secrets", first_page)
+
+    def names(self, folder: str) -> Names:
+        """List the enabled secrets, page by page. Reads no values."""
+        if folder:
+            return Names()
+        return Names(frozenset(self._ask("list of secrets", self._enabled)))
+
+    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+        """Compare with the times of change in a listing, where that takes fewer requests than to read the secrets.
+
+        These times are whole seconds: a secret that was read soon after it had changed may have changed once more.
+        """
+        if len(known) <= self._pages:
+            return frozenset()
+        self._pages = math.inf  # no more of this until a listing has come to its end
+        changed = self._ask("list of secrets", self._enabled)
+
+        def same(name: str, it: Known) -> bool:
+            modified = it.secret.modified
+            return modified is not None and modified + _SETTLED < it.read_at and changed.get(name) == modified
+
+        return frozenset(name for name, it in known.items() if same(name, it))
+
+    def fetch(self, name: str) -> Secret:
+        """Read the newest version of one secret. One that is disabled is not found, as it is not listed."""
+        if not _NAME.fullmatch(name):
+            raise SecretNotFound(f"secret {name}: no name that Key Vault takes")
+        return self._ask(f"secret {name}", lambda: _secret(name, self._client.get_secret(name)))
+
+    def close(self) -> None:
+        """Close the connections, and wait for nothing any more."""
+        self._closed.set()
+        self._client.close()
+        self._wire.shut()
+
+    def _enabled(self) -> dict[str, float | None]:
+        """Return the names of all secrets that are enabled, and when each was changed."""
+        pages = [list(page) for page in self._client.list_properties_of_secrets().by_page()]
+        self._pages = len(pages)
+        return {item.name: _time(item.updated_on) for page in pages for item in page if item.enabled and item.name}
+
+    def _ask(self, subject: str, question: Callable[[], T]) -> T:
+        """Put a question to the vault, within the deadline. Errors say what was asked for."""
+        try:
+            with self._wire.within():
+                return self._persist(question)
+        except StoreError as error:
+            raise type(error)(f"{subject}: {error}") from None
+
+    def _persist(self, question: Callable[[], T]) -> T:
+        """Ask again after a pause that the vault asks for, and once with a new token when it refuses the old one."""
+        logged_in_anew = False
+        while True:
+            generation = self._login.generation
+            self._wire.forget()
+            try:
+                return question()
+            except HttpResponseError as error:
+                failure = self._meaning(error)
+                if error.status_code == 401 and not logged_in_anew:
+                    logged_in_anew = True
+                    self._login.forget(generation)
+                    continue
+                if self._paused(error):
+                    continue
+            except AzureError:
+                failure = unanswered(self._wire.outcome)
+            except (AttributeError, LookupError, TypeError, ValueError):
+                # The SDK's models are made of whatever came. A challenge for another service is a ValueError, too.
+                failure = MalformedAnswer(f"{self._address}: not an answer of Key Vault")
+            raise failure  # here, where no error is being handled whose text may quote an answer
+
+    def _meaning(self, error: HttpResponseError) -> StoreError:
+        if self._wire.outcome.error is not None:
+            return unanswered(self._wire.outcome)
+        return refusal(self._address, error)
+
+    def _paused(self, error: HttpResponseError) -> bool:
+        """Wait for as long as a server that throttles us asks for, if that leaves time for an answer."""
+        pause = retry_after(error) if error.status_code == 429 else None
+        if pause is None or pause >= self._wire.left():
+            return False
+        return not self._closed.wait(pause)
+
+
+def open_store(settings: Settings, context: StoreContext) -> KeyVaultStore:
+    """Prepare the login and the connections. Raises `ConfigurationError` for what cannot work; contacts nobody."""
+    quiet_sdks()
+    wire = Wire(context.deadline)
+    try:
+        name, place = vault(settings)
+        identity = Identity(
+            place,
+            settings.tenant_id,
+            settings.client_id,
+            settings.client_secret,
+            settings.certificate_file,
+            settings.certificate,
+            settings.certificate_password,
+        )
+        chain = ways(context.component, identity, settings.auth_methods, wire)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{context.component}: {error}") from None
+    login = Login(context.component, chain, wire)
+    return KeyVaultStore(f"https://{name}.{place.suffix}", login, wire)
+
+
+def vault(settings: Settings) -> tuple[str, Cloud]:
+    """Return the name of the vault and its cloud. A host name says both, whatever azureEnvironment says."""
+    name = settings.vault_name
+    for known in CLOUDS:
+        if name.endswith(f".{known.suffix}"):
+            name, place = name.removesuffix(f".{known.suffix}").removeprefix("https://"), known
+            break
+    else:
+        place = cloud(settings.environment)
+    if not _VAULT_NAME.fullmatch(name):
+        raise ConfigurationError("vaultName is neither the name of a vault nor its host name")
+    return name, place
+
+
+def quiet_sdks() -> None:
+    """Keep the SDKs from logging: failures are errors here, and their texts quote answers."""
+    for sdk in ("azure", "msal"):
+        logging.getLogger(sdk).setLevel(logging.CRITICAL + 1)
+    logging.getLogger("urllib3.connection").addFilter(_shows_no_answer)
+
+
+def _shows_no_answer(record: logging.LogRecord) -> bool:
+    # urllib3 logs headers that it cannot parse, and what follows them.
+    return not str(record.msg).startswith("Failed to parse headers")
+
+
+def _secret(name: str, given: KeyVaultSecret) -> Secret:
+    if given.id is None:
+        raise ValueError("every secret has an id")
+    value = (given.value or "").encode()
+    return Secret({name: value}, given.properties.version or "", _time(given.properties.updated_on))
+
+
+def _time(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()

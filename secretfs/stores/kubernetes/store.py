@@ -1,0 +1,175 @@
+"""``secretstores.kubernetes``: the Secret objects of a Kubernetes namespace, or of several.
+
+Settings, namespaces and the way to the cluster are Dapr's. More than Dapr does: changes show as soon as the server
+tells of them, several namespaces, selectors, pages, and exact bytes.
+
+Opening a store contacts nobody: a wrong token or address shows at the first read, or with `check`.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from secretfs.errors import AccessDenied, ConfigurationError, SecretNotFound, StoreError
+from secretfs.settings import setting
+from secretfs.store import Known, Names, Secret, StoreContext
+from secretfs.stores.kubernetes.http import Api
+from secretfs.stores.kubernetes.login import find_login, own_namespace
+from secretfs.stores.kubernetes.objects import Reach, is_namespace
+from secretfs.stores.kubernetes.watch import LiveCopy
+
+T = TypeVar("T")
+
+NAMESPACES = "secretfs/namespaces"
+LABELS = "secretfs/label-selector"
+FIELDS = "secretfs/field-selector"
+
+ANNOTATIONS = frozenset({NAMESPACES, LABELS, FIELDS})
+"""The annotations of a component that this store reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The properties of a ``secretstores.kubernetes`` component."""
+
+    namespace: str = setting("defaultNamespace", "The namespace to serve if the variable NAMESPACE is not set.")
+    kubeconfig: str = setting(
+        "kubeconfigPath", "The kubeconfig to use outside of a cluster. Default: KUBECONFIG, then ~/.kube/config."
+    )
+
+
+class KubernetesStore:
+    """Secrets of one namespace by their name, or of several as ``namespace/name``."""
+
+    multi_valued = True
+
+    def __init__(self, component: str, api: Api, reaches: list[Reach]) -> None:
+        self._component = component
+        self._api = api
+        self._reaches = {reach.namespace: reach for reach in reaches}
+        self._copies: dict[str, LiveCopy] = {}
+        self._in_folders = reaches[0].in_folders
+
+    def check(self) -> None:
+        """Ask for one name of each list. Without the right to list, that to get some secret is enough."""
+        for reach in self._reaches.values():
+            try:
+                _about(str(reach), partial(reach.first_name, self._api))
+            except AccessDenied:
+                if not self._may_get(reach):
+                    raise
+
+    def names(self, folder: str) -> Names:
+        """List all names, or those of a namespace. Reads no values."""
+        if folder:
+            found = self._reaches.get(folder) if self._in_folders else None
+            return Names() if found is None else Names(self._names(found))
+        if self._in_folders and "" not in self._reaches:
+            return Names(folders=frozenset(self._reaches))
+        (only,) = self._reaches.values()
+        return Names(self._names(only))
+
+    def fetch(self, name: str) -> Secret:
+        """Read one secret: from the live copy, or from the server."""
+        namespace, _, rest = name.partition("/") if self._in_folders else (next(iter(self._reaches)), "", name)
+        reach = self._reach_of(namespace)
+        if reach is None:
+            raise SecretNotFound(f"secret {name}: not found")
+        read = partial(reach.read, self._api, namespace, rest)
+        copy = self._copies.get(reach.namespace)
+        return _about(f"secret {name}", read if copy is None else partial(copy.fetch, name, read))
+
+    def fetch_in(self, namespace: str, name: str) -> Secret:
+        """Read a secret of any namespace, as a reference to it in a component of that namespace means it."""
+        if self._in_folders:
+            if "/" in name or self._reach_of(namespace) is not None:
+                return self.fetch(name if "/" in name else f"{namespace}/{name}")
+        elif namespace in self._reaches:
+            return self.fetch(name)
+        reach = next(iter(self._reaches.values()))
+        return _about(f"secret {name} of namespace {namespace}", partial(reach.read, self._api, namespace, name))
+
+    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+        """Compare with the live copies: that costs the server nothing."""
+        return frozenset[str]().union(*(copy.unchanged(known) for copy in self._copies.values()))
+
+    def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
+        """Begin to keep live copies, and say what changes."""
+        for reach in self._reaches.values():
+            self._copies[reach.namespace] = LiveCopy(self._component, self._api, reach, changed)
+
+    def close(self) -> None:
+        """End the watches and close the connections."""
+        for copy in self._copies.values():
+            copy.stop()
+        for copy in self._copies.values():
+            copy.close()
+        self._api.close()
+
+    def _reach_of(self, namespace: str) -> Reach | None:
+        return self._reaches.get(namespace) or self._reaches.get("")
+
+    def _names(self, reach: Reach) -> frozenset[str]:
+        read = partial(reach.names, self._api)
+        copy = self._copies.get(reach.namespace)
+        return _about(str(reach), read if copy is None else partial(copy.names, read))
+
+    def _may_get(self, reach: Reach) -> bool:
+        """Ask whether there is a secret that we may read without the right to list."""
+        if not reach.namespace or reach.query:
+            return False
+        question = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectRulesReview",
+            "spec": {"namespace": reach.namespace},
+        }
+        try:
+            status = self._api.post("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", question).get("status", {})
+            rules = status.get("resourceRules", [])
+            wanted = [
+                rule for rule in rules if {"get", "*"} & {*rule["verbs"]} and {"secrets", "*"} & {*rule["resources"]}
+            ]
+            return bool(wanted or status.get("incomplete"))
+        except (AccessDenied, KeyError, TypeError, AttributeError):
+            return False
+
+
+def open_store(settings: Settings, context: StoreContext) -> KubernetesStore:
+    """Find the cluster. Raises `ConfigurationError` for settings that cannot work; contacts nobody."""
+    try:
+        reaches = _reaches(settings, context)
+        login = find_login(settings.kubeconfig, os.environ)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{context.component}: {error}") from None
+    return KubernetesStore(context.component, Api(login, context.deadline), reaches)
+
+
+def _reaches(settings: Settings, context: StoreContext) -> list[Reach]:
+    labels, fields = context.annotations.get(LABELS, ""), context.annotations.get(FIELDS, "")
+    listed = context.annotations.get(NAMESPACES)
+    if listed is None:
+        namespace = os.environ.get("NAMESPACE") or settings.namespace or own_namespace()
+        if not namespace:
+            raise ConfigurationError(
+                "namespace is missing on metadata and NAMESPACE env variable, and no default namespace is set"
+            )
+        namespaces = [namespace]
+    elif listed.strip() == "*":
+        return [Reach("", labels, fields, in_folders=True)]
+    else:
+        namespaces = list(dict.fromkeys(name.strip() for name in listed.split(",")))
+    for namespace in namespaces:
+        if not is_namespace(namespace):
+            subject = "the namespace" if listed is None else NAMESPACES
+            raise ConfigurationError(f"{subject}: {namespace!r} cannot be the name of a namespace")
+    return [Reach(namespace, labels, fields, in_folders=listed is not None) for namespace in namespaces]
+
+
+def _about(subject: str, call: Callable[[], T]) -> T:
+    """Let errors say what was asked for."""
+    try:
+        return call()
+    except StoreError as error:
+        raise type(error)(f"{subject}: {error}") from None

@@ -1,0 +1,283 @@
+"""The ways to log in to Vault: what each sends, and where it has that from.
+
+A login gives a token and says how long it lives; keeping it alive is the business of `secretfs.stores.vault.token`.
+Files are read again at each login when they have changed, because somebody rotates what they hold.
+"""
+
+import os
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from secretfs.errors import AccessDenied, ConfigurationError, MalformedAnswer, StoreUnavailable
+from secretfs.settings import specs
+from secretfs.stores.vault.http import PoolAdapter
+from secretfs.stores.vault.response import about
+from secretfs.stores.vault.settings import Settings, given
+
+_FIELDS = {
+    "token": ("vaultToken",),
+    "kubernetes": ("vaultKubernetes", "vaultServiceAccount"),
+    "approle": ("vaultAppRole",),
+    "jwt": ("vaultJwt",),
+    "userpass": ("vaultUserpass",),
+    "cert": ("vaultCert",),
+}
+"""How the names of the properties start that belong to one method."""
+
+
+def header(text: str) -> str:
+    """Strip a token. Raises ValueError, which does not repeat it, for what no HTTP header can carry."""
+    token = text.strip()
+    if not token:
+        raise ValueError("the token is empty")
+    if not token.isascii() or not token.isprintable():
+        raise ValueError("the token has characters that no token has")
+    return token
+
+
+def _stripped(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty")
+    return text.strip()
+
+
+def _line(text: str) -> str:
+    if not text.rstrip("\r\n"):
+        raise ValueError("it is empty")
+    return text.rstrip("\r\n")
+
+
+class TextFile:
+    """A credential in a file, read again when the file changes."""
+
+    def __init__(self, path: str, failure: str, read: Callable[[str], str]) -> None:
+        self._path = Path(path).absolute()
+        self._failure = failure.format(self._path)
+        self._read = read
+        self._known: tuple[object, str] = (None, "")
+
+    def __call__(self) -> str:
+        """Return the text as it is now. Raises `StoreUnavailable` when there is none."""
+        try:
+            status = self._path.stat()
+            identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            known, text = self._known
+            if identity != known:
+                text = self._read(self._path.read_bytes().decode("utf-8", "replace"))
+                self._known = identity, text
+        except OSError as error:
+            reason = error.strerror or "unreadable"
+        except ValueError as error:
+            reason = str(error)
+        else:
+            return text
+        raise StoreUnavailable(self._failure + reason)
+
+
+class Unwrapped:
+    """A secret id that comes wrapped. Each wrapping token is opened once, which is all that it can be."""
+
+    def __init__(self, wrapping: Callable[[], str], made_at: str) -> None:
+        self._wrapping = wrapping
+        self._made_at = made_at
+        self._opened: tuple[str, str] = ("", "")
+
+    def __call__(self, adapter: PoolAdapter) -> str:
+        """Return the secret id, unwrapping it when a new one has come."""
+        token = self._wrapping()
+        opened, secret_id = self._opened
+        if token != opened:
+            secret_id = about("wrapped secret id", lambda: self._unwrap(adapter, token))
+            self._opened = token, secret_id
+        return secret_id
+
+    def _unwrap(self, adapter: PoolAdapter, token: str) -> str:
+        # Somebody who has read the secret id may have wrapped it again, but not at this path.
+        made_at = adapter.post("/v1/sys/wrapping/lookup", json={"token": token}).data.get("creation_path")
+        if made_at != self._made_at:
+            raise AccessDenied("it was wrapped elsewhere than vaultAppRoleSecretIdWrappingPath says")
+        return _text(adapter.bearing(token).post("/v1/sys/wrapping/unwrap", json={}).data, "secret_id")
+
+
+class Certificate:
+    """The certificate that we show to the server, from PEM texts or from files that may change."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._texts = (settings.client_cert, settings.client_key)
+        self._paths = (settings.client_cert_path, settings.client_key_path)
+        self._shown = self._read()
+
+    def changed(self) -> bool:
+        """Say whether the files hold something else than what was loaded."""
+        return self._read() != self._shown
+
+    def load(self, tls: ssl.SSLContext) -> None:
+        """Let connections of this context show the certificate. Raises `ConfigurationError`."""
+        shown = self._read()
+        # OpenSSL's functions for memory are not in Python's ssl; this file is in memory, too, and has no name.
+        descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
+        try:
+            os.write(descriptor, shown)
+            tls.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")
+        except (OSError, ValueError):
+            where = "vaultClientCert" if any(self._texts) else "vaultClientCertPath"
+            raise ConfigurationError(f"{where}: there is no certificate with its private key in it") from None
+        finally:
+            os.close(descriptor)
+        self._shown = shown
+
+    def _read(self) -> bytes:
+        if any(self._texts):
+            return "\n".join(self._texts).encode()
+        try:
+            return b"\n".join(Path(path).read_bytes() for path in self._paths if path)
+        except OSError as error:
+            raise StoreUnavailable(f"client certificate: {error.filename}: {error.strerror}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A way to get a token: what to send, and where to."""
+
+    method: str
+    path: str
+    """Under ``auth/``, as in a URL."""
+    body: Callable[[PoolAdapter], dict[str, str]] = field(repr=False)
+    prepare: Callable[[], None] = lambda: None
+    """What to do before."""
+
+    def __call__(self, adapter: PoolAdapter) -> dict[str, Any]:
+        """Log in, and return what the server says of the new token. Raises `StoreError`."""
+        return about(f"login with {self.method}", lambda: self._log_in(adapter))
+
+    def _log_in(self, adapter: PoolAdapter) -> dict[str, Any]:
+        self.prepare()
+        auth: dict[str, Any] = adapter.post(f"/v1/auth/{self.path}", json=self.body(adapter)).auth
+        _text(auth, "client_token")
+        return auth
+
+
+def login_of(settings: Settings, prepare: Callable[[], None]) -> Login | None:
+    """Return the way to log in that the properties describe, or None for a token that is given.
+
+    Raises `ConfigurationError` for properties that belong to another method or are missing.
+    """
+    _refuse_others(settings)
+    role: dict[str, str]
+    match settings.method:
+        case "kubernetes":
+            role = {"role": _needed(settings, "kubernetes_role")}
+            account = _source(settings, "", "service_account_path")
+            return Login("kubernetes", _login(settings.kubernetes_mount), lambda _: role | {"jwt": account()}, prepare)
+        case "approle":
+            role = {"role_id": _needed(settings, "role_id")}
+            secret_id = _secret_id(settings)
+            return Login(
+                "approle", _login(settings.approle_mount), lambda to: role | {"secret_id": secret_id(to)}, prepare
+            )
+        case "jwt":
+            role = {"role": settings.jwt_role} if settings.jwt_role else {}
+            jwt = _source(settings, "jwt", "jwt_path")
+            return Login("jwt", _login(settings.jwt_mount), lambda _: role | {"jwt": jwt()}, prepare)
+        case "userpass":
+            name = quote(_needed(settings, "username"), safe="")
+            password = _source(settings, "password", "password_path", _line)
+            path = f"{_login(settings.userpass_mount)}/{name}"
+            return Login("userpass", path, lambda _: {"password": password()}, prepare)
+        case "cert":
+            role = {"name": settings.cert_role} if settings.cert_role else {}
+            if not settings.client_cert and not settings.client_cert_path:
+                raise ConfigurationError("vaultAuthMethod cert needs vaultClientCert or vaultClientCertPath")
+            return Login("cert", _login(settings.cert_mount), lambda _: role, prepare)
+    return None
+
+
+def certificate_of(settings: Settings) -> Certificate | None:
+    """Return the certificate to show, if one is given. Raises `ConfigurationError`."""
+    texts, paths = settings.client_cert, settings.client_cert_path
+    if texts and paths:
+        raise ConfigurationError("vaultClientCert and vaultClientCertPath both set")
+    for field_, key, of in (
+        ("vaultClientKey", settings.client_key, texts),
+        ("vaultClientKeyPath", settings.client_key_path, paths),
+    ):
+        if key and not of:
+            raise ConfigurationError(f"{field_} is set, and there is no certificate of that kind")
+    return Certificate(settings) if texts or paths else None
+
+
+def given_token(settings: Settings) -> str | TextFile:
+    """Return the token, or the file that has it, by Dapr's rules."""
+    if settings.token and settings.token_path:
+        raise ConfigurationError("token mount path and token both set")
+    if settings.token_path:
+        source = TextFile(settings.token_path, "couldn't read vault token from mount path {} err: ", header)
+        source()
+        return source
+    if not settings.token:
+        raise ConfigurationError("token mount path and token not set")
+    return _read(settings, "token", header)
+
+
+def _refuse_others(settings: Settings) -> None:
+    for attribute, spec in specs(Settings).items():
+        for method, starts in _FIELDS.items():
+            if method != settings.method and spec.name.startswith(starts) and given(settings, attribute):
+                raise ConfigurationError(
+                    f"{spec.name} is for vaultAuthMethod {method}, and vaultAuthMethod is {settings.method}"
+                )
+
+
+def _name(attribute: str) -> str:
+    return specs(Settings)[attribute].name
+
+
+def _needed(settings: Settings, attribute: str) -> str:
+    text = str(getattr(settings, attribute)).strip()
+    if not text:
+        raise ConfigurationError(f"vaultAuthMethod {settings.method} needs {_name(attribute)}")
+    return text
+
+
+def _read(settings: Settings, attribute: str, read: Callable[[str], str]) -> str:
+    try:
+        return read(getattr(settings, attribute))
+    except ValueError as error:
+        raise ConfigurationError(f"{_name(attribute)}: {error}") from None
+
+
+def _source(settings: Settings, text: str, path: str, read: Callable[[str], str] = _stripped) -> Callable[[], str]:
+    """Return what gives a credential: the property ``text``, or the file that the property ``path`` names."""
+    has_text, has_path = bool(text and getattr(settings, text)), bool(getattr(settings, path))
+    if has_text and has_path:
+        raise ConfigurationError(f"{_name(text)} and {_name(path)} both set")
+    if not has_text and not has_path:
+        raise ConfigurationError(f"vaultAuthMethod {settings.method} needs {_name(text)} or {_name(path)}")
+    if has_path:
+        source = TextFile(getattr(settings, path), f"couldn't read {_name(path)} {{}}: ", read)
+        source()
+        return source
+    known = _read(settings, text, read)
+    return lambda: known
+
+
+def _secret_id(settings: Settings) -> Callable[[PoolAdapter], str]:
+    if settings.wrapping_path:
+        return Unwrapped(_source(settings, "secret_id", "secret_id_path", header), settings.wrapping_path)
+    source = _source(settings, "secret_id", "secret_id_path")
+    return lambda _: source()
+
+
+def _login(mount: str) -> str:
+    return f"{quote(mount)}/login"
+
+
+def _text(data: dict[str, Any], name: str) -> str:
+    text = data.get(name)
+    if not isinstance(text, str) or not text:
+        raise MalformedAnswer(f"the answer has no {name}")
+    return text

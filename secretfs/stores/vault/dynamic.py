@@ -1,0 +1,297 @@
+"""Dynamic secrets: engines of Vault that make credentials when they are asked, and take them back when a lease ends.
+
+One read makes one set of credentials. They are given to everybody who asks while their lease lives; it is renewed as
+long as somebody asks now and then, and revoked at the end. Before a lease ends that cannot be renewed any more, the
+store tells those who watch it: they ask again and get new credentials, while the old ones still work for a while.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from hvac.utils import format_url
+
+from secretfs.errors import (
+    AccessDenied,
+    DeadlineExceeded,
+    MalformedAnswer,
+    SecretNotFound,
+    StoreError,
+    StoreUnavailable,
+)
+from secretfs.store import Names, Secret
+from secretfs.stores.vault.http import Credential, PoolAdapter
+from secretfs.stores.vault.renewal import Background, Clock, Life, retry_at
+from secretfs.stores.vault.response import Answer, about, addressable
+from secretfs.stores.vault.token import CLOSING_TIME
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_STRIPES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine that issues leases, and how to ask it."""
+
+    path: str
+    credentials: str = "creds"
+    roles: str = "roles"
+    parameters: Mapping[str, Any] | None = field(default=None, repr=False)
+    idle: float = 86400.0
+    """Seconds since it was last fetched after which a secret's lease is not renewed any more."""
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """Credentials, how long they live, and who asked for them last."""
+
+    id: str
+    """Empty for what ends by itself and cannot be revoked."""
+    secret: Secret
+    token: str = field(repr=False)
+    """The token it was taken with. When that ends, so does the lease."""
+    life: Life
+    used: float
+    outdated: bool = False
+    """Whoever asks gets other credentials. These live on until they end by themselves."""
+
+
+class DynamicStore:
+    """Secrets that an engine makes: a `WatchingStore`."""
+
+    def __init__(  # noqa: PLR0913 - a clock for each of the two times there are
+        self,
+        component: str,
+        adapter: PoolAdapter,
+        credential: Credential,
+        background: Background,
+        engine: Engine,
+        *,
+        text: bool,
+        clock: Clock = time.monotonic,
+        wall: Clock = time.time,
+    ) -> None:
+        self.multi_valued = not text
+        self._component = component
+        self._adapter = adapter
+        self._credential = credential
+        self._background = background
+        self._engine = engine
+        self._clock = clock
+        self._wall = wall
+        self._lock = threading.Lock()
+        self._asking = [threading.Lock() for _ in range(_STRIPES)]
+        self._leases: dict[str, Lease] = {}
+        self._outdated: list[Lease] = []
+        self._closed = False
+        self._changed: Callable[[frozenset[str]], None] = lambda _: None
+
+    def check(self) -> None:
+        """Ask for the engine, which needs a good token with some right in it, and makes nothing."""
+        mount = self._ask(f"enginePath {self._engine.path}", lambda: self._adapter.mount(self._engine.path))
+        if mount.get("type") in ("kv", "generic", "cubbyhole"):
+            raise MalformedAnswer(
+                f"enginePath {self._engine.path}: the engine makes nothing, so its type is not dynamic"
+            )
+
+    def names(self, folder: str) -> Names:
+        """List the roles of the engine. Raises `AccessDenied` for an engine that has no such list."""
+        if folder:
+            return Names()
+        url = format_url("/v1/{engine}/{roles}", engine=self._engine.path, roles=self._engine.roles)
+        try:
+            keys = self._ask("names", lambda: self._adapter.list(url).keys())
+        except SecretNotFound:
+            return Names()
+        return Names(frozenset(key for key in keys if not key.endswith("/")))
+
+    def fetch(self, name: str) -> Secret:
+        """Return the credentials that there are, or have new ones made."""
+        if not addressable(name):
+            raise SecretNotFound(f"secret {name}: no such role")
+        return self._ask(f"secret {name}", lambda: self._fetch(name))
+
+    def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
+        """Tell of credentials that will end or have ended."""
+        self._changed = changed
+
+    def token_changed(self, token: str) -> None:
+        """Take note of a new token: all that was taken with another one ends together with that."""
+        with self._lock:
+            names = [name for name, lease in self._leases.items() if lease.id and lease.token != token]
+        self._outdate(*names)
+
+    def ahead(self) -> float | None:
+        """Compare the date of the latest answer with our clock."""
+        return self._adapter.connections.ahead
+
+    def close(self) -> None:
+        """Revoke all leases in a bounded time, as far as the server answers."""
+        self._closed = True
+        self._background.close()
+        with self._lock:
+            names, leases = frozenset(self._leases), [*self._leases.values(), *self._outdated]
+            self._leases, self._outdated = {}, []
+        if names:
+            self._changed(names)
+        with self._adapter.connections.within(CLOSING_TIME):
+            now = self._clock()
+            self._revoke([lease for lease in leases if lease.id and now < lease.life.expires])
+            self._adapter.close()
+
+    # --- having credentials made ---
+
+    def _fetch(self, name: str) -> Secret:
+        with self._alone(name):
+            lease = self._leases.get(name)
+            if lease is None:
+                return self._make(name).secret
+            lease.used = self._clock()
+            try:
+                if lease.used >= lease.life.due:
+                    self._renew(name, lease)
+                return lease.secret if self._holds(lease) else self._make(name).secret
+            except (DeadlineExceeded, StoreUnavailable):
+                if self._clock() >= lease.life.expires:
+                    raise
+                return lease.secret
+
+    def _holds(self, lease: Lease) -> bool:
+        return (
+            not lease.outdated
+            and self._clock() < lease.life.expires
+            and (not lease.id or lease.token == self._credential())
+        )
+
+    def _make(self, name: str) -> Lease:
+        since = self._clock()
+        url = format_url(
+            "/v1/{engine}/{path}/{name}", engine=self._engine.path, path=self._engine.credentials, name=name
+        )
+        parameters = self._engine.parameters
+        answer, token = self._adapter.ask("GET" if parameters is None else "POST", url, json=parameters)
+        lease = Lease(*self._read(name, answer), token, self._life(answer, since), since)
+        with self._lock:
+            self._forget_ended()
+            replaced = self._leases.pop(name, None)
+            if replaced is not None:
+                self._outdated.append(replaced)
+            if lease.life.ttl:
+                self._leases[name] = lease
+        if self._closed:
+            self._revoke([lease])
+        elif lease.life.ttl:
+            self._plan(lease.life.due, name, lease)
+        return lease
+
+    def _read(self, name: str, answer: Answer) -> tuple[str, Secret]:
+        lease_id = answer.top.get("lease_id") or ""
+        if not isinstance(lease_id, str):
+            raise MalformedAnswer("the answer has no lease")
+        values = answer.values("data")
+        if not self.multi_valued:
+            values = {name: answer.raw("data").encode()}
+        version = lease_id or str(answer.data.get("serial_number") or "")
+        return lease_id, Secret(values, version, self._wall() if version else None)
+
+    def _life(self, answer: Answer, since: float) -> Life:
+        """Tell how long the credentials live; for no time at all if nobody says."""
+        if answer.top.get("lease_id"):
+            return Life.lent(since, answer.top.get("lease_duration"), answer.top.get("renewable"))
+        expiration = answer.data.get("expiration")  # of a certificate for which the engine keeps no lease
+        left = expiration - self._wall() if isinstance(expiration, int) else 0
+        return Life.lent(since, max(0, left), renewable=False, full=0)
+
+    # --- keeping them alive ---
+
+    def _plan(self, when: float, name: str, lease: Lease) -> None:
+        self._background.at(when, name, lambda: self._tend(name, lease))
+
+    def _tend(self, name: str, lease: Lease) -> None:
+        """Renew a lease, or announce its end. Runs in the background."""
+        if self._clock() > lease.used + self._engine.idle:
+            log.debug("%s: the lease of %s is not renewed: nobody has asked for it", self._component, name)
+            return
+        with self._adapter.connections.within():
+            try:
+                with self._alone(name):
+                    if self._leases.get(name) is lease and self._clock() >= lease.life.due:
+                        self._renew(name, lease)
+            except StoreError as error:
+                log.info("%s: the lease of %s is not renewed: %s", self._component, name, error)
+                again = retry_at(self._clock(), lease.life)
+                if again is None:
+                    self._outdate(name)
+                else:
+                    self._plan(again, name, lease)
+
+    def _renew(self, name: str, lease: Lease) -> None:
+        """Make the lease longer, or outdated. Raises `StoreError` when there is no telling."""
+        if lease.outdated or lease.life.last or not lease.id:
+            self._outdate(name)
+            return
+        since = self._clock()
+        try:
+            answer = self._adapter.put("/v1/sys/leases/renew", json={"lease_id": lease.id})
+        except (AccessDenied, SecretNotFound) as error:
+            log.debug("%s: the lease of %s is not renewed: %s", self._component, name, error)
+            self._outdate(name)
+            return
+        top = answer.top
+        lease.life = Life.lent(since, top.get("lease_duration"), top.get("renewable"), lease.life.full)
+        self._plan(lease.life.due, name, lease)
+
+    def _outdate(self, *names: str) -> None:
+        """Let those who watch ask for other credentials."""
+        with self._lock:
+            ending = [name for name in names if name in self._leases and not self._leases[name].outdated]
+            for name in ending:
+                self._leases[name].outdated = True
+                self._background.cancel(name)
+        if ending:
+            log.info("%s: new credentials are due for: %s", self._component, ", ".join(sorted(ending)))
+            self._changed(frozenset(ending))
+
+    def _forget_ended(self) -> None:
+        now = self._clock()
+        self._outdated = [lease for lease in self._outdated if now < lease.life.expires]
+        for name in [name for name, lease in self._leases.items() if now >= lease.life.expires]:
+            del self._leases[name]
+
+    def _revoke(self, leases: list[Lease]) -> None:
+        failures: list[StoreError] = []
+        for lease in leases:
+            try:
+                self._adapter.bearing(lease.token).put("/v1/sys/leases/revoke", json={"lease_id": lease.id})
+            except StoreError as error:
+                failures.append(error)
+        if failures and not self._credential.gives_back:
+            log.warning(
+                "%s: leases are left to end by themselves: %d; the last: %s",
+                self._component,
+                len(failures),
+                failures[-1],
+            )
+
+    # --- one at a time ---
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        lock = self._asking[hash(name) % _STRIPES]
+        if not lock.acquire(timeout=self._adapter.connections.remaining()):
+            raise DeadlineExceeded("no answer in time")
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _ask(self, subject: str, call: Callable[[], T]) -> T:
+        with self._adapter.connections.within():
+            return about(subject, call)

@@ -1,0 +1,231 @@
+"""``secretstores.hashicorp.vault``: secrets of HashiCorp Vault or OpenBao.
+
+Settings, names and shapes are Dapr's. More than Dapr does: KV version 1, a token file that is read again when it
+changes, members that are not strings (Dapr fails the whole secret; here they are their JSON text), logins (what Dapr's
+components-contrib 4448 proposes for one of them), and engines that make secrets (`secretfs.stores.vault.dynamic`).
+
+Opening a store contacts nobody, as in Dapr: a wrong token or address shows at the first read, or with `check`.
+"""
+
+import json
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hvac.api.secrets_engines import Kv
+
+from secretfs.durations import parse_duration
+from secretfs.errors import AccessDenied, ConfigurationError, MalformedAnswer, SecretNotFound, StoreUnavailable
+from secretfs.settings import specs
+from secretfs.store import Names, Secret, StoreContext
+from secretfs.stores.vault.auth import certificate_of, given_token, login_of
+from secretfs.stores.vault.dynamic import DynamicStore, Engine
+from secretfs.stores.vault.http import Connections, Credential, Endpoint, PoolAdapter, tls_context
+from secretfs.stores.vault.renewal import Background
+from secretfs.stores.vault.response import Answer, about, addressable
+from secretfs.stores.vault.settings import Settings, given
+from secretfs.stores.vault.token import FiledToken, GivenToken, Session
+
+__all__ = ["Settings", "open_store"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_ASK_AGAIN = 60.0  # seconds until a server that would not tell the engine's version is asked again
+
+
+class VaultStore:
+    """Secrets below ``prefix`` in one KV engine."""
+
+    def __init__(self, adapter: PoolAdapter, engine: str, prefix: str, *, text: bool) -> None:
+        self.multi_valued = not text
+        self._adapter = adapter
+        self._kv = Kv(adapter)
+        self._engine = engine
+        self._prefix = prefix
+        self._version: int | None = None
+        self._ask_after = 0.0
+
+    def check(self) -> None:
+        """Ask for the engine, which needs a good token with some right in it."""
+        self._version = self._ask(f"enginePath {self._engine}", self._ask_version)
+
+    def names(self, folder: str) -> Names:
+        """List one folder, and nothing below it."""
+        if folder and not addressable(folder):
+            return Names()
+        try:
+            keys = self._ask(f"folder {folder or '/'}", lambda: self._list(folder))
+        except SecretNotFound:
+            return Names()
+        start = f"{folder}/" if folder else ""
+        return Names(
+            secrets=frozenset(start + key for key in keys if not key.endswith("/")),
+            folders=frozenset(start + key[:-1] for key in keys if key.endswith("/")),
+        )
+
+    def fetch(self, name: str) -> Secret:
+        """Read the newest version of one secret. One that is deleted or destroyed is not found."""
+        if not addressable(name):
+            raise SecretNotFound(f"secret {name}: no such secret or version")
+        return self._ask(f"secret {name}", lambda: self._read(name))
+
+    def ahead(self) -> float | None:
+        """Compare the date of the latest answer with our clock."""
+        return self._adapter.connections.ahead
+
+    def close(self) -> None:
+        """Give a token back that we have logged in for, and close the connections."""
+        self._adapter.close()
+
+    def _list(self, folder: str) -> list[str]:
+        answer: Answer = self._api().list_secrets(path=self._path(folder), mount_point=self._engine)
+        return answer.keys()
+
+    def _read(self, name: str) -> Secret:
+        api = self._api()
+        if api is self._kv.v1:
+            answer = api.read_secret(path=self._path(name), mount_point=self._engine)
+            return Secret(self._values(name, answer, "data"))
+        answer = api.read_secret_version(path=self._path(name), mount_point=self._engine, raise_on_deleted_version=True)
+        metadata = answer.data.get("metadata")
+        if not isinstance(metadata, dict):
+            raise MalformedAnswer("the answer has no metadata")
+        values = self._values(name, answer, "data", "data")
+        return Secret(values, str(metadata.get("version", "")), _timestamp(metadata.get("created_time")))
+
+    def _values(self, name: str, answer: Answer, *path: str) -> dict[str, bytes]:
+        values = answer.values(*path)
+        return values if self.multi_valued else {name: answer.raw(*path).encode()}
+
+    def _path(self, name: str) -> str:
+        return "/".join(part for part in (self._prefix, name) if part)
+
+    def _api(self) -> Any:
+        """Return hvac's API for the engine's version. One that cannot be told is taken for version 2, as by Dapr."""
+        if self._version is None and time.monotonic() >= self._ask_after:
+            self._adapter.prepare()
+            try:
+                self._version = self._ask_version()
+            except (AccessDenied, MalformedAnswer, SecretNotFound):
+                self._ask_after = time.monotonic() + _ASK_AGAIN
+        return self._kv.v1 if self._version == 1 else self._kv.v2
+
+    def _ask_version(self) -> int:
+        # The one endpoint that tells it to a token which may do no more than read one secret of the engine.
+        mount = self._adapter.mount(self._engine)
+        if mount.get("type", "kv") not in ("kv", "generic", "cubbyhole"):
+            raise MalformedAnswer("the engine is not of type kv")
+        options = mount.get("options")
+        return 2 if isinstance(options, dict) and options.get("version") == "2" else 1
+
+    def _ask(self, subject: str, call: Callable[[], T]) -> T:
+        with self._adapter.connections.within():
+            return about(subject, call)
+
+
+def open_store(settings: Settings, context: StoreContext) -> VaultStore | DynamicStore:
+    """Prepare connections. Raises `ConfigurationError` for settings that cannot work; contacts nobody."""
+    try:
+        _refuse_other_engine(settings)
+        store = _open(settings, context)
+    except (ConfigurationError, StoreUnavailable) as error:
+        raise ConfigurationError(f"{context.component}: {error}") from None
+    if settings.skip_verify:
+        logger.warning(
+            "%s: skipVerify is true: whoever answers for %s is given the token", context.component, settings.address
+        )
+    return store
+
+
+def _open(settings: Settings, context: StoreContext) -> VaultStore | DynamicStore:
+    certificate = certificate_of(settings)
+    authorities = _authorities(settings)
+
+    def tls() -> ssl.SSLContext:
+        fresh = tls_context(authorities, verify=not settings.skip_verify)
+        if certificate is not None:
+            certificate.load(fresh)
+        return fresh
+
+    def follow_certificate() -> None:
+        try:
+            if certificate is not None and certificate.changed():
+                connections.reconnect(tls())
+        except ConfigurationError as error:  # while somebody replaces one file after the other
+            raise StoreUnavailable(str(error)) from None
+
+    login = login_of(settings, follow_certificate)
+    token = "" if login else given_token(settings)
+    connections = Connections(
+        Endpoint(settings.address, context.deadline, tls(), settings.tls_server_name or None, settings.namespace)
+    )
+    unproven, background = PoolAdapter(connections), Background(context.component)
+    credential: Credential
+    if login is not None:
+        credential = Session(context.component, login, unproven, background)
+    elif isinstance(token, str):
+        credential = GivenToken(context.component, token, unproven, background)
+    else:
+        credential = FiledToken(token)
+    adapter = PoolAdapter(connections, credential)
+    text = settings.value_type == "text"
+    if settings.engine_type == "kv":
+        prefix = settings.prefix.strip("/") if settings.use_prefix else ""
+        return VaultStore(adapter, settings.engine.strip("/"), prefix, text=text)
+    store = DynamicStore(context.component, adapter, credential, background, _engine(settings), text=text)
+    if isinstance(credential, Session):
+        credential.on_change(store.token_changed)
+    return store
+
+
+def _engine(settings: Settings) -> Engine:
+    return Engine(
+        settings.engine.strip("/"),
+        settings.dynamic_path,
+        settings.dynamic_roles,
+        json.loads(settings.dynamic_parameters) if settings.dynamic_parameters else None,
+        parse_duration(settings.dynamic_idle),
+    )
+
+
+def _refuse_other_engine(settings: Settings) -> None:
+    other = "vaultKV" if settings.engine_type == "dynamic" else "vaultDynamic"
+    for attribute, spec in specs(Settings).items():
+        if spec.name.startswith(other) and given(settings, attribute):
+            raise ConfigurationError(f"{spec.name} has no meaning with vaultEngineType {settings.engine_type}")
+
+
+def _authorities(settings: Settings) -> list[str] | None:
+    """Return the PEM texts to trust: caPem, else those of caPath, else caCert; None is the system's."""
+    if settings.skip_verify or not (settings.ca_pem or settings.ca_path or settings.ca_cert):
+        return None
+    if settings.ca_pem:
+        return [settings.ca_pem]
+    if settings.ca_path:
+        folder = Path(settings.ca_path)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        if not files:
+            raise ConfigurationError(f"caPath: couldn't read PEM: {folder} holds no file")
+    else:
+        files = [Path(settings.ca_cert)]
+    return [_pem(path) for path in files]
+
+
+def _pem(path: Path) -> str:
+    try:
+        return path.read_text("ascii", errors="ignore")
+    except OSError as error:
+        raise ConfigurationError(f"couldn't read PEM: {path}: {error.strerror}") from None
+
+
+def _timestamp(text: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(str(text)).timestamp()
+    except ValueError:
+        return None

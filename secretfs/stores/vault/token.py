@@ -1,0 +1,302 @@
+"""The life of a token: renewed in the background, replaced by logging in again, given back at the end.
+
+A token may be used by any number of threads while one of them renews or replaces it. Whoever needs a token that is not
+there logs in; the others wait for that, no longer than they may.
+"""
+
+import copy
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from secretfs.errors import AccessDenied, DeadlineExceeded, MalformedAnswer, StoreError, StoreUnavailable
+from secretfs.stores.vault.http import PoolAdapter
+from secretfs.stores.vault.renewal import Background, Clock, Life, retry_at
+
+LOOK_AGAIN = 1.0
+"""Seconds between two looks whether a token is dead or was rightly refused, and between two refused logins."""
+LOOK_AGAIN_IN_VAIN = 30.0
+"""The same, for tokens that may not look themselves up: they seem dead while they are `YOUNG`."""
+YOUNG = 5.0
+SETTLED = 5.0
+"""Seconds after its first use until a given token is looked at: a program that is as short-lived needs no renewal."""
+CLOSING_TIME = 2.0
+"""Seconds that giving everything back may take."""
+
+_MOST_TARGETS = 10_000
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A token and its life."""
+
+    token: str = field(repr=False)
+    life: Life
+
+
+class Session:
+    """The token of a store that logs in: a `Credential`. The first request logs in."""
+
+    gives_back = True
+
+    def __init__(
+        self,
+        component: str,
+        login: Callable[[PoolAdapter], Mapping[str, Any]],
+        adapter: PoolAdapter,
+        background: Background,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._component = component
+        self._login = login
+        self._adapter = adapter
+        self._background = background
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._grant: Grant | None = None
+        self._replaced: list[Grant] = []
+        self._refused: tuple[float, StoreError] | None = None
+        self._looked = -math.inf
+        self._dead = ""
+        self._look_again = LOOK_AGAIN
+        self._targets: set[str] = set()
+        self._closed = threading.Event()
+        self._changed: Callable[[str], None] = lambda _: None
+
+    def on_change(self, changed: Callable[[str], None]) -> None:
+        """Call ``changed`` with each new token, from any thread, as soon as everybody gets it."""
+        self._changed = changed
+
+    def __call__(self) -> str:
+        """Return the token, logging in when there is none that lives. Raises `StoreError`."""
+        grant = self._grant
+        if grant is None or self._clock() >= grant.life.expires:
+            with self._alone():
+                other = self._grant
+                grant = self._log_in() if other is None or other is grant else other
+        return grant.token
+
+    def accepted(self, target: str) -> None:
+        """Remember what tokens of this login may do, so that a refusal of it is worth a look at any time."""
+        if target not in self._targets:
+            if len(self._targets) >= _MOST_TARGETS:
+                self._targets.clear()
+            self._targets.add(target)
+
+    def replaced(self, token: str, target: str) -> bool:
+        """After a refusal: look whether the token is dead, and then log in.
+
+        What was never allowed is probably refused by a policy: that is worth one look a second, whoever asks.
+        """
+        with self._alone():
+            if self._grant is None or self._grant.token != token:
+                return True
+            now = self._clock()
+            if token != self._dead:
+                if target not in self._targets and now < self._looked + self._look_again:
+                    return False
+                lives = now < self._grant.life.expires and self._lives(token)
+                self._looked = now
+                self._targets.discard(target)
+                if lives:
+                    return False
+                self._dead = token
+            if now < self._grant.life.since + YOUNG:
+                self._look_again = LOOK_AGAIN_IN_VAIN
+            self._log_in()
+            return True
+
+    def close(self) -> None:
+        """Give our tokens back, in a bounded time, and as far as the server answers."""
+        self._closed.set()
+        self._background.close()
+        with self._adapter.connections.within(CLOSING_TIME), suppress(StoreError), self._alone():
+            ours = [*self._replaced, *([self._grant] if self._grant else [])]
+            self._grant, self._replaced = None, []
+            for grant in ours:
+                if self._clock() < grant.life.expires:
+                    self._give_back(grant.token)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=self._adapter.connections.remaining()):
+            raise DeadlineExceeded("no login in time")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _log_in(self) -> Grant:
+        """Get another token. The server's "no" is not asked for again at once."""
+        if self._closed.is_set():
+            raise StoreUnavailable("the store is closed")
+        if self._refused is not None and self._clock() < self._refused[0] + LOOK_AGAIN:
+            raise copy.copy(self._refused[1])
+        since = self._clock()
+        try:
+            auth = self._login(self._adapter)
+            grant = Grant(auth["client_token"], Life.lent(since, auth.get("lease_duration"), auth.get("renewable")))
+        except (AccessDenied, MalformedAnswer) as error:
+            self._refused = self._clock(), copy.copy(error)
+            raise
+        self._refused = None
+        if self._closed.is_set():
+            self._give_back(grant.token)
+            raise StoreUnavailable("the store is closed")
+        if self._grant is not None:
+            # Not given back now: others may be using it, and it takes all leases along.
+            self._replaced = [old for old in self._replaced if since < old.life.expires] + [self._grant]
+        self._hold(grant)
+        self._changed(grant.token)
+        log.debug("%s: logged in", self._component)
+        return grant
+
+    def _hold(self, grant: Grant) -> None:
+        self._grant = grant
+        self._background.at(grant.life.due, self, self._prolong)
+
+    def _prolong(self) -> None:
+        """Renew the token, or get another one while this one still lives. Runs in the background."""
+        with self._adapter.connections.within():
+            try:
+                with self._alone():
+                    self._renew()
+            except StoreError as error:
+                log.info("%s: the token is not renewed: %s", self._component, error)
+                again = retry_at(self._clock(), self._grant.life) if self._grant else None
+                if again is not None:  # else it has ended, and the next reader logs in
+                    self._background.at(again, self, self._prolong)
+
+    def _renew(self) -> None:
+        grant = self._grant
+        if grant is None or self._clock() < grant.life.due:
+            return  # somebody else was faster
+        if not grant.life.last:
+            try:
+                self._hold(Grant(grant.token, renewed(self._adapter.bearing(grant.token), grant.life, self._clock)))
+            except AccessDenied:
+                log.debug("%s: the server does not renew the token", self._component)
+            except StoreError:
+                if self._clock() < grant.life.expires - grant.life.ttl / 3:
+                    raise
+            else:
+                return
+        self._log_in()
+
+    def _lives(self, token: str) -> bool:
+        try:
+            self._adapter.bearing(token).get("/v1/auth/token/lookup-self")
+        except AccessDenied:
+            return False
+        self._look_again = LOOK_AGAIN
+        return True
+
+    def _give_back(self, token: str) -> None:
+        with suppress(StoreError):
+            self._adapter.bearing(token).post("/v1/auth/token/revoke-self", json={})
+
+
+class GivenToken:
+    """A token that somebody else has made: a `Credential` that is renewed as long as it can be, and never revoked."""
+
+    gives_back = False
+
+    def __init__(
+        self, component: str, token: str, adapter: PoolAdapter, background: Background, clock: Clock = time.monotonic
+    ) -> None:
+        self._component = component
+        self._token = token
+        self._adapter = adapter.bearing(token)
+        self._background = background
+        self._clock = clock
+        self._begun = False
+
+    def __call__(self) -> str:
+        """Return the token."""
+        if not self._begun:
+            self._begun = True
+            self._background.at(self._clock() + SETTLED, self, self._look)
+        return self._token
+
+    def accepted(self, target: str) -> None:
+        """`Credential.accepted`."""
+
+    def replaced(self, token: str, target: str) -> bool:
+        """Say that there is no other."""
+        return False
+
+    def close(self) -> None:
+        """Leave the token as it is."""
+        self._background.close()
+
+    def _look(self) -> None:
+        since = self._clock()
+        try:
+            data = self._adapter.get("/v1/auth/token/lookup-self").data
+            full = data.get("period") or data.get("creation_ttl")
+            if data.get("expire_time") is None:
+                return  # it lives for ever; a ttl of 0 may also be less than a second
+            life = Life.lent(since, data.get("ttl"), data.get("renewable"), full if isinstance(full, int) else None)
+        except (AccessDenied, MalformedAnswer):
+            log.debug("%s: the token does not say how long it lives", self._component)
+        except StoreError:
+            self._background.at(since + 30.0, self, self._look)
+        else:
+            if life.renewable:
+                self._background.at(life.due, self, lambda: self._renew(life))
+
+    def _renew(self, life: Life) -> None:
+        try:
+            longer = renewed(self._adapter, life, self._clock)
+        except AccessDenied:
+            self._warn(life)
+        except StoreError:
+            again = retry_at(self._clock(), life)
+            if again is not None:
+                self._background.at(again, self, lambda: self._renew(life))
+        else:
+            if longer.last:
+                self._warn(longer)
+            else:
+                self._background.at(longer.due, self, lambda: self._renew(longer))
+
+    def _warn(self, life: Life) -> None:
+        left = max(0, round(life.expires - self._clock()))
+        log.warning("%s: vaultToken ends in %d s and cannot be renewed any more", self._component, left)
+
+
+class FiledToken:
+    """A token in a file, which somebody else renews and replaces: a `Credential`."""
+
+    gives_back = False
+
+    def __init__(self, read: Callable[[], str]) -> None:
+        self._read = read
+
+    def __call__(self) -> str:
+        """Return the token as it is now."""
+        return self._read()
+
+    def accepted(self, target: str) -> None:
+        """`Credential.accepted`."""
+
+    def replaced(self, token: str, target: str) -> bool:
+        """Say whether the file has another token by now."""
+        return self._read() != token
+
+    def close(self) -> None:
+        """Leave the token as it is."""
+
+
+def renewed(adapter: PoolAdapter, life: Life, clock: Clock) -> Life:
+    """Renew the token that ``adapter`` bears. Raises `AccessDenied` when the server does not want to."""
+    since = clock()
+    auth = adapter.post("/v1/auth/token/renew-self", json={}).auth
+    return Life.lent(since, auth.get("lease_duration"), auth.get("renewable"), life.full)
