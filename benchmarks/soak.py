@@ -26,7 +26,7 @@ from benchmarks.probed import tasks
 from benchmarks.soaker import FIRM, PASSING
 from benchmarks.stage import BenchmarkError, Mount, Stage
 from benchmarks.unrest import TTL, Unrest
-from secretfs.calls import CONCURRENCY
+from secretfs.cache.client import CONCURRENCY
 from tests.support.canary import leaked
 from tests.support.servers.faulty import Faulty
 from tests.support.servers.openbao import OpenBao, openbao

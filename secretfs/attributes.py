@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from stat import S_IFDIR, S_IFREG
 from typing import Final, NamedTuple
 
+from secretfs.cache.ttl_cache import Fresh
 from secretfs.control import DIRECTORY_MODE, MODES
 from secretfs.places import Control, ControlsKey
-from secretfs.shelf import Fresh
 from secretfs.store import Secret
 from secretfs.tree import Directory, Version
 

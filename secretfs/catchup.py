@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-from secretfs.cache import BACKGROUND, Change
+from secretfs.cache.store_cache import BACKGROUND, Change
 from secretfs.errors import AccessDenied, SecretFSError
 from secretfs.places import ValueKey
 from secretfs.vfs import SecretVFS

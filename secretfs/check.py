@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import trio
 
 from secretfs.annotations import freshness
-from secretfs.cache import CachedStore, Freshness
+from secretfs.cache.store_cache import CachedStore, Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration
 from secretfs.dapr.references import component_references

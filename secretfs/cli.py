@@ -16,7 +16,7 @@ import trio
 import secretfs
 from secretfs import mounthelper, worker
 from secretfs.attributes import Modes
-from secretfs.cache import Freshness
+from secretfs.cache.store_cache import Freshness
 from secretfs.check import Report, examine
 from secretfs.daemon import log_to_stderr, printable
 from secretfs.doctor_command import doctor_command

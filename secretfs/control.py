@@ -9,9 +9,9 @@ from typing import Any, Final
 import trio
 
 import secretfs
+from secretfs.cache.call_stats import Kind, State, Statistics
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
 from secretfs.places import Control
-from secretfs.tally import Kind, State, Statistics
 from secretfs.view import StoreView
 
 FILES: Final = {b"refresh": Control.REFRESH, b"status.json": Control.STATUS}

@@ -22,7 +22,7 @@ import trio
 
 import secretfs
 from secretfs import obstacles
-from secretfs.cache import Freshness
+from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration
 from secretfs.errors import (

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from secretfs.cache import Freshness
+from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.load import Declaration, load
 from secretfs.durations import parse_duration
 from secretfs.errors import ConfigurationError

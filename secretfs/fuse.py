@@ -28,12 +28,12 @@ from pyfuse3 import (
 )
 
 from secretfs.attributes import Attributes
+from secretfs.cache.ttl_cache import log_defect
 from secretfs.connection import Connection
 from secretfs.errors import ReadOnly, SecretFSError
 from secretfs.names import NAME_MAX
 from secretfs.publish import Call, Publisher
 from secretfs.readonly import ReadOnlyOperations
-from secretfs.shelf import log_defect
 from secretfs.vfs import SecretVFS
 
 BLOCK_SIZE = 4096

@@ -12,7 +12,7 @@ import pyfuse3
 import trio
 
 from secretfs.attributes import Modes
-from secretfs.cache import Freshness
+from secretfs.cache.store_cache import Freshness
 from secretfs.catchup import catch_up
 from secretfs.connection import Connection, connect
 from secretfs.dapr.load import Declaration

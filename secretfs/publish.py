@@ -23,12 +23,12 @@ from pathlib import Path
 import trio
 
 from secretfs.attributes import Attributes
-from secretfs.cache import Change
+from secretfs.cache.store_cache import Change
+from secretfs.cache.ttl_cache import log_defect
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
 from secretfs.hand import Hand
 from secretfs.names import CONTROL, encode, split
 from secretfs.places import DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey
-from secretfs.shelf import log_defect
 from secretfs.tree import Directory, Inode, Version
 from secretfs.vfs import SecretVFS
 

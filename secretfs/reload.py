@@ -18,11 +18,11 @@ from typing import Final
 
 import trio
 
+from secretfs.cache.ttl_cache import log_defect
 from secretfs.dapr.load import Declaration
 from secretfs.errors import SecretFSError
 from secretfs.publish import Publisher
 from secretfs.serving import Stores
-from secretfs.shelf import log_defect
 from secretfs.vfs import SecretVFS
 
 LOOK_EVERY: Final = 1.0

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import trio
 
-from secretfs.cache import CachedStore, Change, Freshness
+from secretfs.cache.store_cache import CachedStore, Change, Freshness
+from secretfs.cache.ttl_cache import log_defect
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration
 from secretfs.dapr.references import component_references
@@ -21,7 +22,6 @@ from secretfs.errors import StoreError
 from secretfs.registry import Failure, OpenedStore, Registry, check_references, close_stores, open_components
 from secretfs.reopening import LOOK_AGAIN, ReopeningStore, UnopenedStore
 from secretfs.scopes import SecretScope
-from secretfs.shelf import log_defect
 from secretfs.view import StoreView
 
 log = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from secretfs import obituary
+from secretfs.cache.call_stats import State
 from secretfs.errors import ConfigurationError, MountError, SecretFSError, StoreError
 from secretfs.mountpoint import ask, require_mounted
 from secretfs.names import CONTROL
-from secretfs.tally import State
 
 EXIT_TROUBLE: Final = 1
 

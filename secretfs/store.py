@@ -6,7 +6,7 @@ says how modules are found; docs/writing-a-store.md shows one from start to end.
 
 Stores are synchronous, because the SDKs are: secretfs calls every method in worker threads, several at once, and never
 in the thread that serves the kernel. A store holds no cache and retries nothing: freshness, single flight, deadlines
-and bounded concurrency are the business of `secretfs.cache`.
+and bounded concurrency are the business of `secretfs.cache.store_cache`.
 """
 
 from collections.abc import Callable, Mapping

@@ -19,7 +19,7 @@ from typing import TypeGuard, TypeVar
 import trio
 
 from secretfs.attributes import DIRECTORY_TIMEOUT, XATTRS, Appearance, Attributes, Modes
-from secretfs.cache import Change
+from secretfs.cache.store_cache import Change
 from secretfs.changes import Changes
 from secretfs.contents import Content, Contents
 from secretfs.control import FILES, MountStatus, refresh, requested, status

@@ -14,15 +14,15 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from secretfs.cache import CachedStore, Change
-from secretfs.calls import CONCURRENCY, REFUSAL_TTL
+from secretfs.cache.call_stats import Statistics
+from secretfs.cache.client import CONCURRENCY, REFUSAL_TTL
+from secretfs.cache.store_cache import CachedStore, Change
+from secretfs.cache.ttl_cache import Fresh
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreError
 from secretfs.names import decode, encode, split
 from secretfs.places import FolderKey, SecretKey, ValueKey
 from secretfs.scopes import SecretScope
-from secretfs.shelf import Fresh
 from secretfs.store import Names, Secret
-from secretfs.tally import Statistics
 
 Entry = FolderKey | SecretKey | ValueKey
 Entries = Mapping[bytes, Entry]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from secretfs.annotations import FRESHNESS, freshness
-from secretfs.cache import Freshness
+from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.component import Component, load_components
 from secretfs.errors import ConfigurationError
 from tests.support.manifests import component

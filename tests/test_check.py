@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from secretfs.cache import Freshness
+from secretfs.cache.store_cache import Freshness
 from secretfs.check import Report, examine
 from secretfs.dapr.load import load
 from tests.conftest import ExpectLog

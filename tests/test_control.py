@@ -10,8 +10,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.attributes import Attributes, Modes
-from secretfs.breaker import FAILURES
-from secretfs.cache import CachedStore, Change, Freshness
+from secretfs.cache.circuit_breaker import FAILURES
+from secretfs.cache.store_cache import CachedStore, Change, Freshness
 from secretfs.control import LARGEST_REQUEST, requested
 from secretfs.errors import (
     AccessDenied,

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from secretfs.attributes import Attributes, Modes
-from secretfs.breaker import LONGEST
-from secretfs.cache import STALE_TTL, CachedStore, Freshness
-from secretfs.calls import SHORTEST_TTL, Calls
+from secretfs.cache.circuit_breaker import LONGEST
+from secretfs.cache.client import SHORTEST_TTL, Calls
+from secretfs.cache.store_cache import STALE_TTL, CachedStore, Freshness
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.attributes import Attributes, Modes
-from secretfs.cache import Change, Freshness
+from secretfs.cache.store_cache import Change, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, ReadOnly, SecretFSError, SecretNotFound, StoreUnavailable
 from secretfs.hand import CALLS, Hand
 from secretfs.names import CONTROL, encode, is_reserved, split

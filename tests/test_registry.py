@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from secretfs.cache import Freshness
+from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.load import Declaration, load
 from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError
 from secretfs.registry import ComponentsFailed, Registry, check_references, open_registry

@@ -14,7 +14,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.attributes import Modes
-from secretfs.cache import Change, Freshness
+from secretfs.cache.store_cache import Change, Freshness
 from secretfs.dapr.load import Declaration, load
 from secretfs.errors import ConfigurationError, NoSuchEntry, Superseded
 from secretfs.publish import Publisher

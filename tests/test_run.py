@@ -16,7 +16,7 @@ import pytest
 
 from secretfs import cli
 from secretfs import run_command as command_line
-from secretfs.cache import Freshness
+from secretfs.cache.store_cache import Freshness
 from secretfs.run import Line
 from secretfs.run_command import run_command
 from secretfs.worker import Request

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from secretfs.cache import Change, Freshness
+from secretfs.cache.store_cache import Change, Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.configuration import Configuration
 from secretfs.dapr.load import Declaration, load

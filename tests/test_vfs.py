@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import secretfs.vfs
 from secretfs.attributes import Attributes, Modes
-from secretfs.cache import CachedStore, Change, Freshness
+from secretfs.cache.store_cache import CachedStore, Change, Freshness
 from secretfs.errors import (
     AccessDenied,
     AmbiguousNames,

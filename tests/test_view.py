@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from secretfs.cache import CachedStore, Change, Freshness
+from secretfs.cache.store_cache import CachedStore, Change, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreUnavailable
 from secretfs.places import FolderKey, SecretKey, ValueKey
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope

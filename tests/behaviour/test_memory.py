@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from secretfs.attributes import Modes
-from secretfs.cache import Freshness
+from secretfs.cache.store_cache import Freshness
 from secretfs.scopes import ALLOW_ALL
 from secretfs.store import Names, Secret
 from secretfs.vfs import SecretVFS

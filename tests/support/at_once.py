@@ -6,8 +6,8 @@ from typing import TypeVar
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from secretfs.cache import CachedStore
-from secretfs.calls import Calls
+from secretfs.cache.client import Calls
+from secretfs.cache.store_cache import CachedStore
 from tests.support.memory_store import WatchingMemoryStore
 
 T = TypeVar("T")

@@ -47,7 +47,7 @@ from secretfs.errors import (
 )
 
 # How the pipelines of the SDKs retry: once, at once, when there was no answer, because a connection that was closed
-# while it was idle is noticed by using it. All else is the business of secretfs.cache; `retry_after` says about
+# while it was idle is noticed by using it. All else is the business of secretfs.cache.store_cache; `retry_after` says about
 # throttling.
 RETRIES: Mapping[str, Any] = {"retry_total": 1, "retry_connect": 1, "retry_read": 1, "retry_status": 0}
 

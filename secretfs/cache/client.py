@@ -15,12 +15,12 @@ from typing import Final, TypeVar
 
 import trio
 
-from secretfs.breaker import Breaker
+from secretfs.cache.call_stats import Kind, State, Tally
+from secretfs.cache.circuit_breaker import Breaker
+from secretfs.cache.failure_log import Troubles
+from secretfs.cache.ttl_cache import Fresh
 from secretfs.errors import AccessDenied, DeadlineExceeded, SecretNotFound, StoreError, StoreUnavailable
-from secretfs.shelf import Fresh
 from secretfs.store import ComparingStore, Known, Names, Secret, SecretStore
-from secretfs.tally import Kind, State, Tally
-from secretfs.troubles import Troubles
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from secretfs import breaker
-from secretfs.cache import BACKGROUND, STALE_TTL, CachedStore, Freshness
+from secretfs.cache import circuit_breaker
+from secretfs.cache.store_cache import BACKGROUND, STALE_TTL, CachedStore, Freshness
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,
@@ -306,15 +306,15 @@ async def test_one_secret_that_always_fails_does_not_shut_out_the_others(
     expect_log: ExpectLog,
 ) -> None:
     expect_log("vault: its database is down")
-    caplog.set_level(logging.INFO, "secretfs.troubles")
+    caplog.set_level(logging.INFO, "secretfs.cache.failure_log")
     store.refused["fetch:db"] = StoreUnavailable("its database is down")
     for number in range(20):
-        for _ in range(2 * breaker.FAILURES):  # a program that polls
+        for _ in range(2 * circuit_breaker.FAILURES):  # a program that polls
             with pytest.raises(StoreUnavailable):
                 await cached.fetch("db")
         await settle()
         store.put(f"cold-{number}", {"k": b"v"})
         assert await fetch_at_once(cached, f"cold-{number}") == b"v"
     assert store.calls["check"] >= 20
-    told = [record.getMessage() for record in caplog.records if record.name == "secretfs.troubles"]
+    told = [record.getMessage() for record in caplog.records if record.name == "secretfs.cache.failure_log"]
     assert told == ["vault: its database is down", "vault: answers again"]

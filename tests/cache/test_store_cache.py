@@ -8,9 +8,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from secretfs.breaker import SHORTEST
-from secretfs.cache import CachedStore, Change, Freshness
-from secretfs.calls import CONCURRENCY, REFUSAL_TTL
+from secretfs.cache.circuit_breaker import SHORTEST
+from secretfs.cache.client import CONCURRENCY, REFUSAL_TTL
+from secretfs.cache.store_cache import CachedStore, Change, Freshness
+from secretfs.cache.ttl_cache import Fresh, Shelf
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,
@@ -19,7 +20,6 @@ from secretfs.errors import (
     StoreError,
     StoreUnavailable,
 )
-from secretfs.shelf import Fresh, Shelf
 from secretfs.store import Names, Secret
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
@@ -252,7 +252,7 @@ async def test_a_trouble_is_logged_once_and_so_is_its_end(
     with caplog.at_level(logging.INFO):
         await cached._calls.try_again()  # as `keep_fresh` does
         await cached.fetch("db")
-    told = [record.getMessage() for record in caplog.records if record.name == "secretfs.troubles"]
+    told = [record.getMessage() for record in caplog.records if record.name == "secretfs.cache.failure_log"]
     assert told == ["vault: down", "vault: answers again"]
 
 

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
+from secretfs.cache.failure_log import REMEMBERED, Troubles
 from secretfs.errors import AccessDenied, StoreUnavailable
-from secretfs.troubles import REMEMBERED, Troubles
 from tests.conftest import ExpectLog
 
 DB, OTHER, CHECK = ("fetch", "db"), ("fetch", "other"), ("check", "")
@@ -19,7 +19,7 @@ def troubles() -> Troubles:
 @pytest.fixture
 def told(caplog: pytest.LogCaptureFixture, expect_log: ExpectLog) -> pytest.LogCaptureFixture:
     expect_log("vault: ")
-    caplog.set_level(logging.INFO, "secretfs.troubles")
+    caplog.set_level(logging.INFO, "secretfs.cache.failure_log")
     return caplog
 
 

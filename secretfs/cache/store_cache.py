@@ -22,11 +22,11 @@ from typing import Any, ClassVar, Final, TypeVar, cast
 
 import trio
 
-from secretfs.calls import Calls, patience
+from secretfs.cache.call_stats import Statistics
+from secretfs.cache.client import Calls, patience
+from secretfs.cache.ttl_cache import Fresh, Shelf
 from secretfs.errors import StoreError
-from secretfs.shelf import Fresh, Shelf
 from secretfs.store import ComparingStore, Known, Names, Secret, SecretStore, WatchingStore
-from secretfs.tally import Statistics
 
 T = TypeVar("T")
 

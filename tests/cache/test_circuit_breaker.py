@@ -2,7 +2,7 @@
 
 import pytest
 
-from secretfs.breaker import FAILURES, LONGEST, SHORTEST, Breaker
+from secretfs.cache.circuit_breaker import FAILURES, LONGEST, SHORTEST, Breaker
 from secretfs.errors import StoreUnavailable
 
 DOWN = StoreUnavailable("down")
