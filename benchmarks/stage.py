@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from secretfs.mountpoint import mounts, unmount
+from secretfs.linux.mountpoint import mounts, unmount
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TMPFS = Path("/dev/shm")

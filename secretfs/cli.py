@@ -18,13 +18,13 @@ from secretfs import mounthelper, worker
 from secretfs.attributes import Modes
 from secretfs.cache.store_cache import Freshness
 from secretfs.check import Report, examine
-from secretfs.daemon import log_to_stderr, printable
 from secretfs.doctor_command import doctor_command
 from secretfs.errors import ConfigurationError
 from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources, take_freshness
+from secretfs.linux.daemonize import log_to_stderr, printable
+from secretfs.linux.mountpoint import resolve
+from secretfs.linux.process import require_owner
 from secretfs.mount import MountOptions
-from secretfs.mountpoint import resolve
-from secretfs.process import require_owner
 from secretfs.reporting import progress, report, reporting, warn
 from secretfs.run_command import run_command
 from secretfs.servers import force_unmount, unmount_and_wait

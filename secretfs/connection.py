@@ -18,8 +18,8 @@ from typing import Final
 
 from secretfs.errors import MountError
 from secretfs.journal import Journal
-from secretfs.mountpoint import FSTYPE
-from secretfs.obstacles import DEVICE, explain, require_device, require_fusermount
+from secretfs.linux.mountpoint import FSTYPE
+from secretfs.linux.preflight import DEVICE, explain, require_device, require_fusermount
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8  # sys/mount.h
 _LARGEST: Final = 64 << 10  # bytes; no message before FUSE_INIT is answered is longer

@@ -21,7 +21,6 @@ from typing import Final
 import trio
 
 import secretfs
-from secretfs import obstacles
 from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration
@@ -37,8 +36,9 @@ from secretfs.errors import (
     StoreError,
     StoreUnavailable,
 )
-from secretfs.mountpoint import is_dead, is_mounted, mount_ids, require_place, resolve, surrounding
-from secretfs.process import forbid_dumps, lock_memory
+from secretfs.linux import preflight
+from secretfs.linux.mountpoint import is_dead, is_mounted, mount_ids, require_place, resolve, surrounding
+from secretfs.linux.process import forbid_dumps, lock_memory
 from secretfs.registry import OpenedStore, defect, open_registry
 from secretfs.store import ClockedStore
 
@@ -119,10 +119,10 @@ def to_json(findings: Sequence[Finding]) -> str:
 def examine_machine(mountpoint: Path | None, *, allow_other: bool) -> Iterator[Finding]:
     """Look at the kernel, at what this user may do in it, and at the place of the mount, if one is named."""
     yield _kernel(platform.release())
-    yield _passes("device", obstacles.require_device, _device)
-    yield _passes("permission", obstacles.require_privilege, _permission)
-    if allow_other and not obstacles.may_mount():
-        yield _passes("allow_other", obstacles.require_allow_other, lambda: "users may let others into their mounts")
+    yield _passes("device", preflight.require_device, _device)
+    yield _passes("permission", preflight.require_privilege, _permission)
+    if allow_other and not preflight.may_mount():
+        yield _passes("allow_other", preflight.require_allow_other, lambda: "users may let others into their mounts")
     yield _namespace()
     yield _unless(forbid_dumps(), "core dumps", "none is made of a process that holds secrets, and none may trace it")
     yield _unless(lock_memory(), "memory", "no secret is swapped out")
@@ -140,12 +140,12 @@ def _passes(check: str, require: Callable[[], object], tell: Callable[[], str]) 
 
 
 def _device() -> str:
-    return f"{obstacles.DEVICE} opens; its mode is {stat.S_IMODE(obstacles.DEVICE.stat().st_mode):04o}"
+    return f"{preflight.DEVICE} opens; its mode is {stat.S_IMODE(preflight.DEVICE.stat().st_mode):04o}"
 
 
 def _permission() -> str:
     user = os.geteuid()
-    if not obstacles.may_mount():
+    if not preflight.may_mount():
         return f"fusermount3 mounts for user {user}"
     return "root may mount" if user == 0 else f"user {user} may mount, in this user namespace"
 

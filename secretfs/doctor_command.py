@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 import click
 import trio
 
-from secretfs.daemon import printable
 from secretfs.doctor import (
     Finding,
     Level,
@@ -21,6 +20,7 @@ from secretfs.doctor import (
 )
 from secretfs.errors import ConfigurationError
 from secretfs.flags import PATH, load_declaration, named_paths, take_freshness
+from secretfs.linux.daemonize import printable
 from secretfs.mount import MountOptions
 from secretfs.reporting import progress
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from secretfs.connection import Connection, has_ended
-from secretfs.daemon import printable
 from secretfs.errors import JournalUnreadable, MountError
 from secretfs.journal import Journal
-from secretfs.mountpoint import is_dead, is_mounted, secretfs_at
-from secretfs.notify import ServiceManager, kept_descriptors, service_manager
+from secretfs.linux.daemonize import printable
+from secretfs.linux.mountpoint import is_dead, is_mounted, secretfs_at
+from secretfs.linux.sd_notify import ServiceManager, kept_descriptors, service_manager
 from secretfs.supervisor import CHANNEL
 
 CONNECTION: Final = "connection"

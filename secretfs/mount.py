@@ -18,10 +18,10 @@ from secretfs.connection import Connection, connect
 from secretfs.dapr.load import Declaration
 from secretfs.errors import MountError, Notice
 from secretfs.fuse import SecretOperations
-from secretfs.hand import Hand, Hands
 from secretfs.journal import Journal
 from secretfs.keeper import Keeper
-from secretfs.mountpoint import clear, secretfs_at, unmount
+from secretfs.linux.mountpoint import clear, secretfs_at, unmount
+from secretfs.linux.syscall_helper import Hand, Hands
 from secretfs.publish import Publisher
 from secretfs.registry import Registry
 from secretfs.reload import Origin, Reloader

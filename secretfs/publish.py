@@ -26,7 +26,7 @@ from secretfs.attributes import Attributes
 from secretfs.cache.store_cache import Change
 from secretfs.cache.ttl_cache import log_defect
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
-from secretfs.hand import Hand
+from secretfs.linux.syscall_helper import Hand
 from secretfs.names import CONTROL, encode, split
 from secretfs.places import DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey
 from secretfs.tree import Directory, Inode, Version

@@ -25,7 +25,7 @@ from typing import Final, Literal, NoReturn
 import trio
 
 from secretfs.errors import CommandError
-from secretfs.process import forbid_dumps
+from secretfs.linux.process import forbid_dumps
 
 SETTLE: Final = 0.5
 """Seconds from a change until the command is told. What changes together is noticed one after the other."""

@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 import click
 
 from secretfs.attributes import Modes
-from secretfs.daemon import log_to, log_to_stderr, open_log
 from secretfs.errors import ConfigurationError
 from secretfs.flags import ON_CHANGE, PATH, audience, freshness_for_a_command, sources, take_freshness
 from secretfs.keeper import Keeper
+from secretfs.linux.daemonize import log_to, log_to_stderr, open_log
+from secretfs.linux.mountpoint import require_directory, resolve
+from secretfs.linux.namespace import empty_directory, enter
+from secretfs.linux.preflight import require_device
 from secretfs.mount import MountOptions, Observer
-from secretfs.mountpoint import require_directory, resolve
-from secretfs.namespace import empty_directory, enter
-from secretfs.obstacles import require_device
 from secretfs.reporting import reporting
 from secretfs.run import Line, OnChange, end_as, run
 from secretfs.worker import Request, work

@@ -1,7 +1,7 @@
 """The processes that serve a mount: how they are known, and how a mount is taken away from them when they hang.
 
 They are known by the name of the process, which is all that others of the same user see of a process that holds secrets
-(`secretfs.process`), and which is inherited by those that it forks: a supervisor signs for its workers, too.
+(`secretfs.linux.process`), and which is inherited by those that it forks: a supervisor signs for its workers, too.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from typing import Final
 
 from secretfs import obituary
 from secretfs.errors import MountError
-from secretfs.mountpoint import MountedAt, abort, is_dead, is_mounted, require_mounted, unmount
-from secretfs.process import set_name
+from secretfs.linux.mountpoint import MountedAt, abort, is_dead, is_mounted, require_mounted, unmount
+from secretfs.linux.process import set_name
 
 _PATIENCE: Final = 2.0  # seconds that they have to end by themselves, and that the kernel has to end them
 

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from secretfs import obituary
-from secretfs.daemon import leave_terminal, log_to, log_to_stderr, open_log, printable
 from secretfs.errors import ConfigurationError, MountError
-from secretfs.mountpoint import secretfs_at, unmount
+from secretfs.linux.daemonize import leave_terminal, log_to, log_to_stderr, open_log, printable
+from secretfs.linux.mountpoint import secretfs_at, unmount
 from secretfs.servers import sign
 
 CHANNEL: Final = "supervisor"

@@ -17,15 +17,15 @@ from pathlib import Path
 import trio
 
 from secretfs import obituary
-from secretfs.daemon import leave_terminal, log_to, open_log, start_in_background
 from secretfs.dapr.load import Declaration
 from secretfs.errors import ConfigurationError, SecretFSError
 from secretfs.flags import declare
-from secretfs.hand import Hands
 from secretfs.keeper import Keeper
+from secretfs.linux.daemonize import leave_terminal, log_to, open_log, start_in_background
+from secretfs.linux.mountpoint import prepare
+from secretfs.linux.process import protect_memory
+from secretfs.linux.syscall_helper import Hands
 from secretfs.mount import MountOptions, Observer, serve
-from secretfs.mountpoint import prepare
-from secretfs.process import protect_memory
 from secretfs.registry import open_registry
 from secretfs.reload import Origin
 

@@ -36,7 +36,7 @@ from secretfs.errors import (
     StoreUnavailable,
     Superseded,
 )
-from secretfs.hand import Hand
+from secretfs.linux.syscall_helper import Hand
 from secretfs.publish import Publisher
 from secretfs.scopes import Access, SecretScope
 from secretfs.store import Names, Secret

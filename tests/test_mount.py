@@ -11,7 +11,7 @@ import trio
 from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.load import load
 from secretfs.errors import NoSuchEntry
-from secretfs.mountpoint import mounts
+from secretfs.linux.mountpoint import mounts
 from secretfs.registry import open_registry
 from secretfs.serving import Stores
 from tests.support.canary import secret

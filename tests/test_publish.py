@@ -23,7 +23,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from secretfs.attributes import Attributes, Modes
 from secretfs.cache.store_cache import Change, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, ReadOnly, SecretFSError, SecretNotFound, StoreUnavailable
-from secretfs.hand import CALLS, Hand
+from secretfs.linux.syscall_helper import CALLS, Hand
 from secretfs.names import CONTROL, encode, is_reserved, split
 from secretfs.places import FolderKey, ValueKey
 from secretfs.publish import BACKLOG, Call, Grant, Publisher

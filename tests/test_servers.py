@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from secretfs.errors import MountError
-from secretfs.mountpoint import abort, is_dead, is_mounted, require_mounted
+from secretfs.linux.mountpoint import abort, is_dead, is_mounted, require_mounted
 from secretfs.servers import force_unmount, serving
 from tests.support.command import Done, background, environment, in_namespace, secretfs
 from tests.support.manifests import component
@@ -92,7 +92,7 @@ def test_they_are_found_by_the_mount_they_serve(components: Path, point: Path, t
 FORKING = """
 import os, signal, sys
 from pathlib import Path
-from secretfs.mountpoint import MountedAt
+from secretfs.linux.mountpoint import MountedAt
 from secretfs.servers import _name, set_name
 set_name(_name(MountedAt("/x", "fuse.secretfs", int(sys.argv[1]), 0, False)))
 ignored = signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -159,7 +159,7 @@ def test_where_fusectl_is_mounted_a_user_aborts_his_own() -> None:
         pkill --signal STOP secretfs:
         as_nobody /mnt/python/bin/python -c '
 from pathlib import Path
-from secretfs.mountpoint import abort, is_dead
+from secretfs.linux.mountpoint import abort, is_dead
 abort(Path("/mnt/nobody/m"))
 print(is_dead(Path("/mnt/nobody/m")))'
         as_nobody secretfs unmount --force m

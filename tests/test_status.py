@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from secretfs import mountpoint
 from secretfs.errors import ConfigurationError, MountError
+from secretfs.linux import mountpoint
 from secretfs.status import Shown, read_status, refresh, show
 from tests.support.canary import secret
 from tests.support.command import in_namespace, secretfs

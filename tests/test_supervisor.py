@@ -20,7 +20,7 @@ from tests.support.shell import wait_until
 PRELUDE = """
 import os, signal, socket, sys, time
 sys.path.insert(0, {root!r})
-from secretfs.notify import kept_descriptors, service_manager
+from secretfs.linux.sd_notify import kept_descriptors, service_manager
 kept = kept_descriptors()
 manager = service_manager(channel=kept.pop("supervisor"))
 life = open({lives!r}, "a"); life.write("x"); life.close()

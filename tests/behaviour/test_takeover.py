@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from secretfs import obituary
-from secretfs.mountpoint import require_mounted
+from secretfs.linux.mountpoint import require_mounted
 from secretfs.servers import serving
 from tests.support.canary import secret
 from tests.support.command import SECRETFS, end_daemons, environment, in_namespace, secretfs

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from secretfs.errors import ConfigurationError
-from secretfs.notify import ServiceManager, kept_descriptors, service_manager
+from secretfs.linux.sd_notify import ServiceManager, kept_descriptors, service_manager
 from tests.support.command import environment
 
 
@@ -112,7 +112,7 @@ os.closerange(100, 200)
 os.environ |= {{"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "{count}"}}
 if (names := {names!r}) is not None:
     os.environ["LISTEN_FDNAMES"] = names
-from secretfs.notify import kept_descriptors
+from secretfs.linux.sd_notify import kept_descriptors
 kept = kept_descriptors()
 inherited = [number for number in kept.values() if not fcntl.fcntl(number, fcntl.F_GETFD) & fcntl.FD_CLOEXEC]
 listed = sorted(int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2)[:-1]  # one is of listdir

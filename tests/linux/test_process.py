@@ -14,7 +14,7 @@ from tests.support.manifests import component
 PROTECTED = """
 import ctypes, logging, resource, sys, threading
 logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
-from secretfs.process import protect_memory
+from secretfs.linux.process import protect_memory
 protect_memory()
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 print("core", resource.getrlimit(resource.RLIMIT_CORE))

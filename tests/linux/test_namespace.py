@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from secretfs import namespace
 from secretfs.errors import MountError
-from secretfs.namespace import empty_directory, remedy
+from secretfs.linux import namespace
+from secretfs.linux.namespace import empty_directory, remedy
 from tests.support.command import Done, in_namespace
 
 ENTER = """
 import os, sys
 from secretfs.errors import MountError
-from secretfs.namespace import enter
+from secretfs.linux.namespace import enter
 try:
     print(enter(), os.getuid(), os.getgid(), *open("/proc/self/uid_map").read().split(), flush=True)
 except MountError as error:

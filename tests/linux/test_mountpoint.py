@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from secretfs.errors import MountError
-from secretfs.mountpoint import is_mounted, mounts, prepare, resolve, unmount
-from secretfs.obstacles import explain
+from secretfs.linux.mountpoint import is_mounted, mounts, prepare, resolve, unmount
+from secretfs.linux.preflight import explain
 from tests.support.command import Done, background, end_daemons, in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import daemons, fuse_mounts, mounted, wait_for_end
@@ -80,7 +80,7 @@ class TestMountinfo:
         done = in_namespace("""
             cat > look.py <<-'END'
 from pathlib import Path
-from secretfs.mountpoint import is_mounted
+from secretfs.linux.mountpoint import is_mounted
 print(is_mounted(Path("/mnt/nobody/m")), is_mounted(Path("/mnt/nobody")), is_mounted(Path("/mnt/nobody/m/x")))
 END
             mkdir m

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from secretfs.errors import MountError
-from secretfs.process import CAP_SYS_ADMIN, has_capability, may_gain_privileges
+from secretfs.linux.process import CAP_SYS_ADMIN, has_capability, may_gain_privileges
 
 DEVICE: Final = Path("/dev/fuse")
 FUSE_CONF: Final = Path("/etc/fuse.conf")

@@ -12,9 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from secretfs import fusectl
 from secretfs.errors import MountError
-from secretfs.obstacles import may_mount, require_allow_other, require_device, require_fusermount, require_privilege
+from secretfs.linux import fusectl
+from secretfs.linux.preflight import (
+    may_mount,
+    require_allow_other,
+    require_device,
+    require_fusermount,
+    require_privilege,
+)
 
 FSTYPE = "fuse.secretfs"
 """Type of our mounts in /proc/self/mountinfo."""

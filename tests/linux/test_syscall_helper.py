@@ -12,7 +12,7 @@ from subprocess import PIPE, Popen
 
 import pytest
 
-from secretfs.hand import Hand
+from secretfs.linux.syscall_helper import Hand
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def looked_at(pid: int) -> tuple[set[str], str, str]:
 
 
 def test_it_ends_when_the_daemon_is_killed() -> None:
-    script = "from secretfs.hand import Hand; import time; print(Hand.fork().pid, flush=True); time.sleep(60)"
-    with Popen([sys.executable, "-c", script], stdout=PIPE, cwd=Path(__file__).parents[1]) as daemon:
+    script = "from secretfs.linux.syscall_helper import Hand; import time; print(Hand.fork().pid, flush=True); time.sleep(60)"
+    with Popen([sys.executable, "-c", script], stdout=PIPE, cwd=Path(__file__).parents[2]) as daemon:
         assert daemon.stdout is not None
         process = os.pidfd_open(int(daemon.stdout.readline()))
         daemon.kill()
