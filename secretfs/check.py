@@ -11,11 +11,11 @@ from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration
 from secretfs.dapr.references import component_references
 from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, Notice, StoreError
-from secretfs.places import FolderKey, ValueKey
+from secretfs.fs.keys import FolderKey, ValueKey
+from secretfs.fs.view import StoreView
 from secretfs.registry import Failure, OpenedStore, check_references, defect, open_registry, open_store
 from secretfs.settings import unknown_properties
 from secretfs.stores import load_store_type
-from secretfs.view import StoreView
 
 EXIT_WARNINGS = 1
 

@@ -15,12 +15,12 @@ import trio
 
 import secretfs
 from secretfs import mounthelper, worker
-from secretfs.attributes import Modes
 from secretfs.cache.store_cache import Freshness
 from secretfs.check import Report, examine
 from secretfs.doctor_command import doctor_command
 from secretfs.errors import ConfigurationError
 from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources, take_freshness
+from secretfs.fs.attributes import Modes
 from secretfs.linux.daemonize import log_to_stderr, printable
 from secretfs.linux.mountpoint import resolve
 from secretfs.linux.process import require_owner

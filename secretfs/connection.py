@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from secretfs.errors import MountError
-from secretfs.journal import Journal
+from secretfs.fs.journal import Journal
 from secretfs.linux.mountpoint import FSTYPE
 from secretfs.linux.preflight import DEVICE, explain, require_device, require_fusermount
 

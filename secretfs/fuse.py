@@ -27,14 +27,14 @@ from pyfuse3 import (
     SetattrFields,
 )
 
-from secretfs.attributes import Attributes
 from secretfs.cache.ttl_cache import log_defect
 from secretfs.connection import Connection
 from secretfs.errors import ReadOnly, SecretFSError
-from secretfs.names import NAME_MAX
-from secretfs.publish import Call, Publisher
+from secretfs.fs.attributes import Attributes
+from secretfs.fs.names import NAME_MAX
+from secretfs.fs.publish import Call, Publisher
+from secretfs.fs.vfs import SecretVFS
 from secretfs.readonly import ReadOnlyOperations
-from secretfs.vfs import SecretVFS
 
 BLOCK_SIZE = 4096
 

@@ -11,23 +11,23 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from secretfs.attributes import Modes
 from secretfs.cache.store_cache import Freshness
-from secretfs.catchup import catch_up
 from secretfs.connection import Connection, connect
 from secretfs.dapr.load import Declaration
 from secretfs.errors import MountError, Notice
+from secretfs.fs.attributes import Modes
+from secretfs.fs.journal import Journal
+from secretfs.fs.publish import Publisher
+from secretfs.fs.resync import catch_up
+from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse import SecretOperations
-from secretfs.journal import Journal
 from secretfs.keeper import Keeper
 from secretfs.linux.mountpoint import clear, secretfs_at, unmount
 from secretfs.linux.syscall_helper import Hand, Hands
-from secretfs.publish import Publisher
 from secretfs.registry import Registry
 from secretfs.reload import Origin, Reloader
 from secretfs.servers import sign
 from secretfs.serving import Stores
-from secretfs.vfs import SecretVFS
 
 REQUESTS = 10_000
 """Kernel requests served at once. Each costs a task; a wait for one store must never keep another's readers out."""

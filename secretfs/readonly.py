@@ -1,6 +1,6 @@
 """Every FUSE request that would change something, answered with EROFS.
 
-The mount itself cannot be ``ro``: `secretfs.publish` renames through it. pyfuse3's own answer is ENOSYS, which the
+The mount itself cannot be ``ro``: `secretfs.fs.publish` renames through it. pyfuse3's own answer is ENOSYS, which the
 kernel remembers and shows to programs as "not implemented".
 """
 

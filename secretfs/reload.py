@@ -21,9 +21,9 @@ import trio
 from secretfs.cache.ttl_cache import log_defect
 from secretfs.dapr.load import Declaration
 from secretfs.errors import SecretFSError
-from secretfs.publish import Publisher
+from secretfs.fs.publish import Publisher
+from secretfs.fs.vfs import SecretVFS
 from secretfs.serving import Stores
-from secretfs.vfs import SecretVFS
 
 LOOK_EVERY: Final = 1.0
 """Seconds."""

@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 import click
 
-from secretfs.attributes import Modes
 from secretfs.errors import ConfigurationError
 from secretfs.flags import ON_CHANGE, PATH, audience, freshness_for_a_command, sources, take_freshness
+from secretfs.fs.attributes import Modes
 from secretfs.keeper import Keeper
 from secretfs.linux.daemonize import log_to, log_to_stderr, open_log
 from secretfs.linux.mountpoint import require_directory, resolve

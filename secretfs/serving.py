@@ -19,10 +19,10 @@ from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration
 from secretfs.dapr.references import component_references
 from secretfs.errors import StoreError
+from secretfs.fs.view import StoreView
 from secretfs.registry import Failure, OpenedStore, Registry, check_references, close_stores, open_components
 from secretfs.reopening import LOOK_AGAIN, ReopeningStore, UnopenedStore
 from secretfs.scopes import SecretScope
-from secretfs.view import StoreView
 
 log = logging.getLogger(__name__)
 

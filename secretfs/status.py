@@ -12,8 +12,8 @@ from typing import Any, Final
 from secretfs import obituary
 from secretfs.cache.call_stats import State
 from secretfs.errors import ConfigurationError, MountError, SecretFSError, StoreError
+from secretfs.fs.names import CONTROL
 from secretfs.linux.mountpoint import ask, require_mounted
-from secretfs.names import CONTROL
 
 EXIT_TROUBLE: Final = 1
 

@@ -13,15 +13,15 @@ import pyfuse3
 import pytest
 
 import secretfs.errors
-from secretfs.attributes import Attributes
 from secretfs.connection import Connection
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
+from secretfs.fs.attributes import Attributes
+from secretfs.fs.inodes import Version
+from secretfs.fs.keys import ValueKey
+from secretfs.fs.publish import Call, Grant, Publisher
+from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse import SecretOperations
-from secretfs.places import ValueKey
-from secretfs.publish import Call, Grant, Publisher
 from secretfs.readonly import ReadOnlyOperations
-from secretfs.tree import Version
-from secretfs.vfs import SecretVFS
 from tests.conftest import ExpectLog
 from tests.support.canary import leaked
 from tests.support.canary import secret as canary

@@ -13,16 +13,16 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from secretfs.attributes import Modes
 from secretfs.cache.store_cache import Change, Freshness
 from secretfs.dapr.load import Declaration, load
 from secretfs.errors import ConfigurationError, NoSuchEntry, Superseded
-from secretfs.publish import Publisher
+from secretfs.fs.attributes import Modes
+from secretfs.fs.inodes import ROOT_INODE
+from secretfs.fs.publish import Publisher
+from secretfs.fs.vfs import SecretVFS
 from secretfs.registry import open_registry
 from secretfs.reload import LOOK_EVERY, Fingerprint, Origin, Reloader, fingerprint, working_directory
 from secretfs.serving import Stores
-from secretfs.tree import ROOT_INODE
-from secretfs.vfs import SecretVFS
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from secretfs.attributes import Modes
 from secretfs.cache.store_cache import Freshness
+from secretfs.fs.attributes import Modes
+from secretfs.fs.vfs import SecretVFS
+from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL
 from secretfs.store import Names, Secret
-from secretfs.vfs import SecretVFS
-from secretfs.view import StoreView
 from tests.support.at_once import AtOnce
 from tests.support.canary import secret
 from tests.support.manifests import component

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from secretfs.errors import SecretNotFound, StoreError
-from secretfs.names import split
+from secretfs.fs.names import split
 from secretfs.store import Names, Secret
 
 

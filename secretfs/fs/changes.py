@@ -1,18 +1,18 @@
 """What the kernel knows, against what the stores say: what it takes to publish a change.
 
-`secretfs.publish` makes changes visible, and `secretfs.catchup` finds those out that nobody has told of.
+`secretfs.fs.publish` makes changes visible, and `secretfs.fs.resync` finds those out that nobody has told of.
 """
 
 import time
 from collections.abc import Mapping
 
-from secretfs.attributes import DIRECTORY_TIMEOUT, Appearance, Attributes
-from secretfs.contents import Contents
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound
-from secretfs.names import encode, split
-from secretfs.places import DirectoryKey, FolderKey, LeafKey, RootKey, SecretKey, ValueKey
-from secretfs.polls import Polls
-from secretfs.tree import Directory, Inode, Tree, Version, is_of
+from secretfs.fs.attributes import DIRECTORY_TIMEOUT, Appearance, Attributes
+from secretfs.fs.content import Contents
+from secretfs.fs.inodes import Directory, Inode, Tree, Version, is_of
+from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, SecretKey, ValueKey
+from secretfs.fs.names import encode, split
+from secretfs.fs.poll_waiters import Polls
 
 
 class Changes:

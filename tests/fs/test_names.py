@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secretfs.names import NAME_MAX, decode, encode, is_reserved, split
+from secretfs.fs.names import NAME_MAX, decode, encode, is_reserved, split
 
 awkward = st.text(alphabet=st.sampled_from("a./%\0 \n~é💥2EF\udc80"), max_size=12)
 any_name = st.one_of(awkward, st.text(max_size=300))

@@ -12,8 +12,8 @@ import trio
 
 from secretfs.cache.store_cache import BACKGROUND, Change
 from secretfs.errors import AccessDenied, SecretFSError
-from secretfs.places import ValueKey
-from secretfs.vfs import SecretVFS
+from secretfs.fs.keys import ValueKey
+from secretfs.fs.vfs import SecretVFS
 
 AGAIN = 5.0
 """Seconds before what a store could not answer is asked again."""

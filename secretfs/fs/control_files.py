@@ -11,8 +11,8 @@ import trio
 import secretfs
 from secretfs.cache.call_stats import Kind, State, Statistics
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
-from secretfs.places import Control
-from secretfs.view import StoreView
+from secretfs.fs.keys import Control
+from secretfs.fs.view import StoreView
 
 FILES: Final = {b"refresh": Control.REFRESH, b"status.json": Control.STATUS}
 

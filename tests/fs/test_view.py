@@ -8,9 +8,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.store_cache import CachedStore, Change, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreUnavailable
-from secretfs.places import FolderKey, SecretKey, ValueKey
+from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
+from secretfs.fs.view import AHEAD, StoreView, Walk
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
-from secretfs.view import AHEAD, StoreView, Walk
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
 from tests.support.memory_store import MemoryStore, WatchingMemoryStore

@@ -9,10 +9,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from secretfs.attributes import Attributes, Modes
 from secretfs.cache.circuit_breaker import FAILURES
 from secretfs.cache.store_cache import CachedStore, Change, Freshness
-from secretfs.control import LARGEST_REQUEST, requested
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,
@@ -23,10 +21,12 @@ from secretfs.errors import (
     Superseded,
     TooLarge,
 )
+from secretfs.fs.attributes import Attributes, Modes
+from secretfs.fs.control_files import LARGEST_REQUEST, requested
+from secretfs.fs.inodes import ROOT_INODE
+from secretfs.fs.vfs import SecretVFS
+from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
-from secretfs.tree import ROOT_INODE
-from secretfs.vfs import SecretVFS
-from secretfs.view import StoreView
 from tests.conftest import ExpectLog
 from tests.support.canary import leaked
 from tests.support.canary import secret as canary

@@ -19,8 +19,8 @@ from secretfs.cache.client import CONCURRENCY, REFUSAL_TTL
 from secretfs.cache.store_cache import CachedStore, Change
 from secretfs.cache.ttl_cache import Fresh
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreError
-from secretfs.names import decode, encode, split
-from secretfs.places import FolderKey, SecretKey, ValueKey
+from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
+from secretfs.fs.names import decode, encode, split
 from secretfs.scopes import SecretScope
 from secretfs.store import Names, Secret
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secretfs.errors import JournalUnreadable
-from secretfs.journal import Flag, Journal, Record
-from secretfs.places import (
+from secretfs.fs.inodes import Directory, Tree, Version
+from secretfs.fs.journal import Flag, Journal, Record
+from secretfs.fs.keys import (
     Bulk,
     BulkKey,
     Control,
@@ -26,7 +27,6 @@ from secretfs.places import (
     read,
     write,
 )
-from secretfs.tree import Directory, Tree, Version
 
 KEYS: list[DirectoryKey | LeafKey] = [
     RootKey(),

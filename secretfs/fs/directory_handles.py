@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
-from secretfs.places import DirectoryKey, LeafKey
+from secretfs.fs.keys import DirectoryKey, LeafKey
 
 Entries = list[tuple[bytes, DirectoryKey | LeafKey, float]]
 """What is in a directory: segment, place, and until when that holds, on trio's clock."""

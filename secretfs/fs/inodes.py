@@ -15,8 +15,8 @@ import math
 from dataclasses import dataclass, field
 
 from secretfs.errors import JournalUnreadable
-from secretfs.journal import Flag, Journal, Record
-from secretfs.places import (
+from secretfs.fs.journal import Flag, Journal, Record
+from secretfs.fs.keys import (
     ControlKey,
     ControlsKey,
     DirectoryKey,

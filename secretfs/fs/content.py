@@ -10,14 +10,14 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from secretfs.bulk import render_env, render_json, render_secret
 from secretfs.cache.store_cache import Change, one_wait
 from secretfs.cache.ttl_cache import Fresh, Shelf
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, SecretFSError, StoreError
-from secretfs.names import encode
-from secretfs.places import Bulk, BulkKey, FolderKey, SecretBulkKey, ValueKey
+from secretfs.fs.bulk import render_env, render_json, render_secret
+from secretfs.fs.keys import Bulk, BulkKey, FolderKey, SecretBulkKey, ValueKey
+from secretfs.fs.names import encode
+from secretfs.fs.view import StoreView
 from secretfs.store import Secret
-from secretfs.view import StoreView
 
 T = TypeVar("T")
 

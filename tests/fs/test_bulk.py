@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secretfs.bulk import render_env, render_json, shell_name
 from secretfs.errors import AmbiguousNames, NotRepresentable
+from secretfs.fs.bulk import render_env, render_json, shell_name
 from secretfs.store import Secret
 from tests.support.canary import secret as canary
 

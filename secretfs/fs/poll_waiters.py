@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from secretfs.journal import Journal
+from secretfs.fs.journal import Journal
 
 POLLS = 1000
 """Waiters that are remembered for each time that a file is open. A poll that has timed out is remembered too."""

@@ -21,7 +21,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from secretfs.attributes import Attributes, Modes
 from secretfs.cache.circuit_breaker import LONGEST
 from secretfs.cache.client import SHORTEST_TTL, Calls
 from secretfs.cache.store_cache import STALE_TTL, CachedStore, Freshness
@@ -36,13 +35,14 @@ from secretfs.errors import (
     StoreUnavailable,
     Superseded,
 )
+from secretfs.fs.attributes import Attributes, Modes
+from secretfs.fs.inodes import Version
+from secretfs.fs.publish import Publisher
+from secretfs.fs.vfs import SecretVFS
+from secretfs.fs.view import StoreView
 from secretfs.linux.syscall_helper import Hand
-from secretfs.publish import Publisher
 from secretfs.scopes import Access, SecretScope
 from secretfs.store import Names, Secret
-from secretfs.tree import Version
-from secretfs.vfs import SecretVFS
-from secretfs.view import StoreView
 
 FRESHNESS = Freshness(ttl=10.0, max_stale=40.0, deadline=2.0, idle=30.0)
 LATENCY = 0.3

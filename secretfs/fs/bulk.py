@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from secretfs.errors import AmbiguousNames, NotRepresentable
-from secretfs.places import Bulk
+from secretfs.fs.keys import Bulk
 from secretfs.store import Secret
 
 _GO_ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})

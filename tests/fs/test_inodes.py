@@ -14,8 +14,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from secretfs.places import Bulk, BulkKey, FolderKey, RootKey, SecretKey, ValueKey
-from secretfs.tree import ROOT_INODE, Directory, Tree, Version
+from secretfs.fs.inodes import ROOT_INODE, Directory, Tree, Version
+from secretfs.fs.keys import Bulk, BulkKey, FolderKey, RootKey, SecretKey, ValueKey
 from tests.support.canary import leaked, secret
 
 KEY = ValueKey("vault", "db", "password")

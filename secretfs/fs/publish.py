@@ -22,15 +22,15 @@ from pathlib import Path
 
 import trio
 
-from secretfs.attributes import Attributes
 from secretfs.cache.store_cache import Change
 from secretfs.cache.ttl_cache import log_defect
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
+from secretfs.fs.attributes import Attributes
+from secretfs.fs.inodes import Directory, Inode, Version
+from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey
+from secretfs.fs.names import CONTROL, encode, split
+from secretfs.fs.vfs import SecretVFS
 from secretfs.linux.syscall_helper import Hand
-from secretfs.names import CONTROL, encode, split
-from secretfs.places import DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey
-from secretfs.tree import Directory, Inode, Version
-from secretfs.vfs import SecretVFS
 
 BACKLOG = 10_000
 """Changes of one store that may wait to be published. Beyond that they are found out by reading, when ttl is over."""

@@ -7,8 +7,8 @@ be late, and a value may change faster than that.
 
 from typing import Final
 
-from secretfs.places import LeafKey
-from secretfs.tree import Version
+from secretfs.fs.inodes import Version
+from secretfs.fs.keys import LeafKey
 
 PATIENCE: Final = 2.0
 """Seconds within which a caller comes back. As long a superseded version is held in memory at least."""

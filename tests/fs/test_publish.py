@@ -20,17 +20,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from secretfs.attributes import Attributes, Modes
 from secretfs.cache.store_cache import Change, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, ReadOnly, SecretFSError, SecretNotFound, StoreUnavailable
+from secretfs.fs.attributes import Attributes, Modes
+from secretfs.fs.inodes import ROOT_INODE, Directory, Version
+from secretfs.fs.keys import FolderKey, ValueKey
+from secretfs.fs.names import CONTROL, encode, is_reserved, split
+from secretfs.fs.publish import BACKLOG, Call, Grant, Publisher
+from secretfs.fs.vfs import SecretVFS
+from secretfs.fs.view import StoreView
 from secretfs.linux.syscall_helper import CALLS, Hand
-from secretfs.names import CONTROL, encode, is_reserved, split
-from secretfs.places import FolderKey, ValueKey
-from secretfs.publish import BACKLOG, Call, Grant, Publisher
 from secretfs.scopes import ALLOW_ALL, SecretScope
-from secretfs.tree import ROOT_INODE, Directory, Version
-from secretfs.vfs import SecretVFS
-from secretfs.view import StoreView
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
 from tests.support.canary import secret as canary
@@ -847,7 +847,7 @@ class TestSystemCalls:
     async def test_one_that_fails_is_no_trouble(
         self, publisher: Publisher, call: Call, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with caplog.at_level(logging.DEBUG, "secretfs.publish"):
+        with caplog.at_level(logging.DEBUG, "secretfs.fs.publish"):
             await publisher._call(Grant(call, 2, b"name", self.INODE, b"pending"), b"env/gone")
         assert publisher.grant is None
         assert f"not announced: {call.value}: No such file or directory" in caplog.text

@@ -18,11 +18,7 @@ from typing import TypeGuard, TypeVar
 
 import trio
 
-from secretfs.attributes import DIRECTORY_TIMEOUT, XATTRS, Appearance, Attributes, Modes
 from secretfs.cache.store_cache import Change
-from secretfs.changes import Changes
-from secretfs.contents import Content, Contents
-from secretfs.control import FILES, MountStatus, refresh, requested, status
 from secretfs.errors import (
     NoSuchAttribute,
     NoSuchEntry,
@@ -30,10 +26,15 @@ from secretfs.errors import (
     SecretFSError,
     Superseded,
 )
-from secretfs.journal import Journal
-from secretfs.listings import Entries, Listings, directory_of
-from secretfs.names import BULK_ENV, BULK_JSON, CONTROL, encode
-from secretfs.places import (
+from secretfs.fs.attributes import DIRECTORY_TIMEOUT, XATTRS, Appearance, Attributes, Modes
+from secretfs.fs.changes import Changes
+from secretfs.fs.content import Content, Contents
+from secretfs.fs.control_files import FILES, MountStatus, refresh, requested, status
+from secretfs.fs.directory_handles import Entries, Listings, directory_of
+from secretfs.fs.estale import Retries
+from secretfs.fs.inodes import Directory, Tree, Version
+from secretfs.fs.journal import Journal
+from secretfs.fs.keys import (
     Bulk,
     BulkKey,
     Control,
@@ -47,10 +48,9 @@ from secretfs.places import (
     SecretKey,
     ValueKey,
 )
-from secretfs.polls import Polls
-from secretfs.retries import Retries
-from secretfs.tree import Directory, Tree, Version
-from secretfs.view import StoreView
+from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL, encode
+from secretfs.fs.poll_waiters import Polls
+from secretfs.fs.view import StoreView
 
 T = TypeVar("T")
 

@@ -7,10 +7,10 @@ from stat import S_IFDIR, S_IFREG
 from typing import Final, NamedTuple
 
 from secretfs.cache.ttl_cache import Fresh
-from secretfs.control import DIRECTORY_MODE, MODES
-from secretfs.places import Control, ControlsKey
+from secretfs.fs.control_files import DIRECTORY_MODE, MODES
+from secretfs.fs.inodes import Directory, Version
+from secretfs.fs.keys import Control, ControlsKey
 from secretfs.store import Secret
-from secretfs.tree import Directory, Version
 
 DIRECTORY_TIMEOUT: Final = 60.0
 """Seconds for which the kernel may keep the attributes of a directory, which never change."""

@@ -8,8 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-import secretfs.vfs
-from secretfs.attributes import Attributes, Modes
+import secretfs.fs.vfs
 from secretfs.cache.store_cache import CachedStore, Change, Freshness
 from secretfs.errors import (
     AccessDenied,
@@ -21,13 +20,14 @@ from secretfs.errors import (
     StoreUnavailable,
     Superseded,
 )
-from secretfs.places import Bulk, BulkKey, FolderKey, SecretKey, ValueKey
-from secretfs.polls import POLLS
-from secretfs.retries import PATIENCE
+from secretfs.fs.attributes import Attributes, Modes
+from secretfs.fs.estale import PATIENCE
+from secretfs.fs.inodes import ROOT_INODE, Version
+from secretfs.fs.keys import Bulk, BulkKey, FolderKey, SecretKey, ValueKey
+from secretfs.fs.poll_waiters import POLLS
+from secretfs.fs.vfs import SecretVFS
+from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, SecretScope
-from secretfs.tree import ROOT_INODE, Version
-from secretfs.vfs import SecretVFS
-from secretfs.view import StoreView
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
 from tests.support.canary import secret as canary
@@ -43,7 +43,7 @@ NEW = canary("newer and longer").encode()
 @pytest.fixture(autouse=True)
 def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a version be superseded at once: on a clock that stands still a moment would never end."""
-    monkeypatch.setattr(secretfs.vfs, "GRACE", -1.0)
+    monkeypatch.setattr(secretfs.fs.vfs, "GRACE", -1.0)
 
 
 @pytest.fixture
@@ -762,7 +762,7 @@ async def stat_of(vfs: SecretVFS, path: str) -> Attributes:
 async def test_a_version_can_be_opened_for_a_moment_after_it_was_right(
     vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(secretfs.vfs, "GRACE", 0.1)
+    monkeypatch.setattr(secretfs.fs.vfs, "GRACE", 0.1)
     await cat(vfs, "env/TOKEN")
     mock_clock.jump(60)
     await cat(vfs, "env/TOKEN")
@@ -783,7 +783,7 @@ async def test_a_version_can_be_opened_for_a_moment_after_it_was_right(
 async def test_a_version_that_expired_is_not_opened_once_more(
     vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(secretfs.vfs, "GRACE", 0.1)
+    monkeypatch.setattr(secretfs.fs.vfs, "GRACE", 0.1)
     await cat(vfs, "env/TOKEN")
     env.put("TOKEN", {"TOKEN": NEW})
     mock_clock.jump(60)
