@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import trio
 
-from secretfs.annotations import freshness
 from secretfs.cache.store_cache import CachedStore, Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration
@@ -13,7 +12,8 @@ from secretfs.dapr.references import component_references
 from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, Notice, StoreError
 from secretfs.fs.keys import FolderKey, ValueKey
 from secretfs.fs.view import StoreView
-from secretfs.registry import Failure, OpenedStore, check_references, defect, open_registry, open_store
+from secretfs.registry.annotations import freshness
+from secretfs.registry.opening import Failure, OpenedStore, check_references, defect, open_registry, open_store
 from secretfs.settings import unknown_properties
 from secretfs.stores import load_store_type
 

@@ -39,7 +39,7 @@ from secretfs.errors import (
 from secretfs.linux import preflight
 from secretfs.linux.mountpoint import is_dead, is_mounted, mount_ids, require_place, resolve, surrounding
 from secretfs.linux.process import forbid_dumps, lock_memory
-from secretfs.registry import OpenedStore, defect, open_registry
+from secretfs.registry.opening import OpenedStore, defect, open_registry
 from secretfs.store import ClockedStore
 
 RESEND: Final = (6, 9)

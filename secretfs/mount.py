@@ -24,10 +24,10 @@ from secretfs.fuse import SecretOperations
 from secretfs.keeper import Keeper
 from secretfs.linux.mountpoint import clear, secretfs_at, unmount
 from secretfs.linux.syscall_helper import Hand, Hands
-from secretfs.registry import Registry
+from secretfs.registry.opening import Registry
+from secretfs.registry.store_set import Stores
 from secretfs.reload import Origin, Reloader
 from secretfs.servers import sign
-from secretfs.serving import Stores
 
 REQUESTS = 10_000
 """Kernel requests served at once. Each costs a task; a wait for one store must never keep another's readers out."""

@@ -23,7 +23,7 @@ from secretfs.dapr.load import Declaration
 from secretfs.errors import SecretFSError
 from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
-from secretfs.serving import Stores
+from secretfs.registry.store_set import Stores
 
 LOOK_EVERY: Final = 1.0
 """Seconds."""

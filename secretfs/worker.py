@@ -26,7 +26,7 @@ from secretfs.linux.mountpoint import prepare
 from secretfs.linux.process import protect_memory
 from secretfs.linux.syscall_helper import Hands
 from secretfs.mount import MountOptions, Observer, serve
-from secretfs.registry import open_registry
+from secretfs.registry.opening import open_registry
 from secretfs.reload import Origin
 
 log = logging.getLogger(__name__)

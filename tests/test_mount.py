@@ -12,8 +12,8 @@ from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.load import load
 from secretfs.errors import NoSuchEntry
 from secretfs.linux.mountpoint import mounts
-from secretfs.registry import open_registry
-from secretfs.serving import Stores
+from secretfs.registry.opening import open_registry
+from secretfs.registry.store_set import Stores
 from tests.support.canary import secret
 from tests.support.command import background, in_namespace
 from tests.support.manifests import component, configuration, scope

@@ -20,9 +20,9 @@ from secretfs.fs.attributes import Modes
 from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
-from secretfs.registry import open_registry
+from secretfs.registry.opening import open_registry
+from secretfs.registry.store_set import Stores
 from secretfs.reload import LOOK_EVERY, Fingerprint, Origin, Reloader, fingerprint, working_directory
-from secretfs.serving import Stores
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret

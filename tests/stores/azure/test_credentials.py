@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
 
 from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError, StoreUnavailable
-from secretfs.reopening import ReopeningStore
+from secretfs.registry.following import ReopeningStore
 from secretfs.settings import Property, decode
 from secretfs.store import SecretStore, StoreContext
 from secretfs.stores.azure import login as azure_login

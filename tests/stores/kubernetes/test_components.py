@@ -12,7 +12,7 @@ from secretfs.dapr import load as dapr_load
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import load
 from secretfs.errors import ConfigurationError
-from secretfs.registry import open_registry
+from secretfs.registry.opening import open_registry
 from tests.support.canary import secret
 from tests.support.kube_fixtures import Namespace, kube, namespace, outside
 from tests.support.manifests import component, configuration

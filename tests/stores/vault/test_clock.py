@@ -7,7 +7,7 @@ from email.utils import formatdate
 import pytest
 
 from secretfs.errors import AccessDenied
-from secretfs.reopening import ReopeningStore
+from secretfs.registry.following import ReopeningStore
 from secretfs.settings import Property
 from secretfs.store import ClockedStore, SecretStore
 from tests.support.canary import secret

@@ -12,7 +12,7 @@ import trio.testing
 from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.load import Declaration, load
 from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError
-from secretfs.registry import ComponentsFailed, Registry, check_references, open_registry
+from secretfs.registry.opening import ComponentsFailed, Registry, check_references, open_registry
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret

@@ -16,8 +16,8 @@ from secretfs.dapr.load import Declaration, load
 from secretfs.dapr.references import Surroundings
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, StoreUnavailable
 from secretfs.fs.view import StoreView
-from secretfs.registry import OpenedStore, Registry, open_registry
-from secretfs.serving import Replacement, Served, Stores
+from secretfs.registry.opening import OpenedStore, Registry, open_registry
+from secretfs.registry.store_set import Replacement, Served, Stores
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret

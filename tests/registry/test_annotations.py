@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from secretfs.annotations import FRESHNESS, freshness
 from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.component import Component, load_components
 from secretfs.errors import ConfigurationError
+from secretfs.registry.annotations import FRESHNESS, freshness
 from tests.support.manifests import component
 
 DEFAULT = Freshness()

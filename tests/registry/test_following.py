@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from secretfs import reopening
 from secretfs.errors import AccessDenied, StoreError, StoreUnavailable
-from secretfs.reopening import ReopeningStore
+from secretfs.registry import following
+from secretfs.registry.following import ReopeningStore
 from secretfs.settings import Property
 from secretfs.store import Known, Secret, SecretStore
 from tests.conftest import ExpectLog
@@ -70,7 +70,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(reopening, "time", clock)
+    monkeypatch.setattr(following, "time", clock)
     return clock
 
 
@@ -82,7 +82,7 @@ def upstream() -> Upstream:
 @pytest.fixture
 def store(upstream: Upstream, clock: Clock) -> ReopeningStore:
     store = ReopeningStore("vault", upstream.resolve, upstream.reopen)
-    clock.now += reopening.LOOK_AGAIN
+    clock.now += following.LOOK_AGAIN
     return store
 
 
@@ -118,7 +118,7 @@ def test_refusals_look_upstream_once_a_second(store: ReopeningStore, upstream: U
         with pytest.raises(AccessDenied):
             store.fetch("db")
     assert upstream.looks == 2
-    clock.now += reopening.LOOK_AGAIN
+    clock.now += following.LOOK_AGAIN
     with pytest.raises(AccessDenied):
         store.fetch("db")
     assert upstream.looks == 3
@@ -133,7 +133,7 @@ def test_an_upstream_that_fails_leaves_the_refusal_and_says_so(
     with pytest.raises(AccessDenied):
         store.fetch("db")
     upstream.fail_with = None
-    clock.now += reopening.LOOK_AGAIN
+    clock.now += following.LOOK_AGAIN
     assert store.fetch("db").values == {"k": b"v"}
 
 
@@ -141,7 +141,7 @@ def test_a_refusal_does_not_use_up_the_look_of_another(store: ReopeningStore, up
     upstream.opened[0].refused["fetch:secret"] = AccessDenied("the policy says no")
     with pytest.raises(AccessDenied):
         store.fetch("secret")
-    clock.now += reopening.LOOK_AGAIN / 10
+    clock.now += following.LOOK_AGAIN / 10
     upstream.rotate()
     assert store.fetch("db").values == {"k": b"v"}
 
@@ -249,7 +249,7 @@ def test_many_refused_at_once_open_one_new_store(store: ReopeningStore, upstream
 def test_changes_are_told_by_the_new_store_too(upstream: Upstream, clock: Clock) -> None:
     upstream.kind = _Watching
     store = ReopeningStore("vault", upstream.resolve, upstream.reopen)
-    clock.now += reopening.LOOK_AGAIN
+    clock.now += following.LOOK_AGAIN
     heard: list[frozenset[str]] = []
     store.watch(heard.append)
     upstream.rotate()

@@ -20,8 +20,8 @@ from secretfs.dapr.load import Declaration
 from secretfs.dapr.references import component_references
 from secretfs.errors import StoreError
 from secretfs.fs.view import StoreView
-from secretfs.registry import Failure, OpenedStore, Registry, check_references, close_stores, open_components
-from secretfs.reopening import LOOK_AGAIN, ReopeningStore, UnopenedStore
+from secretfs.registry.following import LOOK_AGAIN, ReopeningStore, UnopenedStore
+from secretfs.registry.opening import Failure, OpenedStore, Registry, check_references, close_stores, open_components
 from secretfs.scopes import SecretScope
 
 log = logging.getLogger(__name__)

@@ -13,13 +13,13 @@ from types import MappingProxyType
 
 import trio
 
-from secretfs.annotations import freshness, of_store
 from secretfs.cache.store_cache import Freshness
 from secretfs.cache.ttl_cache import log_defect
 from secretfs.dapr.component import Component
 from secretfs.dapr.references import ReadSecret, Surroundings, component_references, resolve
 from secretfs.errors import ConfigurationError, DeadlineExceeded, Notice, SecretFSError, StoreError
-from secretfs.reopening import ReopeningStore, UnopenedStore
+from secretfs.registry.annotations import freshness, of_store
+from secretfs.registry.following import ReopeningStore, UnopenedStore
 from secretfs.settings import Property, decode
 from secretfs.store import NamespacedStore, SecretStore, StoreContext
 from secretfs.stores import load_store_type
