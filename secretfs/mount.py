@@ -12,7 +12,6 @@ import pyfuse3
 import trio
 
 from secretfs.cache.store_cache import Freshness
-from secretfs.connection import Connection, connect
 from secretfs.dapr.load import Declaration
 from secretfs.errors import MountError, Notice
 from secretfs.fs.attributes import Modes
@@ -20,7 +19,8 @@ from secretfs.fs.journal import Journal
 from secretfs.fs.publish import Publisher
 from secretfs.fs.resync import catch_up
 from secretfs.fs.vfs import SecretVFS
-from secretfs.fuse import SecretOperations
+from secretfs.fuse.connection import Connection, connect
+from secretfs.fuse.operations import SecretOperations
 from secretfs.keeper import Keeper
 from secretfs.linux.mountpoint import clear, secretfs_at, unmount
 from secretfs.linux.syscall_helper import Hand, Hands

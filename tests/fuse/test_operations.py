@@ -13,15 +13,15 @@ import pyfuse3
 import pytest
 
 import secretfs.errors
-from secretfs.connection import Connection
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.inodes import Version
 from secretfs.fs.keys import ValueKey
 from secretfs.fs.publish import Call, Grant, Publisher
 from secretfs.fs.vfs import SecretVFS
-from secretfs.fuse import SecretOperations
-from secretfs.readonly import ReadOnlyOperations
+from secretfs.fuse.connection import Connection
+from secretfs.fuse.operations import SecretOperations
+from secretfs.fuse.readonly import ReadOnlyOperations
 from tests.conftest import ExpectLog
 from tests.support.canary import leaked
 from tests.support.canary import secret as canary

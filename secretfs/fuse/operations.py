@@ -28,13 +28,13 @@ from pyfuse3 import (
 )
 
 from secretfs.cache.ttl_cache import log_defect
-from secretfs.connection import Connection
 from secretfs.errors import ReadOnly, SecretFSError
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.names import NAME_MAX
 from secretfs.fs.publish import Call, Publisher
 from secretfs.fs.vfs import SecretVFS
-from secretfs.readonly import ReadOnlyOperations
+from secretfs.fuse.connection import Connection
+from secretfs.fuse.readonly import ReadOnlyOperations
 
 BLOCK_SIZE = 4096
 
