@@ -84,7 +84,7 @@ class Soak:
         """Do it all for so long."""
         self._unrest.prepare()
         path = self._stage.directory("mnt")
-        command = [sys.executable, "-m", "secretfs.supervisor", "-1", "-", str(path)]
+        command = [sys.executable, "-m", "secretfs.daemon.supervisor", "-1", "-", str(path)]
         command += [sys.executable, "-m", "benchmarks.probed", str(self._census), "mount", "-f"]
         command += ["--resources-path", str(self._unrest.resources), "--config", str(self._unrest.config)]
         with contextlib.ExitStack() as stack:

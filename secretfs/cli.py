@@ -14,9 +14,14 @@ import click
 import trio
 
 import secretfs
-from secretfs import mounthelper, worker
+from secretfs import mounthelper
 from secretfs.cache.store_cache import Freshness
 from secretfs.check import Report, examine
+from secretfs.daemon import worker
+from secretfs.daemon.control_client import read_status, refresh, show
+from secretfs.daemon.processes import force_unmount, unmount_and_wait
+from secretfs.daemon.serve import MountOptions
+from secretfs.daemon.worker import Request
 from secretfs.doctor_command import doctor_command
 from secretfs.errors import ConfigurationError
 from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources, take_freshness
@@ -24,12 +29,8 @@ from secretfs.fs.attributes import Modes
 from secretfs.linux.daemonize import log_to_stderr, printable
 from secretfs.linux.mountpoint import resolve
 from secretfs.linux.process import require_owner
-from secretfs.mount import MountOptions
 from secretfs.reporting import progress, report, reporting, warn
 from secretfs.run_command import run_command
-from secretfs.servers import force_unmount, unmount_and_wait
-from secretfs.status import read_status, refresh, show
-from secretfs.worker import Request
 
 log = logging.getLogger(__name__)
 

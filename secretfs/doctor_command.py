@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import click
 import trio
 
+from secretfs.daemon.serve import MountOptions
 from secretfs.doctor import (
     Finding,
     Level,
@@ -21,7 +22,6 @@ from secretfs.doctor import (
 from secretfs.errors import ConfigurationError
 from secretfs.flags import PATH, load_declaration, named_paths, take_freshness
 from secretfs.linux.daemonize import printable
-from secretfs.mount import MountOptions
 from secretfs.reporting import progress
 
 

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import click
 
 from secretfs.cache.store_cache import Freshness
+from secretfs.daemon.command import OnChange
+from secretfs.daemon.reload import Origin, fingerprint, working_directory
 from secretfs.dapr.load import Declaration, load
 from secretfs.durations import parse_duration
 from secretfs.errors import ConfigurationError
-from secretfs.reload import Origin, fingerprint, working_directory
-from secretfs.run import OnChange
 from secretfs.settings import nearest
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -55,7 +55,7 @@ def workers(system: System) -> list[str]:
     return [
         pid
         for pid, command in commands.items()
-        if command.strip() and not command.startswith("secretfs-hand") and "secretfs.supervisor" not in command
+        if command.strip() and not command.startswith("secretfs-hand") and "secretfs.daemon.supervisor" not in command
     ]
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from secretfs import obituary
+from secretfs.daemon import last_failure
+from secretfs.daemon.processes import serving
 from secretfs.linux.mountpoint import require_mounted
-from secretfs.servers import serving
 from tests.support.canary import secret
 from tests.support.command import SECRETFS, end_daemons, environment, in_namespace, secretfs
 from tests.support.manifests import component
@@ -261,7 +261,7 @@ def test_a_worker_that_always_ends_at_once(components: Path) -> None:
         assert done.status == 3
         assert reason in done.err
         assert secretfs("unmount", mount.path).status == 0
-        assert obituary.read(str(mount.path)) == ""
+        assert last_failure.read(str(mount.path)) == ""
 
 
 def test_an_upgrade(components: Path) -> None:
@@ -431,7 +431,7 @@ def test_mounted_at_the_working_directory(components: Path, tmp_path: Path) -> N
     assert done.status == 0, done.err
     try:
         keeper, worker = serving(require_mounted(point))
-        assert Path(f"/proc/{keeper}/cmdline").read_bytes().count(b"secretfs.supervisor") == 1
+        assert Path(f"/proc/{keeper}/cmdline").read_bytes().count(b"secretfs.daemon.supervisor") == 1
         os.kill(keeper, signal.SIGSTOP)
         os.kill(worker, signal.SIGKILL)
         if os.geteuid() == 0:  # nothing of the mount is to be had from the kernel's memory

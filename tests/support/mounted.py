@@ -120,7 +120,7 @@ def processes(mountpoint: Path) -> Iterator[tuple[int, str]]:
             command = (directory / "cmdline").read_bytes().split(b"\0")
             if b"secretfs" in command and os.fsencode(mountpoint) in command:
                 is_hand = (directory / "comm").read_text().strip() == "secretfs-hand"
-                supervises = b"secretfs.supervisor" in command
+                supervises = b"secretfs.daemon.supervisor" in command
                 yield int(directory.name), "hand" if is_hand else "supervisor" if supervises else "worker"
 
 

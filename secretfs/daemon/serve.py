@@ -12,6 +12,9 @@ import pyfuse3
 import trio
 
 from secretfs.cache.store_cache import Freshness
+from secretfs.daemon.handover import Keeper
+from secretfs.daemon.processes import sign
+from secretfs.daemon.reload import Origin, Reloader
 from secretfs.dapr.load import Declaration
 from secretfs.errors import MountError, Notice
 from secretfs.fs.attributes import Modes
@@ -21,13 +24,10 @@ from secretfs.fs.resync import catch_up
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.connection import Connection, connect
 from secretfs.fuse.operations import SecretOperations
-from secretfs.keeper import Keeper
 from secretfs.linux.mountpoint import clear, secretfs_at, unmount
 from secretfs.linux.syscall_helper import Hand, Hands
 from secretfs.registry.opening import Registry
 from secretfs.registry.store_set import Stores
-from secretfs.reload import Origin, Reloader
-from secretfs.servers import sign
 
 REQUESTS = 10_000
 """Kernel requests served at once. Each costs a task; a wait for one store must never keep another's readers out."""

@@ -14,6 +14,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.store_cache import Change, Freshness
+from secretfs.daemon.reload import LOOK_EVERY, Fingerprint, Origin, Reloader, fingerprint, working_directory
 from secretfs.dapr.load import Declaration, load
 from secretfs.errors import ConfigurationError, NoSuchEntry, Superseded
 from secretfs.fs.attributes import Modes
@@ -22,7 +23,6 @@ from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.registry.opening import open_registry
 from secretfs.registry.store_set import Stores
-from secretfs.reload import LOOK_EVERY, Fingerprint, Origin, Reloader, fingerprint, working_directory
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret
@@ -331,7 +331,7 @@ class HeardPublisher(Publisher):
 
 
 class App:
-    """What `secretfs.mount.serve` composes, without the kernel: this plays its part."""
+    """What `secretfs.daemon.serve.serve` composes, without the kernel: this plays its part."""
 
     def __init__(self, reloader: Reloader, stores: Stores, vfs: SecretVFS, publisher: HeardPublisher) -> None:
         self.reload = reloader.reload

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from secretfs.daemon.processes import force_unmount, serving
 from secretfs.errors import MountError
 from secretfs.linux.mountpoint import abort, is_dead, is_mounted, require_mounted
-from secretfs.servers import force_unmount, serving
 from tests.support.command import Done, background, environment, in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import mounted, supervisor
@@ -93,7 +93,7 @@ FORKING = """
 import os, signal, sys
 from pathlib import Path
 from secretfs.linux.mountpoint import MountedAt
-from secretfs.servers import _name, set_name
+from secretfs.daemon.processes import _name, set_name
 set_name(_name(MountedAt("/x", "fuse.secretfs", int(sys.argv[1]), 0, False)))
 ignored = signal.signal(signal.SIGTERM, signal.SIG_IGN)
 children = []

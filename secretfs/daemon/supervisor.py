@@ -5,7 +5,7 @@ keeps the descriptors that the worker hands it, and passes them to the next one.
 thread. Nor is anything imported late, when the machine may lack something or the package is just being replaced. While
 the worker is away the kernel lets those who read wait.
 
-It is a program of its own, ``python -m secretfs.supervisor READY LOG MOUNTPOINT WORKER...``. READY is a descriptor that
+It is a program of its own, ``python -m secretfs.daemon.supervisor READY LOG MOUNTPOINT WORKER...``. READY is a descriptor that
 gets a byte when the mount answers, or -1 for a supervisor that stays in the foreground; LOG is a file, "-" for standard
 error, or nothing for syslog.
 """
@@ -26,11 +26,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-from secretfs import obituary
+from secretfs.daemon import last_failure
+from secretfs.daemon.processes import sign
 from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux.daemonize import leave_terminal, log_to, log_to_stderr, open_log, printable
 from secretfs.linux.mountpoint import secretfs_at, unmount
-from secretfs.servers import sign
 
 CHANNEL: Final = "supervisor"
 """Name of the descriptor by which a worker talks to us. An address, as systemd has one, anybody could flood."""
@@ -232,7 +232,7 @@ class Supervisor:
             log.warning("process %d ended (%s): another takes over", worker.pid, reason)
             return None
         log.critical("%d processes in a row ended at once, the last with: %s; giving up", self._failures, reason)
-        obituary.write(self._mountpoint, reason)
+        last_failure.write(self._mountpoint, reason)
         return code if code >= 0 else 128 - code
 
     # --- what it hears ---

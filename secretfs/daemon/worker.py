@@ -16,18 +16,18 @@ from pathlib import Path
 
 import trio
 
-from secretfs import obituary
+from secretfs.daemon import last_failure
+from secretfs.daemon.handover import Keeper
+from secretfs.daemon.reload import Origin
+from secretfs.daemon.serve import MountOptions, Observer, serve
 from secretfs.dapr.load import Declaration
 from secretfs.errors import ConfigurationError, SecretFSError
 from secretfs.flags import declare
-from secretfs.keeper import Keeper
 from secretfs.linux.daemonize import leave_terminal, log_to, open_log, start_in_background
 from secretfs.linux.mountpoint import prepare
 from secretfs.linux.process import protect_memory
 from secretfs.linux.syscall_helper import Hands
-from secretfs.mount import MountOptions, Observer, serve
 from secretfs.registry.opening import open_registry
-from secretfs.reload import Origin
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def _supervise(request: Request, arguments: Sequence[str]) -> int:
     program = [sys.executable, "-P", "-m"]  # -P: not what lies in the working directory
 
     def command(ready: int) -> list[str]:
-        supervisor = ["secretfs.supervisor", str(ready), log_to, str(request.options.mountpoint)]
+        supervisor = ["secretfs.daemon.supervisor", str(ready), log_to, str(request.options.mountpoint)]
         return [*program, *supervisor, *program, "secretfs", *arguments]
 
     if request.foreground:
@@ -151,7 +151,7 @@ async def _serve(
 
 def _become_ready(request: Request, keeper: Keeper) -> None:
     """Leave the terminal, if that was asked for. Until now errors went where whoever mounts sees them."""
-    obituary.remove(str(request.options.mountpoint))
+    last_failure.remove(str(request.options.mountpoint))
     if not keeper.takes_over:
         _log_as_asked(request)
     if not request.foreground:

@@ -8,13 +8,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from secretfs.daemon.supervisor import CHANNEL
 from secretfs.errors import JournalUnreadable, MountError
 from secretfs.fs.journal import Journal
 from secretfs.fuse.connection import Connection, has_ended
 from secretfs.linux.daemonize import printable
 from secretfs.linux.mountpoint import is_dead, is_mounted, secretfs_at
 from secretfs.linux.sd_notify import ServiceManager, kept_descriptors, service_manager
-from secretfs.supervisor import CHANNEL
 
 CONNECTION: Final = "connection"
 JOURNAL: Final = "journal"

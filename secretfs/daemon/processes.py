@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from secretfs import obituary
+from secretfs.daemon import last_failure
 from secretfs.errors import MountError
 from secretfs.linux.mountpoint import MountedAt, abort, is_dead, is_mounted, require_mounted, unmount
 from secretfs.linux.process import set_name
@@ -45,7 +45,7 @@ def unmount_and_wait(path: Path) -> None:
     """Unmount the secretfs at ``path`` and wait until nobody serves it. Raises `MountError` if it is in use."""
     mount = _require_own(path)
     unmount(path)
-    obituary.remove(str(path))
+    last_failure.remove(str(path))
     _end(mount)
 
 
@@ -62,7 +62,7 @@ def force_unmount(path: Path) -> None:
         _signal(pids, signal.SIGTERM)
         nobody_waits = _cut_off(path) or bool(pids) or _seems_dead(path)
         _detach(path)
-        obituary.remove(str(path))
+        last_failure.remove(str(path))
         _end(mount)
         if not nobody_waits:
             raise MountError(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from secretfs import obituary
+from secretfs.daemon import last_failure
 from tests.support.command import ROOT
 from tests.support.shell import wait_until
 
@@ -132,10 +132,10 @@ def test_who_ends_at_once_again_and_again_is_given_up_with_the_reason(tmp_path: 
             assert s.process.wait(20) == 4
             assert s.count == 1 + 6
             assert "6 processes in a row ended at once, the last with: it is Tuesday" in s.log.read_text("utf-8")
-        assert obituary.read(mountpoint) == "it is Tuesday"
+        assert last_failure.read(mountpoint) == "it is Tuesday"
     finally:
-        obituary.remove(mountpoint)
-    assert obituary.read(mountpoint) == ""
+        last_failure.remove(mountpoint)
+    assert last_failure.read(mountpoint) == ""
 
 
 def test_a_signal_that_comes_before_the_program_does_is_not_lost(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ import pytest
 from secretfs import cli
 from secretfs import run_command as command_line
 from secretfs.cache.store_cache import Freshness
-from secretfs.run import Line
+from secretfs.daemon.command import Line
+from secretfs.daemon.worker import Request
 from secretfs.run_command import run_command
-from secretfs.worker import Request
 from tests.support import fake_type
 from tests.support.canary import secret
 from tests.support.command import SECRETFS, environment, in_namespace, secretfs
@@ -32,11 +32,11 @@ STAY = "while :; do sleep 0.02; done"
 HARNESS = """
 import os, select, sys
 from pathlib import Path
-from secretfs import run
+from secretfs.daemon import command as daemon_command
 from secretfs.errors import CommandError
 
 on_change, changes, *command = sys.argv[1:]
-run.SETTLE, run.GRACE = 0.1, float(os.environ.get("GRACE", "0.3"))
+daemon_command.SETTLE, daemon_command.GRACE = 0.1, float(os.environ.get("GRACE", "0.3"))
 
 def work(line):
     told = os.open(changes, os.O_RDWR)
@@ -47,10 +47,10 @@ def work(line):
     return 0
 
 try:
-    status = run.run(work, command, Path("/nowhere"), on_change if on_change.isalpha() else int(on_change))
+    status = daemon_command.run(work, command, Path("/nowhere"), on_change if on_change.isalpha() else int(on_change))
 except CommandError as error:
     sys.exit(error.exit_code)
-run.end_as(status)
+daemon_command.end_as(status)
 """
 """Runs a command with a daemon that serves nothing, and says that secrets change when it reads a byte from a pipe."""
 
@@ -128,7 +128,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 def test_every_exit_code(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "changes")
     script = HARNESS.partition("try:")[0] + (
-        "for code in range(256):\n    assert run.run(work, ['sh', '-c', f'exit {code}'], Path('/'), 'ignore') == code\n"
+        "for code in range(256):\n    assert command.run(work, ['sh', '-c', f'exit {code}'], Path('/'), 'ignore') == code\n"
     )
     command = [sys.executable, "-c", script, "ignore", str(tmp_path / "changes")]
     assert subprocess.run(command, env=environment(), check=False).returncode == 0

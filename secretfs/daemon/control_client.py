@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from secretfs import obituary
 from secretfs.cache.call_stats import State
+from secretfs.daemon import last_failure
 from secretfs.errors import ConfigurationError, MountError, SecretFSError, StoreError
 from secretfs.fs.names import CONTROL
 from secretfs.linux.mountpoint import ask, require_mounted
@@ -164,7 +164,7 @@ def _below(mountpoint: Path, given: str, path: str) -> str:
 
 
 def _end(mountpoint: Path) -> str:
-    reason = obituary.read(str(mountpoint))
+    reason = last_failure.read(str(mountpoint))
     return f"ended at once again and again ({reason})" if reason else "was killed"
 
 

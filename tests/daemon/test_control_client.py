@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from secretfs.daemon.control_client import Shown, read_status, refresh, show
 from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux import mountpoint
-from secretfs.status import Shown, read_status, refresh, show
 from tests.support.canary import secret
 from tests.support.command import in_namespace, secretfs
 from tests.support.manifests import component
