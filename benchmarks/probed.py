@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from secretfs.cli import main
+from secretfs.cli.main import main
 
 
 class _Census(trio.abc.Instrument):

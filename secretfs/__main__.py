@@ -1,6 +1,6 @@
 """``python -m secretfs``."""
 
-from secretfs.cli import main
+from secretfs.cli.main import main
 
 if __name__ == "__main__":
     main()

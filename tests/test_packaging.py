@@ -16,7 +16,7 @@ import pytest
 
 import secretfs
 from secretfs import errors
-from secretfs.cli import main, mount_secretfs
+from secretfs.cli.main import main, mount_secretfs
 from tests.support.canary import secret
 from tests.support.command import ROOT, SECRETFS, background, environment, run
 from tests.support.manifests import component
@@ -48,14 +48,14 @@ class TestImports:
         assert run([sys.executable, "-c", code], env=environment()).out == "True\n"
 
     def test_the_command_line_imports_no_sdk(self) -> None:
-        assert imported_by("import secretfs.cli", *SDKS) == []
+        assert imported_by("import secretfs.cli.main", *SDKS) == []
 
     def test_opening_local_stores_imports_no_sdk(self, tmp_path: Path) -> None:
         (tmp_path / "s.json").write_text("{}", encoding="utf-8")
         component(tmp_path / "c", "env", "local.env")
         component(tmp_path / "c", "file", "local.file", {"secretsFile": tmp_path / "s.json"})
         code = (
-            "import sys; from secretfs.cli import main\n"
+            "import sys; from secretfs.cli.main import main\n"
             f"sys.argv = ['secretfs', 'check', '--connect', '--resources-path', {str(tmp_path / 'c')!r}]\n"
             "try: main()\nexcept SystemExit as end: assert not end.code\n"
         )
@@ -159,8 +159,8 @@ class TestDistributions:
         (name,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
         assert wheel.read(name).decode().split() == [
             "[console_scripts]",
-            *("mount.secretfs", "=", "secretfs.cli:mount_secretfs"),
-            *("secretfs", "=", "secretfs.cli:main"),
+            *("mount.secretfs", "=", "secretfs.cli.main:mount_secretfs"),
+            *("secretfs", "=", "secretfs.cli.main:main"),
         ]
         assert callable(main)
         assert callable(mount_secretfs)

@@ -5,7 +5,7 @@ import re
 import click
 import pytest
 
-from secretfs.cli import cli
+from secretfs.cli.main import cli
 from tests.support.command import ROOT
 
 PAGE = ROOT / "docs/troubleshooting.md"

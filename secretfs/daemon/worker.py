@@ -16,13 +16,13 @@ from pathlib import Path
 
 import trio
 
+from secretfs.cli.options import declare
 from secretfs.daemon import last_failure
 from secretfs.daemon.handover import Keeper
 from secretfs.daemon.reload import Origin
 from secretfs.daemon.serve import MountOptions, Observer, serve
 from secretfs.dapr.load import Declaration
 from secretfs.errors import ConfigurationError, SecretFSError
-from secretfs.flags import declare
 from secretfs.linux.daemonize import leave_terminal, log_to, open_log, start_in_background
 from secretfs.linux.mountpoint import prepare
 from secretfs.linux.process import protect_memory

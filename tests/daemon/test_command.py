@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from secretfs import cli
-from secretfs import run_command as command_line
 from secretfs.cache.store_cache import Freshness
+from secretfs.cli import main as cli_main
+from secretfs.cli import run as command_line
+from secretfs.cli.run import run_command
 from secretfs.daemon.command import Line
 from secretfs.daemon.worker import Request
-from secretfs.run_command import run_command
 from tests.support import fake_type
 from tests.support.canary import secret
 from tests.support.command import SECRETFS, environment, in_namespace, secretfs
@@ -518,7 +518,7 @@ def test_values_stay_in_use_unless_a_flag_says_otherwise(
     monkeypatch.setattr(command_line, "run", run)
     monkeypatch.setattr(sys, "argv", ["secretfs", "run", "--resources-path", str(manifests), *flags, "--", "true"])
     with pytest.raises(SystemExit, match="0"):
-        cli.main()
+        cli_main.main()
     assert served == [Freshness(idle=idle)]
 
 

@@ -159,8 +159,8 @@ async def test_annotations_reach_the_store(namespace: Namespace, tmp_path: Path)
 def test_other_stores_do_not_import_the_client(tmp_path: Path) -> None:
     component(tmp_path, "env", "local.env", annotations={"secretfs/ttl": "1h"})
     code = (
-        "import sys, secretfs.cli\n"
-        f"try: sys.argv[1:] = ['check', '--connect', '--resources-path', {str(tmp_path)!r}]; secretfs.cli.main()\n"
+        "import sys, secretfs.cli.main\n"
+        f"try: sys.argv[1:] = ['check', '--connect', '--resources-path', {str(tmp_path)!r}]; secretfs.cli.main.main()\n"
         "except SystemExit: print('kubernetes' in sys.modules)\n"
     )
     done = subprocess.run(

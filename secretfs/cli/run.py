@@ -8,18 +8,18 @@ from typing import Any, NoReturn
 
 import click
 
+from secretfs.cli.options import ON_CHANGE, PATH, audience, freshness_for_a_command, sources, take_freshness
+from secretfs.cli.output import reporting
 from secretfs.daemon.command import Line, OnChange, end_as, run
 from secretfs.daemon.handover import Keeper
 from secretfs.daemon.serve import MountOptions, Observer
 from secretfs.daemon.worker import Request, work
 from secretfs.errors import ConfigurationError
-from secretfs.flags import ON_CHANGE, PATH, audience, freshness_for_a_command, sources, take_freshness
 from secretfs.fs.attributes import Modes
 from secretfs.linux.daemonize import log_to, log_to_stderr, open_log
 from secretfs.linux.mountpoint import require_directory, resolve
 from secretfs.linux.namespace import empty_directory, enter
 from secretfs.linux.preflight import require_device
-from secretfs.reporting import reporting
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""``secretfs doctor``: the findings of `secretfs.doctor`, as they are made."""
+"""``secretfs doctor``: the findings of `secretfs.cli.diagnose`, as they are made."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,8 +8,7 @@ from typing import Any, NoReturn
 import click
 import trio
 
-from secretfs.daemon.serve import MountOptions
-from secretfs.doctor import (
+from secretfs.cli.diagnose import (
     Finding,
     Level,
     examine_declaration,
@@ -19,10 +18,11 @@ from secretfs.doctor import (
     summary,
     to_json,
 )
+from secretfs.cli.options import PATH, load_declaration, named_paths, take_freshness
+from secretfs.cli.output import progress
+from secretfs.daemon.serve import MountOptions
 from secretfs.errors import ConfigurationError
-from secretfs.flags import PATH, load_declaration, named_paths, take_freshness
 from secretfs.linux.daemonize import printable
-from secretfs.reporting import progress
 
 
 def doctor_command(mount_parameters: Sequence[click.Parameter]) -> click.Command:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import secretfs as package
-from secretfs.cli import main
+from secretfs.cli.main import main
 from tests.support import fake_type
 from tests.support.canary import secret
 from tests.support.command import ROOT, SECRETFS, Done, end_daemons, environment, in_namespace, run, secretfs
@@ -386,7 +386,7 @@ class TestCompletion:
         path = tmp_path / "bin" / "secretfs"
         path.parent.mkdir()
         path.write_text(
-            f"#!{sys.executable}\nfrom secretfs.cli import main\nmain()\n",
+            f"#!{sys.executable}\nfrom secretfs.cli.main import main\nmain()\n",
             encoding="utf-8",
         )
         path.chmod(0o755)

@@ -3,9 +3,9 @@
 import click
 import pytest
 
-from secretfs.cli import cli, mount
+from secretfs.cli.main import cli, mount
+from secretfs.cli.mount_helper import is_request, translate
 from secretfs.errors import ConfigurationError
-from secretfs.mounthelper import is_request, translate
 
 OPTIONS = [option for option in mount.params if isinstance(option, click.Option)]
 

@@ -14,23 +14,23 @@ import click
 import trio
 
 import secretfs
-from secretfs import mounthelper
 from secretfs.cache.store_cache import Freshness
-from secretfs.check import Report, examine
+from secretfs.cli import mount_helper
+from secretfs.cli.check import Report, examine
+from secretfs.cli.doctor import doctor_command
+from secretfs.cli.options import PATH, audience, freshness, load_declaration, named_paths, sources, take_freshness
+from secretfs.cli.output import progress, report, reporting, warn
+from secretfs.cli.run import run_command
 from secretfs.daemon import worker
 from secretfs.daemon.control_client import read_status, refresh, show
 from secretfs.daemon.processes import force_unmount, unmount_and_wait
 from secretfs.daemon.serve import MountOptions
 from secretfs.daemon.worker import Request
-from secretfs.doctor_command import doctor_command
 from secretfs.errors import ConfigurationError
-from secretfs.flags import PATH, audience, freshness, load_declaration, named_paths, sources, take_freshness
 from secretfs.fs.attributes import Modes
 from secretfs.linux.daemonize import log_to_stderr, printable
 from secretfs.linux.mountpoint import resolve
 from secretfs.linux.process import require_owner
-from secretfs.reporting import progress, report, reporting, warn
-from secretfs.run_command import run_command
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ cli.add_command(run_command)
 
 def main() -> NoReturn:
     """Run the command line. Whatever goes wrong ends as a line on standard error, and an exit code."""
-    if mounthelper.is_request(sys.argv[1:], cli.commands):
+    if mount_helper.is_request(sys.argv[1:], cli.commands):
         mount_secretfs()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without the lines of a tree is no error
@@ -199,16 +199,16 @@ def main() -> NoReturn:
 
 def mount_secretfs() -> NoReturn:
     """Do what mount(8) asks of ``/sbin/mount.secretfs``."""
-    os.environ["PATH"] = os.environ.get("PATH") or mounthelper.PATH
+    os.environ["PATH"] = os.environ.get("PATH") or mount_helper.PATH
     try:
         code = reporting(_mount_as_asked)
     except SystemExit as done:
         code = int(done.code or 0)
-    sys.exit(mounthelper.FAILED if code else 0)
+    sys.exit(mount_helper.FAILED if code else 0)
 
 
 def _mount_as_asked() -> int:
-    asked = mounthelper.translate(sys.argv[1:], mount)
+    asked = mount_helper.translate(sys.argv[1:], mount)
     try:
         with mount.make_context("mount", asked.flags, obj=asked.again) as context:
             context.params["source"] = asked.source

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from secretfs.doctor import Finding, Level, _kernel, exit_code, summary
+from secretfs.cli.diagnose import Finding, Level, _kernel, exit_code, summary
 from tests.support import fake_type
 from tests.support.canary import leaked, secret
 from tests.support.command import SECRETFS, Done, environment, in_namespace, secretfs

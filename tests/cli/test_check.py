@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from secretfs.cache.store_cache import Freshness
-from secretfs.check import Report, examine
+from secretfs.cli.check import Report, examine
 from secretfs.dapr.load import load
 from tests.conftest import ExpectLog
 from tests.support import fake_type
