@@ -25,6 +25,7 @@ fields; it never carries a value, nor the text of a backend's answer, which may 
 """
 
 import errno
+import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -191,3 +192,9 @@ class Superseded(SecretFSError):
     """
 
     errno = errno.ESTALE
+
+
+def log_defect(logger: logging.Logger, error: Exception) -> None:
+    """Log where an unexpected exception came from, without its text: that may quote a value."""
+    bare = Exception(f"{type(error).__name__} (its text is withheld: it may quote a secret)")
+    logger.error("a defect in secretfs or in a store", exc_info=(type(bare), bare, error.__traceback__))

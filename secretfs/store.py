@@ -94,7 +94,7 @@ class WatchingStore(SecretStore, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CachedRead:
     """A secret as it was read."""
 
     secret: Secret
@@ -103,10 +103,10 @@ class Known:
 
 
 @runtime_checkable
-class ComparingStore(SecretStore, Protocol):
+class RevalidatingStore(SecretStore, Protocol):
     """A store that can say of many secrets at once what has not changed, for less than it costs to read them."""
 
-    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+    def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
         """Name the secrets that are now what they were when they were read, for certain. The others will be read.
 
         Names none where to find out would cost more than to read them all.

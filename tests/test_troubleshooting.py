@@ -11,7 +11,8 @@ from tests.support.command import ROOT
 PAGE = ROOT / "docs/troubleshooting.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 SOURCES = "\n".join(
-    (ROOT / "secretfs" / f"{name}.py").read_text(encoding="utf-8") for name in ("obstacles", "mountpoint", "process")
+    (ROOT / "secretfs/linux" / f"{name}.py").read_text(encoding="utf-8")
+    for name in ("preflight", "mountpoint", "process")
 )
 SAID_BY_FUSERMOUNT = ("not owned by user", "too many FUSE filesystems mounted", "mount failed: Operation not permitted")
 

@@ -15,12 +15,10 @@ from typing import Final, TypeVar
 
 import trio
 
-from secretfs.cache.call_stats import Kind, State, Tally
-from secretfs.cache.circuit_breaker import Breaker
-from secretfs.cache.failure_log import Troubles
-from secretfs.cache.ttl_cache import Fresh
+from secretfs.cache.health import CallStats, CircuitBreaker, FailureLog, Kind, State
+from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.errors import AccessDenied, DeadlineExceeded, SecretNotFound, StoreError, StoreUnavailable
-from secretfs.store import ComparingStore, Known, Names, Secret, SecretStore
+from secretfs.store import CachedRead, Names, RevalidatingStore, Secret, SecretStore
 
 T = TypeVar("T")
 
@@ -35,7 +33,7 @@ SHORTEST_TTL: Final = 0.1
 superseded; an answer that had expired by then would end it with ESTALE."""
 
 
-class Calls:
+class StoreClient:
     """A store as it can be called. ``ttl`` and ``deadline`` are seconds.
 
     A thread whose call outlives the deadline is left behind and keeps its place among the `CONCURRENCY` of this store
@@ -45,13 +43,13 @@ class Calls:
 
     def __init__(self, component: str, store: SecretStore, ttl: float, deadline: float, nursery: trio.Nursery) -> None:
         self.store = store
-        self.tally = Tally()
+        self.tally = CallStats()
         self._ttl = ttl
         self._deadline = deadline
         self._nursery = nursery
         self._limiter = trio.CapacityLimiter(CONCURRENCY)
-        self._breaker = Breaker()
-        self._troubles = Troubles(component)
+        self._breaker = CircuitBreaker()
+        self._troubles = FailureLog(component)
         self._over = False
 
     @property
@@ -78,18 +76,18 @@ class Calls:
             return None
         return self.tally.last_error.at + self._breaker.pause
 
-    async def names(self, folder: str) -> Fresh[Names | StoreError]:
+    async def names(self, folder: str) -> CachedAnswer[Names | StoreError]:
         """Call `SecretStore.names`, if the store is worth asking. Raises what is no answer."""
         return await self._worth_asking(Kind.NAMES, self.store.names, folder)
 
-    async def fetch(self, name: str) -> Fresh[Secret | StoreError]:
+    async def fetch(self, name: str) -> CachedAnswer[Secret | StoreError]:
         """Call `SecretStore.fetch`, if the store is worth asking. Raises what is no answer."""
         return await self._worth_asking(Kind.FETCH, self.store.fetch, name)
 
-    async def unchanged(self, known: Mapping[str, Known]) -> Fresh[frozenset[str] | StoreError]:
-        """Call `ComparingStore.unchanged`, if the store has it and is worth asking. Raises what is no answer."""
+    async def unchanged(self, known: Mapping[str, CachedRead]) -> CachedAnswer[frozenset[str] | StoreError]:
+        """Call `RevalidatingStore.unchanged`, if the store has it and is worth asking. Raises what is no answer."""
         store = self.store
-        if not isinstance(store, ComparingStore):
+        if not isinstance(store, RevalidatingStore):
             raise StoreError("this store does not compare")
         return await self._worth_asking(Kind.COMPARE, lambda _: store.unchanged(known), "")
 
@@ -115,12 +113,14 @@ class Calls:
         with contextlib.suppress(StoreError):  # told where it happened
             await self.check()
 
-    async def _worth_asking(self, kind: Kind, question: Callable[[str], T], argument: str) -> Fresh[T | StoreError]:
+    async def _worth_asking(
+        self, kind: Kind, question: Callable[[str], T], argument: str
+    ) -> CachedAnswer[T | StoreError]:
         if self._breaker.open:
             raise copy.copy(self._breaker.error)
         return await self._call(kind, question, argument)
 
-    async def _call(self, kind: Kind, question: Callable[[str], T], argument: str) -> Fresh[T | StoreError]:
+    async def _call(self, kind: Kind, question: Callable[[str], T], argument: str) -> CachedAnswer[T | StoreError]:
         if self._over:
             raise StoreUnavailable("it is not served any more")
         asked, asked_at = trio.current_time(), time.time()
@@ -147,7 +147,7 @@ class Calls:
             self._troubles.answered(subject)
         self._breaker.answered()
         self._troubles.over()
-        return Fresh(answer, asked, max(asked + ttl, trio.current_time() + SHORTEST_TTL), asked_at)
+        return CachedAnswer(answer, asked, max(asked + ttl, trio.current_time() + SHORTEST_TTL), asked_at)
 
     async def _in_thread(self, question: Callable[[str], T], argument: str) -> T:
         with patience(self._deadline, trio.current_time()):

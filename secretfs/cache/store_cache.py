@@ -22,11 +22,11 @@ from typing import Any, ClassVar, Final, TypeVar, cast
 
 import trio
 
-from secretfs.cache.call_stats import Statistics
-from secretfs.cache.client import Calls, patience
-from secretfs.cache.ttl_cache import Fresh, Shelf
+from secretfs.cache.client import StoreClient, patience
+from secretfs.cache.health import Statistics
+from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import StoreError
-from secretfs.store import ComparingStore, Known, Names, Secret, SecretStore, WatchingStore
+from secretfs.store import CachedRead, Names, RevalidatingStore, Secret, SecretStore, WatchingStore
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class CachedStore:
     ``nursery`` runs the questions; cancel it to stop. `keep_fresh` has to run beside it.
     """
 
-    calls: ClassVar[type[Calls]] = Calls
+    calls: ClassVar[type[StoreClient]] = StoreClient
 
     def __init__(
         self, component: str, store: SecretStore, freshness: Freshness, nursery: trio.Nursery, store_type: str = ""
@@ -79,13 +79,13 @@ class CachedStore:
         self.multi_valued = store.multi_valued
         self._freshness = freshness
         self._calls = self.calls(component, store, freshness.ttl, freshness.deadline, nursery)
-        self._names = Shelf[str, Names | StoreError](self._load_names, nursery)
-        self._secrets = Shelf[str, Secret | StoreError](self._load_secret, nursery)
+        self._names = TTLCache[str, Names | StoreError](self._load_names, nursery)
+        self._secrets = TTLCache[str, Secret | StoreError](self._load_secret, nursery)
         self._withheld: dict[str, Names] = {}
         """The last listings of folders whose listing is refused by now."""
         self._changed: Callable[[Change], None] = lambda _: None
         self._nursery = nursery
-        self._compares = isinstance(store, ComparingStore)
+        self._compares = isinstance(store, RevalidatingStore)
         if isinstance(store, WatchingStore):
             self._token = trio.lowlevel.current_trio_token()
             store.watch(self._heard)
@@ -95,20 +95,20 @@ class CachedStore:
         """Seconds after which what nobody uses is dropped."""
         return self._freshness.idle
 
-    async def names(self, folder: str) -> Fresh[Names]:
+    async def names(self, folder: str) -> CachedAnswer[Names]:
         """`SecretStore.names`, at most ttl old; older only while the store fails."""
         return _given(await self._serve(self._names, folder))
 
-    async def fetch(self, name: str) -> Fresh[Secret]:
+    async def fetch(self, name: str) -> CachedAnswer[Secret]:
         """`SecretStore.fetch`, at most ttl old; older only while the store fails."""
         return _given(await self._serve(self._secrets, name))
 
-    def peek(self, name: str) -> Fresh[Secret] | None:
+    def peek(self, name: str) -> CachedAnswer[Secret] | None:
         """Return the secret if it may be served at once."""
         answer = self._secrets.peek(name)
         return None if answer is None or isinstance(answer.value, StoreError) else _given(answer)
 
-    def use(self, name: str) -> Fresh[Secret] | None:
+    def use(self, name: str) -> CachedAnswer[Secret] | None:
         """`fetch`, if that takes no waiting; else None. Raises a refusal that is known."""
         answer = self._secrets.use(name)
         return None if answer is None else _given(answer)
@@ -144,7 +144,7 @@ class CachedStore:
         known = [(self._names, folder) for folder in self._names if folder in folders]
         await self._ask_again(known or [(self._names, "")])
 
-    async def fetch_anew(self, name: str) -> Fresh[Secret]:
+    async def fetch_anew(self, name: str) -> CachedAnswer[Secret]:
         """`fetch`, and never what is known already."""
         await self._ask_again([(self._secrets, name)])
         return await self.fetch(name)
@@ -172,7 +172,7 @@ class CachedStore:
             dict(tally.gone_wrong),
         )
 
-    async def _ask_again(self, asked: list[tuple[Shelf[str, Any], str]]) -> None:
+    async def _ask_again(self, asked: list[tuple[TTLCache[str, Any], str]]) -> None:
         if self._calls.down:
             await self._calls.check()
         for shelf, key in asked:
@@ -209,7 +209,7 @@ class CachedStore:
         for own, other in ((self._names, before._names), (self._secrets, before._secrets)):  # noqa: SLF001 - one class
             self._inherit(own, other)
 
-    def _inherit(self, own: Shelf[str, Any], other: Shelf[str, Any]) -> None:
+    def _inherit(self, own: TTLCache[str, Any], other: TTLCache[str, Any]) -> None:
         keys = list(other)
         for key in keys:
             known = other.known(key)
@@ -236,7 +236,7 @@ class CachedStore:
         finally:
             self._calls.end()
 
-    async def _serve(self, shelf: Shelf[str, T | StoreError], key: str) -> Fresh[T | StoreError]:
+    async def _serve(self, shelf: TTLCache[str, T | StoreError], key: str) -> CachedAnswer[T | StoreError]:
         answer = shelf.use(key)
         if answer is None and self._calls.in_doubt:
             answer = self._stale(shelf, key)
@@ -250,7 +250,7 @@ class CachedStore:
                 raise
             return answer
 
-    def _stale(self, shelf: Shelf[str, T | StoreError], key: str) -> Fresh[T | StoreError] | None:
+    def _stale(self, shelf: TTLCache[str, T | StoreError], key: str) -> CachedAnswer[T | StoreError] | None:
         """Extend an answer that has expired, if it may be served while the store fails."""
         known = shelf.known(key)
         now = trio.current_time()
@@ -260,7 +260,7 @@ class CachedStore:
         shelf.keep(key, stale)
         return stale
 
-    async def _renew(self, shelf: Shelf[str, Any]) -> None:
+    async def _renew(self, shelf: TTLCache[str, Any]) -> None:
         """Load again what is due. A refusal is not kept fresh: whoever asks next hears whether it still stands."""
         due = []
         for key in shelf.due():
@@ -280,7 +280,7 @@ class CachedStore:
         """Have the store say what has not changed of all that is known: that is as fresh as if it had been read."""
         answers = {name: answer for name in self._secrets if (answer := self._secrets.known(name)) is not None}
         known = {
-            name: Known(answer.value, answer.fetched_at)
+            name: CachedRead(answer.value, answer.fetched_at)
             for name, answer in answers.items()
             if isinstance(answer.value, Secret) and answer.fetched > -math.inf  # what was inherited is not from here
         }
@@ -290,19 +290,19 @@ class CachedStore:
                 if self._secrets.known(name) is answers[name]:  # nothing has been found out meanwhile
                     self._secrets.keep(name, said.about(answers[name]))
 
-    async def _load_quietly(self, shelf: Shelf[str, Any], keys: Iterable[str]) -> None:
+    async def _load_quietly(self, shelf: TTLCache[str, Any], keys: Iterable[str]) -> None:
         for key in keys:
             if self._calls.down:
                 return
             with contextlib.suppress(StoreError):  # logged where it happened; readers are served what is known
                 await self._load(shelf, key)
 
-    async def _load(self, shelf: Shelf[str, T], key: str) -> Fresh[T]:
+    async def _load(self, shelf: TTLCache[str, T], key: str) -> CachedAnswer[T]:
         """Load within one deadline, also what changes again and again while it is asked for."""
         with patience(self._freshness.deadline, _since.get(trio.current_time())):
             return await shelf.load(key)
 
-    async def _load_names(self, folder: str) -> Fresh[Names | StoreError]:
+    async def _load_names(self, folder: str) -> CachedAnswer[Names | StoreError]:
         known = self._names.known(folder)
         before = known.value if known is not None and isinstance(known.value, Names) else self._withheld.get(folder)
         answer = await self._calls.names(folder)
@@ -315,7 +315,7 @@ class CachedStore:
             self._withheld[folder] = before
         return answer
 
-    async def _load_secret(self, name: str) -> Fresh[Secret | StoreError]:
+    async def _load_secret(self, name: str) -> CachedAnswer[Secret | StoreError]:
         known = self._secrets.known(name)
         answer = await self._calls.fetch(name)
         if known is not None:
@@ -355,12 +355,12 @@ def one_wait() -> Iterator[None]:
         _since.reset(token)
 
 
-def _values(answer: Fresh[Secret | StoreError]) -> Mapping[str, bytes]:
+def _values(answer: CachedAnswer[Secret | StoreError]) -> Mapping[str, bytes]:
     return answer.value.values if isinstance(answer.value, Secret) else {}
 
 
-def _given(answer: Fresh[T | StoreError]) -> Fresh[T]:
+def _given(answer: CachedAnswer[T | StoreError]) -> CachedAnswer[T]:
     """Return an answer that is not a refusal; raise one that is."""
     if isinstance(answer.value, StoreError):
         raise copy.copy(answer.value)
-    return cast("Fresh[T]", answer)
+    return cast("CachedAnswer[T]", answer)

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-from secretfs.errors import SecretFSError, StoreError
+from secretfs.errors import SecretFSError, StoreError, log_defect
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Fresh(Generic[T]):
+class CachedAnswer(Generic[T]):
     """An answer and until when, on trio's clock, it may be served."""
 
     value: T
@@ -45,11 +45,11 @@ class Fresh(Generic[T]):
         """Seconds this answer may still be served; 0 once it has expired."""
         return max(0.0, self.expires - trio.current_time())
 
-    def about(self, earlier: "Fresh[K]") -> "Fresh[K]":
+    def about(self, earlier: "CachedAnswer[K]") -> "CachedAnswer[K]":
         """Return an earlier answer that this one confirms, as fresh as this one. Its content is not looked at again."""
         return replace(earlier, fetched=self.fetched, expires=self.expires, fetched_at=self.fetched_at, stale=False)
 
-    def as_old_as(self, part: "Fresh[Any]") -> "Fresh[T]":
+    def as_old_as(self, part: "CachedAnswer[Any]") -> "CachedAnswer[T]":
         """Return this answer with the age of ``part`` where that is older: the answer was made of it, too."""
         return replace(
             self,
@@ -61,31 +61,31 @@ class Fresh(Generic[T]):
 
 
 @dataclass(slots=True)
-class _Kept(Generic[T]):
-    answer: Fresh[T]
+class _Entry(Generic[T]):
+    answer: CachedAnswer[T]
     used: float
     due: float
 
 
-class _Flight(Generic[T]):
+class _PendingLoad(Generic[T]):
     """A load under way. Those who wait find its answer or its error here."""
 
     def __init__(self) -> None:
         self.landed = trio.Event()
-        self.answer: Fresh[T] | None = None
+        self.answer: CachedAnswer[T] | None = None
         self.error: SecretFSError = StoreError("the question was not answered")
         self.outdated = False
         """What was asked about has changed since."""
 
 
-class Shelf(Generic[K, T]):
+class TTLCache(Generic[K, T]):
     """Answers by key. A load is a task of its own: it outlives a caller that goes away."""
 
-    def __init__(self, load: Callable[[K], Awaitable[Fresh[T]]], nursery: trio.Nursery) -> None:
+    def __init__(self, load: Callable[[K], Awaitable[CachedAnswer[T]]], nursery: trio.Nursery) -> None:
         self._load = load
         self._nursery = nursery
-        self._kept: dict[K, _Kept[T]] = {}
-        self._flights: dict[K, _Flight[T]] = {}
+        self._kept: dict[K, _Entry[T]] = {}
+        self._flights: dict[K, _PendingLoad[T]] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -94,12 +94,12 @@ class Shelf(Generic[K, T]):
         """All that has an answer or is being loaded."""
         return iter({**self._kept, **self._flights})
 
-    def peek(self, key: K) -> Fresh[T] | None:
+    def peek(self, key: K) -> CachedAnswer[T] | None:
         """Return the answer that may be served at once, if there is one."""
         kept = self._kept.get(key)
         return kept.answer if kept is not None and kept.answer.remaining else None
 
-    def use(self, key: K) -> Fresh[T] | None:
+    def use(self, key: K) -> CachedAnswer[T] | None:
         """`peek`, on behalf of somebody who needs the answer: it counts as used."""
         kept = self._kept.get(key)
         if kept is None:
@@ -107,21 +107,21 @@ class Shelf(Generic[K, T]):
         kept.used = trio.current_time()
         return kept.answer if kept.answer.remaining else None
 
-    def known(self, key: K) -> Fresh[T] | None:
+    def known(self, key: K) -> CachedAnswer[T] | None:
         """Return the last answer, which may have expired."""
         kept = self._kept.get(key)
         return kept.answer if kept else None
 
-    async def get(self, key: K) -> Fresh[T]:
+    async def get(self, key: K) -> CachedAnswer[T]:
         """Return the answer, loading it when it is not known or has expired. Raises what the load raised."""
         return self.use(key) or await self.load(key)
 
-    async def load(self, key: K) -> Fresh[T]:
+    async def load(self, key: K) -> CachedAnswer[T]:
         """Load the answer, or wait for the load under way. When that fails, what was known stays `known`."""
         while True:
             flight = self._flights.get(key)
             if flight is None:
-                flight = self._flights[key] = _Flight()
+                flight = self._flights[key] = _PendingLoad()
                 self._nursery.start_soon(self._fly, key, flight)
             await flight.landed.wait()
             if flight.outdated or self._replaced(key, flight):
@@ -133,14 +133,14 @@ class Shelf(Generic[K, T]):
             else:
                 return flight.answer
 
-    def keep(self, key: K, answer: Fresh[T]) -> None:
+    def keep(self, key: K, answer: CachedAnswer[T]) -> None:
         """Put an answer on the shelf. Whoever used the one before counts as a user of this one."""
         now = trio.current_time()
         before = self._kept.get(key)
         due = now + answer.remaining * random.uniform(*EARLY)  # noqa: S311 - spreads load, hides nothing
-        self._kept[key] = _Kept(answer, before.used if before else now, due)
+        self._kept[key] = _Entry(answer, before.used if before else now, due)
 
-    def _replaced(self, key: K, flight: _Flight[T]) -> bool:
+    def _replaced(self, key: K, flight: _PendingLoad[T]) -> bool:
         """Whether the answer of a flight that has landed expired before those who waited for it woke up."""
         kept = self._kept.get(key)
         return flight.answer is not None and kept is not None and kept.answer is not flight.answer
@@ -174,7 +174,7 @@ class Shelf(Generic[K, T]):
         """Forget an answer."""
         self._kept.pop(key, None)
 
-    async def _fly(self, key: K, flight: _Flight[T]) -> None:
+    async def _fly(self, key: K, flight: _PendingLoad[T]) -> None:
         """Load one answer. An error belongs to those who wait; in the nursery it would end the mount."""
         try:
             flight.answer = await self._load(key)
@@ -191,11 +191,5 @@ class Shelf(Generic[K, T]):
                     self.keep(key, flight.answer)
 
 
-def _by_due(item: tuple[K, _Kept[T]]) -> float:
+def _by_due(item: tuple[K, _Entry[T]]) -> float:
     return item[1].due
-
-
-def log_defect(logger: logging.Logger, error: Exception) -> None:
-    """Log where an unexpected exception came from, without its text: that may quote a value."""
-    bare = Exception(f"{type(error).__name__} (its text is withheld: it may quote a secret)")
-    logger.error("a defect in secretfs or in a store", exc_info=(type(bare), bare, error.__traceback__))

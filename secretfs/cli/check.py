@@ -13,7 +13,7 @@ from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, Notic
 from secretfs.fs.keys import FolderKey, ValueKey
 from secretfs.fs.view import StoreView
 from secretfs.registry.annotations import freshness
-from secretfs.registry.opening import Failure, OpenedStore, check_references, defect, open_registry, open_store
+from secretfs.registry.opening import OpenedStore, OpenFailure, check_references, defect, open_registry, open_store
 from secretfs.settings import unknown_properties
 from secretfs.stores import load_store_type
 
@@ -28,7 +28,7 @@ class Report:
     """What there is to see, to warn of and to mend."""
 
     notices: list[Notice] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[OpenFailure] = field(default_factory=list)
     tree: list[str] = field(default_factory=list)
 
     def exit_code(self, *, strict: bool) -> int:
@@ -72,9 +72,9 @@ def _inspect(component: Component, declaration: Declaration, default: Freshness,
         store.close()
         report.notices += notices
     except (ConfigurationError, StoreError) as error:
-        report.failures.append(Failure(component, error))
+        report.failures.append(OpenFailure(component, error))
     except Exception as error:  # noqa: BLE001 - a store may be anybody's
-        report.failures.append(Failure(component, defect(error)))
+        report.failures.append(OpenFailure(component, defect(error)))
 
 
 async def _connect(
@@ -89,7 +89,7 @@ async def _connect(
         try:
             stores[component.name] = await _names(view, (), unlistable)
         except StoreError as error:
-            report.failures.append(Failure(component, error))
+            report.failures.append(OpenFailure(component, error))
         for folder in unlistable:
             message = f"the names in {folder} may not be listed; a secret can still be read by its name"
             report.notices.append(Notice(message, component.source))

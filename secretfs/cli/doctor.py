@@ -18,11 +18,12 @@ from secretfs.cli.diagnose import (
     summary,
     to_json,
 )
-from secretfs.cli.options import PATH, load_declaration, named_paths, take_freshness
+from secretfs.cli.options import PATH, take_freshness
 from secretfs.cli.output import progress
 from secretfs.daemon.serve import MountOptions
+from secretfs.dapr.load import load_declaration, named_paths
 from secretfs.errors import ConfigurationError
-from secretfs.linux.daemonize import printable
+from secretfs.linux.log import printable
 
 
 def doctor_command(mount_parameters: Sequence[click.Parameter]) -> click.Command:

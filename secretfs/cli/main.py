@@ -18,17 +18,19 @@ from secretfs.cache.store_cache import Freshness
 from secretfs.cli import mount_helper
 from secretfs.cli.check import Report, examine
 from secretfs.cli.doctor import doctor_command
-from secretfs.cli.options import PATH, audience, freshness, load_declaration, named_paths, sources, take_freshness
+from secretfs.cli.options import PATH, audience, freshness, sources, take_freshness
 from secretfs.cli.output import progress, report, reporting, warn
 from secretfs.cli.run import run_command
+from secretfs.cli.status import show
 from secretfs.daemon import worker
-from secretfs.daemon.control_client import read_status, refresh, show
+from secretfs.daemon.control_client import read_status, refresh
 from secretfs.daemon.processes import force_unmount, unmount_and_wait
 from secretfs.daemon.serve import MountOptions
 from secretfs.daemon.worker import Request
+from secretfs.dapr.load import load_declaration, named_paths
 from secretfs.errors import ConfigurationError
 from secretfs.fs.attributes import Modes
-from secretfs.linux.daemonize import log_to_stderr, printable
+from secretfs.linux.log import log_to_stderr, printable
 from secretfs.linux.mountpoint import resolve
 from secretfs.linux.process import require_owner
 

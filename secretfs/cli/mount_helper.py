@@ -43,7 +43,7 @@ _COMMENT = ("x-", "X-")
 _OPTION = re.compile(r'(?:[^,"]|"[^"]*")+')
 
 
-class Asked(NamedTuple):
+class MountRequest(NamedTuple):
     """A request of mount(8)."""
 
     flags: list[str]
@@ -61,7 +61,7 @@ def is_request(arguments: Sequence[str], commands: Collection[str]) -> bool:
     return list(arguments[2:3]) == ["-o"] and arguments[0] not in commands and not arguments[0].startswith("-")
 
 
-def translate(arguments: Sequence[str], mount: click.Command) -> Asked:
+def translate(arguments: Sequence[str], mount: click.Command) -> MountRequest:
     """Say what a request means. Raises `ConfigurationError` for options that are none of ours or of mount(8)."""
     try:
         switches, positional = getopt.gnu_getopt(list(arguments), "sfnvo:t:")
@@ -74,7 +74,7 @@ def translate(arguments: Sequence[str], mount: click.Command) -> Asked:
     options = ",".join(value for name, value in switches if name == "-o") or "defaults"
     flags = [*_resources(spec), *_flags(options, mount, sloppy="-s" in given), "--", directory]
     again = [spec, directory, "-o", options, *given & {"-s"}]
-    return Asked(flags, spec or "secretfs", again, pretend="-f" in given)
+    return MountRequest(flags, spec or "secretfs", again, pretend="-f" in given)
 
 
 def _resources(spec: str) -> list[str]:

@@ -1,6 +1,5 @@
 """The flags that commands share, and what is read because of them."""
 
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,16 +10,11 @@ import click
 
 from secretfs.cache.store_cache import Freshness
 from secretfs.daemon.command import OnChange
-from secretfs.daemon.reload import Origin, fingerprint, working_directory
-from secretfs.dapr.load import Declaration, load
+from secretfs.dapr.load import DEFAULT_CONFIG, DEFAULT_RESOURCES
 from secretfs.durations import parse_duration
-from secretfs.errors import ConfigurationError
 from secretfs.settings import nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_DEFAULT_RESOURCES = Path("~/.dapr/components")
-_DEFAULT_CONFIG = Path("~/.dapr/config.yaml")
 
 
 class _Path(click.Path):
@@ -152,7 +146,7 @@ def sources(command: F) -> F:
             multiple=True,
             metavar="FILE",
             help="Dapr Configuration with the secret scopes. Repeatable; a later file overrides.  [default:"
-            f" {_DEFAULT_CONFIG}, if it exists and there is no --resources-path]",
+            f" {DEFAULT_CONFIG}, if it exists and there is no --resources-path]",
         ),
         click.option(
             "--resources-path",
@@ -160,7 +154,7 @@ def sources(command: F) -> F:
             type=PATH,
             multiple=True,
             metavar="DIR",
-            help=f"Directory of Dapr Component manifests. Repeatable.  [default: {_DEFAULT_RESOURCES}]",
+            help=f"Directory of Dapr Component manifests. Repeatable.  [default: {DEFAULT_RESOURCES}]",
         ),
     ):
         command = option(command)
@@ -186,47 +180,3 @@ def audience(command: F) -> F:
     ):
         command = option(command)
     return command
-
-
-def named_paths(resources: tuple[Path, ...], configs: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Return the paths that the flags name, or those of the Dapr command line when they name no resources."""
-    if resources:
-        return resources, configs
-    resources = (_default(_DEFAULT_RESOURCES),)
-    if not os.path.lexists(resources[0]):
-        raise ConfigurationError(f"{resources[0]} does not exist; --resources-path names another directory")
-    config = _default(_DEFAULT_CONFIG)
-    return resources, configs or ((config,) if os.path.lexists(config) else ())
-
-
-def declare(
-    resources: tuple[Path, ...], configs: tuple[Path, ...], app_id: str, *, builtin: bool
-) -> tuple[Declaration, Origin]:
-    """Read what is declared for an app, and say how to read it again. Raises `ConfigurationError`."""
-    resources, configs = named_paths(resources, configs)
-    # Absolute, because a process in the background leaves the working directory.
-    paths = tuple(Path.absolute(path) for path in (*resources, *configs))
-    loaded = fingerprint(paths)
-    declaration = load_declaration(resources, configs, app_id, builtin=builtin)
-    absolute = paths[: len(resources)], paths[len(resources) :]
-    origin = Origin(lambda: load_declaration(*absolute, app_id, builtin=builtin), paths, loaded, working_directory())
-    return declaration, origin
-
-
-def load_declaration(
-    resources: tuple[Path, ...], configs: tuple[Path, ...], app_id: str, *, builtin: bool
-) -> Declaration:
-    """Read what is declared for an app. Raises `ConfigurationError`, also if that is no store at all."""
-    declaration = load(resources, configs, app_id, dict(os.environ), builtin=builtin)
-    if not declaration.components:
-        told = ", ".join(map(str, resources))
-        whom = f"app id {app_id}" if app_id else "an app without an id (--app-id)"
-        raise ConfigurationError(f"no secret store for {whom} in {told}: nothing to show")
-    return declaration
-
-
-def _default(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise ConfigurationError(f"there is no home directory for the default {path}; use --resources-path") from None

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 
 import click
 
-from secretfs.cache.ttl_cache import log_defect
-from secretfs.errors import SecretFSError
-from secretfs.linux.daemonize import printable
+from secretfs.errors import SecretFSError, log_defect
+from secretfs.linux.log import printable
 
 _LACKS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """What the machine may have too little of, whatever is done. The text of such an error names no file of ours."""

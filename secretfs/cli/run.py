@@ -10,13 +10,13 @@ import click
 
 from secretfs.cli.options import ON_CHANGE, PATH, audience, freshness_for_a_command, sources, take_freshness
 from secretfs.cli.output import reporting
-from secretfs.daemon.command import Line, OnChange, end_as, run
-from secretfs.daemon.handover import Keeper
+from secretfs.daemon.command import OnChange, ParentPipe, end_as, run
+from secretfs.daemon.handover import Handover
 from secretfs.daemon.serve import MountOptions, Observer
 from secretfs.daemon.worker import Request, work
 from secretfs.errors import ConfigurationError
 from secretfs.fs.attributes import Modes
-from secretfs.linux.daemonize import log_to, log_to_stderr, open_log
+from secretfs.linux.log import log_to, log_to_stderr, open_log
 from secretfs.linux.mountpoint import require_directory, resolve
 from secretfs.linux.namespace import empty_directory, enter
 from secretfs.linux.preflight import require_device
@@ -76,13 +76,13 @@ def run_command(
     options = MountOptions(place, modes=modes, default=default, **flags)
     request = Request(resources, configs, app_id, builtin, options, foreground=True)
 
-    def serve(line: Line) -> int:
+    def serve(line: ParentPipe) -> int:
         def ready() -> None:
             if handler is not None:
                 log_to(handler)
             line.ready()
 
-        return work(request, Keeper(), Observer(ready, line.changed), line.ended)
+        return work(request, Handover(), Observer(ready, line.changed), line.ended)
 
     end_as(run(lambda line: reporting(lambda: serve(line)), command, place, on_change))
 

@@ -44,11 +44,11 @@ _READY, _CHANGED = b"ready", b"changed"
 log = logging.getLogger(__name__)
 
 
-def run(work: Callable[["Line"], int], command: Sequence[str], mountpoint: Path, on_change: OnChange) -> int:
+def run(work: Callable[["ParentPipe"], int], command: Sequence[str], mountpoint: Path, on_change: OnChange) -> int:
     """Run ``work`` in the daemon and, once it is ready, the command. Returns how that ended: a signal is negative.
 
-    ``work`` has to return when its `Line` ends. If it returns before it is ready, the command is not started and the
-    result is that of ``work``. Raises `CommandError` for a command that cannot be run.
+    ``work`` has to return when its `ParentPipe` ends. If it returns before it is ready, the command is not started
+    and the result is that of ``work``. Raises `CommandError` for a command that cannot be run.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if our caller ignores it, no child leaves a status
@@ -76,7 +76,7 @@ def end_as(status: int) -> NoReturn:
     sys.exit(status)
 
 
-class Line:
+class ParentPipe:
     """What the daemon has of us. Nothing is ever sent to it: only the end is."""
 
     def __init__(self, end: socket.socket) -> None:
@@ -109,7 +109,7 @@ class _Daemon:
         self._line = line
 
     @classmethod
-    def fork(cls, work: Callable[[Line], int]) -> "_Daemon":
+    def fork(cls, work: Callable[[ParentPipe], int]) -> "_Daemon":
         """Fork the daemon. Call it before there are threads."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(0)
@@ -156,7 +156,7 @@ class _Daemon:
         os.waitpid(self.pid, 0)
 
 
-def _serve(work: Callable[[Line], int], end: socket.socket) -> NoReturn:
+def _serve(work: Callable[[ParentPipe], int], end: socket.socket) -> NoReturn:
     """Be the daemon. Runs in the forked process and never returns. Signals stay blocked, here and in its threads."""
     status = os.EX_SOFTWARE
     try:
@@ -165,7 +165,7 @@ def _serve(work: Callable[[Line], int], end: socket.socket) -> NoReturn:
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1) if sys.stderr else (0, 1, 2):  # nobody who reads shall wait for us
             os.dup2(null, stream)
-        status = work(Line(end))
+        status = work(ParentPipe(end))
     finally:
         logging.shutdown()
         os._exit(status)

@@ -12,7 +12,7 @@ from secretfs.daemon.supervisor import CHANNEL
 from secretfs.errors import JournalUnreadable, MountError
 from secretfs.fs.journal import Journal
 from secretfs.fuse.connection import Connection, has_ended
-from secretfs.linux.daemonize import printable
+from secretfs.linux.log import printable
 from secretfs.linux.mountpoint import is_dead, is_mounted, secretfs_at
 from secretfs.linux.sd_notify import ServiceManager, kept_descriptors, service_manager
 
@@ -24,7 +24,7 @@ _PATIENCE: Final = 10.0  # seconds
 log = logging.getLogger(__name__)
 
 
-class Keeper:
+class Handover:
     """What this process tells whoever has started it, and what it got from its predecessor."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Keeper:
         """Whether there was one before us."""
 
     @classmethod
-    def from_environment(cls, *, foreground: bool) -> "Keeper | None":
+    def from_environment(cls, *, foreground: bool) -> "Handover | None":
         """Find out who keeps the mount; None if nobody does. Takes what it reads out of the environment.
 
         A service manager does if it wants to be notified. In the background it is not us whom it has started: then the

@@ -9,53 +9,31 @@ import logging
 import math
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISDIR
 from typing import Final
 
 import trio
 
-from secretfs.cache.ttl_cache import log_defect
-from secretfs.dapr.load import Declaration
-from secretfs.errors import SecretFSError
+from secretfs.dapr.load import ConfigSource, working_directory
+from secretfs.errors import SecretFSError, log_defect
 from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
-from secretfs.registry.store_set import Stores
+from secretfs.registry.store_set import StoreSet
 
 LOOK_EVERY: Final = 1.0
 """Seconds."""
 TRY_AGAIN: Final = (5.0, 300.0)
 """Seconds of the first pause before stores that did not answer are tried again, and of the longest; it doubles."""
 
-Fingerprint = tuple[tuple[object, ...], ...]
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where the declaration came from, and how to read it again."""
-
-    read: Callable[[], Declaration]
-    paths: Sequence[Path]
-    """Directories of manifests, and configuration files; absolute."""
-    loaded: Fingerprint
-    """What `fingerprint` returned before everything was read for the first time."""
-    directory: Path | None = None
-    """Where relative paths in manifests start; None leaves the working directory as it is."""
-
-    def fingerprint(self) -> Fingerprint:
-        """Return something that differs when what `read` would read may differ."""
-        return fingerprint(self.paths)
 
 
 class Reloader:
     """Puts what is declared now in the place of what was declared before."""
 
-    def __init__(self, origin: Origin, stores: Stores, vfs: SecretVFS, publisher: Publisher) -> None:
+    def __init__(self, origin: ConfigSource, stores: StoreSet, vfs: SecretVFS, publisher: Publisher) -> None:
         self._origin = origin
         self._stores = stores
         self._vfs = vfs
@@ -114,14 +92,6 @@ class Reloader:
         self._again_at = trio.current_time() + self._pause if self._pause else math.inf
 
 
-def working_directory() -> Path | None:
-    """Return the working directory, if it is still there."""
-    try:
-        return Path.cwd()
-    except OSError:
-        return None
-
-
 @asynccontextmanager
 async def _working_in(directory: Path | None) -> AsyncIterator[None]:
     """Work in a directory, as far as it is still there. In a thread, because it may be in our own mount."""
@@ -135,21 +105,3 @@ async def _working_in(directory: Path | None) -> AsyncIterator[None]:
         yield
     finally:
         os.chdir(before or "/")
-
-
-def fingerprint(paths: Iterable[Path]) -> Fingerprint:
-    """Return something that differs when manifests in these directories, or these files, may differ."""
-    return tuple(part for path in paths for part in _fingerprint(path))
-
-
-def _fingerprint(path: Path) -> list[tuple[object, ...]]:
-    try:
-        status = path.stat()
-        if not S_ISDIR(status.st_mode):
-            return [(str(path), status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)]
-        names = sorted(os.listdir(path))  # noqa: PTH208 - names are all it takes
-    except OSError as error:
-        return [(str(path), error.errno)]
-    # Not the directory's own times: they change with every file that comes and goes in it, such as a log.
-    manifests = (path / name for name in names if name.lower().endswith((".yaml", ".yml")))
-    return [(str(path),), *(part for manifest in manifests for part in _fingerprint(manifest))]

@@ -12,10 +12,10 @@ import pyfuse3
 import trio
 
 from secretfs.cache.store_cache import Freshness
-from secretfs.daemon.handover import Keeper
+from secretfs.daemon.handover import Handover
 from secretfs.daemon.processes import sign
-from secretfs.daemon.reload import Origin, Reloader
-from secretfs.dapr.load import Declaration
+from secretfs.daemon.reload import Reloader
+from secretfs.dapr.load import ConfigSource, Declaration
 from secretfs.errors import MountError, Notice
 from secretfs.fs.attributes import Modes
 from secretfs.fs.journal import Journal
@@ -25,9 +25,9 @@ from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.connection import Connection, connect
 from secretfs.fuse.operations import SecretOperations
 from secretfs.linux.mountpoint import clear, secretfs_at, unmount
-from secretfs.linux.syscall_helper import Hand, Hands
+from secretfs.linux.syscall_helper import SyscallHelper, SyscallHelpers
 from secretfs.registry.opening import Registry
-from secretfs.registry.store_set import Stores
+from secretfs.registry.store_set import StoreSet
 
 REQUESTS = 10_000
 """Kernel requests served at once. Each costs a task; a wait for one store must never keep another's readers out."""
@@ -75,10 +75,10 @@ class Observer:
 async def serve(
     registry: Registry,
     declaration: Declaration,
-    origin: Origin,
+    origin: ConfigSource,
     options: MountOptions,
-    hands: Hands,
-    keeper: Keeper,
+    hands: SyscallHelpers,
+    keeper: Handover,
     observer: Observer,
 ) -> None:
     """Mount, or go on with the mount that the keeper has for us; serve until it is unmounted or a signal asks to stop.
@@ -94,7 +94,7 @@ async def serve(
     if inherited:
         journal.begin_generation()
     async with trio.open_nursery() as nursery:
-        stores = Stores(registry, options.default, nursery)
+        stores = StoreSet(registry, options.default, nursery)
         views = await stores.serve(declaration)
         vfs = SecretVFS(views, options.modes, nursery, declaration.surroundings.app_id, journal)
         publisher = Publisher(vfs, options.mountpoint, hands.publishing, observer.changed)
@@ -159,7 +159,7 @@ async def _tidy(vfs: SecretVFS) -> None:
         vfs.tidy()
 
 
-async def _announce(mountpoint: Path, hand: Hand, keeper: Keeper, ready: Callable[[], None]) -> None:
+async def _announce(mountpoint: Path, hand: SyscallHelper, keeper: Handover, ready: Callable[[], None]) -> None:
     """Ask the mount a question through the kernel, as its users will; then go on asking, if somebody watches over us.
 
     The question needs no store: what is asked is whether we serve.
@@ -175,7 +175,7 @@ async def _announce(mountpoint: Path, hand: Hand, keeper: Keeper, ready: Callabl
             keeper.tell(WATCHDOG=1)
 
 
-async def _answers(mountpoint: Path, hand: Hand) -> bool:
+async def _answers(mountpoint: Path, hand: SyscallHelper) -> bool:
     try:
         await hand.call("statvfs", os.fsencode(mountpoint))
     except OSError as error:

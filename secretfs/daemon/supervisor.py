@@ -5,9 +5,9 @@ keeps the descriptors that the worker hands it, and passes them to the next one.
 thread. Nor is anything imported late, when the machine may lack something or the package is just being replaced. While
 the worker is away the kernel lets those who read wait.
 
-It is a program of its own, ``python -m secretfs.daemon.supervisor READY LOG MOUNTPOINT WORKER...``. READY is a descriptor that
-gets a byte when the mount answers, or -1 for a supervisor that stays in the foreground; LOG is a file, "-" for standard
-error, or nothing for syslog.
+It is a program of its own, ``python -m secretfs.daemon.supervisor READY LOG MOUNTPOINT WORKER...``. READY is a
+descriptor that gets a byte when the mount answers, or -1 for a supervisor that stays in the foreground; LOG is a file,
+"-" for standard error, or nothing for syslog.
 """
 
 import contextlib
@@ -29,7 +29,8 @@ from typing import Final, NoReturn
 from secretfs.daemon import last_failure
 from secretfs.daemon.processes import sign
 from secretfs.errors import ConfigurationError, MountError
-from secretfs.linux.daemonize import leave_terminal, log_to, log_to_stderr, open_log, printable
+from secretfs.linux.daemonize import leave_terminal
+from secretfs.linux.log import log_to, log_to_stderr, open_log, printable
 from secretfs.linux.mountpoint import secretfs_at, unmount
 
 CHANNEL: Final = "supervisor"

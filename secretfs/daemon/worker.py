@@ -16,17 +16,16 @@ from pathlib import Path
 
 import trio
 
-from secretfs.cli.options import declare
 from secretfs.daemon import last_failure
-from secretfs.daemon.handover import Keeper
-from secretfs.daemon.reload import Origin
+from secretfs.daemon.handover import Handover
 from secretfs.daemon.serve import MountOptions, Observer, serve
-from secretfs.dapr.load import Declaration
+from secretfs.dapr.load import ConfigSource, Declaration, declare
 from secretfs.errors import ConfigurationError, SecretFSError
-from secretfs.linux.daemonize import leave_terminal, log_to, open_log, start_in_background
+from secretfs.linux.daemonize import leave_terminal, start_in_background
+from secretfs.linux.log import log_to, open_log
 from secretfs.linux.mountpoint import prepare
 from secretfs.linux.process import protect_memory
-from secretfs.linux.syscall_helper import Hands
+from secretfs.linux.syscall_helper import SyscallHelpers
 from secretfs.registry.opening import open_registry
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ def mount(request: Request, arguments: Sequence[str]) -> int:
     In the background it returns when the mount answers. Raises `SecretFSError` for whatever keeps it from that.
     """
     _require_outside(request)
-    keeper = Keeper.from_environment(foreground=request.foreground)
+    keeper = Handover.from_environment(foreground=request.foreground)
     if keeper is None:
         return _supervise(request, arguments)
     return work(request, keeper)
@@ -80,7 +79,7 @@ def _supervise(request: Request, arguments: Sequence[str]) -> int:
 
 def work(
     request: Request,
-    keeper: Keeper,
+    keeper: Handover,
     observer: Observer | None = None,
     end: Callable[[], Awaitable[None]] = trio.sleep_forever,
 ) -> int:
@@ -96,7 +95,7 @@ def work(
     return 0
 
 
-def _work(request: Request, keeper: Keeper, observer: Observer, end: Callable[[], Awaitable[None]]) -> None:
+def _work(request: Request, keeper: Handover, observer: Observer, end: Callable[[], Awaitable[None]]) -> None:
     options = request.options
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is listened to: what it asks to be read is being read
     if keeper.takes_over:  # there is no terminal any more
@@ -110,7 +109,7 @@ def _work(request: Request, keeper: Keeper, observer: Observer, end: Callable[[]
     for notice in (*declaration.notices, *options.notices):
         log.warning("%s", notice)
     protect_memory()
-    hands = Hands.fork()
+    hands = SyscallHelpers.fork()
 
     async def serve_until_end() -> None:
         async with trio.open_nursery() as nursery:
@@ -130,10 +129,10 @@ def _work(request: Request, keeper: Keeper, observer: Observer, end: Callable[[]
 
 async def _serve(
     declaration: Declaration,
-    origin: Origin,
+    origin: ConfigSource,
     options: MountOptions,
-    hands: Hands,
-    keeper: Keeper,
+    hands: SyscallHelpers,
+    keeper: Handover,
     observer: Observer,
 ) -> None:
     known = keeper.inherited.journal.stores if keeper.inherited else {}
@@ -149,7 +148,7 @@ async def _serve(
         await serve(registry, declaration, origin, options, hands, keeper, observer)
 
 
-def _become_ready(request: Request, keeper: Keeper) -> None:
+def _become_ready(request: Request, keeper: Handover) -> None:
     """Leave the terminal, if that was asked for. Until now errors went where whoever mounts sees them."""
     last_failure.remove(str(request.options.mountpoint))
     if not keeper.takes_over:

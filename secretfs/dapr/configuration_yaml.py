@@ -1,7 +1,8 @@
 """YAML nodes as yaml.v3 decodes them into Go structs: how Dapr reads its Configuration files.
 
-Unlike component manifests (`secretfs.dapr.component_yaml`) nothing passes through JSON: field names are case-sensitive, a key given
-twice is an error, a string field takes any scalar by its source text, and in a list of strings a null vanishes.
+Unlike component manifests (`secretfs.dapr.component_yaml`) nothing passes through JSON: field names are case-sensitive,
+a key given twice is an error, a string field takes any scalar by its source text, and in a list of strings a null
+vanishes.
 """
 
 from collections.abc import Iterable, Mapping

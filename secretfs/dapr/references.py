@@ -21,7 +21,7 @@ ReadSecret = Callable[[str], Secret]
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class TemplateContext:
     """What a manifest may refer to beyond itself."""
 
     environ: Mapping[str, str] = field(repr=False)
@@ -46,7 +46,7 @@ def component_references(component: Component) -> frozenset[str]:
 
 
 def resolve(
-    component: Component, surroundings: Surroundings, read: ReadSecret | None
+    component: Component, surroundings: TemplateContext, read: ReadSecret | None
 ) -> tuple[list[Property], list[Notice]]:
     """Resolve all items of ``component``. ``read`` is None when the component names no store.
 
@@ -65,7 +65,7 @@ def _secret_wanted(item: Item) -> SecretKeyRef | None:
 class _Resolution:
     """The resolution of one component: reads each secret once."""
 
-    def __init__(self, component: Component, surroundings: Surroundings, read: ReadSecret | None) -> None:
+    def __init__(self, component: Component, surroundings: TemplateContext, read: ReadSecret | None) -> None:
         self._component = component
         self._surroundings = surroundings
         self._read = read

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from stat import S_IFDIR, S_IFREG
 from typing import Final, NamedTuple
 
-from secretfs.cache.ttl_cache import Fresh
+from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.fs.control_files import DIRECTORY_MODE, MODES
 from secretfs.fs.inodes import Directory, Version
 from secretfs.fs.keys import Control, ControlsKey
@@ -22,7 +22,7 @@ XATTR_FETCHED: Final = "user.secretfs.fetched"
 XATTR_STALE: Final = "user.secretfs.stale"
 """``1`` while it is served although it has expired, because the store does not answer; else ``0``."""
 
-XATTRS: Final[dict[str, Callable[[Fresh[Secret]], str]]] = {
+XATTRS: Final[dict[str, Callable[[CachedAnswer[Secret]], str]]] = {
     XATTR_VERSION: lambda secret: secret.value.version,
     XATTR_FETCHED: lambda secret: datetime.fromtimestamp(secret.fetched_at, UTC).isoformat(timespec="seconds"),
     XATTR_STALE: lambda secret: str(int(secret.stale)),
@@ -56,7 +56,7 @@ class Modes:
 
 
 @dataclass(frozen=True, slots=True)
-class Appearance:
+class AttributePolicy:
     """How the inodes of a mount look. ``born`` is when it was made, in seconds since the epoch."""
 
     modes: Modes

@@ -7,18 +7,18 @@ import time
 from collections.abc import Mapping
 
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound
-from secretfs.fs.attributes import DIRECTORY_TIMEOUT, Appearance, Attributes
+from secretfs.fs.attributes import DIRECTORY_TIMEOUT, AttributePolicy, Attributes
 from secretfs.fs.content import Contents
 from secretfs.fs.inodes import Directory, Inode, Tree, Version, is_of
 from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, SecretKey, ValueKey
 from secretfs.fs.names import encode, split
-from secretfs.fs.poll_waiters import Polls
+from secretfs.fs.poll_waiters import PollWaiters
 
 
 class Changes:
     """The tree of a file system as those see it who change it."""
 
-    def __init__(self, tree: Tree, contents: Contents, polls: Polls, appearance: Appearance) -> None:
+    def __init__(self, tree: Tree, contents: Contents, polls: PollWaiters, appearance: AttributePolicy) -> None:
         self._tree = tree
         self._contents = contents
         self._polls = polls

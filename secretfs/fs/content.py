@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import trio
 
 from secretfs.cache.store_cache import Change, one_wait
-from secretfs.cache.ttl_cache import Fresh, Shelf
+from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, SecretFSError, StoreError
 from secretfs.fs.bulk import render_env, render_json, render_secret
 from secretfs.fs.keys import Bulk, BulkKey, FolderKey, SecretBulkKey, ValueKey
@@ -45,7 +45,7 @@ class Contents:
         """By component."""
         self.roots = _roots(views)
         """The directories of the stores, by path segment."""
-        self._bulks = Shelf[BulkKey, bytes](self._render, nursery)
+        self._bulks = TTLCache[BulkKey, bytes](self._render, nursery)
         self._unrenderable: dict[BulkKey, str] = {}
         self._changed: Callable[[str, Change], None] = lambda _, __: None
 
@@ -116,7 +116,7 @@ class Contents:
         secret = self.view(key.component).peek(key.name)
         return _content_of(key, secret) if secret else None
 
-    async def _render(self, key: BulkKey) -> Fresh[bytes]:
+    async def _render(self, key: BulkKey) -> CachedAnswer[bytes]:
         """Render a bulk file from one snapshot of its store, in a thread: the store may be large."""
         view = self.view(key.component)
         secrets = await view.every_secret()
@@ -134,7 +134,7 @@ class Contents:
                 log.warning("%s: %s", key.component, error)
             raise
         self._unrenderable.pop(key, None)
-        return Fresh(rendered, secrets.fetched, secrets.expires, secrets.fetched_at, secrets.stale)
+        return CachedAnswer(rendered, secrets.fetched, secrets.expires, secrets.fetched_at, secrets.stale)
 
     def _listen(self) -> None:
         for component, view in self.views.items():
@@ -153,7 +153,7 @@ def _roots(views: Mapping[str, StoreView]) -> dict[bytes, FolderKey]:
     return {encode(component): FolderKey(component) for component in sorted(views)}
 
 
-def _content_of(key: ValueKey | SecretBulkKey, secret: Fresh[Secret]) -> Content:
+def _content_of(key: ValueKey | SecretBulkKey, secret: CachedAnswer[Secret]) -> Content:
     """Cut a file out of a secret. Raises `NoSuchEntry` if this version of the secret has no such key."""
     if isinstance(key, SecretBulkKey):
         data = render_secret(secret.value, key.form)
@@ -164,5 +164,5 @@ def _content_of(key: ValueKey | SecretBulkKey, secret: Fresh[Secret]) -> Content
     return Content(data, secret.value.modified or secret.fetched_at, secret.remaining, secret.serial)
 
 
-def _bulk_content(bulk: Fresh[bytes]) -> Content:
+def _bulk_content(bulk: CachedAnswer[bytes]) -> Content:
     return Content(bulk.value, bulk.fetched_at, bulk.remaining, bulk.serial)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import trio
 
 import secretfs
-from secretfs.cache.call_stats import Kind, State, Statistics
+from secretfs.cache.health import Kind, State, Statistics
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
 from secretfs.fs.keys import Control
 from secretfs.fs.view import StoreView

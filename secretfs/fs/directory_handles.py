@@ -19,7 +19,7 @@ class _Listing:
     opens: int = 0
 
 
-class Listings:
+class DirectoryHandles:
     """Snapshots of directories by handle.
 
     A handle is the inode number and, above that, a digest of the names: a process that takes over can tell whose it is,

@@ -8,7 +8,7 @@ POLLS = 1000
 """Waiters that are remembered for each time that a file is open. A poll that has timed out is remembered too."""
 
 
-class Polls:
+class PollWaiters:
     """Waiters by inode number. They are in the journal as well: a process that takes over has them poll again."""
 
     def __init__(self, journal: Journal) -> None:

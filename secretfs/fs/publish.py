@@ -1,7 +1,7 @@
 """Changes that everybody can see: published by system calls on our own mount.
 
 Nothing that FUSE lets a daemon tell the kernel makes an inotify event (measured: invalidate_inode, invalidate_entry and
-notify_store give none). A system call on the mount does, so `Hand` makes one. A new version gets a pending
+notify_store give none). A system call on the mount does, so `SyscallHelper` makes one. A new version gets a pending
 name that nobody can guess, and rename(2) moves it over the old name: the kernel moves its own entry atomically,
 watchers of the directory get MOVED_TO, ``tail -F`` follows, and who has the old version open keeps it. What is new
 upstream is renamed into place, or made if it is a directory; what is gone is unlinked.
@@ -23,14 +23,13 @@ from pathlib import Path
 import trio
 
 from secretfs.cache.store_cache import Change
-from secretfs.cache.ttl_cache import log_defect
-from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
+from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError, log_defect
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.inodes import Directory, Inode, Version
 from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey
 from secretfs.fs.names import CONTROL, encode, split
 from secretfs.fs.vfs import SecretVFS
-from secretfs.linux.syscall_helper import Hand
+from secretfs.linux.syscall_helper import SyscallHelper
 
 BACKLOG = 10_000
 """Changes of one store that may wait to be published. Beyond that they are found out by reading, when ttl is over."""
@@ -48,7 +47,7 @@ class Call(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class PendingSyscall:
     """A system call of ours that is under way, as the kernel will ask about it."""
 
     call: Call
@@ -67,7 +66,7 @@ class Publisher:
     """
 
     def __init__(
-        self, vfs: SecretVFS, mountpoint: Path, hand: Hand, published: Callable[[], None] = lambda: None
+        self, vfs: SecretVFS, mountpoint: Path, hand: SyscallHelper, published: Callable[[], None] = lambda: None
     ) -> None:
         self._changes = vfs.changes
         self._hand = hand
@@ -76,7 +75,7 @@ class Publisher:
         self._waiting: dict[str, deque[Change | None]] = {}
         self._begin, self._begun = trio.open_memory_channel[str](math.inf)  # no component is in there twice
         self._one_at_a_time = trio.Lock()
-        self.grant: Grant | None = None
+        self.grant: PendingSyscall | None = None
         """What is under way."""
         vfs.on_change(self.heard)
 
@@ -138,7 +137,7 @@ class Publisher:
         """Let an entry go. Raises `ReadOnly` for any other."""
         self._changes.gone(self._granted(call, parent, segment).inode)
 
-    def _granted(self, call: Call, parent: int, segment: bytes) -> Grant:
+    def _granted(self, call: Call, parent: int, segment: bytes) -> PendingSyscall:
         grant = self.grant
         if grant is None or (grant.call, grant.parent, grant.segment) != (call, parent, segment):
             raise ReadOnly(call.value)
@@ -167,7 +166,9 @@ class Publisher:
                 await self._put_in_place(directory.number, self._changes.path(parent), segment, key)
             elif not exists and version is not None:
                 if directory is not None:
-                    await self._call(Grant(Call.UNLINK, directory.number, segment, version), self._changes.path(parent))
+                    await self._call(
+                        PendingSyscall(Call.UNLINK, directory.number, segment, version), self._changes.path(parent)
+                    )
                 self._changes.gone(version)  # for those who poll it, if it went with its directory
 
     async def _publish_name(self, component: str, name: str) -> None:
@@ -192,7 +193,7 @@ class Publisher:
             past = [inode for inode in known if inode.key != entry or (isinstance(inode, Directory) and inode.outdated)]
             for inode in past:
                 call = Call.UNLINK if isinstance(inode, Version) else Call.RMDIR
-                await self._call(Grant(call, directory.number, segment, inode), path)
+                await self._call(PendingSyscall(call, directory.number, segment, inode), path)
             if entry is not None and (past or not known):
                 await self._put_in_place(directory.number, path, segment, entry)
 
@@ -200,12 +201,12 @@ class Publisher:
         inode = self._changes.successor(key)
         if isinstance(inode, Version):
             pending = CONTROL + b"-" + secrets.token_hex(16).encode()
-            await self._call(Grant(Call.RENAME, parent, segment, inode, pending), directory)
+            await self._call(PendingSyscall(Call.RENAME, parent, segment, inode, pending), directory)
         else:
-            await self._call(Grant(Call.MKDIR, parent, segment, inode), directory)
+            await self._call(PendingSyscall(Call.MKDIR, parent, segment, inode), directory)
         self._changes.discard(inode)
 
-    async def _call(self, grant: Grant, directory: bytes) -> None:
+    async def _call(self, grant: PendingSyscall, directory: bytes) -> None:
         """Make the system call. One that fails was overtaken: a reader looked, or the mount is gone."""
         base = os.path.join(self._mountpoint, directory)  # noqa: PTH118 - bytes
         names = (grant.pending, grant.segment) if grant.call is Call.RENAME else (grant.segment,)

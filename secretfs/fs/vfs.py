@@ -26,11 +26,11 @@ from secretfs.errors import (
     SecretFSError,
     Superseded,
 )
-from secretfs.fs.attributes import DIRECTORY_TIMEOUT, XATTRS, Appearance, Attributes, Modes
+from secretfs.fs.attributes import DIRECTORY_TIMEOUT, XATTRS, AttributePolicy, Attributes, Modes
 from secretfs.fs.changes import Changes
 from secretfs.fs.content import Content, Contents
 from secretfs.fs.control_files import FILES, MountStatus, refresh, requested, status
-from secretfs.fs.directory_handles import Entries, Listings, directory_of
+from secretfs.fs.directory_handles import DirectoryHandles, Entries, directory_of
 from secretfs.fs.estale import Retries
 from secretfs.fs.inodes import Directory, Tree, Version
 from secretfs.fs.journal import Journal
@@ -49,7 +49,7 @@ from secretfs.fs.keys import (
     ValueKey,
 )
 from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL, encode
-from secretfs.fs.poll_waiters import Polls
+from secretfs.fs.poll_waiters import PollWaiters
 from secretfs.fs.view import StoreView
 
 T = TypeVar("T")
@@ -74,14 +74,14 @@ class SecretVFS:
     ) -> None:
         """Begin a file system, or go on with the one that a journal tells of. Raises `JournalUnreadable`."""
         self._contents = Contents(views, nursery)
-        self._listings = Listings()
+        self._listings = DirectoryHandles()
         self._serials = count(1)
         self._journal = journal or Journal()
-        self._polls = Polls(self._journal)
+        self._polls = PollWaiters(self._journal)
         self._retries = Retries()
         self._tree = Tree(self._journal)
         self._tree.settle({name: view.multi_valued for name, view in views.items()})
-        self._appearance = Appearance(modes, self._journal.born)
+        self._appearance = AttributePolicy(modes, self._journal.born)
         self.changes = Changes(self._tree, self._contents, self._polls, self._appearance)
         """For those who publish what changes."""
         self._app_id = app_id

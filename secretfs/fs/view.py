@@ -14,10 +14,10 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from secretfs.cache.call_stats import Statistics
 from secretfs.cache.client import CONCURRENCY, REFUSAL_TTL
+from secretfs.cache.health import Statistics
 from secretfs.cache.store_cache import CachedStore, Change
-from secretfs.cache.ttl_cache import Fresh
+from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreError
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
 from secretfs.fs.names import decode, encode, split
@@ -36,7 +36,7 @@ AHEAD: Final = 16
 """Secrets that are fetched ahead of a program that reads what it has listed."""
 
 
-class Walk:
+class SequentialReads:
     """A listing, and how far a program has come that reads it in its order, as ``ls -l`` and ``cat *`` do."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
@@ -59,9 +59,9 @@ class StoreView:
         self.multi_valued = store.multi_valued
         self._store = store
         self._scope = scope
-        self._arranged: dict[tuple[str, ...], tuple[Fresh[Names], Entries]] = {}
+        self._arranged: dict[tuple[str, ...], tuple[CachedAnswer[Names], Entries]] = {}
         self._shadowed: set[str] = set()
-        self._walk = Walk()
+        self._walk = SequentialReads()
 
     @property
     def idle(self) -> float:
@@ -86,7 +86,7 @@ class StoreView:
             return False
         return self._store is other._store and self._scope == other._scope  # noqa: SLF001 - one class
 
-    async def secret(self, name: str) -> Fresh[Secret]:
+    async def secret(self, name: str) -> CachedAnswer[Secret]:
         """Return a secret at most ttl old. Raises `NoSuchEntry` for one that the scope hides."""
         known = self.use(name)
         if known is not None:
@@ -94,7 +94,7 @@ class StoreView:
         self._store.prefetch(self._walk.ahead_of(name))
         return await self._store.fetch(name)
 
-    def use(self, name: str) -> Fresh[Secret] | None:
+    def use(self, name: str) -> CachedAnswer[Secret] | None:
         """`secret`, if that takes no waiting; else None. Raises what `secret` would."""
         self._require(name)
         return self._store.use(name)
@@ -105,9 +105,9 @@ class StoreView:
 
     def walk(self, names: Iterable[str]) -> None:
         """Take note that a program lists a directory with these secrets, and may go on to read them one by one."""
-        self._walk = Walk(names)
+        self._walk = SequentialReads(names)
 
-    def peek(self, name: str) -> Fresh[Secret] | None:
+    def peek(self, name: str) -> CachedAnswer[Secret] | None:
         """Return a secret that may be served without waiting, if there is one."""
         return self._store.peek(name) if self._scope.allows(name) else None
 
@@ -136,14 +136,14 @@ class StoreView:
             raise NoSuchEntry(segment.decode(errors="replace"))
         return entries[segment], remaining
 
-    async def every_secret(self) -> Fresh[dict[str, Secret]]:
+    async def every_secret(self) -> CachedAnswer[dict[str, Secret]]:
         """Return all secrets of the store, fresh for as long as the oldest of them.
 
         One that is gone or refused by the time it is read is left out, and logged; any other failure fails the whole.
         """
         names = await self._every_name()
         found: dict[str, Secret] = {}
-        whole: Fresh[dict[str, Secret]] = _with_value(names, found)
+        whole: CachedAnswer[dict[str, Secret]] = _with_value(names, found)
         waiting = iter(sorted(names.value))
 
         async def read_on() -> None:
@@ -211,7 +211,7 @@ class StoreView:
         if not self._scope.allows(name):
             raise NoSuchEntry(name)
 
-    async def _listing(self, segments: tuple[str, ...]) -> Fresh[Names]:
+    async def _listing(self, segments: tuple[str, ...]) -> CachedAnswer[Names]:
         """Return the answer of the store which tells about this folder: its own, or one from further up.
 
         A store without folders tells all of them at once; one with folders may refuse those above ours.
@@ -225,7 +225,7 @@ class StoreView:
             return await self._names(folder)
         return await self._names(folder) if folder in above.value.folders else above
 
-    async def _names(self, folder: str) -> Fresh[Names]:
+    async def _names(self, folder: str) -> CachedAnswer[Names]:
         """Ask for names; where listing is refused, a scope that enumerates what is allowed is as good an answer."""
         try:
             return await self._store.names(folder)
@@ -234,7 +234,7 @@ class StoreView:
                 raise
             listed = Names(secrets=self._scope.allowed_names)
             now = trio.current_time()
-            return Fresh(listed, now, now + REFUSAL_TTL, time.time())
+            return CachedAnswer(listed, now, now + REFUSAL_TTL, time.time())
 
     async def _arrange(self, segments: tuple[str, ...], names: Names) -> Entries:
         """Sort visible names into the files and folders directly under ``segments``. Of a name for both, the folder."""
@@ -299,7 +299,7 @@ class StoreView:
         await self.secret(name)
         return self._entry_of(name)
 
-    async def _every_name(self) -> Fresh[frozenset[str]]:
+    async def _every_name(self) -> CachedAnswer[frozenset[str]]:
         root = await self._names("")
         names, waiting = set(root.value.secrets), set(root.value.folders)
         whole = root
@@ -318,7 +318,7 @@ class StoreView:
         return _with_value(whole, frozenset(filter(self._scope.allows, names)))
 
 
-def _with_value(answer: Fresh[Any], value: T) -> Fresh[T]:
+def _with_value(answer: CachedAnswer[Any], value: T) -> CachedAnswer[T]:
     """Return another value that was made of an answer, as old as that."""
     return replace(answer, value=value)
 

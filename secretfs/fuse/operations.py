@@ -27,8 +27,7 @@ from pyfuse3 import (
     SetattrFields,
 )
 
-from secretfs.cache.ttl_cache import log_defect
-from secretfs.errors import ReadOnly, SecretFSError
+from secretfs.errors import ReadOnly, SecretFSError, log_defect
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.names import NAME_MAX
 from secretfs.fs.publish import Call, Publisher

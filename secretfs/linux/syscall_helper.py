@@ -35,7 +35,7 @@ CALLS: Final[Mapping[str, Callable[..., object]]] = {
 """What a hand can do, by name."""
 
 
-class Hand:
+class SyscallHelper:
     """The process, as the daemon sees it. Close it, or end, and it ends."""
 
     def __init__(self, pid: int, ours: socket.socket) -> None:
@@ -45,7 +45,7 @@ class Hand:
         self._one_at_a_time: trio.Lock | None = None
 
     @classmethod
-    def fork(cls) -> "Hand":
+    def fork(cls) -> "SyscallHelper":
         """Fork a hand. Call it before there are threads."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
@@ -77,16 +77,16 @@ class Hand:
 
 
 @dataclass(frozen=True, slots=True)
-class Hands:
+class SyscallHelpers:
     """Two of them. One may have to wait for a store, and must not keep us from finding out whether we serve at all."""
 
-    publishing: Hand
-    asking: Hand
+    publishing: SyscallHelper
+    asking: SyscallHelper
 
     @classmethod
-    def fork(cls) -> "Hands":
+    def fork(cls) -> "SyscallHelpers":
         """Fork both. Call it before there are threads."""
-        return cls(Hand.fork(), Hand.fork())
+        return cls(SyscallHelper.fork(), SyscallHelper.fork())
 
     def close(self) -> None:
         """Let both end."""

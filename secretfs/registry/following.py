@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from secretfs.errors import AccessDenied, SecretFSError, StoreError, StoreUnavailable
 from secretfs.settings import Property
-from secretfs.store import ClockedStore, ComparingStore, Known, Names, Secret, SecretStore, WatchingStore
+from secretfs.store import CachedRead, ClockedStore, Names, RevalidatingStore, Secret, SecretStore, WatchingStore
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class _Generation:
     """Seconds since the epoch."""
 
 
-class ReopeningStore:
+class FollowingStore:
     """A `SecretStore` that follows its references. ``resolve`` reads them, ``reopen`` makes a store of what they say.
 
     Both block, and may raise; what they raise at a later time is logged, and the refusal that led to it stands.
@@ -88,10 +88,10 @@ class ReopeningStore:
         """`SecretStore.fetch`."""
         return self._ask(("fetch", name), lambda store: store.fetch(name))
 
-    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
-        """`ComparingStore.unchanged`, if the store does compare. What was read before it opened may be another's."""
+    def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
+        """`RevalidatingStore.unchanged`, if the store does compare. What was read before it opened may be another's."""
         with self._in_use() as asked:
-            if not isinstance(asked.store, ComparingStore):
+            if not isinstance(asked.store, RevalidatingStore):
                 return frozenset()
             return asked.store.unchanged({name: it for name, it in known.items() if it.read_at >= asked.opened_at})
 

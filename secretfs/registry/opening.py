@@ -14,12 +14,11 @@ from types import MappingProxyType
 import trio
 
 from secretfs.cache.store_cache import Freshness
-from secretfs.cache.ttl_cache import log_defect
 from secretfs.dapr.component import Component
-from secretfs.dapr.references import ReadSecret, Surroundings, component_references, resolve
-from secretfs.errors import ConfigurationError, DeadlineExceeded, Notice, SecretFSError, StoreError
+from secretfs.dapr.references import ReadSecret, TemplateContext, component_references, resolve
+from secretfs.errors import ConfigurationError, DeadlineExceeded, Notice, SecretFSError, StoreError, log_defect
 from secretfs.registry.annotations import freshness, of_store
-from secretfs.registry.following import ReopeningStore, UnopenedStore
+from secretfs.registry.following import FollowingStore, UnopenedStore
 from secretfs.settings import Property, decode
 from secretfs.store import NamespacedStore, SecretStore, StoreContext
 from secretfs.stores import load_store_type
@@ -41,7 +40,7 @@ class OpenedStore:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class OpenFailure:
     """A component that could not be opened or does not answer."""
 
     component: Component
@@ -57,7 +56,7 @@ class Failure:
 class ComponentsFailed(SecretFSError):
     """Components that are needed could not be opened. Exits like the first of their errors."""
 
-    def __init__(self, failures: Sequence[Failure]) -> None:
+    def __init__(self, failures: Sequence[OpenFailure]) -> None:
         super().__init__("\n".join(map(str, failures)))
         self.exit_code = failures[0].error.exit_code
 
@@ -67,7 +66,7 @@ class Registry:
     """What came of opening every component. ``notices`` are remarks on properties that nothing reads."""
 
     stores: dict[str, OpenedStore] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
+    failures: list[OpenFailure] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
     sources: list[OpenedStore] = field(default_factory=list)
     """No longer among the stores, and open all the same: others take their credentials from them."""
@@ -90,15 +89,15 @@ def defect(error: Exception) -> StoreError:
     return StoreError(f"unexpected {type(error).__name__}; the log has the place")
 
 
-def check_references(components: Sequence[Component]) -> list[Failure]:
+def check_references(components: Sequence[Component]) -> list[OpenFailure]:
     """Return the components whose references lead to no store, or back to themselves."""
     by_name = {component.name: component for component in components}
-    return [Failure(c, error) for c in components if (error := _broken_chain(c, by_name)) is not None]
+    return [OpenFailure(c, error) for c in components if (error := _broken_chain(c, by_name)) is not None]
 
 
 def open_store(
     component: Component,
-    surroundings: Surroundings,
+    surroundings: TemplateContext,
     chosen: Freshness,
     read: ReadSecret | None,
     *,
@@ -106,7 +105,7 @@ def open_store(
 ) -> tuple[SecretStore, list[Notice]]:
     """Resolve a component's properties and open its store. Blocks while ``read`` reads what they refer to.
 
-    A store that refers to another one follows what it refers to: see `ReopeningStore`. If it is known already whether
+    A store that refers to another one follows what it refers to: see `FollowingStore`. If it is known already whether
     it is ``multi_valued``, that one is opened when it is first asked. Raises `ConfigurationError` with the place for
     whatever is wrong with the component, and any `StoreError` of ``read``.
     """
@@ -128,13 +127,13 @@ def open_store(
 
     if read is None:
         return open_with(look()), remarks
-    return ReopeningStore(component.name, look, open_with, multi_valued=multi_valued), remarks
+    return FollowingStore(component.name, look, open_with, multi_valued=multi_valued), remarks
 
 
 @asynccontextmanager
 async def open_registry(
     components: Sequence[Component],
-    surroundings: Surroundings,
+    surroundings: TemplateContext,
     default: Freshness,
     opened: Callable[[Component], None] = lambda _: None,
     known: Mapping[str, bool] = MappingProxyType({}),
@@ -162,7 +161,7 @@ async def open_registry(
 async def open_components(
     registry: Registry,
     components: Sequence[Component],
-    surroundings: Surroundings,
+    surroundings: TemplateContext,
     default: Freshness,
     opened: Callable[[Component], None] = lambda _: None,
     known: Mapping[str, bool] = MappingProxyType({}),
@@ -195,7 +194,7 @@ class _Opening:
     """Opens one component after the other into a registry."""
 
     def __init__(
-        self, registry: Registry, surroundings: Surroundings, default: Freshness, known: Mapping[str, bool]
+        self, registry: Registry, surroundings: TemplateContext, default: Freshness, known: Mapping[str, bool]
     ) -> None:
         self._registry = registry
         self._known = known
@@ -236,7 +235,7 @@ class _Opening:
         return None
 
     def _fail(self, component: Component, error: SecretFSError) -> None:
-        self._registry.failures.append(Failure(component, error))
+        self._registry.failures.append(OpenFailure(component, error))
         if component.name in self._known and component.name not in self._registry.stores:
             store = UnopenedStore(error, multi_valued=self._known[component.name])
             self._registry.stores[component.name] = OpenedStore(component, store, self._default)

@@ -14,21 +14,27 @@ from typing import NamedTuple
 import trio
 
 from secretfs.cache.store_cache import CachedStore, Change, Freshness
-from secretfs.cache.ttl_cache import log_defect
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration
 from secretfs.dapr.references import component_references
-from secretfs.errors import StoreError
+from secretfs.errors import StoreError, log_defect
 from secretfs.fs.view import StoreView
-from secretfs.registry.following import LOOK_AGAIN, ReopeningStore, UnopenedStore
-from secretfs.registry.opening import Failure, OpenedStore, Registry, check_references, close_stores, open_components
+from secretfs.registry.following import LOOK_AGAIN, FollowingStore, UnopenedStore
+from secretfs.registry.opening import (
+    OpenedStore,
+    OpenFailure,
+    Registry,
+    check_references,
+    close_stores,
+    open_components,
+)
 from secretfs.scopes import SecretScope
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class RunningStore:
     """A store, its cache and the task that keeps it fresh."""
 
     opened: OpenedStore
@@ -36,8 +42,8 @@ class Served:
     task: trio.CancelScope
 
 
-class Replacement(NamedTuple):
-    """What `Stores.replace` put in place."""
+class ReloadResult(NamedTuple):
+    """What `StoreSet.replace` put in place."""
 
     views: Mapping[str, StoreView]
     changes: Mapping[str, Change]
@@ -46,14 +52,14 @@ class Replacement(NamedTuple):
     """The components that are another kind of store now, of which nothing known before tells anything."""
 
 
-class Stores:
+class StoreSet:
     """All stores of one app. ``nursery`` runs their tasks."""
 
     def __init__(self, registry: Registry, default: Freshness, nursery: trio.Nursery) -> None:
         self._registry = registry
         self._default = default
         self._nursery = nursery
-        self._served: dict[str, Served] = {}
+        self._served: dict[str, RunningStore] = {}
         self._scopes: dict[str, SecretScope] = {}
         self.unanswered = False
         """Whether there is a component of the last declaration that is not served as declared, and may be later."""
@@ -65,7 +71,7 @@ class Stores:
         self.unanswered = any(isinstance(opened.store, UnopenedStore) for opened in self._registry.stores.values())
         return self._views(declaration)
 
-    async def replace(self, declaration: Declaration) -> Replacement | None:
+    async def replace(self, declaration: Declaration) -> ReloadResult | None:
         """Serve another declaration. None if there is a mistake in it: then all stays as it is."""
         mistakes = check_references(declaration.components)
         fatal = [mistake for mistake in mistakes if not mistake.component.ignore_errors]
@@ -89,7 +95,7 @@ class Stores:
         )
         return await self._put_in_place(declaration, registry)
 
-    def _tell(self, failure: Failure, registry: Registry) -> None:
+    def _tell(self, failure: OpenFailure, registry: Registry) -> None:
         """Log what failed, and what becomes of it."""
         name = failure.component.name
         if name in registry.stores and failure.component.ignore_errors:
@@ -97,10 +103,10 @@ class Stores:
         else:
             log.error("%s; %s", failure, "it goes on as it was" if name in self._served else "it is not served")
 
-    async def _put_in_place(self, declaration: Declaration, registry: Registry) -> Replacement:
+    async def _put_in_place(self, declaration: Declaration, registry: Registry) -> ReloadResult:
         refused = {failure.component.name for failure in registry.failures if not failure.component.ignore_errors}
         before, scopes = self._served, self._scopes
-        now: dict[str, Served] = {}
+        now: dict[str, RunningStore] = {}
         for component in declaration.components:
             old, opened = before.get(component.name), registry.stores.get(component.name)
             if opened is not None and component.name not in refused and (old is None or old.opened is not opened):
@@ -119,9 +125,9 @@ class Stores:
             if name in now and name not in others:
                 now[name].cached.inherit(served.cached)
         log.info("serving %s", ", ".join(views))
-        return Replacement(views, changes, others & now.keys())
+        return ReloadResult(views, changes, others & now.keys())
 
-    def _resembles(self, before: Served) -> bool:
+    def _resembles(self, before: RunningStore) -> bool:
         """Whether there is a store now under the name of this one, of the same kind."""
         now = self._served.get(before.opened.component.name)
         return (
@@ -167,21 +173,21 @@ class Stores:
             return False
         return served.opened.component == component
 
-    async def _start(self, opened: OpenedStore) -> Served:
-        served: Served = await self._nursery.start(self._run, opened)
+    async def _start(self, opened: OpenedStore) -> RunningStore:
+        served: RunningStore = await self._nursery.start(self._run, opened)
         return served
 
-    async def _run(self, opened: OpenedStore, *, task_status: trio.TaskStatus[Served]) -> None:
+    async def _run(self, opened: OpenedStore, *, task_status: trio.TaskStatus[RunningStore]) -> None:
         with trio.CancelScope() as task:
             cached = CachedStore(
                 opened.component.name, opened.store, opened.freshness, self._nursery, opened.component.type
             )
-            task_status.started(Served(opened, cached, task))
+            task_status.started(RunningStore(opened, cached, task))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(cached.keep_fresh)
                 nursery.start_soon(_follow, opened)
 
-    async def _retire(self, gone: list[Served], unneeded: list[OpenedStore]) -> None:
+    async def _retire(self, gone: list[RunningStore], unneeded: list[OpenedStore]) -> None:
         try:
             await trio.sleep(max((served.opened.freshness.deadline for served in gone), default=0.0))
         finally:
@@ -195,7 +201,7 @@ async def _follow(opened: OpenedStore) -> None:
 
     Credentials that were rotated are refused, and found out at once; old ones that go on to be good are not.
     """
-    if opened.source is None or not isinstance(opened.store, ReopeningStore):
+    if opened.source is None or not isinstance(opened.store, FollowingStore):
         return
     while True:
         await trio.sleep(max(opened.source.freshness.ttl, LOOK_AGAIN))

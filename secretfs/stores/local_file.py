@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound, StoreError, StoreUnavailable
 from secretfs.settings import setting, truthy
-from secretfs.store import Known, Names, Secret, StoreContext
+from secretfs.store import CachedRead, Names, Secret, StoreContext
 
 _ATTEMPTS = 5
 _LOOK_EVERY = 0.5  # seconds
@@ -98,7 +98,7 @@ class FileStore:
         except KeyError:
             raise SecretNotFound(f"secret {name} not found") from None
 
-    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+    def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
         """Compare with the file as it is now."""
         now = self._current()
         return frozenset(name for name, it in known.items() if now.get(name) == it.secret)

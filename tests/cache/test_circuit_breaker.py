@@ -2,15 +2,15 @@
 
 import pytest
 
-from secretfs.cache.circuit_breaker import FAILURES, LONGEST, SHORTEST, Breaker
+from secretfs.cache.health import FAILURES, LONGEST, SHORTEST, CircuitBreaker
 from secretfs.errors import StoreUnavailable
 
 DOWN = StoreUnavailable("down")
 
 
-def opened(failures: int = FAILURES) -> Breaker:
+def opened(failures: int = FAILURES) -> CircuitBreaker:
     """Fail so often, each time after the last failure was known."""
-    breaker = Breaker()
+    breaker = CircuitBreaker()
     for number in range(failures):
         breaker.failed(DOWN, float(number), float(number))
     return breaker

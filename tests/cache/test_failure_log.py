@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from secretfs.cache.failure_log import REMEMBERED, Troubles
+from secretfs.cache.health import REMEMBERED, FailureLog
 from secretfs.errors import AccessDenied, StoreUnavailable
 from tests.conftest import ExpectLog
 
@@ -12,14 +12,14 @@ DB, OTHER, CHECK = ("fetch", "db"), ("fetch", "other"), ("check", "")
 
 
 @pytest.fixture
-def troubles() -> Troubles:
-    return Troubles("vault")
+def troubles() -> FailureLog:
+    return FailureLog("vault")
 
 
 @pytest.fixture
 def told(caplog: pytest.LogCaptureFixture, expect_log: ExpectLog) -> pytest.LogCaptureFixture:
     expect_log("vault: ")
-    caplog.set_level(logging.INFO, "secretfs.cache.failure_log")
+    caplog.set_level(logging.INFO, "secretfs.cache.health")
     return caplog
 
 
@@ -27,7 +27,7 @@ def texts(told: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in told.records]
 
 
-def test_an_outage_is_told_once_whatever_is_asked(troubles: Troubles, told: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_told_once_whatever_is_asked(troubles: FailureLog, told: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         for kind, name in (DB, OTHER):
             troubles.failed((kind, name), StoreUnavailable(f"{name}: connection refused"))
@@ -38,7 +38,7 @@ def test_an_outage_is_told_once_whatever_is_asked(troubles: Troubles, told: pyte
     assert texts(told) == ["vault: db: connection refused", "vault: timed out", "vault: answers again"]
 
 
-def test_the_next_outage_is_told_again(troubles: Troubles, told: pytest.LogCaptureFixture) -> None:
+def test_the_next_outage_is_told_again(troubles: FailureLog, told: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         troubles.failed(DB, StoreUnavailable("down"))
         troubles.answered(DB)
@@ -46,7 +46,7 @@ def test_the_next_outage_is_told_again(troubles: Troubles, told: pytest.LogCaptu
     assert texts(told) == ["vault: down", "vault: answers again"] * 2
 
 
-def test_a_question_that_alone_fails_is_told_once(troubles: Troubles, told: pytest.LogCaptureFixture) -> None:
+def test_a_question_that_alone_fails_is_told_once(troubles: FailureLog, told: pytest.LogCaptureFixture) -> None:
     for _ in range(5):
         troubles.failed(DB, StoreUnavailable("db: 500"))
         troubles.answered(OTHER)
@@ -56,7 +56,7 @@ def test_a_question_that_alone_fails_is_told_once(troubles: Troubles, told: pyte
     assert texts(told)[2:] == ["vault: db: 500"]
 
 
-def test_a_refusal_is_told_until_it_ends(troubles: Troubles, told: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_is_told_until_it_ends(troubles: FailureLog, told: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         troubles.refused(DB, AccessDenied("no"))
         troubles.refused(DB, AccessDenied("no"))
@@ -64,7 +64,7 @@ def test_a_refusal_is_told_until_it_ends(troubles: Troubles, told: pytest.LogCap
     assert texts(told) == ["vault: no"] * 2
 
 
-def test_not_more_than_so_many_are_remembered(troubles: Troubles, told: pytest.LogCaptureFixture) -> None:
+def test_not_more_than_so_many_are_remembered(troubles: FailureLog, told: pytest.LogCaptureFixture) -> None:
     for number in range(REMEMBERED + 1):
         troubles.refused(("fetch", str(number)), AccessDenied("no"))
     told.clear()

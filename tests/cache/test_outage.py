@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from secretfs.cache import circuit_breaker
+from secretfs.cache import health
 from secretfs.cache.store_cache import BACKGROUND, STALE_TTL, CachedStore, Freshness
 from secretfs.errors import (
     AccessDenied,
@@ -18,7 +18,7 @@ from secretfs.errors import (
     StoreError,
     StoreUnavailable,
 )
-from secretfs.store import Known, Secret
+from secretfs.store import CachedRead, Secret
 from tests.conftest import ExpectLog
 from tests.support.canary import secret as canary
 from tests.support.memory_store import MemoryStore
@@ -124,7 +124,7 @@ async def test_a_value_nobody_uses_is_dropped_and_costs_nothing_more(
 class Comparing(MemoryStore):
     """A store that compares versions."""
 
-    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+    def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
         self._called("unchanged")
         return frozenset(name for name, it in known.items() if self.secrets.get(name) is it.secret)
 
@@ -306,15 +306,15 @@ async def test_one_secret_that_always_fails_does_not_shut_out_the_others(
     expect_log: ExpectLog,
 ) -> None:
     expect_log("vault: its database is down")
-    caplog.set_level(logging.INFO, "secretfs.cache.failure_log")
+    caplog.set_level(logging.INFO, "secretfs.cache.health")
     store.refused["fetch:db"] = StoreUnavailable("its database is down")
     for number in range(20):
-        for _ in range(2 * circuit_breaker.FAILURES):  # a program that polls
+        for _ in range(2 * health.FAILURES):  # a program that polls
             with pytest.raises(StoreUnavailable):
                 await cached.fetch("db")
         await settle()
         store.put(f"cold-{number}", {"k": b"v"})
         assert await fetch_at_once(cached, f"cold-{number}") == b"v"
     assert store.calls["check"] >= 20
-    told = [record.getMessage() for record in caplog.records if record.name == "secretfs.cache.failure_log"]
+    told = [record.getMessage() for record in caplog.records if record.name == "secretfs.cache.health"]
     assert told == ["vault: its database is down", "vault: answers again"]

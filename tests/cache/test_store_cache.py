@@ -8,10 +8,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from secretfs.cache.circuit_breaker import SHORTEST
 from secretfs.cache.client import CONCURRENCY, REFUSAL_TTL
+from secretfs.cache.health import SHORTEST
 from secretfs.cache.store_cache import CachedStore, Change, Freshness
-from secretfs.cache.ttl_cache import Fresh, Shelf
+from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,
@@ -252,7 +252,7 @@ async def test_a_trouble_is_logged_once_and_so_is_its_end(
     with caplog.at_level(logging.INFO):
         await cached._calls.try_again()  # as `keep_fresh` does
         await cached.fetch("db")
-    told = [record.getMessage() for record in caplog.records if record.name == "secretfs.cache.failure_log"]
+    told = [record.getMessage() for record in caplog.records if record.name == "secretfs.cache.health"]
     assert told == ["vault: down", "vault: answers again"]
 
 
@@ -284,16 +284,16 @@ async def test_malformed_answers_reach_the_reader(
         await cached.names("")
 
 
-def lasting(value: str, seconds: float) -> Fresh[str]:
+def lasting(value: str, seconds: float) -> CachedAnswer[str]:
     now = trio.current_time()
-    return Fresh(value, now, now + seconds, 0.0)
+    return CachedAnswer(value, now, now + seconds, 0.0)
 
 
 async def test_every_answer_has_a_serial_of_its_own(nursery: trio.Nursery, mock_clock: MockClock) -> None:
-    async def load(key: str) -> Fresh[str]:
+    async def load(key: str) -> CachedAnswer[str]:
         return lasting(key, 1)
 
-    shelf = Shelf(load, nursery)
+    shelf = TTLCache(load, nursery)
     first = await shelf.get("a")
     mock_clock.jump(1)
     assert (await shelf.get("a")).serial != first.serial
@@ -625,14 +625,14 @@ async def test_whoever_waits_when_an_answer_expires_is_spared_the_error_of_the_o
     asked: list[str] = []
     fail = trio.Event()
 
-    async def load(key: str) -> Fresh[str]:
+    async def load(key: str) -> CachedAnswer[str]:
         asked.append(key)
         if len(asked) == 1:
             await fail.wait()
             raise StoreError("the older")
         return lasting("the newer", 60)
 
-    shelf = Shelf(load, nursery)
+    shelf = TTLCache(load, nursery)
     answers: list[str] = []
 
     async def read() -> None:
@@ -648,10 +648,10 @@ async def test_whoever_waits_when_an_answer_expires_is_spared_the_error_of_the_o
 
 
 async def test_to_expire_what_nobody_asked_for_is_harmless(nursery: trio.Nursery, mock_clock: MockClock) -> None:
-    async def load(key: str) -> Fresh[str]:
+    async def load(key: str) -> CachedAnswer[str]:
         return lasting(key, 60)
 
-    shelf = Shelf(load, nursery)
+    shelf = TTLCache(load, nursery)
     shelf.expire("a")
     assert len(shelf) == 0
     assert shelf.known("a") is None
@@ -666,14 +666,14 @@ async def test_an_older_answer_that_lands_last_and_that_nobody_waits_for_is_not_
     asked: list[str] = []
     land = trio.Event()
 
-    async def load(key: str) -> Fresh[str]:
+    async def load(key: str) -> CachedAnswer[str]:
         asked.append(key)
         if len(asked) == 1:
             await land.wait()
             return lasting("the older", 60)
         return lasting("the newer", 60)
 
-    shelf = Shelf(load, nursery)
+    shelf = TTLCache(load, nursery)
     async with trio.open_nursery() as readers:
         readers.start_soon(shelf.get, "a")
         await wait_all_tasks_blocked()
@@ -692,14 +692,14 @@ async def test_an_answer_that_expires_between_landing_and_waking_is_given_to_nob
     gate = trio.Event()
     asked: list[str] = []
 
-    async def load(key: str) -> Fresh[str]:
+    async def load(key: str) -> CachedAnswer[str]:
         asked.append(key)
         mine = "the newer" if len(asked) > 1 else "the older"
         if len(asked) == 1:
             await gate.wait()
         return lasting(mine, 60)
 
-    shelf = Shelf(load, nursery)
+    shelf = TTLCache(load, nursery)
     answers: list[str] = []
 
     async def read() -> None:
@@ -722,13 +722,13 @@ async def test_whoever_waited_for_an_older_question_takes_the_newer_answer(
     gate = trio.Event()
     asked: list[str] = []
 
-    async def load(key: str) -> Fresh[str]:
+    async def load(key: str) -> CachedAnswer[str]:
         asked.append(key)
         if len(asked) == 1:
             await gate.wait()
         return lasting(key, 60)
 
-    shelf = Shelf(load, nursery)
+    shelf = TTLCache(load, nursery)
     async with trio.open_nursery() as readers:
         readers.start_soon(shelf.get, "a")
         await wait_all_tasks_blocked()
@@ -739,10 +739,10 @@ async def test_whoever_waited_for_an_older_question_takes_the_newer_answer(
 
 
 async def test_to_look_at_an_answer_is_not_to_use_it(nursery: trio.Nursery, mock_clock: MockClock) -> None:
-    async def load(key: str) -> Fresh[str]:
+    async def load(key: str) -> CachedAnswer[str]:
         return lasting(key, 60)
 
-    shelf = Shelf(load, nursery)
+    shelf = TTLCache(load, nursery)
     for key in ("used", "looked at"):
         await shelf.get(key)
     mock_clock.jump(10)

@@ -18,7 +18,7 @@ from secretfs.cache.store_cache import Freshness
 from secretfs.cli import main as cli_main
 from secretfs.cli import run as command_line
 from secretfs.cli.run import run_command
-from secretfs.daemon.command import Line
+from secretfs.daemon.command import ParentPipe
 from secretfs.daemon.worker import Request
 from tests.support import fake_type
 from tests.support.canary import secret
@@ -128,7 +128,8 @@ def run(tmp_path: Path) -> Iterator[Run]:
 def test_every_exit_code(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "changes")
     script = HARNESS.partition("try:")[0] + (
-        "for code in range(256):\n    assert command.run(work, ['sh', '-c', f'exit {code}'], Path('/'), 'ignore') == code\n"
+        "for code in range(256):\n"
+        "    assert daemon_command.run(work, ['sh', '-c', f'exit {code}'], Path('/'), 'ignore') == code\n"
     )
     command = [sys.executable, "-c", script, "ignore", str(tmp_path / "changes")]
     assert subprocess.run(command, env=environment(), check=False).returncode == 0
@@ -509,9 +510,9 @@ def test_values_stay_in_use_unless_a_flag_says_otherwise(
         served.append(request.options.default)
         return 0
 
-    def run(work: Callable[[Line], int], *_: object) -> int:
+    def run(work: Callable[[ParentPipe], int], *_: object) -> int:
         with socket.socket() as end:
-            return work(Line(end))
+            return work(ParentPipe(end))
 
     monkeypatch.setattr(command_line, "_private_place", lambda *_: Path("/nowhere"))
     monkeypatch.setattr(command_line, "work", work)

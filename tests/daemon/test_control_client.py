@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from secretfs.daemon.control_client import Shown, read_status, refresh, show
+from secretfs.cli.status import StatusReport, show
+from secretfs.daemon.control_client import read_status, refresh
 from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux import mountpoint
 from tests.support.canary import secret
@@ -55,7 +56,7 @@ MOUNT = {
 }
 
 
-def shown(**stores: dict[str, Any]) -> Shown:
+def shown(**stores: dict[str, Any]) -> StatusReport:
     return show({"mount": MOUNT, "stores": stores}, Path("/mnt/secrets"), NOW)
 
 

@@ -14,15 +14,15 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.store_cache import Change, Freshness
-from secretfs.daemon.reload import LOOK_EVERY, Fingerprint, Origin, Reloader, fingerprint, working_directory
-from secretfs.dapr.load import Declaration, load
+from secretfs.daemon.reload import LOOK_EVERY, Reloader
+from secretfs.dapr.load import ConfigSource, Declaration, Fingerprint, fingerprint, load, working_directory
 from secretfs.errors import ConfigurationError, NoSuchEntry, Superseded
 from secretfs.fs.attributes import Modes
 from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.registry.opening import open_registry
-from secretfs.registry.store_set import Stores
+from secretfs.registry.store_set import StoreSet
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret
@@ -165,7 +165,7 @@ class Watched:
         self.origin = FakeOrigin()
         self.stores = FakeStores()
         nothing = cast("SecretVFS", None), cast("Publisher", None)
-        self.reloader = Reloader(cast("Origin", self.origin), cast("Stores", self.stores), *nothing)
+        self.reloader = Reloader(cast("ConfigSource", self.origin), cast("StoreSet", self.stores), *nothing)
 
     async def look(self, content: int | None = None) -> list[int]:
         """Let the reloader look once, after an edit. Returns what has been read so far."""
@@ -333,7 +333,7 @@ class HeardPublisher(Publisher):
 class App:
     """What `secretfs.daemon.serve.serve` composes, without the kernel: this plays its part."""
 
-    def __init__(self, reloader: Reloader, stores: Stores, vfs: SecretVFS, publisher: HeardPublisher) -> None:
+    def __init__(self, reloader: Reloader, stores: StoreSet, vfs: SecretVFS, publisher: HeardPublisher) -> None:
         self.reload = reloader.reload
         self.stores = stores
         self.vfs = vfs
@@ -376,13 +376,13 @@ class App:
 async def app(fakes: Fakes, config: Path | None = None) -> AsyncIterator[App]:
     configs = [config] if config else []
     paths = (fakes.directory, *configs)
-    origin = Origin(lambda: load([fakes.directory], configs, "", {}), paths, fingerprint(paths))
+    origin = ConfigSource(lambda: load([fakes.directory], configs, "", {}), paths, fingerprint(paths))
     declaration = origin.read()
     async with (
         open_registry(declaration.components, declaration.surroundings, Freshness()) as registry,
         trio.open_nursery() as nursery,
     ):
-        stores = Stores(registry, Freshness(), nursery)
+        stores = StoreSet(registry, Freshness(), nursery)
         vfs = SecretVFS(await stores.serve(declaration), Modes(), nursery)
         publisher = HeardPublisher(vfs)
         yield App(Reloader(origin, stores, vfs, publisher), stores, vfs, publisher)
@@ -520,7 +520,7 @@ class TestMistakes:
             assert await running.read("a/x/k") == secret("x")
             calls = running.store("a").calls.copy()
             (tmp_path / what).write_text(text, encoding="utf-8")
-            expect_log(rf"^ERROR secretfs\.reload: {tmp_path}/{what}:\d+: .*; nothing is changed$")
+            expect_log(rf"^ERROR secretfs\.daemon\.reload: {tmp_path}/{what}:\d+: .*; nothing is changed$")
             await running.reload()
             assert await running.read("a/x/k") == secret("x")
             assert running.told == []

@@ -13,7 +13,7 @@ from secretfs.dapr.load import load
 from secretfs.errors import NoSuchEntry
 from secretfs.linux.mountpoint import mounts
 from secretfs.registry.opening import open_registry
-from secretfs.registry.store_set import Stores
+from secretfs.registry.store_set import StoreSet
 from tests.support.canary import secret
 from tests.support.command import background, in_namespace
 from tests.support.manifests import component, configuration, scope
@@ -38,7 +38,7 @@ async def test_stores_join_cache_and_scope(
     config = configuration(tmp_path, scope("env", default="deny", allowed=["A"]))
     declaration = load([components], [config], "", {})
     async with open_registry(declaration.components, declaration.surroundings, Freshness()) as registry:
-        views = await Stores(registry, Freshness(), nursery).serve(declaration)
+        views = await StoreSet(registry, Freshness(), nursery).serve(declaration)
         assert list(views) == ["empty", "env"]
         assert (await views["env"].secret("A")).value.values == {"A": secret("a").encode()}
         with pytest.raises(NoSuchEntry):

@@ -58,7 +58,7 @@ def supervised(
     """Run a supervisor in the foreground; ``worker`` is the program of its workers."""
     lives, log, script = directory / "lives", directory / "log", directory / "worker.py"
     script.write_text(PRELUDE.format(root=str(ROOT), lives=str(lives)) + textwrap.dedent(worker), encoding="utf-8")
-    program = f"import sys; from secretfs import supervisor as s; {settings}; sys.exit(s.main(sys.argv[1:]))"
+    program = f"import sys; from secretfs.daemon import supervisor as s; {settings}; sys.exit(s.main(sys.argv[1:]))"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-c", program, "-1", "-", str(directory / "mnt"), sys.executable, str(script)],

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secretfs.dapr.component import Component, Item, SecretKeyRef, load_components
-from secretfs.dapr.references import Surroundings, component_references, resolve, unquote
+from secretfs.dapr.references import TemplateContext, component_references, resolve, unquote
 from secretfs.errors import ConfigurationError, SecretNotFound, Source, StoreUnavailable
 from secretfs.settings import Property
 from secretfs.store import Secret
@@ -44,20 +44,20 @@ def resolved(
     environ: Mapping[str, str] | None = None,
     app_id: str = "app",
 ) -> list[str]:
-    properties, _ = resolve(component(*items), Surroundings(environ or {}, app_id), FakeStore(secrets or {}).read)
+    properties, _ = resolve(component(*items), TemplateContext(environ or {}, app_id), FakeStore(secrets or {}).read)
     return [prop.value for prop in properties]
 
 
 def notices(
     item: Item, secrets: Mapping[str, Mapping[str, bytes]], environ: Mapping[str, str] | None = None
 ) -> list[str]:
-    _, found = resolve(component(item), Surroundings(environ or {}), FakeStore(secrets).read)
+    _, found = resolve(component(item), TemplateContext(environ or {}), FakeStore(secrets).read)
     return [str(notice) for notice in found]
 
 
 def test_literal_values_keep_name_order_and_place() -> None:
     items = (Item("a", "1", source=HERE), Item("b", source=HERE), Item("a", "", source=HERE))
-    assert resolve(component(*items), Surroundings({}), None) == (
+    assert resolve(component(*items), TemplateContext({}), None) == (
         [Property("a", "1", HERE), Property("b", "", HERE), Property("a", "", HERE)],
         [],
     )
@@ -76,7 +76,7 @@ def test_without_a_key_the_key_is_the_name_of_the_secret(tmp_path: Path) -> None
         "spec: {type: secretstores.local.env, metadata: [{name: p, secretKeyRef: {name: s}}]}\n"
     )
     (declared,) = load_components([tmp_path], app_id="", namespace="").components
-    properties, _ = resolve(declared, Surroundings({}), FakeStore({"s": {"s": b"one", "": b"two"}}).read)
+    properties, _ = resolve(declared, TemplateContext({}), FakeStore({"s": {"s": b"one", "": b"two"}}).read)
     assert [prop.value for prop in properties] == ["one"]
 
 
@@ -106,7 +106,7 @@ def test_what_is_not_there_leaves_the_literal(
 def test_a_secret_is_read_once() -> None:
     store = FakeStore({"s": {"a": b"1", "b": b"2"}})
     items = (ref("s", "a"), ref("gone"), ref("s", "b"), ref("gone", value="x"))
-    properties, found = resolve(component(*items), Surroundings({}), store.read)
+    properties, found = resolve(component(*items), TemplateContext({}), store.read)
     assert [prop.value for prop in properties] == ["1", "", "2", "x"]
     assert store.asked == ["s", "gone"]
     assert len(found) == 2
@@ -117,12 +117,12 @@ def test_other_failures_go_up() -> None:
         raise StoreUnavailable(name)
 
     with pytest.raises(StoreUnavailable):
-        resolve(component(ref("s")), Surroundings({}), unavailable)
+        resolve(component(ref("s")), TemplateContext({}), unavailable)
 
 
 def test_a_reference_without_a_store_is_an_error() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        resolve(component(ref("s", value=secret()), secret_store=""), Surroundings({}), None)
+        resolve(component(ref("s", value=secret()), secret_store=""), TemplateContext({}), None)
     assert str(caught.value) == (
         "x.yaml:7: p has a secretKeyRef, but the component does not say of which store: set auth.secretStore"
     )
@@ -307,7 +307,7 @@ def test_unquoting_takes_any_text(text: str) -> None:
 
 
 def test_nothing_shows_a_value() -> None:
-    surroundings = Surroundings({"VAR": secret()}, "app")
+    surroundings = TemplateContext({"VAR": secret()}, "app")
     properties, found = resolve(component(Item("p", env_ref="VAR")), surroundings, None)
     assert properties[0].value == secret()
     assert CANARY not in repr(surroundings) + repr(properties) + repr(found)

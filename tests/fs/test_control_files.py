@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from secretfs.cache.circuit_breaker import FAILURES
+from secretfs.cache.health import FAILURES
 from secretfs.cache.store_cache import CachedStore, Change, Freshness
 from secretfs.errors import (
     AccessDenied,

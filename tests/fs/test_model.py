@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from secretfs.cache.circuit_breaker import LONGEST
-from secretfs.cache.client import SHORTEST_TTL, Calls
+from secretfs.cache.client import SHORTEST_TTL, StoreClient
+from secretfs.cache.health import LONGEST
 from secretfs.cache.store_cache import STALE_TTL, CachedStore, Freshness
 from secretfs.errors import (
     AccessDenied,
@@ -40,7 +40,7 @@ from secretfs.fs.inodes import Version
 from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
-from secretfs.linux.syscall_helper import Hand
+from secretfs.linux.syscall_helper import SyscallHelper
 from secretfs.scopes import Access, SecretScope
 from secretfs.store import Names, Secret
 
@@ -165,7 +165,7 @@ class Upstream:
             raise self.failure
 
 
-class DirectCalls(Calls):
+class DirectCalls(StoreClient):
     """Calls without a thread, so that the virtual clock decides what happens when."""
 
     async def _in_thread(self, question: Callable[[str], T], argument: str) -> T:
@@ -218,7 +218,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.vfs = SecretVFS(self._views(SecretScope()), Modes(), self.nursery)
-        self.publisher = Publisher(self.vfs, Path("/mnt"), cast("Hand", FakeHand(self)))
+        self.publisher = Publisher(self.vfs, Path("/mnt"), cast("SyscallHelper", FakeHand(self)))
         self.nursery.start_soon(self.publisher.run)
 
     def _views(self, scope: SecretScope) -> Mapping[str, StoreView]:

@@ -26,10 +26,10 @@ from secretfs.fs.attributes import Attributes, Modes
 from secretfs.fs.inodes import ROOT_INODE, Directory, Version
 from secretfs.fs.keys import FolderKey, ValueKey
 from secretfs.fs.names import CONTROL, encode, is_reserved, split
-from secretfs.fs.publish import BACKLOG, Call, Grant, Publisher
+from secretfs.fs.publish import BACKLOG, Call, PendingSyscall, Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
-from secretfs.linux.syscall_helper import CALLS, Hand
+from secretfs.linux.syscall_helper import CALLS, SyscallHelper
 from secretfs.scopes import ALLOW_ALL, SecretScope
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
@@ -44,7 +44,7 @@ class Failed(Exception):
 
 
 class FakeHand:
-    """A `Hand` in this process."""
+    """A `SyscallHelper` in this process."""
 
     pid = 4711
 
@@ -61,11 +61,11 @@ class FakeKernel(Publisher):
 
     def __init__(self, vfs: SecretVFS, *, forgetful: bool = False) -> None:
         self._vfs = vfs
-        super().__init__(vfs, Path("/nowhere"), cast("Hand", FakeHand()), self._count)
+        super().__init__(vfs, Path("/nowhere"), cast("SyscallHelper", FakeHand()), self._count)
         self.told = 0
         """How often it was said that something has changed."""
         self.calls: list[tuple[Call, str]] = []
-        self.grants: list[Grant] = []
+        self.grants: list[PendingSyscall] = []
         self.failures: list[Call] = []
         """System calls that were made and came to nothing."""
         self.before_call: Callable[[], Awaitable[None]] | None = None
@@ -185,7 +185,7 @@ class FakeKernel(Publisher):
         self.pinned.discard(inode)
         self.drop(inode)
 
-    async def _call(self, grant: Grant, directory: bytes) -> None:
+    async def _call(self, grant: PendingSyscall, directory: bytes) -> None:
         if self.before_call is not None:
             await self.before_call()
         self.grant = grant
@@ -198,7 +198,7 @@ class FakeKernel(Publisher):
         finally:
             self.grant = None
 
-    async def _play(self, grant: Grant, parent: int) -> None:
+    async def _play(self, grant: PendingSyscall, parent: int) -> None:
         if parent not in self.directories:
             raise Failed("not a directory")
         entries = self.entries.setdefault(parent, {})
@@ -231,17 +231,17 @@ class FakeKernel(Publisher):
         self.drop(found)
 
 
-Stores = Mapping[str, WatchingMemoryStore]
+StoreSet = Mapping[str, WatchingMemoryStore]
 
 
-def make_vfs(stores: Stores, nursery: trio.Nursery, scope: SecretScope = ALLOW_ALL) -> SecretVFS:
+def make_vfs(stores: StoreSet, nursery: trio.Nursery, scope: SecretScope = ALLOW_ALL) -> SecretVFS:
     views = {name: StoreView(AtOnce(name, store, Freshness(), nursery), scope) for name, store in stores.items()}
     return SecretVFS(views, Modes(), nursery)
 
 
 @asynccontextmanager
 async def fake_kernel(
-    stores: Stores, *, forgetful: bool = False, scope: SecretScope = ALLOW_ALL
+    stores: StoreSet, *, forgetful: bool = False, scope: SecretScope = ALLOW_ALL
 ) -> AsyncIterator[FakeKernel]:
     """Publish to a `FakeKernel` what changes."""
     async with trio.open_nursery() as nursery:
@@ -299,11 +299,11 @@ class TestGrants:
     PENDING = CONTROL + b"-pending"
 
     @pytest.fixture
-    async def granted(self, kernel: FakeKernel) -> AsyncIterator[Callable[[Call], Grant]]:
+    async def granted(self, kernel: FakeKernel) -> AsyncIterator[Callable[[Call], PendingSyscall]]:
         parent = await kernel.ls("env")
         await kernel.walk("vault")
 
-        def grant(call: Call) -> Grant:
+        def grant(call: Call) -> PendingSyscall:
             inode: Directory | Version
             if call in (Call.MKDIR, Call.RMDIR):
                 inode = kernel._vfs._tree.directory(FolderKey("env", ("team",)))
@@ -311,7 +311,7 @@ class TestGrants:
                 inode = kernel._vfs._tree.successor(ValueKey("env", "TOKEN", "TOKEN"))
             kernel._vfs.changes.entry_of(inode)
             kernel.references[inode.number] += 1
-            kernel.grant = Grant(call, parent, b"name", inode, self.PENDING if call is Call.RENAME else b"")
+            kernel.grant = PendingSyscall(call, parent, b"name", inode, self.PENDING if call is Call.RENAME else b"")
             return kernel.grant
 
         yield grant
@@ -337,7 +337,7 @@ class TestGrants:
     @pytest.mark.parametrize("made", Call)
     @pytest.mark.parametrize("asked", Call)
     async def test_the_call_itself_and_no_other(
-        self, kernel: FakeKernel, granted: Callable[[Call], Grant], made: Call, asked: Call
+        self, kernel: FakeKernel, granted: Callable[[Call], PendingSyscall], made: Call, asked: Call
     ) -> None:
         grant = granted(made)
         if asked is made:
@@ -362,7 +362,7 @@ class TestGrants:
     async def test_exactly_there(
         self,
         kernel: FakeKernel,
-        granted: Callable[[Call], Grant],
+        granted: Callable[[Call], PendingSyscall],
         *,
         call: Call,
         elsewhere: int,
@@ -378,7 +378,7 @@ class TestGrants:
 
     @pytest.mark.parametrize("old_parent", [False, True])
     async def test_no_rename_between_directories(
-        self, kernel: FakeKernel, granted: Callable[[Call], Grant], *, old_parent: bool
+        self, kernel: FakeKernel, granted: Callable[[Call], PendingSyscall], *, old_parent: bool
     ) -> None:
         grant = granted(Call.RENAME)
         parents = (ROOT_INODE, grant.parent) if old_parent else (grant.parent, ROOT_INODE)
@@ -386,7 +386,9 @@ class TestGrants:
             kernel.rename(parents[0], grant.pending, parents[1], grant.segment)
 
     @pytest.mark.parametrize("call", Call)
-    async def test_what_is_looked_up(self, kernel: FakeKernel, granted: Callable[[Call], Grant], call: Call) -> None:
+    async def test_what_is_looked_up(
+        self, kernel: FakeKernel, granted: Callable[[Call], PendingSyscall], call: Call
+    ) -> None:
         """The pending name; what is removed, whatever became of it upstream; and what is made is not there yet."""
         grant = granted(call)
         answers: dict[bytes, object] = {}
@@ -413,7 +415,7 @@ class TestGrants:
         assert kernel.lookup(grant.parent + 1, self.PENDING) is None
 
     async def test_what_is_found_counts_as_a_reference_and_may_be_kept(
-        self, kernel: FakeKernel, granted: Callable[[Call], Grant]
+        self, kernel: FakeKernel, granted: Callable[[Call], PendingSyscall]
     ) -> None:
         grant = granted(Call.RENAME)
         before = grant.inode.lookups
@@ -826,20 +828,20 @@ class TestSystemCalls:
         (tmp_path / "env" / "full").mkdir(parents=True)
         (tmp_path / "env" / "full" / "pending").write_text("new")
         (tmp_path / "env" / "full" / "name").write_text("old")
-        return Publisher(make_vfs({"env": env}, nursery), tmp_path, cast("Hand", hand))
+        return Publisher(make_vfs({"env": env}, nursery), tmp_path, cast("SyscallHelper", hand))
 
     INODE = Version(7, ValueKey("env", "a", "a"))
 
     async def test_each(self, publisher: Publisher, tmp_path: Path) -> None:
         folder = tmp_path / "env" / "full"
-        await publisher._call(Grant(Call.RENAME, 2, b"name", self.INODE, b"pending"), b"env/full")
+        await publisher._call(PendingSyscall(Call.RENAME, 2, b"name", self.INODE, b"pending"), b"env/full")
         assert os.listdir(folder) == ["name"]  # noqa: PTH208 - names are enough
         assert (folder / "name").read_text() == "new"
-        await publisher._call(Grant(Call.UNLINK, 2, b"name", self.INODE), b"env/full")
+        await publisher._call(PendingSyscall(Call.UNLINK, 2, b"name", self.INODE), b"env/full")
         assert not (folder / "name").exists()
-        await publisher._call(Grant(Call.MKDIR, 2, b"made", self.INODE), b"env/full")
+        await publisher._call(PendingSyscall(Call.MKDIR, 2, b"made", self.INODE), b"env/full")
         assert (folder / "made").is_dir()
-        await publisher._call(Grant(Call.RMDIR, 2, b"made", self.INODE), b"env/full")
+        await publisher._call(PendingSyscall(Call.RMDIR, 2, b"made", self.INODE), b"env/full")
         assert not (folder / "made").exists()
         assert publisher.grant is None
 
@@ -848,7 +850,7 @@ class TestSystemCalls:
         self, publisher: Publisher, call: Call, caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level(logging.DEBUG, "secretfs.fs.publish"):
-            await publisher._call(Grant(call, 2, b"name", self.INODE, b"pending"), b"env/gone")
+            await publisher._call(PendingSyscall(call, 2, b"name", self.INODE, b"pending"), b"env/gone")
         assert publisher.grant is None
         assert f"not announced: {call.value}: No such file or directory" in caplog.text
 
@@ -863,7 +865,7 @@ class TestSystemCalls:
             seen.extend(publisher.is_asked_by(pid) for pid in asking)
 
         hand.under_way = ask
-        grant = Grant(Call.MKDIR, 2, b"made", self.INODE)
+        grant = PendingSyscall(Call.MKDIR, 2, b"made", self.INODE)
         await publisher._call(grant, b"env")
         assert seen == [grant, True, False, False, False]
         assert not any(publisher.is_asked_by(pid) for pid in asking)

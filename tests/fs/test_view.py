@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from secretfs.cache.store_cache import CachedStore, Change, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreUnavailable
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
-from secretfs.fs.view import AHEAD, StoreView, Walk
+from secretfs.fs.view import AHEAD, SequentialReads, StoreView
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
@@ -265,7 +265,7 @@ NAMES = [f"secret-{number:02}" for number in range(40)]
 
 class TestReadingAhead:
     def test_nothing_until_two_are_read_in_a_row(self) -> None:
-        walk = Walk(NAMES)
+        walk = SequentialReads(NAMES)
         assert walk.ahead_of(NAMES[0]) == ()
         assert walk.ahead_of(NAMES[1]) == tuple(NAMES[2 : 2 + AHEAD])
         assert walk.ahead_of(NAMES[20]) == ()

@@ -17,7 +17,7 @@ from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.inodes import Version
 from secretfs.fs.keys import ValueKey
-from secretfs.fs.publish import Call, Grant, Publisher
+from secretfs.fs.publish import Call, PendingSyscall, Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.connection import Connection
 from secretfs.fuse.operations import SecretOperations
@@ -87,7 +87,7 @@ class Recorder:
     """Stands in for a `Publisher`, with something under way; records what it is asked."""
 
     def __init__(self, *, busy: bool = True) -> None:
-        self.grant = Grant(Call.MKDIR, 1, b"name", Version(7, ValueKey("env", "a", "a"))) if busy else None
+        self.grant = PendingSyscall(Call.MKDIR, 1, b"name", Version(7, ValueKey("env", "a", "a"))) if busy else None
         self.asked: list[tuple[object, ...]] = []
         self.answer: Attributes | None = Attributes(7, stat.S_IFDIR | 0o700, 0, 0.0, 1.0, 1.0)
 

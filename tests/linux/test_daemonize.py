@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from secretfs.linux.daemonize import printable
+from secretfs.linux.log import printable
 from tests.support import fake_type
 from tests.support.canary import leaked, secret
 from tests.support.command import (

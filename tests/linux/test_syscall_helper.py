@@ -12,12 +12,12 @@ from subprocess import PIPE, Popen
 
 import pytest
 
-from secretfs.linux.syscall_helper import Hand
+from secretfs.linux.syscall_helper import SyscallHelper
 
 
 @pytest.fixture
-def hand() -> Iterator[Hand]:
-    hand = Hand.fork()
+def hand() -> Iterator[SyscallHelper]:
+    hand = SyscallHelper.fork()
     process = os.pidfd_open(hand.pid)
     yield hand
     hand.close()
@@ -33,7 +33,7 @@ def kill(pid: int) -> None:
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
-async def test_it_makes_the_call(hand: Hand, tmp_path: Path) -> None:
+async def test_it_makes_the_call(hand: SyscallHelper, tmp_path: Path) -> None:
     path = os.fsencode(tmp_path)
     await hand.call("mkdir", path + b"/one")
     await hand.call("rename", path + b"/one", path + b"/\xfftwo")
@@ -43,21 +43,21 @@ async def test_it_makes_the_call(hand: Hand, tmp_path: Path) -> None:
     assert os.listdir(path) == []  # noqa: PTH208
 
 
-async def test_what_fails_raises_here(hand: Hand, tmp_path: Path) -> None:
+async def test_what_fails_raises_here(hand: SyscallHelper, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file") as raised:
         await hand.call("unlink", os.fsencode(tmp_path) + b"/nothing")
     assert raised.value.errno == errno.ENOENT
 
 
 async def test_a_hand_that_is_gone_is_an_error(tmp_path: Path) -> None:
-    hand = Hand.fork()
+    hand = SyscallHelper.fork()
     kill(hand.pid)
     with pytest.raises(OSError, match="Broken pipe"):
         await hand.call("mkdir", os.fsencode(tmp_path) + b"/one")
     hand.close()
 
 
-async def test_it_holds_nothing_of_ours(hand: Hand, tmp_path: Path) -> None:
+async def test_it_holds_nothing_of_ours(hand: SyscallHelper, tmp_path: Path) -> None:
     await hand.call("statvfs", os.fsencode(tmp_path))  # it has come so far
     assert looked_at(hand.pid) == ({"/dev/null", "socket"}, "/", "secretfs-hand")
 
@@ -70,7 +70,10 @@ def looked_at(pid: int) -> tuple[set[str], str, str]:
 
 
 def test_it_ends_when_the_daemon_is_killed() -> None:
-    script = "from secretfs.linux.syscall_helper import Hand; import time; print(Hand.fork().pid, flush=True); time.sleep(60)"
+    script = (
+        "from secretfs.linux.syscall_helper import SyscallHelper; import time\n"
+        "print(SyscallHelper.fork().pid, flush=True); time.sleep(60)"
+    )
     with Popen([sys.executable, "-c", script], stdout=PIPE, cwd=Path(__file__).parents[2]) as daemon:
         assert daemon.stdout is not None
         process = os.pidfd_open(int(daemon.stdout.readline()))

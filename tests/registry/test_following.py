@@ -8,9 +8,9 @@ import pytest
 
 from secretfs.errors import AccessDenied, StoreError, StoreUnavailable
 from secretfs.registry import following
-from secretfs.registry.following import ReopeningStore
+from secretfs.registry.following import FollowingStore
 from secretfs.settings import Property
-from secretfs.store import Known, Secret, SecretStore
+from secretfs.store import CachedRead, Secret, SecretStore
 from tests.conftest import ExpectLog
 from tests.support.canary import secret as canary
 from tests.support.memory_store import MemoryStore, WatchingMemoryStore
@@ -80,13 +80,13 @@ def upstream() -> Upstream:
 
 
 @pytest.fixture
-def store(upstream: Upstream, clock: Clock) -> ReopeningStore:
-    store = ReopeningStore("vault", upstream.resolve, upstream.reopen)
+def store(upstream: Upstream, clock: Clock) -> FollowingStore:
+    store = FollowingStore("vault", upstream.resolve, upstream.reopen)
     clock.now += following.LOOK_AGAIN
     return store
 
 
-def test_questions_are_passed_on(store: ReopeningStore, upstream: Upstream) -> None:
+def test_questions_are_passed_on(store: FollowingStore, upstream: Upstream) -> None:
     assert store.multi_valued
     assert store.names("").secrets == {"db"}
     assert store.fetch("db") == Secret({"k": b"v"}, "1")
@@ -96,7 +96,7 @@ def test_questions_are_passed_on(store: ReopeningStore, upstream: Upstream) -> N
     assert upstream.looks == 1
 
 
-def test_a_rotation_upstream_costs_no_failed_read(store: ReopeningStore, upstream: Upstream) -> None:
+def test_a_rotation_upstream_costs_no_failed_read(store: FollowingStore, upstream: Upstream) -> None:
     upstream.rotate()
     assert store.fetch("db").values == {"k": b"v"}
     old, new = upstream.opened
@@ -104,7 +104,7 @@ def test_a_rotation_upstream_costs_no_failed_read(store: ReopeningStore, upstrea
     assert not new.closed
 
 
-def test_a_refusal_that_has_another_cause_stands(store: ReopeningStore, upstream: Upstream) -> None:
+def test_a_refusal_that_has_another_cause_stands(store: FollowingStore, upstream: Upstream) -> None:
     upstream.accepted = "another"
     with pytest.raises(AccessDenied):
         store.fetch("db")
@@ -112,7 +112,7 @@ def test_a_refusal_that_has_another_cause_stands(store: ReopeningStore, upstream
     assert len(upstream.opened) == 1
 
 
-def test_refusals_look_upstream_once_a_second(store: ReopeningStore, upstream: Upstream, clock: Clock) -> None:
+def test_refusals_look_upstream_once_a_second(store: FollowingStore, upstream: Upstream, clock: Clock) -> None:
     upstream.accepted = "another"
     for _ in range(5):
         with pytest.raises(AccessDenied):
@@ -125,7 +125,7 @@ def test_refusals_look_upstream_once_a_second(store: ReopeningStore, upstream: U
 
 
 def test_an_upstream_that_fails_leaves_the_refusal_and_says_so(
-    store: ReopeningStore, upstream: Upstream, expect_log: ExpectLog, clock: Clock
+    store: FollowingStore, upstream: Upstream, expect_log: ExpectLog, clock: Clock
 ) -> None:
     expect_log("vault: its credentials cannot be read again: upstream is down")
     upstream.rotate()
@@ -137,7 +137,7 @@ def test_an_upstream_that_fails_leaves_the_refusal_and_says_so(
     assert store.fetch("db").values == {"k": b"v"}
 
 
-def test_a_refusal_does_not_use_up_the_look_of_another(store: ReopeningStore, upstream: Upstream, clock: Clock) -> None:
+def test_a_refusal_does_not_use_up_the_look_of_another(store: FollowingStore, upstream: Upstream, clock: Clock) -> None:
     upstream.opened[0].refused["fetch:secret"] = AccessDenied("the policy says no")
     with pytest.raises(AccessDenied):
         store.fetch("secret")
@@ -146,7 +146,7 @@ def test_a_refusal_does_not_use_up_the_look_of_another(store: ReopeningStore, up
     assert store.fetch("db").values == {"k": b"v"}
 
 
-def test_many_that_are_refused_at_once_share_a_look(store: ReopeningStore, upstream: Upstream, clock: Clock) -> None:
+def test_many_that_are_refused_at_once_share_a_look(store: FollowingStore, upstream: Upstream, clock: Clock) -> None:
     upstream.accepted = "another"
     generation = store._open()
     assert not store._renewed(generation, ("fetch", "a"), clock.now)
@@ -158,7 +158,7 @@ def test_many_that_are_refused_at_once_share_a_look(store: ReopeningStore, upstr
 
 
 def test_what_makes_no_refusal_is_found_by_a_look(
-    store: ReopeningStore, upstream: Upstream, caplog: pytest.LogCaptureFixture, expect_log: ExpectLog
+    store: FollowingStore, upstream: Upstream, caplog: pytest.LogCaptureFixture, expect_log: ExpectLog
 ) -> None:
     expect_log("vault: its credentials cannot be read again: upstream is down")
     store.look()
@@ -177,7 +177,7 @@ def test_what_makes_no_refusal_is_found_by_a_look(
 
 
 def test_a_trial_of_a_store_that_cannot_be_reached_looks_for_another_place(
-    store: ReopeningStore, upstream: Upstream
+    store: FollowingStore, upstream: Upstream
 ) -> None:
     upstream.opened[0].fail_with = StoreUnavailable("nobody there")
     upstream.rotate()
@@ -188,28 +188,28 @@ def test_a_trial_of_a_store_that_cannot_be_reached_looks_for_another_place(
 
 
 class _Comparing(_Guarded):
-    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+    def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
         return frozenset(known)
 
 
-def test_what_was_read_from_another_store_is_not_compared(store: ReopeningStore, upstream: Upstream) -> None:
-    known = {"db": Known(store.fetch("db"), time.time())}
+def test_what_was_read_from_another_store_is_not_compared(store: FollowingStore, upstream: Upstream) -> None:
+    known = {"db": CachedRead(store.fetch("db"), time.time())}
     assert store.unchanged(known) == frozenset()  # this one does not compare
     upstream.kind = _Comparing
     upstream.rotate()
     store.look()
     assert store.unchanged(known) == frozenset()
-    assert store.unchanged({"db": Known(store.fetch("db"), time.time())}) == {"db"}
+    assert store.unchanged({"db": CachedRead(store.fetch("db"), time.time())}) == {"db"}
 
 
-def test_nothing_is_opened_after_the_end(store: ReopeningStore, upstream: Upstream) -> None:
+def test_nothing_is_opened_after_the_end(store: FollowingStore, upstream: Upstream) -> None:
     store.close()
     upstream.rotate()
     store.look()
     assert len(upstream.opened) == 1
 
 
-def test_a_call_under_way_keeps_the_old_store_open(store: ReopeningStore, upstream: Upstream) -> None:
+def test_a_call_under_way_keeps_the_old_store_open(store: FollowingStore, upstream: Upstream) -> None:
     old = upstream.opened[0]
     old.gate.clear()
     entered = old.entered
@@ -233,7 +233,7 @@ def test_a_call_under_way_keeps_the_old_store_open(store: ReopeningStore, upstre
     assert old.closed
 
 
-def test_many_refused_at_once_open_one_new_store(store: ReopeningStore, upstream: Upstream) -> None:
+def test_many_refused_at_once_open_one_new_store(store: FollowingStore, upstream: Upstream) -> None:
     upstream.rotate()
     found: list[Mapping[str, bytes]] = []
     readers = [threading.Thread(target=lambda: found.append(store.fetch("db").values)) for _ in range(8)]
@@ -248,7 +248,7 @@ def test_many_refused_at_once_open_one_new_store(store: ReopeningStore, upstream
 
 def test_changes_are_told_by_the_new_store_too(upstream: Upstream, clock: Clock) -> None:
     upstream.kind = _Watching
-    store = ReopeningStore("vault", upstream.resolve, upstream.reopen)
+    store = FollowingStore("vault", upstream.resolve, upstream.reopen)
     clock.now += following.LOOK_AGAIN
     heard: list[frozenset[str]] = []
     store.watch(heard.append)

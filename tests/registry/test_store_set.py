@@ -13,11 +13,11 @@ from secretfs.cache.store_cache import Change, Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.configuration import Configuration
 from secretfs.dapr.load import Declaration, load
-from secretfs.dapr.references import Surroundings
+from secretfs.dapr.references import TemplateContext
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, StoreUnavailable
 from secretfs.fs.view import StoreView
 from secretfs.registry.opening import OpenedStore, Registry, open_registry
-from secretfs.registry.store_set import Replacement, Served, Stores
+from secretfs.registry.store_set import ReloadResult, RunningStore, StoreSet
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret
@@ -44,13 +44,13 @@ def holding(**secrets: str) -> dict[str, object]:
 class Running:
     """Stores that are served, and the directory that declares them."""
 
-    def __init__(self, stores: Stores, fakes: Fakes, configs: list[Path], views: Mapping[str, StoreView]) -> None:
+    def __init__(self, stores: StoreSet, fakes: Fakes, configs: list[Path], views: Mapping[str, StoreView]) -> None:
         self.stores = stores
         self.views = views
         self._fakes = fakes
         self._configs = configs
 
-    async def reload(self, *configs: Path) -> Replacement | None:
+    async def reload(self, *configs: Path) -> ReloadResult | None:
         replacement = await self.stores.replace(load([self._fakes.directory], configs or self._configs, "", {}))
         if replacement is not None:
             self.views = replacement.views
@@ -59,7 +59,7 @@ class Running:
     def is_unanswered(self) -> bool:
         return self.stores.unanswered
 
-    def served(self, name: str) -> Served:
+    def served(self, name: str) -> RunningStore:
         return self.stores._served[name]
 
     def store(self, name: str) -> FakeStore:
@@ -82,7 +82,7 @@ async def serving(fakes: Fakes, *configs: Path, known: Mapping[str, bool] | None
     ):
         if known is None:
             registry.require()
-        stores = Stores(registry, Freshness(), nursery)
+        stores = StoreSet(registry, Freshness(), nursery)
         yield Running(stores, fakes, list(configs), await stores.serve(declaration))
         nursery.cancel_scope.cancel()
 
@@ -103,7 +103,7 @@ class TestWhatChanges:
         async with serving(fakes) as running:
             before = running.served("a")
             fakes.add("b", secrets=holding(x="b"))
-            assert await running.reload() == Replacement(running.views, {"a": Change()}, frozenset())
+            assert await running.reload() == ReloadResult(running.views, {"a": Change()}, frozenset())
             assert list(running.views) == ["a", "b"]
             assert (await running.read("a", "x"), await running.read("b", "x")) == (secret("a"), secret("b"))
             assert running.served("a") is before
@@ -492,8 +492,8 @@ class TestTheEndOfAStore:
     ) -> None:
         store = WatchingMemoryStore({"x": {"k": b"v"}})
         opened = OpenedStore(Component("a", "secretstores.fake"), store, Freshness())
-        stores = Stores(Registry({"a": opened}), Freshness(), nursery)
-        nothing = Declaration((), Configuration(), Surroundings({}, ""), ())
+        stores = StoreSet(Registry({"a": opened}), Freshness(), nursery)
+        nothing = Declaration((), Configuration(), TemplateContext({}, ""), ())
         await (await stores.serve(nothing))["a"].secret("x")
         await stores.replace(nothing)
         await wait_all_tasks_blocked()

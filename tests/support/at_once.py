@@ -6,14 +6,14 @@ from typing import TypeVar
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from secretfs.cache.client import Calls
+from secretfs.cache.client import StoreClient
 from secretfs.cache.store_cache import CachedStore
 from tests.support.memory_store import WatchingMemoryStore
 
 T = TypeVar("T")
 
 
-class _CallsAtOnce(Calls):
+class _CallsAtOnce(StoreClient):
     async def _in_thread(self, question: Callable[[str], T], argument: str) -> T:
         await trio.lowlevel.checkpoint()
         return question(argument)

@@ -103,7 +103,7 @@ def mounted(
 
 
 def daemons(mountpoint: Path) -> list[int]:
-    """List the processes that serve a mount point, without supervisors and hands (see `secretfs.linux.syscall_helper`)."""
+    """List the processes that serve a mount point, without supervisors and helpers."""
     return [pid for pid, kind in processes(mountpoint) if kind == "worker"]
 
 

@@ -31,8 +31,8 @@ from secretfs.errors import (
     StoreError,
     StoreUnavailable,
 )
-from secretfs.stores.azure.login import Credential, Explain, Unavailable, Way
-from secretfs.stores.azure.transport import RETRIES, Outcome, Wire, unanswered
+from secretfs.stores.azure.login import Credential, CredentialSource, Explain, Unavailable
+from secretfs.stores.azure.transport import RETRIES, DeadlineTransport, Outcome, unanswered
 
 logger = logging.getLogger(__name__)
 
@@ -103,10 +103,10 @@ class Identity:
 # --- the ways ---
 
 
-def ways(component: str, identity: Identity, methods: str, wire: Wire) -> list[Way]:
+def ways(component: str, identity: Identity, methods: str, wire: DeadlineTransport) -> list[CredentialSource]:
     """Return the ways that a component may log in by, in order. Raises `ConfigurationError` when there is none."""
     wanted = _wanted(methods)
-    found: list[Way] = []
+    found: list[CredentialSource] = []
     reasons: list[str] = []
     for name in wanted:
         try:
@@ -138,7 +138,7 @@ class _NotGiven(ConfigurationError):
     """A way whose inputs are not there: it does not join, and nobody needs to be told."""
 
 
-def _client_secret(identity: Identity, wire: Wire) -> Way:
+def _client_secret(identity: Identity, wire: DeadlineTransport) -> CredentialSource:
     if not (identity.client_id and identity.client_secret and identity.tenant_id):
         raise _NotGiven("parameters clientId, clientSecret, and tenantId must all be present")
 
@@ -147,10 +147,10 @@ def _client_secret(identity: Identity, wire: Wire) -> Way:
             identity.tenant_id, identity.client_id, identity.client_secret, **_directly(identity, wire)
         )
 
-    return _checked(Way("client secret", make, _explain_principal("azureClientSecret")), identity)
+    return _checked(CredentialSource("client secret", make, _explain_principal("azureClientSecret")), identity)
 
 
-def _client_certificate(identity: Identity, wire: Wire) -> Way:
+def _client_certificate(identity: Identity, wire: DeadlineTransport) -> CredentialSource:
     if not (identity.certificate_file or identity.certificate):
         raise _NotGiven("missing client certificate")
     field = "azureCertificateFile" if identity.certificate_file else "azureCertificate"
@@ -169,7 +169,7 @@ def _client_certificate(identity: Identity, wire: Wire) -> Way:
 
     if not (identity.client_id and identity.tenant_id):
         raise ConfigurationError(f"{field}: azureClientId and azureTenantId must be given with it")
-    return _checked(Way("client certificate", make, _explain_principal(field)), identity)
+    return _checked(CredentialSource("client certificate", make, _explain_principal(field)), identity)
 
 
 def _certificate(identity: Identity) -> bytes:
@@ -182,7 +182,7 @@ def _certificate(identity: Identity) -> bytes:
     raise ConfigurationError(f"failed to read the certificate file ({identity.certificate_file}): {reason}")
 
 
-def _workload_identity(_: Identity, wire: Wire) -> Way:
+def _workload_identity(_: Identity, wire: DeadlineTransport) -> CredentialSource:
     lacking = [
         name
         for name in ("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE")
@@ -192,20 +192,20 @@ def _workload_identity(_: Identity, wire: Wire) -> Way:
         raise _NotGiven(f"workload identity: {', '.join(lacking)} not set in the environment")
     # The authority is AZURE_AUTHORITY_HOST, which is set with them, and not that of azureEnvironment: as in Dapr.
     explain = _explain_principal("the token in AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_ID", "AZURE_TENANT_ID")
-    return _checked(Way("workload identity", lambda: WorkloadIdentityCredential(**_over(wire)), explain))
+    return _checked(CredentialSource("workload identity", lambda: WorkloadIdentityCredential(**_over(wire)), explain))
 
 
-def _spiffe(identity: Identity, _: Wire) -> Way:
+def _spiffe(identity: Identity, _: DeadlineTransport) -> CredentialSource:
     if not (identity.client_id and identity.tenant_id):
         raise _NotGiven("parameters clientId and tenantId must be present for SPIFFE workload identity")
 
     def make() -> Credential:
         raise Unavailable("there is no source of SPIFFE identities here; in Dapr it is the sidecar's own")
 
-    return Way("SPIFFE workload identity", make, lambda error, _: error)
+    return CredentialSource("SPIFFE workload identity", make, lambda error, _: error)
 
 
-def _managed_identity(identity: Identity, wire: Wire) -> Way:
+def _managed_identity(identity: Identity, wire: DeadlineTransport) -> CredentialSource:
     def make() -> Credential:
         # Underscore or not: DefaultAzureCredential says it, too. Workload identity is a way of its own.
         credential = ManagedIdentityCredential(
@@ -213,14 +213,14 @@ def _managed_identity(identity: Identity, wire: Wire) -> Way:
         )
         return credential if _on_cloud_service() else _Probed(credential, wire)
 
-    return _checked(Way("managed identity", make, _explain_managed(identity.client_id)))
+    return _checked(CredentialSource("managed identity", make, _explain_managed(identity.client_id)))
 
 
-def _azure_cli(_: Identity, wire: Wire) -> Way:
-    return Way("Azure CLI", lambda: _Cli(wire), _explain_cli, any_tenant=True)
+def _azure_cli(_: Identity, wire: DeadlineTransport) -> CredentialSource:
+    return CredentialSource("Azure CLI", lambda: _Cli(wire), _explain_cli, any_tenant=True)
 
 
-_WAYS: Mapping[str, Callable[[Identity, Wire], Way]] = {
+_WAYS: Mapping[str, Callable[[Identity, DeadlineTransport], CredentialSource]] = {
     "clientcredentials": _client_secret,
     "clientcertificate": _client_certificate,
     "workloadidentity": _workload_identity,
@@ -231,7 +231,7 @@ _WAYS: Mapping[str, Callable[[Identity, Wire], Way]] = {
 _SHORT = dict(zip(("creds", "cert", "wi", "spiffe", "mi", "cli"), _WAYS, strict=True))
 
 
-def _checked(way: Way, principal: Identity | None = None) -> Way:
+def _checked(way: CredentialSource, principal: Identity | None = None) -> CredentialSource:
     """Make the credential once, for what is wrong with its inputs."""
     if principal is not None and not re.fullmatch(r"[A-Za-z0-9.-]+", principal.tenant_id):
         raise ConfigurationError(f"{way.name}: azureTenantId is neither a domain nor an id")
@@ -243,11 +243,11 @@ def _checked(way: Way, principal: Identity | None = None) -> Way:
     return way
 
 
-def _over(wire: Wire) -> dict[str, Any]:
+def _over(wire: DeadlineTransport) -> dict[str, Any]:
     return {"transport": wire, **RETRIES}
 
 
-def _directly(identity: Identity, wire: Wire) -> dict[str, Any]:
+def _directly(identity: Identity, wire: DeadlineTransport) -> dict[str, Any]:
     # The three authorities are known. Discovery would ask the public cloud about those of the others.
     return {"authority": identity.cloud.authority, "disable_instance_discovery": True, **_over(wire)}
 
@@ -259,7 +259,7 @@ def _on_cloud_service() -> bool:
 class _Probed:
     """The managed identity of a virtual machine, asked for only where its endpoint answers."""
 
-    def __init__(self, credential: Credential, wire: Wire) -> None:
+    def __init__(self, credential: Credential, wire: DeadlineTransport) -> None:
         self._credential = credential
         self._wire = wire
         self._is_there = False
@@ -276,7 +276,7 @@ class _Probed:
 class _Cli:
     """The Azure CLI, given as long as there is."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: DeadlineTransport) -> None:
         self._wire = wire
 
     def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:

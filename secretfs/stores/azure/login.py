@@ -16,7 +16,7 @@ from typing import Protocol
 from azure.core.credentials import AccessTokenInfo, TokenRequestOptions
 
 from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError, StoreUnavailable
-from secretfs.stores.azure.transport import Outcome, Wire
+from secretfs.stores.azure.transport import DeadlineTransport, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ Explain = Callable[[Exception, Outcome], Exception]
 """Turns a failure of the SDK into a `StoreError`, or into `Unavailable`."""
 
 
-class Way:
+class CredentialSource:
     """One way to log in. ``make`` makes its credential, anew each time; ``explain`` says what failures mean.
 
     The vault says which tenant it is of. Only a way that has a choice, like the Azure CLI, is told (``any_tenant``).
@@ -55,7 +55,7 @@ class Way:
         self._any_tenant = any_tenant
         self._credential: Credential | None = None
 
-    def token(self, wire: Wire, scope: str, options: TokenRequestOptions) -> AccessTokenInfo:
+    def token(self, wire: DeadlineTransport, scope: str, options: TokenRequestOptions) -> AccessTokenInfo:
         """Return a token. A credential that gave tokens before and now does not is made anew, once."""
         credential, self._credential = self._credential, None
         if credential is not None:
@@ -85,7 +85,9 @@ class Way:
         except ConfigurationError as error:  # a certificate that could be read when the store was opened
             raise StoreUnavailable(str(error)) from None
 
-    def _ask(self, credential: Credential, wire: Wire, scope: str, options: TokenRequestOptions) -> AccessTokenInfo:
+    def _ask(
+        self, credential: Credential, wire: DeadlineTransport, scope: str, options: TokenRequestOptions
+    ) -> AccessTokenInfo:
         if not self._any_tenant:
             options = options.copy()
             options.pop("tenant_id", None)
@@ -102,13 +104,13 @@ class Way:
 class Login:
     """The token credential of one store: tries the ways in order until one works, and then uses that one."""
 
-    def __init__(self, component: str, ways: Sequence[Way], wire: Wire) -> None:
+    def __init__(self, component: str, ways: Sequence[CredentialSource], wire: DeadlineTransport) -> None:
         self.generation = 0
         """Counts the tokens that were got."""
         self._component = component
         self._ways = ways
         self._wire = wire
-        self._chosen: Way | None = None
+        self._chosen: CredentialSource | None = None
         self._lock = threading.Lock()
         self._token: tuple[str, AccessTokenInfo, float] | None = None
         self._failed: tuple[StoreError, float] | None = None

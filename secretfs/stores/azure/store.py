@@ -22,10 +22,10 @@ from azure.keyvault.secrets import KeyVaultSecret, SecretClient
 
 from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound, StoreError
 from secretfs.settings import setting
-from secretfs.store import Known, Names, Secret, StoreContext
+from secretfs.store import CachedRead, Names, Secret, StoreContext
 from secretfs.stores.azure.credentials import CLOUDS, Cloud, Identity, cloud, ways
 from secretfs.stores.azure.login import Login
-from secretfs.stores.azure.transport import RETRIES, Wire, lacks_right, refusal, retry_after, unanswered
+from secretfs.stores.azure.transport import RETRIES, DeadlineTransport, lacks_right, refusal, retry_after, unanswered
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class KeyVaultStore:
 
     multi_valued = False
 
-    def __init__(self, address: str, login: Login, wire: Wire) -> None:
+    def __init__(self, address: str, login: Login, wire: DeadlineTransport) -> None:
         self._address = address
         self._login = login
         self._wire = wire
@@ -106,7 +106,7 @@ class KeyVaultStore:
             return Names()
         return Names(frozenset(self._ask("list of secrets", self._enabled)))
 
-    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+    def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
         """Compare with the times of change in a listing, where that takes fewer requests than to read the secrets.
 
         These times are whole seconds: a secret that was read soon after it had changed may have changed once more.
@@ -116,7 +116,7 @@ class KeyVaultStore:
         self._pages = math.inf  # no more of this until a listing has come to its end
         changed = self._ask("list of secrets", self._enabled)
 
-        def same(name: str, it: Known) -> bool:
+        def same(name: str, it: CachedRead) -> bool:
             modified = it.secret.modified
             return modified is not None and modified + _SETTLED < it.read_at and changed.get(name) == modified
 
@@ -187,7 +187,7 @@ class KeyVaultStore:
 def open_store(settings: Settings, context: StoreContext) -> KeyVaultStore:
     """Prepare the login and the connections. Raises `ConfigurationError` for what cannot work; contacts nobody."""
     quiet_sdks()
-    wire = Wire(context.deadline)
+    wire = DeadlineTransport(context.deadline)
     try:
         name, place = vault(settings)
         identity = Identity(

@@ -1,13 +1,15 @@
 """How the Key Vault store speaks HTTP: one transport for everything that Azure's SDKs send, and what failures mean.
 
-The SDKs know the protocols; this module knows connections, trust and time. One `Wire` carries the requests to the
-vault, to the token authority and to an identity endpoint of the machine. Compared with the transport that the SDKs make
-for themselves (one requests session each): no wait is longer than the deadline (theirs is 300 s), certificates are
-verified against the system's authorities (theirs are those of certifi), and of the environment only the proxy variables
-count, and only for https (requests would also take CA bundles and the passwords in ~/.netrc from it).
+The SDKs know the protocols; this module knows connections, trust and time. One `DeadlineTransport` carries the requests
+to the vault, to the token authority and to an identity endpoint of the machine. Compared with the transport that the
+SDKs make for themselves (one requests session each): no wait is longer than the deadline (theirs is 300 s),
+certificates are verified against the system's authorities (theirs are those of certifi), and of the environment only
+the proxy variables count, and only for https (requests would also take CA bundles and the passwords in ~/.netrc from
+it).
 
-The Wire is safe to use from several threads. All requests that a thread sends within one `Wire.within` share one
-deadline. What became of the last one of them is kept, because the SDKs wrap failures in texts that quote the answer.
+The transport is safe to use from several threads. All requests that a thread sends within one
+`DeadlineTransport.within` share one deadline. What became of the last one of them is kept, because the SDKs wrap
+failures in texts that quote the answer.
 """
 
 import email.utils
@@ -47,7 +49,7 @@ from secretfs.errors import (
 )
 
 # How the pipelines of the SDKs retry: once, at once, when there was no answer, because a connection that was closed
-# while it was idle is noticed by using it. All else is the business of secretfs.cache.store_cache; `retry_after` says about
+# while it was idle is noticed by using it. All else is the business of secretfs.cache; `retry_after` says about
 # throttling.
 RETRIES: Mapping[str, Any] = {"retry_total": 1, "retry_connect": 1, "retry_read": 1, "retry_status": 0}
 
@@ -73,7 +75,7 @@ class Outcome:
     error: Exception | None = None
 
 
-class Wire(RequestsTransport):  # type: ignore[misc]  # it is imported when asked for, which hides its type
+class DeadlineTransport(RequestsTransport):  # type: ignore[misc]  # it is imported when asked for, which hides its type
     """Carries the requests of one store."""
 
     def __init__(self, deadline: float) -> None:

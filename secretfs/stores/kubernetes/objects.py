@@ -25,7 +25,7 @@ def is_namespace(name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class ListScope:
     """The secrets that one list has: those of a namespace, or of all, as far as the selectors let them through."""
 
     namespace: str = ""
@@ -82,7 +82,7 @@ class Reach:
 
 
 def list_pages(
-    api: Api, reach: Reach, take: Callable[[dict[str, Any]], T], *, accept: str = "application/json"
+    api: Api, reach: ListScope, take: Callable[[dict[str, Any]], T], *, accept: str = "application/json"
 ) -> tuple[list[T], str]:
     """List page by page. Returns what ``take`` makes of each item, and the version of the whole.
 
@@ -99,7 +99,7 @@ def list_pages(
 
 
 def _pages(
-    api: Api, reach: Reach, take: Callable[[dict[str, Any]], T], accept: str, limit: list[tuple[str, str]]
+    api: Api, reach: ListScope, take: Callable[[dict[str, Any]], T], accept: str, limit: list[tuple[str, str]]
 ) -> tuple[list[T], str]:
     taken: list[T] = []
     place: list[tuple[str, str]] = []

@@ -14,11 +14,11 @@ from typing import TypeVar
 
 from secretfs.errors import AccessDenied, ConfigurationError, SecretNotFound, StoreError
 from secretfs.settings import setting
-from secretfs.store import Known, Names, Secret, StoreContext
+from secretfs.store import CachedRead, Names, Secret, StoreContext
 from secretfs.stores.kubernetes.http import Api
 from secretfs.stores.kubernetes.login import find_login, own_namespace
-from secretfs.stores.kubernetes.objects import Reach, is_namespace
-from secretfs.stores.kubernetes.watch import LiveCopy
+from secretfs.stores.kubernetes.objects import ListScope, is_namespace
+from secretfs.stores.kubernetes.watch import WatchCache
 
 T = TypeVar("T")
 
@@ -45,11 +45,11 @@ class KubernetesStore:
 
     multi_valued = True
 
-    def __init__(self, component: str, api: Api, reaches: list[Reach]) -> None:
+    def __init__(self, component: str, api: Api, reaches: list[ListScope]) -> None:
         self._component = component
         self._api = api
         self._reaches = {reach.namespace: reach for reach in reaches}
-        self._copies: dict[str, LiveCopy] = {}
+        self._copies: dict[str, WatchCache] = {}
         self._in_folders = reaches[0].in_folders
 
     def check(self) -> None:
@@ -91,14 +91,14 @@ class KubernetesStore:
         reach = next(iter(self._reaches.values()))
         return _about(f"secret {name} of namespace {namespace}", partial(reach.read, self._api, namespace, name))
 
-    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+    def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
         """Compare with the live copies: that costs the server nothing."""
         return frozenset[str]().union(*(copy.unchanged(known) for copy in self._copies.values()))
 
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
         """Begin to keep live copies, and say what changes."""
         for reach in self._reaches.values():
-            self._copies[reach.namespace] = LiveCopy(self._component, self._api, reach, changed)
+            self._copies[reach.namespace] = WatchCache(self._component, self._api, reach, changed)
 
     def close(self) -> None:
         """End the watches and close the connections."""
@@ -108,15 +108,15 @@ class KubernetesStore:
             copy.close()
         self._api.close()
 
-    def _reach_of(self, namespace: str) -> Reach | None:
+    def _reach_of(self, namespace: str) -> ListScope | None:
         return self._reaches.get(namespace) or self._reaches.get("")
 
-    def _names(self, reach: Reach) -> frozenset[str]:
+    def _names(self, reach: ListScope) -> frozenset[str]:
         read = partial(reach.names, self._api)
         copy = self._copies.get(reach.namespace)
         return _about(str(reach), read if copy is None else partial(copy.names, read))
 
-    def _may_get(self, reach: Reach) -> bool:
+    def _may_get(self, reach: ListScope) -> bool:
         """Ask whether there is a secret that we may read without the right to list."""
         if not reach.namespace or reach.query:
             return False
@@ -146,7 +146,7 @@ def open_store(settings: Settings, context: StoreContext) -> KubernetesStore:
     return KubernetesStore(context.component, Api(login, context.deadline), reaches)
 
 
-def _reaches(settings: Settings, context: StoreContext) -> list[Reach]:
+def _reaches(settings: Settings, context: StoreContext) -> list[ListScope]:
     labels, fields = context.annotations.get(LABELS, ""), context.annotations.get(FIELDS, "")
     listed = context.annotations.get(NAMESPACES)
     if listed is None:
@@ -157,14 +157,14 @@ def _reaches(settings: Settings, context: StoreContext) -> list[Reach]:
             )
         namespaces = [namespace]
     elif listed.strip() == "*":
-        return [Reach("", labels, fields, in_folders=True)]
+        return [ListScope("", labels, fields, in_folders=True)]
     else:
         namespaces = list(dict.fromkeys(name.strip() for name in listed.split(",")))
     for namespace in namespaces:
         if not is_namespace(namespace):
             subject = "the namespace" if listed is None else NAMESPACES
             raise ConfigurationError(f"{subject}: {namespace!r} cannot be the name of a namespace")
-    return [Reach(namespace, labels, fields, in_folders=listed is not None) for namespace in namespaces]
+    return [ListScope(namespace, labels, fields, in_folders=listed is not None) for namespace in namespaces]
 
 
 def _about(subject: str, call: Callable[[], T]) -> T:

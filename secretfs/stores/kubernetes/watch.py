@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secretfs.errors import AccessDenied, MalformedAnswer, SecretNotFound, StoreError, StoreUnavailable
-from secretfs.store import Known, Secret
+from secretfs.store import CachedRead, Secret
 from secretfs.stores.kubernetes.http import Api, Expired, Stream
-from secretfs.stores.kubernetes.objects import Reach, list_pages, metadata_of, secret_of, version_of
+from secretfs.stores.kubernetes.objects import ListScope, list_pages, metadata_of, secret_of, version_of
 
 _LARGEST_COPY = 64 << 20  # bytes of values; those that do not fit are read when they are asked for
 _WATCH = 120  # seconds; a server that hangs without closing the connection is noticed after that
@@ -41,10 +41,10 @@ class _Held:
         return secret.version != "" and secret.version == self.version
 
 
-class LiveCopy:
+class WatchCache:
     """A copy of ``reach``. ``changed`` is called from its thread, with names, after the copy has changed."""
 
-    def __init__(self, component: str, api: Api, reach: Reach, changed: Callable[[frozenset[str]], None]) -> None:
+    def __init__(self, component: str, api: Api, reach: ListScope, changed: Callable[[frozenset[str]], None]) -> None:
         self._component = component
         self._api = api
         self._reach = reach
@@ -96,7 +96,7 @@ class LiveCopy:
             self._tell(names)
         return names
 
-    def unchanged(self, known: Mapping[str, Known]) -> frozenset[str]:
+    def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
         """Name the secrets whose version is still the one that is known; none while the copy is not live."""
         with self._lock:
             held = self._secrets if self.live else {}

@@ -78,7 +78,7 @@ class TextFile:
         raise StoreUnavailable(self._failure + reason)
 
 
-class Unwrapped:
+class ResponseWrappedSecretId:
     """A secret id that comes wrapped. Each wrapping token is opened once, which is all that it can be."""
 
     def __init__(self, wrapping: Callable[[], str], made_at: str) -> None:
@@ -267,7 +267,7 @@ def _source(settings: Settings, text: str, path: str, read: Callable[[str], str]
 
 def _secret_id(settings: Settings) -> Callable[[PoolAdapter], str]:
     if settings.wrapping_path:
-        return Unwrapped(_source(settings, "secret_id", "secret_id_path", header), settings.wrapping_path)
+        return ResponseWrappedSecretId(_source(settings, "secret_id", "secret_id_path", header), settings.wrapping_path)
     source = _source(settings, "secret_id", "secret_id_path")
     return lambda _: source()
 

@@ -25,8 +25,8 @@ from secretfs.errors import (
 )
 from secretfs.store import Names, Secret
 from secretfs.stores.vault.http import Credential, PoolAdapter
-from secretfs.stores.vault.renewal import Background, Clock, Life, retry_at
-from secretfs.stores.vault.response import Answer, about, addressable
+from secretfs.stores.vault.renewal import Clock, LeaseTerm, Scheduler, retry_at
+from secretfs.stores.vault.response import Response, about, addressable
 from secretfs.stores.vault.token import CLOSING_TIME
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Lease:
     secret: Secret
     token: str = field(repr=False)
     """The token it was taken with. When that ends, so does the lease."""
-    life: Life
+    life: LeaseTerm
     used: float
     outdated: bool = False
     """Whoever asks gets other credentials. These live on until they end by themselves."""
@@ -71,7 +71,7 @@ class DynamicStore:
         component: str,
         adapter: PoolAdapter,
         credential: Credential,
-        background: Background,
+        background: Scheduler,
         engine: Engine,
         *,
         text: bool,
@@ -191,7 +191,7 @@ class DynamicStore:
             self._plan(lease.life.due, name, lease)
         return lease
 
-    def _read(self, name: str, answer: Answer) -> tuple[str, Secret]:
+    def _read(self, name: str, answer: Response) -> tuple[str, Secret]:
         lease_id = answer.top.get("lease_id") or ""
         if not isinstance(lease_id, str):
             raise MalformedAnswer("the answer has no lease")
@@ -201,13 +201,13 @@ class DynamicStore:
         version = lease_id or str(answer.data.get("serial_number") or "")
         return lease_id, Secret(values, version, self._wall() if version else None)
 
-    def _life(self, answer: Answer, since: float) -> Life:
+    def _life(self, answer: Response, since: float) -> LeaseTerm:
         """Tell how long the credentials live; for no time at all if nobody says."""
         if answer.top.get("lease_id"):
-            return Life.lent(since, answer.top.get("lease_duration"), answer.top.get("renewable"))
+            return LeaseTerm.lent(since, answer.top.get("lease_duration"), answer.top.get("renewable"))
         expiration = answer.data.get("expiration")  # of a certificate for which the engine keeps no lease
         left = expiration - self._wall() if isinstance(expiration, int) else 0
-        return Life.lent(since, max(0, left), renewable=False, full=0)
+        return LeaseTerm.lent(since, max(0, left), renewable=False, full=0)
 
     # --- keeping them alive ---
 
@@ -245,7 +245,7 @@ class DynamicStore:
             self._outdate(name)
             return
         top = answer.top
-        lease.life = Life.lent(since, top.get("lease_duration"), top.get("renewable"), lease.life.full)
+        lease.life = LeaseTerm.lent(since, top.get("lease_duration"), top.get("renewable"), lease.life.full)
         self._plan(lease.life.due, name, lease)
 
     def _outdate(self, *names: str) -> None:

@@ -33,9 +33,9 @@ from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
 from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, MalformedAnswer, SecretNotFound
 from secretfs.stores.vault.http_errors import refusal, transport_error
-from secretfs.stores.vault.response import Answer
+from secretfs.stores.vault.response import Response
 
-__all__ = ["Answer", "Connections", "Credential", "Endpoint", "PoolAdapter", "tls_context"]
+__all__ = ["Connections", "Credential", "Endpoint", "PoolAdapter", "Response", "tls_context"]
 
 _LARGEST_ANSWER = 64 << 20  # Vault takes no request over 32 MiB; a folder's listing may be longer than a secret
 _CONNECTIONS = 32
@@ -184,11 +184,11 @@ class PoolAdapter(Adapter):  # type: ignore[misc]  # hvac has no types
 
     def request(
         self, method: str, url: str, *, params: Mapping[str, Any] | None = None, json: Mapping[str, Any] | None = None
-    ) -> Answer:
+    ) -> Response:
         """Send a request for hvac's ``url``, a path that hvac has quoted. Raises `StoreError`."""
         return self.ask(method.upper(), url + (f"?{urlencode(params)}" if params else ""), json=json)[0]
 
-    def ask(self, method: str, target: str, *, json: Mapping[str, Any] | None = None) -> tuple[Answer, str]:
+    def ask(self, method: str, target: str, *, json: Mapping[str, Any] | None = None) -> tuple[Response, str]:
         """Send a request, and return the answer with the token that it was given to.
 
         One that is refused is sent again if the credential says that only the token was to blame.
@@ -219,7 +219,7 @@ class PoolAdapter(Adapter):  # type: ignore[misc]  # hvac has no types
             raise SecretNotFound("no engine is mounted there, only further up")
         return mount
 
-    def get_login_token(self, response: Answer) -> str:
+    def get_login_token(self, response: Response) -> str:
         """Refuse: hvac's interface wants this method, and no login here goes through hvac."""
         raise NotImplementedError
 
@@ -229,13 +229,13 @@ class PoolAdapter(Adapter):  # type: ignore[misc]  # hvac has no types
             self._credential.close()
         self.connections.close()
 
-    def _send(self, method: str, target: str, token: str, body: bytes | None) -> Answer:
+    def _send(self, method: str, target: str, token: str, body: bytes | None) -> Response:
         status, content = self.connections.exchange(method, target, token, body)
         if status == 204 and method in ("POST", "PUT"):
-            return Answer("{}", {})
+            return Response("{}", {})
         if status != 200:
             raise refusal(self.connections.where, method, status, content)
-        return Answer.parse(content)
+        return Response.parse(content)
 
 
 class _Drip(io.RawIOBase):

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class LeaseTerm:
     """How long something lives that the server has lent: a token or a lease. Seconds, on a monotonic clock."""
 
     since: float
@@ -34,7 +34,7 @@ class Life:
         object.__setattr__(self, "due", self.since + self.ttl * random.uniform(0.55, 0.66))  # noqa: S311
 
     @classmethod
-    def lent(cls, since: float, ttl: Any, renewable: Any, full: float | None = None) -> "Life":
+    def lent(cls, since: float, ttl: Any, renewable: Any, full: float | None = None) -> "LeaseTerm":
         """Read what the server says. ``full`` is from before, for what was renewed; 0 is then the end, not for ever."""
         if isinstance(ttl, bool) or not isinstance(ttl, int | float):
             raise MalformedAnswer("the answer has no duration")
@@ -52,13 +52,13 @@ class Life:
         return not self.renewable or self.ttl < self.full * 0.9
 
 
-def retry_at(now: float, life: "Life") -> float | None:
+def retry_at(now: float, life: "LeaseTerm") -> float | None:
     """Say when to try again what failed for no fault of ours; None when it would be too late."""
     left = life.expires - now
     return now + min(max(0.2, left / 3), 30.0) if left > 0 else None
 
 
-class Background:
+class Scheduler:
     """Does things when they are due, one after the other, in a thread that starts with the first of them."""
 
     def __init__(self, name: str, clock: Clock = time.monotonic) -> None:

@@ -16,7 +16,7 @@ _DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """The body of a good answer. It holds secrets, so ``repr`` does not show it."""
 
     text: str = field(repr=False)

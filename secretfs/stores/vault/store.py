@@ -25,10 +25,10 @@ from secretfs.store import Names, Secret, StoreContext
 from secretfs.stores.vault.auth import certificate_of, given_token, login_of
 from secretfs.stores.vault.dynamic import DynamicStore, Engine
 from secretfs.stores.vault.http import Connections, Credential, Endpoint, PoolAdapter, tls_context
-from secretfs.stores.vault.renewal import Background
-from secretfs.stores.vault.response import Answer, about, addressable
+from secretfs.stores.vault.renewal import Scheduler
+from secretfs.stores.vault.response import Response, about, addressable
 from secretfs.stores.vault.settings import Settings, given
-from secretfs.stores.vault.token import FiledToken, GivenToken, Session
+from secretfs.stores.vault.token import FileToken, Session, StaticToken
 
 __all__ = ["Settings", "open_store"]
 
@@ -84,7 +84,7 @@ class VaultStore:
         self._adapter.close()
 
     def _list(self, folder: str) -> list[str]:
-        answer: Answer = self._api().list_secrets(path=self._path(folder), mount_point=self._engine)
+        answer: Response = self._api().list_secrets(path=self._path(folder), mount_point=self._engine)
         return answer.keys()
 
     def _read(self, name: str) -> Secret:
@@ -99,7 +99,7 @@ class VaultStore:
         values = self._values(name, answer, "data", "data")
         return Secret(values, str(metadata.get("version", "")), _timestamp(metadata.get("created_time")))
 
-    def _values(self, name: str, answer: Answer, *path: str) -> dict[str, bytes]:
+    def _values(self, name: str, answer: Response, *path: str) -> dict[str, bytes]:
         values = answer.values(*path)
         return values if self.multi_valued else {name: answer.raw(*path).encode()}
 
@@ -165,14 +165,14 @@ def _open(settings: Settings, context: StoreContext) -> VaultStore | DynamicStor
     connections = Connections(
         Endpoint(settings.address, context.deadline, tls(), settings.tls_server_name or None, settings.namespace)
     )
-    unproven, background = PoolAdapter(connections), Background(context.component)
+    unproven, background = PoolAdapter(connections), Scheduler(context.component)
     credential: Credential
     if login is not None:
         credential = Session(context.component, login, unproven, background)
     elif isinstance(token, str):
-        credential = GivenToken(context.component, token, unproven, background)
+        credential = StaticToken(context.component, token, unproven, background)
     else:
-        credential = FiledToken(token)
+        credential = FileToken(token)
     adapter = PoolAdapter(connections, credential)
     text = settings.value_type == "text"
     if settings.engine_type == "kv":

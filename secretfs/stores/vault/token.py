@@ -16,7 +16,7 @@ from typing import Any
 
 from secretfs.errors import AccessDenied, DeadlineExceeded, MalformedAnswer, StoreError, StoreUnavailable
 from secretfs.stores.vault.http import PoolAdapter
-from secretfs.stores.vault.renewal import Background, Clock, Life, retry_at
+from secretfs.stores.vault.renewal import Clock, LeaseTerm, Scheduler, retry_at
 
 LOOK_AGAIN = 1.0
 """Seconds between two looks whether a token is dead or was rightly refused, and between two refused logins."""
@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class Token:
     """A token and its life."""
 
     token: str = field(repr=False)
-    life: Life
+    life: LeaseTerm
 
 
 class Session:
@@ -51,7 +51,7 @@ class Session:
         component: str,
         login: Callable[[PoolAdapter], Mapping[str, Any]],
         adapter: PoolAdapter,
-        background: Background,
+        background: Scheduler,
         clock: Clock = time.monotonic,
     ) -> None:
         self._component = component
@@ -60,8 +60,8 @@ class Session:
         self._background = background
         self._clock = clock
         self._lock = threading.Lock()
-        self._grant: Grant | None = None
-        self._replaced: list[Grant] = []
+        self._grant: Token | None = None
+        self._replaced: list[Token] = []
         self._refused: tuple[float, StoreError] | None = None
         self._looked = -math.inf
         self._dead = ""
@@ -133,7 +133,7 @@ class Session:
         finally:
             self._lock.release()
 
-    def _log_in(self) -> Grant:
+    def _log_in(self) -> Token:
         """Get another token. The server's "no" is not asked for again at once."""
         if self._closed.is_set():
             raise StoreUnavailable("the store is closed")
@@ -142,7 +142,9 @@ class Session:
         since = self._clock()
         try:
             auth = self._login(self._adapter)
-            grant = Grant(auth["client_token"], Life.lent(since, auth.get("lease_duration"), auth.get("renewable")))
+            grant = Token(
+                auth["client_token"], LeaseTerm.lent(since, auth.get("lease_duration"), auth.get("renewable"))
+            )
         except (AccessDenied, MalformedAnswer) as error:
             self._refused = self._clock(), copy.copy(error)
             raise
@@ -158,7 +160,7 @@ class Session:
         log.debug("%s: logged in", self._component)
         return grant
 
-    def _hold(self, grant: Grant) -> None:
+    def _hold(self, grant: Token) -> None:
         self._grant = grant
         self._background.at(grant.life.due, self, self._prolong)
 
@@ -180,7 +182,7 @@ class Session:
             return  # somebody else was faster
         if not grant.life.last:
             try:
-                self._hold(Grant(grant.token, renewed(self._adapter.bearing(grant.token), grant.life, self._clock)))
+                self._hold(Token(grant.token, renewed(self._adapter.bearing(grant.token), grant.life, self._clock)))
             except AccessDenied:
                 log.debug("%s: the server does not renew the token", self._component)
             except StoreError:
@@ -203,13 +205,13 @@ class Session:
             self._adapter.bearing(token).post("/v1/auth/token/revoke-self", json={})
 
 
-class GivenToken:
+class StaticToken:
     """A token that somebody else has made: a `Credential` that is renewed as long as it can be, and never revoked."""
 
     gives_back = False
 
     def __init__(
-        self, component: str, token: str, adapter: PoolAdapter, background: Background, clock: Clock = time.monotonic
+        self, component: str, token: str, adapter: PoolAdapter, background: Scheduler, clock: Clock = time.monotonic
     ) -> None:
         self._component = component
         self._token = token
@@ -243,7 +245,9 @@ class GivenToken:
             full = data.get("period") or data.get("creation_ttl")
             if data.get("expire_time") is None:
                 return  # it lives for ever; a ttl of 0 may also be less than a second
-            life = Life.lent(since, data.get("ttl"), data.get("renewable"), full if isinstance(full, int) else None)
+            life = LeaseTerm.lent(
+                since, data.get("ttl"), data.get("renewable"), full if isinstance(full, int) else None
+            )
         except (AccessDenied, MalformedAnswer):
             log.debug("%s: the token does not say how long it lives", self._component)
         except StoreError:
@@ -252,7 +256,7 @@ class GivenToken:
             if life.renewable:
                 self._background.at(life.due, self, lambda: self._renew(life))
 
-    def _renew(self, life: Life) -> None:
+    def _renew(self, life: LeaseTerm) -> None:
         try:
             longer = renewed(self._adapter, life, self._clock)
         except AccessDenied:
@@ -267,12 +271,12 @@ class GivenToken:
             else:
                 self._background.at(longer.due, self, lambda: self._renew(longer))
 
-    def _warn(self, life: Life) -> None:
+    def _warn(self, life: LeaseTerm) -> None:
         left = max(0, round(life.expires - self._clock()))
         log.warning("%s: vaultToken ends in %d s and cannot be renewed any more", self._component, left)
 
 
-class FiledToken:
+class FileToken:
     """A token in a file, which somebody else renews and replaces: a `Credential`."""
 
     gives_back = False
@@ -295,8 +299,8 @@ class FiledToken:
         """Leave the token as it is."""
 
 
-def renewed(adapter: PoolAdapter, life: Life, clock: Clock) -> Life:
+def renewed(adapter: PoolAdapter, life: LeaseTerm, clock: Clock) -> LeaseTerm:
     """Renew the token that ``adapter`` bears. Raises `AccessDenied` when the server does not want to."""
     since = clock()
     auth = adapter.post("/v1/auth/token/renew-self", json={}).auth
-    return Life.lent(since, auth.get("lease_duration"), auth.get("renewable"), life.full)
+    return LeaseTerm.lent(since, auth.get("lease_duration"), auth.get("renewable"), life.full)

@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
 
 from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError, StoreUnavailable
-from secretfs.registry.following import ReopeningStore
+from secretfs.registry.following import FollowingStore
 from secretfs.settings import Property, decode
 from secretfs.store import SecretStore, StoreContext
 from secretfs.stores.azure import login as azure_login
 from secretfs.stores.azure.credentials import CLOUDS, Identity, ways
 from secretfs.stores.azure.store import Settings, open_store
-from secretfs.stores.azure.transport import Wire
+from secretfs.stores.azure.transport import DeadlineTransport
 from tests.support.azure_fixtures import TYPE, azure, login
 from tests.support.canary import secret
 from tests.support.lacking import cannot_test
@@ -272,7 +272,7 @@ def test_a_rotated_client_secret_that_is_a_reference(azure: Azure) -> None:
     def reopen(properties: list[Property]) -> SecretStore:
         return open_store(decode(Settings, properties)[0], StoreContext("store", deadline=2))
 
-    with closing(ReopeningStore("store", look, reopen)) as store:
+    with closing(FollowingStore("store", look, reopen)) as store:
         assert store.fetch("db").values == {"db": secret("db").encode()}
         azure.client_secrets = {secret("new-client-secret")}
         azure.revoke()
@@ -580,7 +580,7 @@ def test_an_azure_cli_that_fails(azure: Azure, tmp_path: Path) -> None:
 
 
 def chain(identity: Identity | None = None, methods: str = "") -> list[str]:
-    wire = Wire(1)
+    wire = DeadlineTransport(1)
     try:
         return [way.name for way in ways("store", identity or Identity(CLOUDS[0]), methods, wire)]
     finally:
@@ -669,7 +669,7 @@ def test_the_way_that_worked_is_kept(imds: Azure, tmp_path: Path, monkeypatch: p
 
 
 def test_no_time_left_is_no_refusal() -> None:
-    wire = Wire(0.0)
+    wire = DeadlineTransport(0.0)
     for way in ways("store", Identity(CLOUDS[0], TENANT, CLIENT, secret("client-secret")), "creds,mi,cli", wire):
         with pytest.raises(DeadlineExceeded, match="no answer in time"):
             way.token(wire, "https://vault.azure.net/.default", {})

@@ -23,11 +23,11 @@ from secretfs.errors import (
     StoreUnavailable,
 )
 from secretfs.settings import Property, decode
-from secretfs.store import ComparingStore, Known, Names, SecretStore
+from secretfs.store import CachedRead, Names, RevalidatingStore, SecretStore
 from secretfs.stores import load_store_type
 from secretfs.stores.azure import store as azure_store
 from secretfs.stores.azure.store import Settings
-from secretfs.stores.azure.transport import Wire, unanswered
+from secretfs.stores.azure.transport import DeadlineTransport, unanswered
 from secretfs.testing import Seed, StoreContract
 from tests.stores import test_docs
 from tests.support.azure_fixtures import TYPE, azure, login
@@ -203,12 +203,12 @@ def test_names_are_the_enabled_secrets_of_all_pages(azure: Azure, store: SecretS
 
 
 def test_what_has_not_changed_is_told_by_a_listing(azure: Azure, store: SecretStore) -> None:
-    assert isinstance(store, ComparingStore)
+    assert isinstance(store, RevalidatingStore)
     now, before = time.time(), int(time.time()) - 3600
     for number in range(30):
         azure.put(f"old-{number}", secret(str(number)), updated=before)
     azure.put("recent", secret("recent"))
-    known = {name: Known(store.fetch(name), now) for name, _ in azure.listed()}
+    known = {name: CachedRead(store.fetch(name), now) for name, _ in azure.listed()}
     assert store.unchanged(known) == frozenset()  # what a listing costs is not known yet
     store.names("")
     azure.put("old-1", secret("new"))
@@ -221,10 +221,10 @@ def test_what_has_not_changed_is_told_by_a_listing(azure: Azure, store: SecretSt
 
 
 def test_a_listing_that_fails_is_not_tried_again_to_compare(azure: Azure, store: SecretStore) -> None:
-    assert isinstance(store, ComparingStore)
+    assert isinstance(store, RevalidatingStore)
     for number in range(3):
         azure.put(f"s{number}", secret(str(number)), updated=1)
-    known = {name: Known(store.fetch(name), time.time()) for name, _ in azure.listed()}
+    known = {name: CachedRead(store.fetch(name), time.time()) for name, _ in azure.listed()}
     store.names("")
     azure.faults.append(failing(500))
     with pytest.raises(StoreUnavailable):
@@ -516,7 +516,7 @@ def test_a_proxy_that_is_down(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> 
 
 def unanswered_by(url: str) -> StoreError:
     """Send a request directly, and return what came of it."""
-    wire = Wire(0.5)
+    wire = DeadlineTransport(0.5)
     with pytest.raises(AzureError):
         wire.send(HttpRequest("GET", url))
     wire.shut()

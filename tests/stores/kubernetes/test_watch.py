@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from secretfs.errors import AccessDenied, SecretNotFound, StoreUnavailable
-from secretfs.store import Known, Secret
+from secretfs.store import CachedRead, Secret
 from secretfs.stores.kubernetes import watch as kubernetes_watch
 from secretfs.stores.kubernetes.store import KubernetesStore
 from tests.conftest import ExpectLog
@@ -72,7 +72,7 @@ def test_kubectl_creates_changes_and_deletes(namespace: Namespace, store: Kubern
 def test_what_has_not_changed_is_told_by_the_copy(namespace: Namespace, store: KubernetesStore, way: Cuttable) -> None:
     for name in ("kept", "changed", "deleted"):
         namespace.put(name, {"key": secret("old").encode()})
-    known = {name: Known(store.fetch(name), 0.0) for name in ("kept", "changed", "deleted")}
+    known = {name: CachedRead(store.fetch(name), 0.0) for name in ("kept", "changed", "deleted")}
     assert store.unchanged(known) == frozenset()  # there is no copy yet
     changes = watching(store)
     namespace.server.forget()

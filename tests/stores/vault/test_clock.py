@@ -7,7 +7,7 @@ from email.utils import formatdate
 import pytest
 
 from secretfs.errors import AccessDenied
-from secretfs.registry.following import ReopeningStore
+from secretfs.registry.following import FollowingStore
 from secretfs.settings import Property
 from secretfs.store import ClockedStore, SecretStore
 from tests.support.canary import secret
@@ -65,9 +65,9 @@ def test_one_that_is_not_told(fake: FakeVault, header: str) -> None:
 def test_a_store_with_credentials_from_another_one_tells_it_too(fake: FakeVault) -> None:
     with opened(TYPE, {"vaultAddr": fake.address, "vaultToken": secret("token")}) as vault:
         fake.respond(403, b"{}", f"Date: {formatdate(time.time() + 90, usegmt=True)}")
-        store = ReopeningStore("store", lambda: [Property("token", "x")], lambda _: vault)
+        store = FollowingStore("store", lambda: [Property("token", "x")], lambda _: vault)
         with pytest.raises(AccessDenied):
             store.check()
         assert (told(store) or 0) > 80
-    plain = ReopeningStore("store", lambda: [Property("token", "x")], lambda _: MemoryStore({}))
+    plain = FollowingStore("store", lambda: [Property("token", "x")], lambda _: MemoryStore({}))
     assert told(plain) is None

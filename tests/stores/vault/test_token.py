@@ -11,9 +11,9 @@ import pytest
 
 from secretfs.errors import AccessDenied, DeadlineExceeded, MalformedAnswer, StoreError, StoreUnavailable
 from secretfs.stores.vault.http import Connections, Endpoint, PoolAdapter, tls_context
-from secretfs.stores.vault.renewal import Background, Life, retry_at
-from secretfs.stores.vault.response import Answer
-from secretfs.stores.vault.token import FiledToken, Session
+from secretfs.stores.vault.renewal import LeaseTerm, Scheduler, retry_at
+from secretfs.stores.vault.response import Response
+from secretfs.stores.vault.token import FileToken, Session
 from tests.support.canary import CANARY, secret
 from tests.support.opened import opened
 
@@ -30,7 +30,7 @@ class Clock:
         return self.now
 
 
-class Plans(Background):
+class Plans(Scheduler):
     """Does nothing by itself."""
 
     def __init__(self, clock: Clock) -> None:
@@ -72,7 +72,7 @@ class Server(PoolAdapter):
         other.__dict__ = {**self.__dict__, "_token": token}
         return other
 
-    def ask(self, method: str, target: str, *, json: Any = None) -> tuple[Answer, str]:
+    def ask(self, method: str, target: str, *, json: Any = None) -> tuple[Response, str]:
         what = target.removeprefix("/v1/auth/token/")
         self.asked.append(what)
         if what in self.fails:
@@ -80,7 +80,7 @@ class Server(PoolAdapter):
         if self._token in self.dead:
             raise AccessDenied("permission denied (403)")
         auth = {"lease_duration": self.renews, "renewable": self.renewable}
-        return Answer("{}", {"auth": auth, "data": {}}), self._token
+        return Response("{}", {"auth": auth, "data": {}}), self._token
 
     def login(self, _: PoolAdapter) -> dict[str, Any]:
         self.asked.append("login")
@@ -119,31 +119,31 @@ def session(clock: Clock, server: Server, plans: Plans) -> Session:
 
 
 def test_a_life() -> None:
-    life = Life.lent(1000.0, 60, renewable=True)
+    life = LeaseTerm.lent(1000.0, 60, renewable=True)
     assert (life.expires, life.full, life.last) == (1060.0, 60.0, False)
     assert 1033 <= life.due <= 1040
-    assert len({Life.lent(0.0, 60, renewable=True).due for _ in range(10)}) > 1
-    assert Life.lent(1000.0, 60, renewable=False).last
-    assert not Life.lent(1000.0, 59, renewable=True, full=60).last
-    assert Life.lent(1000.0, 50, renewable=True, full=60).last
+    assert len({LeaseTerm.lent(0.0, 60, renewable=True).due for _ in range(10)}) > 1
+    assert LeaseTerm.lent(1000.0, 60, renewable=False).last
+    assert not LeaseTerm.lent(1000.0, 59, renewable=True, full=60).last
+    assert LeaseTerm.lent(1000.0, 50, renewable=True, full=60).last
 
 
 def test_nothing_is_for_ever_before_and_the_end_after() -> None:
-    assert Life.lent(1000.0, 0, renewable=False).due == math.inf
-    ended = Life.lent(1000.0, 0, renewable=True, full=60)
+    assert LeaseTerm.lent(1000.0, 0, renewable=False).due == math.inf
+    ended = LeaseTerm.lent(1000.0, 0, renewable=True, full=60)
     assert (ended.expires, ended.last) == (1000.0, True)
 
 
 @pytest.mark.parametrize("ttl", [None, "60", True])
 def test_a_duration_must_be_one(ttl: Any) -> None:
     with pytest.raises(MalformedAnswer, match="the answer has no duration"):
-        Life.lent(0.0, ttl, renewable=True)
+        LeaseTerm.lent(0.0, ttl, renewable=True)
 
 
 def test_trying_again_while_there_is_time() -> None:
-    life = Life.lent(0.0, 90, renewable=True)
+    life = LeaseTerm.lent(0.0, 90, renewable=True)
     assert [retry_at(now, life) for now in (60.0, 89.9, 90.0)] == [70.0, 90.10000000000001, None]
-    assert retry_at(0.0, Life.lent(0.0, 86400, renewable=True)) == 30.0
+    assert retry_at(0.0, LeaseTerm.lent(0.0, 86400, renewable=True)) == 30.0
 
 
 # --- things in the background ---
@@ -152,7 +152,7 @@ def test_trying_again_while_there_is_time() -> None:
 def test_the_background_does_what_is_due_in_order() -> None:
     done: list[str] = []
     ended = threading.Event()
-    background = Background("test")
+    background = Scheduler("test")
     now = time.monotonic()
     background.at(now + 0.05, "b", lambda: done.append("b"))
     background.at(now + 60, "never", lambda: done.append("never"))
@@ -168,7 +168,7 @@ def test_the_background_does_what_is_due_in_order() -> None:
 def test_a_defect_does_not_end_the_background(expect_log: Callable[[str], None]) -> None:
     expect_log("test: a defect in its renewals: ZeroDivisionError")
     done = threading.Event()
-    background = Background("test")
+    background = Scheduler("test")
     background.at(0, "a", lambda: [1 // 0])  # type: ignore[arg-type]
     background.at(0.1, "b", done.set)
     assert done.wait(10)
@@ -307,7 +307,7 @@ def test_a_closed_session_logs_in_no_more(server: Server, session: Session) -> N
 
 def test_a_token_file_may_have_another_token_by_now() -> None:
     tokens = ["old"]
-    credential = FiledToken(lambda: tokens[-1])
+    credential = FileToken(lambda: tokens[-1])
     assert not credential.replaced("old", "/any")
     tokens.append("new")
     assert credential.replaced("old", "/any")

@@ -1,0 +1,199 @@
+"""How a store is doing: a circuit breaker, statistics of its calls, and a log that tells each failure once. Pure."""
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, NamedTuple
+
+from secretfs.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+
+class Kind(Enum):
+    """The questions of `secretfs.store.SecretStore`, and of `secretfs.store.RevalidatingStore`."""
+
+    CHECK = "check"
+    NAMES = "names"
+    FETCH = "fetch"
+    COMPARE = "compare"
+
+
+class State(Enum):
+    """What is to be thought of a store, the best first."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    """It answers; its last answer was that we may not."""
+    IN_DOUBT = "in doubt"
+    """Its last call failed: what is known is served."""
+    DOWN = "down"
+    """Several in a row did: nobody asks until it has been tried again."""
+
+
+class Failure(NamedTuple):
+    """A failure or a refusal. Times here are seconds since the epoch."""
+
+    at: float
+    error: str
+    """Name of the error's class."""
+    message: str
+    """That of a `StoreError` carries no value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A store at one moment: no names and no values, only how many."""
+
+    store_type: str
+    state: State
+    last_success: float | None
+    last_error: Failure | None
+    next_try: float | None
+    """When a store that is down is tried again."""
+    names: int
+    cached: int
+    stale: int
+    """Values that are served although they have expired."""
+    asked: Mapping[Kind, int]
+    failed: Mapping[Kind, int]
+
+
+class CallStats:
+    """Takes note of every call to one store."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[Kind] = Counter()
+        self.gone_wrong: Counter[Kind] = Counter()
+        self.last_success: float | None = None
+        self.last_error: Failure | None = None
+        self.last_refused = False
+        """The last answer was a refusal."""
+
+    def answered(self, kind: Kind, at: float) -> None:
+        """Take note of an answer, also of "no such secret"."""
+        self.asked[kind] += 1
+        self.last_success, self.last_refused = at, False
+
+    def refused(self, kind: Kind, at: float, error: StoreError) -> None:
+        """Take note of an answer that says no."""
+        self.failed(kind, at, error)
+        self.last_refused = True
+
+    def failed(self, kind: Kind, at: float, error: StoreError) -> None:
+        """Take note of a failure."""
+        self.asked[kind] += 1
+        self.gone_wrong[kind] += 1
+        self.last_error = Failure(at, type(error).__name__, str(error))
+
+
+FAILURES = 3
+"""Failures in a row after which a store is left alone."""
+SHORTEST, LONGEST = 1.0, 30.0
+"""Seconds of the pause before the first trials and of the longest; it doubles each time, give or take a quarter."""
+
+
+class CircuitBreaker:
+    """Counts what a store did last. Times are seconds on whatever clock the caller uses."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._error: StoreError | None = None
+        self.retry_at = 0.0
+        """When to try the store again."""
+        self.pause = 0.0
+        """Seconds from the last failure to then."""
+        self._counted_at = 0.0
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the last call failed: what is known should be served rather than waited for."""
+        return self._failures > 0
+
+    @property
+    def open(self) -> bool:
+        """Whether nobody should ask until a trial has succeeded."""
+        return self._failures >= FAILURES
+
+    @property
+    def error(self) -> StoreError:
+        """The last failure."""
+        return self._error or StoreError("no failure")
+
+    def failed(self, error: StoreError, now: float, asked: float | None = None) -> bool:
+        """Take note of a failure. Returns whether this one opens it. ``asked`` is when the call began, if before now.
+
+        Calls that were under way when the store went down fail one after the other. They tell nothing new, and must not
+        make the pause longer: eight of them would make it the longest at once.
+        """
+        self._error = error
+        if self.open and asked is not None and asked < self._counted_at:
+            return False
+        self._failures += 1
+        self._counted_at = now
+        pause = min(LONGEST, SHORTEST * 2.0 ** max(0, self._failures - FAILURES - 1))
+        self.pause = pause * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load, hides nothing
+        self.retry_at = now + self.pause
+        return self._failures == FAILURES
+
+    def answered(self) -> bool:
+        """Take note of an answer, whatever it says. Returns whether the store was in doubt before."""
+        doubted = self.in_doubt
+        self._failures, self._error = 0, None
+        return doubted
+
+
+Question = tuple[str, str]
+"""What a store was asked: the kind of question, and the secret or folder."""
+
+REMEMBERED: Final = 1000
+"""Questions with trouble of their own that are remembered; what is forgotten would be told again."""
+
+
+class FailureLog:
+    """Tells of each trouble of one store when it begins and when its reason changes, and of an outage when it ends."""
+
+    def __init__(self, component: str) -> None:
+        self._component = component
+        self._outage = ""
+        self._reasons: dict[Question, str] = {}
+
+    def refused(self, question: Question, error: StoreError) -> None:
+        """Tell that a question is refused."""
+        if self._remember(question, str(error)):
+            log.warning("%s: %s", self._component, error)
+
+    def failed(self, question: Question, error: StoreError) -> None:
+        """Tell that the store fails, whatever it was asked.
+
+        A question that failed so before, and has not been answered since, tells nothing of the store: what is in the
+        way may be its secret alone, while others are answered all the time.
+        """
+        _, _, reason = str(error).partition(": ")  # what comes first is what was asked for
+        reason = reason or str(error)
+        if reason != self._outage and self._remember(question, reason):
+            self._outage = reason
+            log.warning("%s: %s", self._component, error)
+
+    def answered(self, question: Question) -> None:
+        """Forget the trouble with a question."""
+        self._reasons.pop(question, None)
+
+    def over(self) -> None:
+        """Tell that the store answers again, if it was told that it does not."""
+        if self._outage:
+            self._outage = ""
+            log.info("%s: answers again", self._component)
+
+    def _remember(self, question: Question, reason: str) -> bool:
+        """Note what is in the way of a question. Returns whether that is new."""
+        if self._reasons.get(question) == reason:
+            return False
+        self._reasons.pop(question, None)
+        self._reasons[question] = reason
+        if len(self._reasons) > REMEMBERED:
+            del self._reasons[next(iter(self._reasons))]
+        return True
