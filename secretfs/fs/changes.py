@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound
 from secretfs.fs.attributes import DIRECTORY_TIMEOUT, AttributePolicy, Attributes
 from secretfs.fs.content import Contents
+from secretfs.fs.handles import PollWaiters
 from secretfs.fs.inodes import Directory, Inode, Tree, Version, is_of
 from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, SecretKey, ValueKey
 from secretfs.fs.names import encode, split
-from secretfs.fs.poll_waiters import PollWaiters
 
 
 class Changes:

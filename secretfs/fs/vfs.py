@@ -30,8 +30,8 @@ from secretfs.fs.attributes import DIRECTORY_TIMEOUT, XATTRS, AttributePolicy, A
 from secretfs.fs.changes import Changes
 from secretfs.fs.content import Content, Contents
 from secretfs.fs.control_files import FILES, MountStatus, refresh, requested, status
-from secretfs.fs.directory_handles import DirectoryHandles, Entries, directory_of
 from secretfs.fs.estale import Retries
+from secretfs.fs.handles import DirectoryHandles, Entries, PollWaiters, directory_of
 from secretfs.fs.inodes import Directory, Tree, Version
 from secretfs.fs.journal import Journal
 from secretfs.fs.keys import (
@@ -49,7 +49,6 @@ from secretfs.fs.keys import (
     ValueKey,
 )
 from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL, encode
-from secretfs.fs.poll_waiters import PollWaiters
 from secretfs.fs.view import StoreView
 
 T = TypeVar("T")

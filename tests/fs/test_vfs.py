@@ -22,9 +22,9 @@ from secretfs.errors import (
 )
 from secretfs.fs.attributes import Attributes, Modes
 from secretfs.fs.estale import PATIENCE
+from secretfs.fs.handles import MAX_WAITERS
 from secretfs.fs.inodes import ROOT_INODE, Version
 from secretfs.fs.keys import Bulk, BulkKey, FolderKey, SecretKey, ValueKey
-from secretfs.fs.poll_waiters import POLLS
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, SecretScope
@@ -737,9 +737,9 @@ class TestPoll:
         assert not vfs._polls
 
     async def test_of_polls_that_time_out_a_bounded_number_is_remembered(self, vfs: SecretVFS, polled: Polled) -> None:
-        for number in range(POLLS + 1):
+        for number in range(MAX_WAITERS + 1):
             polled.poll(str(number))
-        assert polled.notified == [str(number) for number in range(POLLS)]  # who still waits, polls again
+        assert polled.notified == [str(number) for number in range(MAX_WAITERS)]  # who still waits, polls again
         assert len(vfs._polls) == 1
 
 
