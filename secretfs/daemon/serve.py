@@ -18,9 +18,9 @@ from secretfs.daemon.reload import Reloader
 from secretfs.dapr.load import ConfigSource, Declaration
 from secretfs.errors import MountError, Notice
 from secretfs.fs.attributes import Modes
+from secretfs.fs.changes import catch_up
 from secretfs.fs.journal import Journal
 from secretfs.fs.publish import Publisher
-from secretfs.fs.resync import catch_up
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.connection import Connection, connect
 from secretfs.fuse.operations import SecretOperations
@@ -110,7 +110,7 @@ async def serve(
         for task in (publisher.run, reloader.on_change, reloader.on_signal):
             nursery.start_soon(task)
         nursery.start_soon(_tidy, vfs)
-        nursery.start_soon(catch_up, vfs, publisher.heard)
+        nursery.start_soon(catch_up, vfs.changes, publisher.heard)
         nursery.start_soon(_announce, options.mountpoint, hands.asking, keeper, observer.ready)
         asked_to_stop = await _until_unmounted_or_asked_to_stop()
         pyfuse3.close(unmount=False)

@@ -1,18 +1,28 @@
-"""What the kernel knows, against what the stores say: what it takes to publish a change.
+"""The difference between what the kernel knows and what the stores say: all that it takes to publish a change.
 
-`secretfs.fs.publish` makes changes visible, and `secretfs.fs.resync` finds those out that nobody has told of.
+`secretfs.fs.publish` makes changes visible. After a takeover `catch_up` finds the changes that happened while no
+process served the mount: a program may watch a file that nobody reads, and what the process before us knew of the
+stores is gone. Each file that was in use is fetched once and compared with the journal, which costs the stores no more
+than the background refresh would have.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
-from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound
+import trio
+
+from secretfs.cache.store_cache import BACKGROUND, Change
+from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound
 from secretfs.fs.attributes import DIRECTORY_TIMEOUT, AttributePolicy, Attributes
 from secretfs.fs.content import Contents
 from secretfs.fs.handles import PollWaiters
 from secretfs.fs.inodes import Directory, Inode, Tree, Version, is_of
 from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, SecretKey, ValueKey
 from secretfs.fs.names import encode, split
+
+RETRY_AFTER: Final = 5.0
+"""Seconds until a question that a store could not answer is asked again."""
 
 
 class Changes:
@@ -138,3 +148,42 @@ class Changes:
             if listed is not None and encode(own) not in listed:
                 gone.add(name)
         return frozenset(gone)
+
+
+async def catch_up(changes: Changes, enqueue: Callable[[str, Change], None]) -> None:
+    """Find what has changed in each store since the process before us looked, and ``enqueue`` it for publication."""
+    async with trio.open_nursery() as nursery:
+        for component in changes.components:
+            files = [key for key in changes.inherited(component) if isinstance(key, ValueKey)]
+            if files:
+                nursery.start_soon(_names, changes, component, enqueue)
+                waiting = iter(files)
+                for _ in range(min(BACKGROUND, len(files))):
+                    nursery.start_soon(_values, changes, waiting, enqueue)
+
+
+async def _names(changes: Changes, component: str, enqueue: Callable[[str, Change], None]) -> None:
+    while True:
+        try:
+            gone = await changes.names_that_went(component)
+        except SecretFSError:
+            await trio.sleep(RETRY_AFTER)
+            continue
+        if gone:
+            enqueue(component, Change(names=gone))
+        return
+
+
+async def _values(changes: Changes, keys: Iterable[ValueKey], enqueue: Callable[[str, Change], None]) -> None:
+    for key in keys:
+        while True:
+            try:
+                same = await changes.is_what_it_was(key)
+            except AccessDenied:  # until that ends there is nothing to see; the others must not wait for it
+                same = True
+            except SecretFSError:  # logged where it happened
+                await trio.sleep(RETRY_AFTER)
+                continue
+            break
+        if not same:
+            enqueue(key.component, Change(values=frozenset({(key.name, key.key)})))
