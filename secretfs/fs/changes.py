@@ -125,7 +125,7 @@ class Changes:
             del self._tree.inherited[key]
         return [key for key, used in mine.items() if used > now - view.idle]
 
-    async def is_what_it_was(self, key: ValueKey) -> bool:
+    async def is_unchanged(self, key: ValueKey) -> bool:
         """Whether a file has the content that the kernel knows of it. Raises what keeps us from finding out."""
         version = self._tree.known(key)
         if not isinstance(version, Version) or not version.digest:
@@ -136,7 +136,7 @@ class Changes:
             return False
         return self._tree.suits(version, content.data, content.modified)
 
-    async def names_that_went(self, component: str) -> frozenset[str]:
+    async def removed_names(self, component: str) -> frozenset[str]:
         """Return the names of secrets and folders that the kernel knows and that are not listed any more.
 
         Raises what keeps us from finding out.
@@ -165,7 +165,7 @@ async def catch_up(changes: Changes, enqueue: Callable[[str, Change], None]) -> 
 async def _names(changes: Changes, component: str, enqueue: Callable[[str, Change], None]) -> None:
     while True:
         try:
-            gone = await changes.names_that_went(component)
+            gone = await changes.removed_names(component)
         except SecretFSError:
             await trio.sleep(RETRY_AFTER)
             continue
@@ -178,7 +178,7 @@ async def _values(changes: Changes, keys: Iterable[ValueKey], enqueue: Callable[
     for key in keys:
         while True:
             try:
-                same = await changes.is_what_it_was(key)
+                same = await changes.is_unchanged(key)
             except AccessDenied:  # until that ends there is nothing to see; the others must not wait for it
                 same = True
             except SecretFSError:  # logged where it happened

@@ -68,7 +68,7 @@ class Contents:
         """Forget the bulk files that nobody uses, and what was made of listings that have expired."""
         self._bulks.drop_idle(BULK_IDLE)
         for view in self.views.values():
-            view.tidy()
+            view.evict_expired()
 
     def view(self, component: str) -> StoreView:
         """Return a store. Raises `NoSuchEntry` for one that has been taken away."""

@@ -25,8 +25,8 @@ from secretfs.fs.keys import (
     RootKey,
     SecretKey,
     ValueKey,
-    read,
-    write,
+    key_from_text,
+    key_to_text,
 )
 
 ROOT_INODE = 1
@@ -285,7 +285,7 @@ class Tree:
             self._journal.drop(record.slot)
             return
         try:
-            key = read(record.text)
+            key = key_from_text(record.text)
         except (ValueError, TypeError, KeyError):
             raise JournalUnreadable(f"inode {record.number} is of no kind that is known here") from None
         inode: Inode
@@ -308,7 +308,7 @@ class Tree:
         return version
 
     def _write_down(self, inode: Inode) -> None:
-        inode.slot = self._journal.add(inode.number, write(inode.key))
+        inode.slot = self._journal.add(inode.number, key_to_text(inode.key))
         self._mark(inode)
         if isinstance(inode, Version) and inode.digest:
             self._journal.bind(inode.slot, inode.digest, inode.size, inode.modified)

@@ -96,14 +96,14 @@ _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
 _ENUMS: Final = {"form": Bulk, "control": Control}
 
 
-def write(key: DirectoryKey | LeafKey) -> bytes:
+def key_to_text(key: DirectoryKey | LeafKey) -> bytes:
     """Return a place as text. Names are as they are: also those that are not UTF-8."""
     parts = [getattr(key, field.name) for field in fields(key)]
     return json.dumps([_NAMES[type(key)], *(part.value if isinstance(part, Enum) else part for part in parts)]).encode()
 
 
-def read(text: bytes) -> DirectoryKey | LeafKey:
-    """Return the place that `write` wrote. Raises ValueError, TypeError or KeyError for anything else."""
+def key_from_text(text: bytes) -> DirectoryKey | LeafKey:
+    """Return the place that `key_to_text` wrote. Raises ValueError, TypeError or KeyError for anything else."""
     name, *parts = json.loads(text)
     kind = _KINDS[name]
     given: list[Any] = []

@@ -131,7 +131,7 @@ class SecretVFS:
         directory = self._directory(number).key
         entries = await self._entries(directory)
         if isinstance(directory, FolderKey):
-            self._contents.view(directory.component).walk(key.name for _, key, _ in entries if _is_secret(key))
+            self._contents.view(directory.component).note_listing(key.name for _, key, _ in entries if _is_secret(key))
         return self._listings.open(number, entries)
 
     async def read_directory(self, handle: int, start: int) -> Iterator[tuple[int, bytes, Attributes]]:

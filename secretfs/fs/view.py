@@ -61,7 +61,7 @@ class StoreView:
         self._scope = scope
         self._arranged: dict[tuple[str, ...], tuple[CachedAnswer[Names], Entries]] = {}
         self._shadowed: set[str] = set()
-        self._walk = SequentialReads()
+        self._reads = SequentialReads()
 
     @property
     def idle(self) -> float:
@@ -91,7 +91,7 @@ class StoreView:
         known = self.use(name)
         if known is not None:
             return known
-        self._store.prefetch(self._walk.ahead_of(name))
+        self._store.prefetch(self._reads.ahead_of(name))
         return await self._store.fetch(name)
 
     def use(self, name: str) -> CachedAnswer[Secret] | None:
@@ -103,9 +103,9 @@ class StoreView:
         """Let a secret count as used: somebody has it open, and may wait to be told that it changes."""
         self._store.touch(name)
 
-    def walk(self, names: Iterable[str]) -> None:
+    def note_listing(self, names: Iterable[str]) -> None:
         """Take note that a program lists a directory with these secrets, and may go on to read them one by one."""
-        self._walk = SequentialReads(names)
+        self._reads = SequentialReads(names)
 
     def peek(self, name: str) -> CachedAnswer[Secret] | None:
         """Return a secret that may be served without waiting, if there is one."""
@@ -186,7 +186,7 @@ class StoreView:
         if below and below not in [(encode(key),) for key in secret.value.values]:
             raise NoSuchEntry("/".join(map(_own_name, path)))
 
-    def tidy(self) -> None:
+    def evict_expired(self) -> None:
         """Forget what was made of listings that have expired: the next one is arranged anew. Call it at times."""
         for segments in [key for key, (names, _) in self._arranged.items() if not names.remaining]:
             del self._arranged[segments]

@@ -276,7 +276,7 @@ class TestReadingAhead:
     async def test_each_secret_is_read_once(self, make: Make, mock_clock: MockClock) -> None:
         store = MemoryStore({name: {"k": b"v"} for name in NAMES})
         view = make(store)
-        view.walk(NAMES)
+        view.note_listing(NAMES)
         for name in NAMES:
             await view.secret(name)
             await wait_all_tasks_blocked()
@@ -285,7 +285,7 @@ class TestReadingAhead:
     async def test_who_reads_one_gets_one(self, make: Make, mock_clock: MockClock) -> None:
         store = MemoryStore({name: {"k": b"v"} for name in NAMES})
         view = make(store)
-        view.walk(NAMES)
+        view.note_listing(NAMES)
         await view.secret(NAMES[7])
         await wait_all_tasks_blocked()
         assert store.calls == {f"fetch:{NAMES[7]}": 1}
@@ -297,7 +297,7 @@ class TestReadingAhead:
         store = MemoryStore({name: {"k": b"v"} for name in NAMES})
         store.fail_with = StoreUnavailable("down")
         view = make(store)
-        view.walk(NAMES)
+        view.note_listing(NAMES)
         for name in NAMES[:2]:
             with pytest.raises(StoreUnavailable):
                 await view.secret(name)
