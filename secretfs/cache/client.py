@@ -43,13 +43,13 @@ class StoreClient:
 
     def __init__(self, component: str, store: SecretStore, ttl: float, deadline: float, nursery: trio.Nursery) -> None:
         self.store = store
-        self.tally = CallStats()
+        self.stats = CallStats()
         self._ttl = ttl
         self._deadline = deadline
         self._nursery = nursery
         self._limiter = trio.CapacityLimiter(CONCURRENCY)
         self._breaker = CircuitBreaker()
-        self._troubles = FailureLog(component)
+        self._log = FailureLog(component)
         self._over = False
 
     @property
@@ -67,38 +67,38 @@ class StoreClient:
         """What is to be thought of the store."""
         if self.in_doubt:
             return State.DOWN if self.down else State.IN_DOUBT
-        return State.REFUSED if self.tally.last_refused else State.OK
+        return State.REFUSED if self.stats.last_refused else State.OK
 
     @property
     def next_try(self) -> float | None:
         """When a store that is down is tried again, in seconds since the epoch."""
-        if self.tally.last_error is None or not self.down:
+        if self.stats.last_error is None or not self.down:
             return None
-        return self.tally.last_error.at + self._breaker.pause
+        return self.stats.last_error.at + self._breaker.pause
 
     async def names(self, folder: str) -> CachedAnswer[Names | StoreError]:
         """Call `SecretStore.names`, if the store is worth asking. Raises what is no answer."""
-        return await self._worth_asking(Kind.NAMES, self.store.names, folder)
+        return await self._guarded(Kind.NAMES, self.store.names, folder)
 
     async def fetch(self, name: str) -> CachedAnswer[Secret | StoreError]:
         """Call `SecretStore.fetch`, if the store is worth asking. Raises what is no answer."""
-        return await self._worth_asking(Kind.FETCH, self.store.fetch, name)
+        return await self._guarded(Kind.FETCH, self.store.fetch, name)
 
     async def unchanged(self, known: Mapping[str, CachedRead]) -> CachedAnswer[frozenset[str] | StoreError]:
         """Call `RevalidatingStore.unchanged`, if the store has it and is worth asking. Raises what is no answer."""
         store = self.store
         if not isinstance(store, RevalidatingStore):
             raise StoreError("this store does not compare")
-        return await self._worth_asking(Kind.COMPARE, lambda _: store.unchanged(known), "")
+        return await self._guarded(Kind.COMPARE, lambda _: store.unchanged(known), "")
 
     async def check(self) -> None:
         """Call `SecretStore.check`, whatever is thought of the store. Raises what is no answer."""
         await self._call(Kind.CHECK, lambda _: self.store.check(), "")
 
-    async def try_again(self) -> None:
+    async def probe(self) -> None:
         """Find out whether a store that failed answers again, if it is time to."""
         if trio.current_time() >= self._breaker.retry_at:
-            await self._try()
+            await self._probe()
 
     def end(self) -> None:
         """Call the store no more: it may be closed."""
@@ -109,18 +109,16 @@ class StoreClient:
         """Whether it is called no more."""
         return self._over
 
-    async def _try(self) -> None:
+    async def _probe(self) -> None:
         with contextlib.suppress(StoreError):  # told where it happened
             await self.check()
 
-    async def _worth_asking(
-        self, kind: Kind, question: Callable[[str], T], argument: str
-    ) -> CachedAnswer[T | StoreError]:
+    async def _guarded(self, kind: Kind, call: Callable[[str], T], argument: str) -> CachedAnswer[T | StoreError]:
         if self._breaker.open:
             raise copy.copy(self._breaker.error)
-        return await self._call(kind, question, argument)
+        return await self._call(kind, call, argument)
 
-    async def _call(self, kind: Kind, question: Callable[[str], T], argument: str) -> CachedAnswer[T | StoreError]:
+    async def _call(self, kind: Kind, call: Callable[[str], T], argument: str) -> CachedAnswer[T | StoreError]:
         if self._over:
             raise StoreUnavailable("it is not served any more")
         asked, asked_at = trio.current_time(), time.time()
@@ -128,34 +126,34 @@ class StoreClient:
         answer: T | StoreError
         subject = (kind.value, argument)
         try:
-            answer = await self._in_thread(question, argument)
+            answer = await self._in_thread(call, argument)
         except SecretNotFound as error:
             answer = error
         except AccessDenied as error:
             answer, ttl = error, min(ttl, REFUSAL_TTL)
         except StoreError as error:
-            self.tally.failed(kind, time.time(), error)
-            self._troubles.failed(subject, error)
+            self.stats.failed(kind, time.time(), error)
+            self._log.failed(subject, error)
             if self._breaker.failed(error, trio.current_time(), asked) and kind is not Kind.CHECK:
-                self._nursery.start_soon(self._try)  # it may have been the question: then nobody else is to suffer
+                self._nursery.start_soon(self._probe)  # it may have been the question: then nobody else is to suffer
             raise
         if isinstance(answer, AccessDenied):
-            self.tally.refused(kind, time.time(), answer)
-            self._troubles.refused(subject, answer)
+            self.stats.refused(kind, time.time(), answer)
+            self._log.refused(subject, answer)
         else:
-            self.tally.answered(kind, time.time())
-            self._troubles.answered(subject)
+            self.stats.answered(kind, time.time())
+            self._log.answered(subject)
         self._breaker.answered()
-        self._troubles.over()
+        self._log.over()
         return CachedAnswer(answer, asked, max(asked + ttl, trio.current_time() + SHORTEST_TTL), asked_at)
 
-    async def _in_thread(self, question: Callable[[str], T], argument: str) -> T:
-        with patience(self._deadline, trio.current_time()):
-            return await trio.to_thread.run_sync(question, argument, limiter=self._limiter, abandon_on_cancel=True)
+    async def _in_thread(self, call: Callable[[str], T], argument: str) -> T:
+        with time_limit(self._deadline, trio.current_time()):
+            return await trio.to_thread.run_sync(call, argument, limiter=self._limiter, abandon_on_cancel=True)
 
 
 @contextlib.contextmanager
-def patience(deadline: float, since: float) -> Iterator[None]:
+def time_limit(deadline: float, since: float) -> Iterator[None]:
     """Wait no longer than so many seconds ``since`` a moment. Raises `DeadlineExceeded`."""
     try:
         with trio.fail_at(since + deadline):

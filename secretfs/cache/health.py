@@ -67,7 +67,7 @@ class CallStats:
 
     def __init__(self) -> None:
         self.asked: Counter[Kind] = Counter()
-        self.gone_wrong: Counter[Kind] = Counter()
+        self.failures: Counter[Kind] = Counter()
         self.last_success: float | None = None
         self.last_error: Failure | None = None
         self.last_refused = False
@@ -86,7 +86,7 @@ class CallStats:
     def failed(self, kind: Kind, at: float, error: StoreError) -> None:
         """Take note of a failure."""
         self.asked[kind] += 1
-        self.gone_wrong[kind] += 1
+        self.failures[kind] += 1
         self.last_error = Failure(at, type(error).__name__, str(error))
 
 

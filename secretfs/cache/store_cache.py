@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Final, TypeVar, cast
 
 import trio
 
-from secretfs.cache.client import StoreClient, patience
+from secretfs.cache.client import StoreClient, time_limit
 from secretfs.cache.health import Statistics
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import StoreError
@@ -85,10 +85,10 @@ class CachedStore:
         """The last listings of folders whose listing is refused by now."""
         self._changed: Callable[[Change], None] = lambda _: None
         self._nursery = nursery
-        self._compares = isinstance(store, RevalidatingStore)
+        self._revalidates = isinstance(store, RevalidatingStore)
         if isinstance(store, WatchingStore):
             self._token = trio.lowlevel.current_trio_token()
-            store.watch(self._heard)
+            store.watch(self._changed_upstream)
 
     @property
     def idle(self) -> float:
@@ -136,22 +136,22 @@ class CachedStore:
 
         Returns when all is answered. Raises the first failure, and asks for no more then. A refusal is an answer.
         """
-        known = [(shelf, key) for shelf in (self._names, self._secrets) for key in shelf if concerned(key)]
-        await self._ask_again(known or [(self._names, "")])
+        known = [(cache, key) for cache in (self._names, self._secrets) for key in cache if concerned(key)]
+        await self._reload(known or [(self._names, "")])
 
-    async def list_again(self, folders: frozenset[str]) -> None:
+    async def list_anew(self, folders: frozenset[str]) -> None:
         """`refresh` the names of folders."""
         known = [(self._names, folder) for folder in self._names if folder in folders]
-        await self._ask_again(known or [(self._names, "")])
+        await self._reload(known or [(self._names, "")])
 
     async def fetch_anew(self, name: str) -> CachedAnswer[Secret]:
         """`fetch`, and never what is known already."""
-        await self._ask_again([(self._secrets, name)])
+        await self._reload([(self._secrets, name)])
         return await self.fetch(name)
 
     def statistics(self, visible: Callable[[str], bool] = lambda _: True) -> Statistics:
         """Say how the store does, and how much is known of the secrets that are ``visible``."""
-        doubted, tally = self._calls.in_doubt, self._calls.tally
+        doubted, stats = self._calls.in_doubt, self._calls.stats
         cached = stale = 0
         for name in filter(visible, self._secrets):
             answer = self._secrets.known(name)
@@ -162,28 +162,28 @@ class CachedStore:
         return Statistics(
             self._store_type,
             self._calls.state,
-            tally.last_success,
-            tally.last_error,
+            stats.last_success,
+            stats.last_error,
             self._calls.next_try,
             sum(map(visible, self._listed())),
             cached,
             stale,
-            dict(tally.asked),
-            dict(tally.gone_wrong),
+            dict(stats.asked),
+            dict(stats.failures),
         )
 
-    async def _ask_again(self, asked: list[tuple[TTLCache[str, Any], str]]) -> None:
+    async def _reload(self, asked: list[tuple[TTLCache[str, Any], str]]) -> None:
         if self._calls.down:
             await self._calls.check()
-        for shelf, key in asked:
-            shelf.expire(key)
+        for cache, key in asked:
+            cache.expire(key)
         waiting = iter(asked)
         failures: list[StoreError] = []
 
         async def load() -> None:
-            for shelf, key in waiting:
+            for cache, key in waiting:
                 try:
-                    await self._load(shelf, key)
+                    await self._load(cache, key)
                 except StoreError as error:
                     failures.append(error)
                 if failures:
@@ -226,57 +226,57 @@ class CachedStore:
             while True:
                 await trio.sleep(min(5.0, self._freshness.ttl / 16))
                 if self._calls.in_doubt:
-                    await self._calls.try_again()
+                    await self._calls.probe()
                     if self._calls.in_doubt:
                         continue
-                for shelf in (self._names, self._secrets):
-                    shelf.drop_idle(self._freshness.idle)
-                    await self._renew(shelf)
+                for cache in (self._names, self._secrets):
+                    cache.drop_idle(self._freshness.idle)
+                    await self._renew(cache)
                 self._withheld = {key: names for key, names in self._withheld.items() if self._names.known(key)}
         finally:
             self._calls.end()
 
-    async def _serve(self, shelf: TTLCache[str, T | StoreError], key: str) -> CachedAnswer[T | StoreError]:
-        answer = shelf.use(key)
+    async def _serve(self, cache: TTLCache[str, T | StoreError], key: str) -> CachedAnswer[T | StoreError]:
+        answer = cache.use(key)
         if answer is None and self._calls.in_doubt:
-            answer = self._stale(shelf, key)
+            answer = self._stale(cache, key)
         if answer is not None:
             return answer
         try:
-            return await self._load(shelf, key)
+            return await self._load(cache, key)
         except StoreError:
-            answer = self._stale(shelf, key)
+            answer = self._stale(cache, key)
             if answer is None:
                 raise
             return answer
 
-    def _stale(self, shelf: TTLCache[str, T | StoreError], key: str) -> CachedAnswer[T | StoreError] | None:
+    def _stale(self, cache: TTLCache[str, T | StoreError], key: str) -> CachedAnswer[T | StoreError] | None:
         """Extend an answer that has expired, if it may be served while the store fails."""
-        known = shelf.known(key)
+        known = cache.known(key)
         now = trio.current_time()
         if known is None or isinstance(known.value, StoreError) or now >= known.fetched + self._freshness.max_stale:
             return None
         stale = replace(known, expires=now + STALE_TTL, stale=True)
-        shelf.keep(key, stale)
+        cache.keep(key, stale)
         return stale
 
-    async def _renew(self, shelf: TTLCache[str, Any]) -> None:
+    async def _renew(self, cache: TTLCache[str, Any]) -> None:
         """Load again what is due. A refusal is not kept fresh: whoever asks next hears whether it still stands."""
         due = []
-        for key in shelf.due():
-            known = shelf.known(key)
+        for key in cache.due():
+            known = cache.known(key)
             if known is not None and not isinstance(known.value, StoreError):
                 due.append(key)
             elif known is not None and not known.remaining and key not in self._withheld:
-                shelf.drop(key)
-        if due and shelf is self._secrets and self._compares:
-            await self._compare()
-        waiting = filter(shelf.is_due, due)  # when its turn comes: a reader may have been faster, or `_compare`
+                cache.drop(key)
+        if due and cache is self._secrets and self._revalidates:
+            await self._revalidate()
+        waiting = filter(cache.is_due, due)  # when its turn comes: a reader may have been faster, or `_revalidate`
         async with trio.open_nursery() as nursery:
             for _ in range(min(BACKGROUND, len(due))):
-                nursery.start_soon(self._load_quietly, shelf, waiting)
+                nursery.start_soon(self._load_quietly, cache, waiting)
 
-    async def _compare(self) -> None:
+    async def _revalidate(self) -> None:
         """Have the store say what has not changed of all that is known: that is as fresh as if it had been read."""
         answers = {name: answer for name in self._secrets if (answer := self._secrets.known(name)) is not None}
         known = {
@@ -288,19 +288,19 @@ class CachedStore:
             said = await self._calls.unchanged(known)
             for name in said.value if isinstance(said.value, frozenset) else ():
                 if self._secrets.known(name) is answers[name]:  # nothing has been found out meanwhile
-                    self._secrets.keep(name, said.about(answers[name]))
+                    self._secrets.keep(name, said.revalidated(answers[name]))
 
-    async def _load_quietly(self, shelf: TTLCache[str, Any], keys: Iterable[str]) -> None:
+    async def _load_quietly(self, cache: TTLCache[str, Any], keys: Iterable[str]) -> None:
         for key in keys:
             if self._calls.down:
                 return
             with contextlib.suppress(StoreError):  # logged where it happened; readers are served what is known
-                await self._load(shelf, key)
+                await self._load(cache, key)
 
-    async def _load(self, shelf: TTLCache[str, T], key: str) -> CachedAnswer[T]:
+    async def _load(self, cache: TTLCache[str, T], key: str) -> CachedAnswer[T]:
         """Load within one deadline, also what changes again and again while it is asked for."""
-        with patience(self._freshness.deadline, _since.get(trio.current_time())):
-            return await shelf.load(key)
+        with time_limit(self._freshness.deadline, _since.get(trio.current_time())):
+            return await cache.load(key)
 
     async def _load_names(self, folder: str) -> CachedAnswer[Names | StoreError]:
         known = self._names.known(folder)
@@ -310,7 +310,7 @@ class CachedStore:
         if isinstance(now, Names):
             self._withheld.pop(folder, None)
             if before is not None:
-                self._tell_change(Change(names=(before.secrets ^ now.secrets) | (before.folders ^ now.folders)))
+                self._notify(Change(names=(before.secrets ^ now.secrets) | (before.folders ^ now.folders)))
         elif before is not None:
             self._withheld[folder] = before
         return answer
@@ -321,15 +321,15 @@ class CachedStore:
         if known is not None:
             before, now = _values(known), _values(answer)
             keys = (key for key in {*before, *now} if before.get(key) != now.get(key))
-            self._tell_change(Change(values=frozenset((name, key) for key in keys)))
+            self._notify(Change(values=frozenset((name, key) for key in keys)))
         return answer
 
-    def _tell_change(self, change: Change) -> None:
-        """Tell of a change as soon as its answer is on the shelf: when the task that loads it has ended."""
+    def _notify(self, change: Change) -> None:
+        """Tell of a change as soon as its answer is in the cache: when the task that loads it has ended."""
         if change != Change():
             trio.lowlevel.current_trio_token().run_sync_soon(lambda: self._changed(change))
 
-    def _heard(self, names: frozenset[str]) -> None:
+    def _changed_upstream(self, names: frozenset[str]) -> None:
         """Take a change from a thread of the store."""
         with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(self._expire, names)
@@ -338,15 +338,15 @@ class CachedStore:
         """Ask again for what is known and may have changed."""
         if self._calls.over:
             return
-        for shelf, keys in ((self._names, list(self._names)), (self._secrets, list(names))):
-            known = [key for key in keys if shelf.known(key)]
+        for cache, keys in ((self._names, list(self._names)), (self._secrets, list(names))):
+            known = [key for key in keys if cache.known(key)]
             for key in keys:
-                shelf.expire(key)
-            self._nursery.start_soon(self._load_quietly, shelf, known)
+                cache.expire(key)
+            self._nursery.start_soon(self._load_quietly, cache, known)
 
 
 @contextlib.contextmanager
-def one_wait() -> Iterator[None]:
+def shared_deadline() -> Iterator[None]:
     """Let the waits for one store within count as one: they end together, its deadline after the first began."""
     token = _since.set(trio.current_time())
     try:

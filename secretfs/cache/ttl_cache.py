@@ -45,11 +45,11 @@ class CachedAnswer(Generic[T]):
         """Seconds this answer may still be served; 0 once it has expired."""
         return max(0.0, self.expires - trio.current_time())
 
-    def about(self, earlier: "CachedAnswer[K]") -> "CachedAnswer[K]":
+    def revalidated(self, earlier: "CachedAnswer[K]") -> "CachedAnswer[K]":
         """Return an earlier answer that this one confirms, as fresh as this one. Its content is not looked at again."""
         return replace(earlier, fetched=self.fetched, expires=self.expires, fetched_at=self.fetched_at, stale=False)
 
-    def as_old_as(self, part: "CachedAnswer[Any]") -> "CachedAnswer[T]":
+    def limited_by(self, part: "CachedAnswer[Any]") -> "CachedAnswer[T]":
         """Return this answer with the age of ``part`` where that is older: the answer was made of it, too."""
         return replace(
             self,
@@ -71,7 +71,7 @@ class _PendingLoad(Generic[T]):
     """A load under way. Those who wait find its answer or its error here."""
 
     def __init__(self) -> None:
-        self.landed = trio.Event()
+        self.done = trio.Event()
         self.answer: CachedAnswer[T] | None = None
         self.error: SecretFSError = StoreError("the question was not answered")
         self.outdated = False
@@ -84,33 +84,33 @@ class TTLCache(Generic[K, T]):
     def __init__(self, load: Callable[[K], Awaitable[CachedAnswer[T]]], nursery: trio.Nursery) -> None:
         self._load = load
         self._nursery = nursery
-        self._kept: dict[K, _Entry[T]] = {}
-        self._flights: dict[K, _PendingLoad[T]] = {}
+        self._entries: dict[K, _Entry[T]] = {}
+        self._pending: dict[K, _PendingLoad[T]] = {}
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[K]:
         """All that has an answer or is being loaded."""
-        return iter({**self._kept, **self._flights})
+        return iter({**self._entries, **self._pending})
 
     def peek(self, key: K) -> CachedAnswer[T] | None:
         """Return the answer that may be served at once, if there is one."""
-        kept = self._kept.get(key)
-        return kept.answer if kept is not None and kept.answer.remaining else None
+        entry = self._entries.get(key)
+        return entry.answer if entry is not None and entry.answer.remaining else None
 
     def use(self, key: K) -> CachedAnswer[T] | None:
         """`peek`, on behalf of somebody who needs the answer: it counts as used."""
-        kept = self._kept.get(key)
-        if kept is None:
+        entry = self._entries.get(key)
+        if entry is None:
             return None
-        kept.used = trio.current_time()
-        return kept.answer if kept.answer.remaining else None
+        entry.used = trio.current_time()
+        return entry.answer if entry.answer.remaining else None
 
     def known(self, key: K) -> CachedAnswer[T] | None:
         """Return the last answer, which may have expired."""
-        kept = self._kept.get(key)
-        return kept.answer if kept else None
+        entry = self._entries.get(key)
+        return entry.answer if entry else None
 
     async def get(self, key: K) -> CachedAnswer[T]:
         """Return the answer, loading it when it is not known or has expired. Raises what the load raised."""
@@ -119,76 +119,76 @@ class TTLCache(Generic[K, T]):
     async def load(self, key: K) -> CachedAnswer[T]:
         """Load the answer, or wait for the load under way. When that fails, what was known stays `known`."""
         while True:
-            flight = self._flights.get(key)
-            if flight is None:
-                flight = self._flights[key] = _PendingLoad()
-                self._nursery.start_soon(self._fly, key, flight)
-            await flight.landed.wait()
-            if flight.outdated or self._replaced(key, flight):
+            pending = self._pending.get(key)
+            if pending is None:
+                pending = self._pending[key] = _PendingLoad()
+                self._nursery.start_soon(self._run, key, pending)
+            await pending.done.wait()
+            if pending.outdated or self._replaced(key, pending):
                 newer = self.use(key)
                 if newer is not None:
                     return newer
-            elif flight.answer is None:
-                raise copy.copy(flight.error)  # a copy for each: one instance raised by many grows its traceback
+            elif pending.answer is None:
+                raise copy.copy(pending.error)  # a copy for each: one instance raised by many grows its traceback
             else:
-                return flight.answer
+                return pending.answer
 
     def keep(self, key: K, answer: CachedAnswer[T]) -> None:
-        """Put an answer on the shelf. Whoever used the one before counts as a user of this one."""
+        """Keep an answer. Whoever used the one before counts as a user of this one."""
         now = trio.current_time()
-        before = self._kept.get(key)
+        before = self._entries.get(key)
         due = now + answer.remaining * random.uniform(*EARLY)  # noqa: S311 - spreads load, hides nothing
-        self._kept[key] = _Entry(answer, before.used if before else now, due)
+        self._entries[key] = _Entry(answer, before.used if before else now, due)
 
-    def _replaced(self, key: K, flight: _PendingLoad[T]) -> bool:
-        """Whether the answer of a flight that has landed expired before those who waited for it woke up."""
-        kept = self._kept.get(key)
-        return flight.answer is not None and kept is not None and kept.answer is not flight.answer
+    def _replaced(self, key: K, pending: _PendingLoad[T]) -> bool:
+        """Whether the answer of a load that is done expired before those who waited for it woke up."""
+        entry = self._entries.get(key)
+        return pending.answer is not None and entry is not None and entry.answer is not pending.answer
 
     def expire(self, key: K) -> None:
         """Serve an answer no more. Whoever waits gets one that is loaded from now on: never an older after a newer."""
-        kept = self._kept.get(key)
-        if kept is not None:
-            self.keep(key, replace(kept.answer, expires=trio.current_time()))
-        flight = self._flights.pop(key, None)
-        if flight is not None:
-            flight.outdated = True
+        entry = self._entries.get(key)
+        if entry is not None:
+            self.keep(key, replace(entry.answer, expires=trio.current_time()))
+        pending = self._pending.pop(key, None)
+        if pending is not None:
+            pending.outdated = True
 
     def due(self) -> list[K]:
         """Return the keys whose answers should be loaded again, the oldest first."""
         now = trio.current_time()
-        return [key for key, kept in sorted(self._kept.items(), key=_by_due) if kept.due <= now]
+        return [key for key, entry in sorted(self._entries.items(), key=_by_due) if entry.due <= now]
 
     def is_due(self, key: K) -> bool:
         """Whether there is an answer that should be loaded again."""
-        kept = self._kept.get(key)
-        return kept is not None and kept.due <= trio.current_time()
+        entry = self._entries.get(key)
+        return entry is not None and entry.due <= trio.current_time()
 
     def drop_idle(self, idle: float) -> None:
         """Forget the answers that nobody has used for ``idle`` seconds."""
         limit = trio.current_time() - idle
-        for key in [key for key, kept in self._kept.items() if kept.used <= limit]:
-            del self._kept[key]
+        for key in [key for key, entry in self._entries.items() if entry.used <= limit]:
+            del self._entries[key]
 
     def drop(self, key: K) -> None:
         """Forget an answer."""
-        self._kept.pop(key, None)
+        self._entries.pop(key, None)
 
-    async def _fly(self, key: K, flight: _PendingLoad[T]) -> None:
+    async def _run(self, key: K, pending: _PendingLoad[T]) -> None:
         """Load one answer. An error belongs to those who wait; in the nursery it would end the mount."""
         try:
-            flight.answer = await self._load(key)
+            pending.answer = await self._load(key)
         except SecretFSError as error:
-            flight.error = error
+            pending.error = error
         except Exception as error:  # noqa: BLE001 - a defect costs those who asked EIO, never everybody the mount
             log_defect(log, error)
-            flight.error = StoreError(f"unexpected {type(error).__name__}; the log has the place")
+            pending.error = StoreError(f"unexpected {type(error).__name__}; the log has the place")
         finally:
-            flight.landed.set()
-            if not flight.outdated:
-                del self._flights[key]
-                if flight.answer is not None:
-                    self.keep(key, flight.answer)
+            pending.done.set()
+            if not pending.outdated:
+                del self._pending[key]
+                if pending.answer is not None:
+                    self.keep(key, pending.answer)
 
 
 def _by_due(item: tuple[K, _Entry[T]]) -> float:

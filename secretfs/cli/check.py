@@ -13,7 +13,14 @@ from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, Notic
 from secretfs.fs.keys import FolderKey, ValueKey
 from secretfs.fs.view import StoreView
 from secretfs.registry.annotations import freshness
-from secretfs.registry.opening import OpenedStore, OpenFailure, check_references, defect, open_registry, open_store
+from secretfs.registry.opening import (
+    OpenedStore,
+    OpenFailure,
+    as_store_error,
+    check_references,
+    open_registry,
+    open_store,
+)
 from secretfs.settings import unknown_properties
 from secretfs.stores import load_store_type
 
@@ -68,13 +75,13 @@ def _inspect(component: Component, declaration: Declaration, default: Freshness,
             module = load_store_type(component.type, component.version, component.source)
             report.notices += unknown_properties(module.Settings, component.items)
             return
-        store, notices = open_store(component, declaration.surroundings, chosen, None)
+        store, notices = open_store(component, declaration.context, chosen, None)
         store.close()
         report.notices += notices
     except (ConfigurationError, StoreError) as error:
         report.failures.append(OpenFailure(component, error))
     except Exception as error:  # noqa: BLE001 - a store may be anybody's
-        report.failures.append(OpenFailure(component, defect(error)))
+        report.failures.append(OpenFailure(component, as_store_error(error)))
 
 
 async def _connect(
@@ -95,7 +102,7 @@ async def _connect(
             report.notices.append(Notice(message, component.source))
         step()
 
-    async with open_registry(declaration.components, declaration.surroundings, default, lambda _: step()) as registry:
+    async with open_registry(declaration.components, declaration.context, default, lambda _: step()) as registry:
         report.notices += registry.notices
         report.failures += registry.failures
         failed = {failure.component.name for failure in registry.failures}

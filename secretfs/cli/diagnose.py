@@ -39,7 +39,7 @@ from secretfs.errors import (
 from secretfs.linux import preflight
 from secretfs.linux.mountpoint import is_dead, is_mounted, mount_ids, require_place, resolve, surrounding
 from secretfs.linux.process import forbid_dumps, lock_memory
-from secretfs.registry.opening import OpenedStore, defect, open_registry
+from secretfs.registry.opening import OpenedStore, as_store_error, open_registry
 from secretfs.store import ClockedStore
 
 RESEND: Final = (6, 9)
@@ -289,10 +289,10 @@ async def examine_stores(declaration: Declaration, default: Freshness, step: Cal
         except SecretFSError as error:
             found[component.name] = _failed(component, error)
         except Exception as error:  # noqa: BLE001 - a store may be anybody's
-            found[component.name] = _failed(component, defect(error))
+            found[component.name] = _failed(component, as_store_error(error))
         step()
 
-    async with open_registry(declaration.components, declaration.surroundings, default, lambda _: step()) as registry:
+    async with open_registry(declaration.components, declaration.context, default, lambda _: step()) as registry:
         found |= {failure.component.name: _failed(failure.component, failure.error) for failure in registry.failures}
         async with trio.open_nursery() as nursery:
             for component in declaration.components:

@@ -80,7 +80,7 @@ class Reloader:
         replacement = await self._stores.replace(declaration)
         self._plan()
         if replacement is not None:
-            for component in sorted(self._vfs.replace(replacement.views, replacement.others)):
+            for component in sorted(self._vfs.replace(replacement.views, replacement.replaced)):
                 self._publisher.heard(component, None)
             for component, change in replacement.changes.items():
                 self._publisher.heard(component, change)
@@ -88,7 +88,7 @@ class Reloader:
     def _plan(self) -> None:
         """Decide when to try again what did not answer."""
         shortest, longest = TRY_AGAIN
-        self._pause = min(longest, max(shortest, 2 * self._pause)) if self._stores.unanswered else 0.0
+        self._pause = min(longest, max(shortest, 2 * self._pause)) if self._stores.incomplete else 0.0
         self._again_at = trio.current_time() + self._pause if self._pause else math.inf
 
 

@@ -96,7 +96,7 @@ async def serve(
     async with trio.open_nursery() as nursery:
         stores = StoreSet(registry, options.default, nursery)
         views = await stores.serve(declaration)
-        vfs = SecretVFS(views, options.modes, nursery, declaration.surroundings.app_id, journal)
+        vfs = SecretVFS(views, options.modes, nursery, declaration.context.app_id, journal)
         publisher = Publisher(vfs, options.mountpoint, hands.publishing, observer.changed)
         reloader = Reloader(origin, stores, vfs, publisher)
         connection = inherited or _mount(options, journal)

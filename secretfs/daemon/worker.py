@@ -137,7 +137,7 @@ async def _serve(
 ) -> None:
     known = keeper.inherited.journal.stores if keeper.inherited else {}
     components = declaration.components
-    async with open_registry(components, declaration.surroundings, options.default, known=known) as registry:
+    async with open_registry(components, declaration.context, options.default, known=known) as registry:
         for notice in registry.notices:
             log.warning("%s", notice)
         if keeper.inherited is None:

@@ -30,7 +30,7 @@ class Declaration:
 
     components: tuple[Component, ...]
     configuration: Configuration
-    surroundings: TemplateContext
+    context: TemplateContext
     notices: tuple[Notice, ...]
 
     def scope(self, component: str) -> SecretScope:

@@ -46,14 +46,14 @@ def component_references(component: Component) -> frozenset[str]:
 
 
 def resolve(
-    component: Component, surroundings: TemplateContext, read: ReadSecret | None
+    component: Component, context: TemplateContext, read: ReadSecret | None
 ) -> tuple[list[Property], list[Notice]]:
     """Resolve all items of ``component``. ``read`` is None when the component names no store.
 
     A secret that is not there leaves the literal value, as in Dapr, with a notice; every other `StoreError` goes up.
     Raises `ConfigurationError` for a reference that can never be followed.
     """
-    resolution = _Resolution(component, surroundings, read)
+    resolution = _Resolution(component, context, read)
     return [resolution.property(item) for item in component.items], resolution.notices
 
 
@@ -65,9 +65,9 @@ def _secret_wanted(item: Item) -> SecretKeyRef | None:
 class _Resolution:
     """The resolution of one component: reads each secret once."""
 
-    def __init__(self, component: Component, surroundings: TemplateContext, read: ReadSecret | None) -> None:
+    def __init__(self, component: Component, context: TemplateContext, read: ReadSecret | None) -> None:
         self._component = component
-        self._surroundings = surroundings
+        self._context = context
         self._read = read
         self._secrets: dict[str, Secret | None] = {}
         self.notices: list[Notice] = []
@@ -84,7 +84,7 @@ class _Resolution:
         return self._variable(item) if item.value is None and item.env_ref else None
 
     def _variable(self, item: Item) -> str:
-        environ = self._surroundings.environ
+        environ = self._context.environ
         if _variable_allowed(item.env_ref, environ):
             return _decode(os.fsencode(environ.get(item.env_ref, "")), item, f"variable {item.env_ref}")
         self.notices.append(Notice(f"envRef of {item.name}: variable {item.env_ref} is not allowed", item.source))
@@ -124,14 +124,14 @@ class _Resolution:
         """Replace Dapr's templates, in Dapr's order: what one brings in, a later one may replace."""
         value = re.sub(r"\{uuid\}", lambda _: str(uuid.uuid4()), value)
         if "{podName}" in value:
-            if not self._surroundings.pod_name:
+            if not self._context.pod_name:
                 raise ConfigurationError(
                     f"failed to parse metadata: property {item.name} refers to {{podName}} but podName is not set",
                     item.source,
                 )
-            value = value.replace("{podName}", self._surroundings.pod_name)
-        app_id = self._surroundings.app_id
-        value = value.replace("{namespace}", f"{self._surroundings.namespace}.{app_id}")
+            value = value.replace("{podName}", self._context.pod_name)
+        app_id = self._context.app_id
+        value = value.replace("{namespace}", f"{self._context.namespace}.{app_id}")
         return value.replace("{appID}", app_id)
 
 

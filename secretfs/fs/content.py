@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
-from secretfs.cache.store_cache import Change, one_wait
+from secretfs.cache.store_cache import Change, shared_deadline
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, SecretFSError, StoreError
 from secretfs.fs.bulk import render_env, render_json, render_secret
@@ -82,7 +82,7 @@ class Contents:
 
         What one answers that has been replaced meanwhile is not true any more: then the next is asked.
         """
-        with one_wait():
+        with shared_deadline():
             return await self._ask(component, question)
 
     async def _ask(self, component: str, question: Callable[[StoreView], Awaitable[T]]) -> T:

@@ -155,7 +155,7 @@ class StoreView:
                     log.info("%s: left out of the bulk file: %s", self.component, error)
                     continue
                 found[name] = secret.value
-                whole = whole.as_old_as(secret)
+                whole = whole.limited_by(secret)
 
         await _in_parallel(read_on)
         return whole
@@ -171,7 +171,7 @@ class StoreView:
         try:
             entry, below = await self._follow(path)
         except NoSuchEntry:  # it may be newer than our listing
-            await self._store.list_again(_above(list(map(_own_name, path))))
+            await self._store.list_anew(_above(list(map(_own_name, path))))
             entry, below = await self._follow(path)
         if isinstance(entry, FolderKey):
             name = "/".join(entry.segments)
@@ -181,7 +181,7 @@ class StoreView:
         try:
             secret = await self._store.fetch_anew(entry.name)
         except SecretNotFound:
-            await self._store.list_again(_above(split(entry.name)))
+            await self._store.list_anew(_above(split(entry.name)))
             raise
         if below and below not in [(encode(key),) for key in secret.value.values]:
             raise NoSuchEntry("/".join(map(_own_name, path)))
@@ -314,7 +314,7 @@ class StoreView:
                 continue
             names |= listing.value.secrets
             waiting |= listing.value.folders
-            whole = whole.as_old_as(listing)
+            whole = whole.limited_by(listing)
         return _with_value(whole, frozenset(filter(self._scope.allows, names)))
 
 

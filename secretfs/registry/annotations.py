@@ -29,7 +29,7 @@ def freshness(component: Component, default: Freshness) -> Freshness:
             continue
         source = component.annotation_sources.get(name, component.source)
         if name not in FRESHNESS:
-            if name in of_store(component):
+            if name in store_annotations(component):
                 continue
             raise ConfigurationError(f"unknown annotation {name}{_nearest(name, component)}", source)
         try:
@@ -42,7 +42,7 @@ def freshness(component: Component, default: Freshness) -> Freshness:
     return chosen
 
 
-def of_store(component: Component) -> Mapping[str, str]:
+def store_annotations(component: Component) -> Mapping[str, str]:
     """Return the annotations that are for the component's store. Raises `ConfigurationError` if there is none."""
     return {name: text for name, text in component.annotations.items() if name in _declared(component)}
 

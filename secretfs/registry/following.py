@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 Question = tuple[str, str]
 
-LOOK_AGAIN = 1.0
+REFRESH_PAUSE = 1.0
 """Seconds between two looks at the references on account of one question: one that is never granted must not use up the
 look that another needs."""
 
@@ -66,13 +66,13 @@ class FollowingStore:
         self._reopen = reopen
         self._properties: list[Property] = []
         self._current: _Generation | None = None
-        self._looked: dict[Question, float] = {}
-        self._last_look = -math.inf
-        self._trouble = ""
+        self._refreshed: dict[Question, float] = {}
+        self._last_refresh = -math.inf
+        self._reported = ""
         self._closed = False
         self._changed: Callable[[frozenset[str]], None] | None = None
-        self._counting = threading.Lock()
-        self._looking = threading.Lock()
+        self._lock = threading.Lock()
+        self._opening = threading.Lock()
         self.multi_valued = self._open().store.multi_valued if multi_valued is None else multi_valued
         """As the store says; it follows from its settings, not from its credentials."""
 
@@ -108,36 +108,36 @@ class FollowingStore:
 
     def close(self) -> None:
         """Close the store, and open none any more."""
-        with self._counting:
+        with self._lock:
             self._closed = True
         if self._current is not None:
             self._current.store.close()
 
     def _open(self) -> _Generation:
         """Return the current store, opened if it is not yet."""
-        with self._looking:
+        with self._opening:
             if self._current is None:
                 self._properties = self._resolve()
                 self._current = _Generation(self._reopen(self._properties))
                 self._watch(self._current.store)
             return self._current
 
-    def look(self) -> None:
+    def refresh_references(self) -> None:
         """Read the references again, and open the store anew if they have changed. Blocks, and raises nothing."""
-        with self._looking:
-            self._look()
+        with self._opening:
+            self._refresh_references()
 
     def _ask(
         self,
         question: Question,
         ask: Callable[[SecretStore], T],
-        suspicious: tuple[type[StoreError], ...] = (AccessDenied,),
+        hints: tuple[type[StoreError], ...] = (AccessDenied,),
     ) -> T:
         with self._in_use() as asked:
             try:
                 return ask(asked.store)
-            except suspicious:
-                if not self._renewed(asked, question, time.monotonic()):
+            except hints:
+                if not self._was_replaced(asked, question, time.monotonic()):
                     raise
         with self._in_use() as asked:
             return ask(asked.store)
@@ -146,56 +146,56 @@ class FollowingStore:
     def _in_use(self) -> Iterator[_Generation]:
         """Hold the current store. One that was replaced meanwhile is closed by the last who leaves it."""
         opened = self._current or self._open()
-        with self._counting:
+        with self._lock:
             generation = self._current or opened
             generation.calls += 1
         try:
             yield generation
         finally:
-            with self._counting:
+            with self._lock:
                 generation.calls -= 1
-                abandoned = generation is not self._current and not generation.calls
-            if abandoned:
+                orphaned = generation is not self._current and not generation.calls
+            if orphaned:
                 generation.store.close()
 
-    def _renewed(self, refused: _Generation, question: Question, refused_at: float) -> bool:
+    def _was_replaced(self, refused: _Generation, question: Question, refused_at: float) -> bool:
         """Whether there is another store to ask by now, opened by us or by somebody else who was refused."""
-        with self._looking:
+        with self._opening:
             if self._current is not refused:
                 return True
-            if self._last_look > refused_at:  # by somebody who was refused at the same time
+            if self._last_refresh > refused_at:  # by somebody who was refused at the same time
                 return False
             now = time.monotonic()
-            self._looked = {asked: at for asked, at in self._looked.items() if now < at + LOOK_AGAIN}
-            if question in self._looked:
+            self._refreshed = {asked: at for asked, at in self._refreshed.items() if now < at + REFRESH_PAUSE}
+            if question in self._refreshed:
                 return False
-            self._looked[question] = now
-            self._look()
+            self._refreshed[question] = now
+            self._refresh_references()
             return self._current is not refused
 
-    def _look(self) -> None:
+    def _refresh_references(self) -> None:
         before = self._current
         if self._closed or before is None:
             return
-        self._last_look = time.monotonic()
+        self._last_refresh = time.monotonic()
         try:
             properties = self._resolve()
             if properties == self._properties:
-                self._trouble = ""
+                self._reported = ""
                 return
             store = self._reopen(properties)
         except SecretFSError as error:
-            if str(error) != self._trouble:  # told once: it is looked at again and again
-                self._trouble = str(error)
+            if str(error) != self._reported:  # told once: it is looked at again and again
+                self._reported = str(error)
                 log.warning("%s: its credentials cannot be read again: %s", self._component, error)
             return
-        self._trouble = ""
+        self._reported = ""
         self._properties = properties
         self._install(store, before)
 
     def _install(self, store: SecretStore, before: _Generation) -> None:
         """Ask another store from now on, unless this one was closed meanwhile. Closes the one that nobody needs."""
-        with self._counting:
+        with self._lock:
             if not self._closed:
                 self._current = _Generation(store)
             installed = self._current is not before

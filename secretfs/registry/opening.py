@@ -17,7 +17,7 @@ from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.references import ReadSecret, TemplateContext, component_references, resolve
 from secretfs.errors import ConfigurationError, DeadlineExceeded, Notice, SecretFSError, StoreError, log_defect
-from secretfs.registry.annotations import freshness, of_store
+from secretfs.registry.annotations import freshness, store_annotations
 from secretfs.registry.following import FollowingStore, UnopenedStore
 from secretfs.settings import Property, decode
 from secretfs.store import NamespacedStore, SecretStore, StoreContext
@@ -83,7 +83,7 @@ class Registry:
             raise ComponentsFailed(fatal)
 
 
-def defect(error: Exception) -> StoreError:
+def as_store_error(error: Exception) -> StoreError:
     """Log where a defect is, and make it an error of its store. Its text stays unsaid: it may quote a credential."""
     log_defect(log, error)
     return StoreError(f"unexpected {type(error).__name__}; the log has the place")
@@ -97,7 +97,7 @@ def check_references(components: Sequence[Component]) -> list[OpenFailure]:
 
 def open_store(
     component: Component,
-    surroundings: TemplateContext,
+    templates: TemplateContext,
     chosen: Freshness,
     read: ReadSecret | None,
     *,
@@ -110,11 +110,11 @@ def open_store(
     whatever is wrong with the component, and any `StoreError` of ``read``.
     """
     module = load_store_type(component.type, component.version, component.source)
-    context = StoreContext(component.name, component.namespace, chosen.deadline, of_store(component))
+    context = StoreContext(component.name, component.namespace, chosen.deadline, store_annotations(component))
     remarks: list[Notice] = []
 
     def look() -> list[Property]:
-        properties, remarks[:] = resolve(component, surroundings, read)
+        properties, remarks[:] = resolve(component, templates, read)
         return properties
 
     def open_with(properties: list[Property]) -> SecretStore:
@@ -133,7 +133,7 @@ def open_store(
 @asynccontextmanager
 async def open_registry(
     components: Sequence[Component],
-    surroundings: TemplateContext,
+    templates: TemplateContext,
     default: Freshness,
     opened: Callable[[Component], None] = lambda _: None,
     known: Mapping[str, bool] = MappingProxyType({}),
@@ -150,7 +150,7 @@ async def open_registry(
         opened(failure.component)
     sound = [component for component in components if component.name not in broken]
     try:
-        await open_components(registry, sound, surroundings, default, opened, known)
+        await open_components(registry, sound, templates, default, opened, known)
         order = {component.name: place for place, component in enumerate(components)}
         registry.failures.sort(key=lambda failure: order[failure.component.name])
         yield registry
@@ -161,13 +161,13 @@ async def open_registry(
 async def open_components(
     registry: Registry,
     components: Sequence[Component],
-    surroundings: TemplateContext,
+    templates: TemplateContext,
     default: Freshness,
     opened: Callable[[Component], None] = lambda _: None,
     known: Mapping[str, bool] = MappingProxyType({}),
 ) -> None:
     """Open components into a registry, each after those it refers to, which are among them or in there already."""
-    opening = _Opening(registry, surroundings, default, known)
+    opening = _Opening(registry, templates, default, known)
     async with trio.open_nursery() as nursery:
         done = {component.name: trio.Event() for component in components}
         for component in components:
@@ -194,11 +194,11 @@ class _Opening:
     """Opens one component after the other into a registry."""
 
     def __init__(
-        self, registry: Registry, surroundings: TemplateContext, default: Freshness, known: Mapping[str, bool]
+        self, registry: Registry, templates: TemplateContext, default: Freshness, known: Mapping[str, bool]
     ) -> None:
         self._registry = registry
         self._known = known
-        self._surroundings = surroundings
+        self._templates = templates
         self._default = default
         self.remarks: dict[str, list[Notice]] = {}
 
@@ -212,13 +212,13 @@ class _Opening:
         except SecretFSError as error:
             self._fail(component, error)
         except Exception as error:  # noqa: BLE001 - a defect in one store must not keep the others from opening
-            self._fail(component, defect(error))
+            self._fail(component, as_store_error(error))
 
     async def _open(self, component: Component) -> None:
         chosen = freshness(component, self._default)
         source, known = self._source(component), self._known.get(component.name)
         read = None if source is None else _reader(source, component.namespace)
-        opening = partial(open_store, component, self._surroundings, chosen, read, multi_valued=known)
+        opening = partial(open_store, component, self._templates, chosen, read, multi_valued=known)
         store, remarks = await trio.to_thread.run_sync(opening, abandon_on_cancel=True)
         self.remarks[component.name] = remarks
         self._registry.stores[component.name] = OpenedStore(component, store, chosen, source)

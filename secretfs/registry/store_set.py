@@ -19,7 +19,7 @@ from secretfs.dapr.load import Declaration
 from secretfs.dapr.references import component_references
 from secretfs.errors import StoreError, log_defect
 from secretfs.fs.view import StoreView
-from secretfs.registry.following import LOOK_AGAIN, FollowingStore, UnopenedStore
+from secretfs.registry.following import REFRESH_PAUSE, FollowingStore, UnopenedStore
 from secretfs.registry.opening import (
     OpenedStore,
     OpenFailure,
@@ -48,7 +48,7 @@ class ReloadResult(NamedTuple):
     views: Mapping[str, StoreView]
     changes: Mapping[str, Change]
     """What no longer shows, or shows now, because of another scope; by component."""
-    others: frozenset[str]
+    replaced: frozenset[str]
     """The components that are another kind of store now, of which nothing known before tells anything."""
 
 
@@ -59,16 +59,16 @@ class StoreSet:
         self._registry = registry
         self._default = default
         self._nursery = nursery
-        self._served: dict[str, RunningStore] = {}
+        self._running: dict[str, RunningStore] = {}
         self._scopes: dict[str, SecretScope] = {}
-        self.unanswered = False
+        self.incomplete = False
         """Whether there is a component of the last declaration that is not served as declared, and may be later."""
 
     async def serve(self, declaration: Declaration) -> dict[str, StoreView]:
         """Begin to serve what the registry has opened."""
         for name, opened in self._registry.stores.items():
-            self._served[name] = await self._start(opened)
-        self.unanswered = any(isinstance(opened.store, UnopenedStore) for opened in self._registry.stores.values())
+            self._running[name] = await self._start(opened)
+        self.incomplete = any(isinstance(opened.store, UnopenedStore) for opened in self._registry.stores.values())
         return self._views(declaration)
 
     async def replace(self, declaration: Declaration) -> ReloadResult | None:
@@ -80,32 +80,32 @@ class StoreSet:
         if fatal:
             return None
         kept = self._unchanged(declaration)
-        registry = Registry({name: self._served[name].opened for name in kept}, failures=mistakes)
+        registry = Registry({name: self._running[name].opened for name in kept}, failures=mistakes)
         done = kept | {mistake.component.name for mistake in mistakes}
         fresh = [component for component in declaration.components if component.name not in done]
-        await open_components(registry, fresh, declaration.surroundings, self._default)
+        await open_components(registry, fresh, declaration.context, self._default)
         for notice in registry.notices:
             log.warning("%s", notice)
         for failure in registry.failures:
-            self._tell(failure, registry)
-        self.unanswered = any(
+            self._log_failure(failure, registry)
+        self.incomplete = any(
             isinstance(failure.error, StoreError)
             for failure in registry.failures
             if not (failure.component.ignore_errors and failure.component.name in registry.stores)
         )
-        return await self._put_in_place(declaration, registry)
+        return await self._install(declaration, registry)
 
-    def _tell(self, failure: OpenFailure, registry: Registry) -> None:
+    def _log_failure(self, failure: OpenFailure, registry: Registry) -> None:
         """Log what failed, and what becomes of it."""
         name = failure.component.name
         if name in registry.stores and failure.component.ignore_errors:
             log.warning("%s; it is served when it answers (ignoreErrors)", failure)
         else:
-            log.error("%s; %s", failure, "it goes on as it was" if name in self._served else "it is not served")
+            log.error("%s; %s", failure, "it goes on as it was" if name in self._running else "it is not served")
 
-    async def _put_in_place(self, declaration: Declaration, registry: Registry) -> ReloadResult:
+    async def _install(self, declaration: Declaration, registry: Registry) -> ReloadResult:
         refused = {failure.component.name for failure in registry.failures if not failure.component.ignore_errors}
-        before, scopes = self._served, self._scopes
+        before, scopes = self._running, self._scopes
         now: dict[str, RunningStore] = {}
         for component in declaration.components:
             old, opened = before.get(component.name), registry.stores.get(component.name)
@@ -114,31 +114,31 @@ class StoreSet:
             elif old is not None:
                 now[component.name] = old
         # From here on nothing waits: what a new store finds out is heard by who shows it.
-        self._served = now
+        self._running = now
         gone = [served for name, served in before.items() if now.get(name) is not served]
-        self._nursery.start_soon(self._retire, gone, self._let_go(registry))
+        self._nursery.start_soon(self._close_later, gone, self._unneeded(registry))
         views = self._views(declaration)
         changes = {name: self._rescoped(name, scopes[name]) for name in views if name in scopes}
-        others = frozenset(served.opened.component.name for served in gone if not self._resembles(served))
+        replaced = frozenset(served.opened.component.name for served in gone if not self._is_same_kind(served))
         for served in gone:
             name = served.opened.component.name
-            if name in now and name not in others:
+            if name in now and name not in replaced:
                 now[name].cached.inherit(served.cached)
         log.info("serving %s", ", ".join(views))
-        return ReloadResult(views, changes, others & now.keys())
+        return ReloadResult(views, changes, replaced & now.keys())
 
-    def _resembles(self, before: RunningStore) -> bool:
+    def _is_same_kind(self, before: RunningStore) -> bool:
         """Whether there is a store now under the name of this one, of the same kind."""
-        now = self._served.get(before.opened.component.name)
+        now = self._running.get(before.opened.component.name)
         return (
             now is not None
             and now.cached.multi_valued == before.cached.multi_valued
             and now.opened.component.type.lower() == before.opened.component.type.lower()
         )
 
-    def _let_go(self, registry: Registry) -> list[OpenedStore]:
+    def _unneeded(self, registry: Registry) -> list[OpenedStore]:
         """Return what is open and not needed: neither served, nor where a store that is takes its credentials from."""
-        served = {id(one.opened): one.opened for one in self._served.values()}
+        served = {id(one.opened): one.opened for one in self._running.values()}
         needed = dict(served)
         for opened in served.values():
             while (opened := opened.source) is not None:  # type: ignore[assignment]
@@ -149,13 +149,13 @@ class StoreSet:
         return [opened for key, opened in everything.items() if key not in needed]
 
     def _views(self, declaration: Declaration) -> dict[str, StoreView]:
-        self._scopes = {name: declaration.scope(name) for name in self._served}
-        return {name: StoreView(served.cached, self._scopes[name]) for name, served in self._served.items()}
+        self._scopes = {name: declaration.scope(name) for name in self._running}
+        return {name: StoreView(served.cached, self._scopes[name]) for name, served in self._running.items()}
 
     def _rescoped(self, name: str, before: SecretScope) -> Change:
         """Return the names that one scope shows and the other does not."""
         now = self._scopes[name]
-        known = self._served[name].cached.known_names().union(before.allowed_names or (), now.allowed_names or ())
+        known = self._running[name].cached.known_names().union(before.allowed_names or (), now.allowed_names or ())
         return Change(names=frozenset(secret for secret in known if before.allows(secret) != now.allows(secret)))
 
     def _unchanged(self, declaration: Declaration) -> set[str]:
@@ -168,7 +168,7 @@ class StoreSet:
         return same
 
     def _runs(self, component: Component) -> bool:
-        served = self._served.get(component.name)
+        served = self._running.get(component.name)
         if served is None or isinstance(served.opened.store, UnopenedStore):
             return False
         return served.opened.component == component
@@ -185,9 +185,9 @@ class StoreSet:
             task_status.started(RunningStore(opened, cached, task))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(cached.keep_fresh)
-                nursery.start_soon(_follow, opened)
+                nursery.start_soon(_refresh_references, opened)
 
-    async def _retire(self, gone: list[RunningStore], unneeded: list[OpenedStore]) -> None:
+    async def _close_later(self, gone: list[RunningStore], unneeded: list[OpenedStore]) -> None:
         try:
             await trio.sleep(max((served.opened.freshness.deadline for served in gone), default=0.0))
         finally:
@@ -196,7 +196,7 @@ class StoreSet:
             await close_stores(opened.store for opened in unneeded)
 
 
-async def _follow(opened: OpenedStore) -> None:
+async def _refresh_references(opened: OpenedStore) -> None:
     """Have a store look whether what it takes from another one has changed, after ttl of that one. Runs forever.
 
     Credentials that were rotated are refused, and found out at once; old ones that go on to be good are not.
@@ -204,8 +204,8 @@ async def _follow(opened: OpenedStore) -> None:
     if opened.source is None or not isinstance(opened.store, FollowingStore):
         return
     while True:
-        await trio.sleep(max(opened.source.freshness.ttl, LOOK_AGAIN))
+        await trio.sleep(max(opened.source.freshness.ttl, REFRESH_PAUSE))
         try:
-            await trio.to_thread.run_sync(opened.store.look, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(opened.store.refresh_references, abandon_on_cancel=True)
         except Exception as error:  # noqa: BLE001 - a defect in one store must not cost everybody the mount
             log_defect(log, error)

@@ -12,7 +12,7 @@ DB, OTHER, CHECK = ("fetch", "db"), ("fetch", "other"), ("check", "")
 
 
 @pytest.fixture
-def troubles() -> FailureLog:
+def failures() -> FailureLog:
     return FailureLog("vault")
 
 
@@ -27,48 +27,48 @@ def texts(told: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in told.records]
 
 
-def test_an_outage_is_told_once_whatever_is_asked(troubles: FailureLog, told: pytest.LogCaptureFixture) -> None:
+def test_an_outage_is_told_once_whatever_is_asked(failures: FailureLog, told: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         for kind, name in (DB, OTHER):
-            troubles.failed((kind, name), StoreUnavailable(f"{name}: connection refused"))
-    troubles.failed(CHECK, StoreUnavailable("engine secret: connection refused"))
-    troubles.failed(CHECK, StoreUnavailable("timed out"))
-    troubles.over()
-    troubles.over()
+            failures.failed((kind, name), StoreUnavailable(f"{name}: connection refused"))
+    failures.failed(CHECK, StoreUnavailable("engine secret: connection refused"))
+    failures.failed(CHECK, StoreUnavailable("timed out"))
+    failures.over()
+    failures.over()
     assert texts(told) == ["vault: db: connection refused", "vault: timed out", "vault: answers again"]
 
 
-def test_the_next_outage_is_told_again(troubles: FailureLog, told: pytest.LogCaptureFixture) -> None:
+def test_the_next_outage_is_told_again(failures: FailureLog, told: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
-        troubles.failed(DB, StoreUnavailable("down"))
-        troubles.answered(DB)
-        troubles.over()
+        failures.failed(DB, StoreUnavailable("down"))
+        failures.answered(DB)
+        failures.over()
     assert texts(told) == ["vault: down", "vault: answers again"] * 2
 
 
-def test_a_question_that_alone_fails_is_told_once(troubles: FailureLog, told: pytest.LogCaptureFixture) -> None:
+def test_a_question_that_alone_fails_is_told_once(failures: FailureLog, told: pytest.LogCaptureFixture) -> None:
     for _ in range(5):
-        troubles.failed(DB, StoreUnavailable("db: 500"))
-        troubles.answered(OTHER)
-        troubles.over()
+        failures.failed(DB, StoreUnavailable("db: 500"))
+        failures.answered(OTHER)
+        failures.over()
     assert texts(told) == ["vault: db: 500", "vault: answers again"]
-    troubles.failed(CHECK, StoreUnavailable("db: 500"))  # now it is the store
+    failures.failed(CHECK, StoreUnavailable("db: 500"))  # now it is the store
     assert texts(told)[2:] == ["vault: db: 500"]
 
 
-def test_a_refusal_is_told_until_it_ends(troubles: FailureLog, told: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_is_told_until_it_ends(failures: FailureLog, told: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
-        troubles.refused(DB, AccessDenied("no"))
-        troubles.refused(DB, AccessDenied("no"))
-        troubles.answered(DB)
+        failures.refused(DB, AccessDenied("no"))
+        failures.refused(DB, AccessDenied("no"))
+        failures.answered(DB)
     assert texts(told) == ["vault: no"] * 2
 
 
-def test_not_more_than_so_many_are_remembered(troubles: FailureLog, told: pytest.LogCaptureFixture) -> None:
+def test_not_more_than_so_many_are_remembered(failures: FailureLog, told: pytest.LogCaptureFixture) -> None:
     for number in range(REMEMBERED + 1):
-        troubles.refused(("fetch", str(number)), AccessDenied("no"))
+        failures.refused(("fetch", str(number)), AccessDenied("no"))
     told.clear()
-    troubles.refused(("fetch", str(REMEMBERED)), AccessDenied("no"))
+    failures.refused(("fetch", str(REMEMBERED)), AccessDenied("no"))
     assert texts(told) == []
-    troubles.refused(("fetch", "0"), AccessDenied("no"))
+    failures.refused(("fetch", "0"), AccessDenied("no"))
     assert texts(told) == ["vault: no"]

@@ -166,7 +166,7 @@ async def test_what_changes_while_it_is_compared_is_not_taken_for_the_same(
     async with trio.open_nursery() as comparing:
         gate = store.gate
         gate.clear()
-        comparing.start_soon(cached._compare)
+        comparing.start_soon(cached._revalidate)
         await trio.to_thread.run_sync(store.entered.acquire)  # that of `fetch`
         await trio.to_thread.run_sync(store.entered.acquire)
         cached._secrets.expire("db")

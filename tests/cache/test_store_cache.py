@@ -250,7 +250,7 @@ async def test_a_trouble_is_logged_once_and_so_is_its_end(
     store.fail_with = None
     mock_clock.jump(2 * SHORTEST)
     with caplog.at_level(logging.INFO):
-        await cached._calls.try_again()  # as `keep_fresh` does
+        await cached._calls.probe()  # as `keep_fresh` does
         await cached.fetch("db")
     told = [record.getMessage() for record in caplog.records if record.name == "secretfs.cache.health"]
     assert told == ["vault: down", "vault: answers again"]

@@ -148,10 +148,10 @@ class FakeStores:
         self.waiting = 0
         self.gate = trio.Event()
         self.gate.set()
-        self.unanswered = False
+        self.incomplete = False
 
     async def replace(self, declaration: Declaration) -> None:
-        self.replaced.append(declaration.surroundings.app_id)
+        self.replaced.append(declaration.context.app_id)
         self.waiting += 1
         await self.gate.wait()
         self.waiting -= 1
@@ -229,7 +229,7 @@ class TestWhen:
     async def test_what_does_not_answer_is_tried_again_later_and_later(
         self, looking: Watched, mock_clock: MockClock
     ) -> None:
-        looking.stores.unanswered = True
+        looking.stores.incomplete = True
         await looking.look(1)
         await looking.look()
         when: list[int] = []
@@ -237,7 +237,7 @@ class TestWhen:
             if len(await looking.look()) > len(when) + 1:
                 when.append(second)
         assert when == [5, 15, 35]
-        looking.stores.unanswered = False
+        looking.stores.incomplete = False
         for _ in range(60):
             await looking.look()
         assert looking.origin.reads == [1] * 5
@@ -246,7 +246,7 @@ class TestWhen:
         self, looking: Watched, mock_clock: MockClock, expect_log: ExpectLog
     ) -> None:
         expect_log("a mistake; nothing is changed")
-        looking.stores.unanswered = True
+        looking.stores.incomplete = True
         await looking.look(1)
         await looking.look()
         looking.origin.fail = ConfigurationError("a mistake")
@@ -340,7 +340,7 @@ class App:
         self.told = publisher.told
 
     def store(self, name: str) -> FakeStore:
-        store = self.stores._served[name].opened.store
+        store = self.stores._running[name].opened.store
         assert isinstance(store, FakeStore)
         return store
 
@@ -379,7 +379,7 @@ async def app(fakes: Fakes, config: Path | None = None) -> AsyncIterator[App]:
     origin = ConfigSource(lambda: load([fakes.directory], configs, "", {}), paths, fingerprint(paths))
     declaration = origin.read()
     async with (
-        open_registry(declaration.components, declaration.surroundings, Freshness()) as registry,
+        open_registry(declaration.components, declaration.context, Freshness()) as registry,
         trio.open_nursery() as nursery,
     ):
         stores = StoreSet(registry, Freshness(), nursery)
@@ -486,8 +486,8 @@ class TestWhatIsSeen:
                 else:
                     seen.append((await running.vfs.lookup(number, b"k"), await running.read("a/x/k"))[1])
 
-            running.stores._served["a"].cached._secrets.drop("x")
-            running.stores._served["a"].cached._names.drop("")
+            running.stores._running["a"].cached._secrets.drop("x")
+            running.stores._running["a"].cached._names.drop("")
             old.gate.clear()
             nursery.start_soon(look)
             await until(lambda: old.running)

@@ -37,7 +37,7 @@ async def test_stores_join_cache_and_scope(
         monkeypatch.setenv(name, value)
     config = configuration(tmp_path, scope("env", default="deny", allowed=["A"]))
     declaration = load([components], [config], "", {})
-    async with open_registry(declaration.components, declaration.surroundings, Freshness()) as registry:
+    async with open_registry(declaration.components, declaration.context, Freshness()) as registry:
         views = await StoreSet(registry, Freshness(), nursery).serve(declaration)
         assert list(views) == ["empty", "env"]
         assert (await views["env"].secret("A")).value.values == {"A": secret("a").encode()}

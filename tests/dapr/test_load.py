@@ -80,7 +80,7 @@ def test_the_environment_gives_namespace_and_variables(components: Path, tmp_pat
     declaration = load([components], [config], "", environ)
     assert [c.name for c in declaration.components] == ["env"]
     assert declaration.scope("env").allowed_names == frozenset()
-    assert declaration.surroundings.namespace == "mine"
+    assert declaration.context.namespace == "mine"
 
 
 def test_the_first_mistake_stops(components: Path, tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def test_unquoting_takes_any_text(text: str) -> None:
 
 
 def test_nothing_shows_a_value() -> None:
-    surroundings = TemplateContext({"VAR": secret()}, "app")
-    properties, found = resolve(component(Item("p", env_ref="VAR")), surroundings, None)
+    context = TemplateContext({"VAR": secret()}, "app")
+    properties, found = resolve(component(Item("p", env_ref="VAR")), context, None)
     assert properties[0].value == secret()
-    assert CANARY not in repr(surroundings) + repr(properties) + repr(found)
+    assert CANARY not in repr(context) + repr(properties) + repr(found)

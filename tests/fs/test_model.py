@@ -616,8 +616,8 @@ async def play(script: list[tuple[Any, ...]], seed: int) -> None:
         for cache in caches.values():
             assert not len(cache._secrets)
             assert not len(cache._names)
-            assert not cache._secrets._flights
-            assert not cache._names._flights
+            assert not cache._secrets._pending
+            assert not cache._names._pending
         assert world.publisher.grant is None
         assert not world.vfs._listings
         assert not world.vfs._polls

@@ -982,7 +982,7 @@ class History:
         async with trio.open_nursery() as nursery:
             await self.compare(make_vfs({"s": self.store}, nursery, SCOPE), ROOT_INODE, ROOT_INODE)
             nursery.cancel_scope.cancel()
-        self.store._changed = self.kernel._vfs._contents.views["s"]._store._heard  # the other one is gone
+        self.store._changed = self.kernel._vfs._contents.views["s"]._store._changed_upstream  # the other one is gone
 
     async def compare(self, vfs: SecretVFS, fresh: int, shown: int) -> None:
         handle = await vfs.open_directory(fresh)

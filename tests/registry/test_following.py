@@ -82,7 +82,7 @@ def upstream() -> Upstream:
 @pytest.fixture
 def store(upstream: Upstream, clock: Clock) -> FollowingStore:
     store = FollowingStore("vault", upstream.resolve, upstream.reopen)
-    clock.now += following.LOOK_AGAIN
+    clock.now += following.REFRESH_PAUSE
     return store
 
 
@@ -118,7 +118,7 @@ def test_refusals_look_upstream_once_a_second(store: FollowingStore, upstream: U
         with pytest.raises(AccessDenied):
             store.fetch("db")
     assert upstream.looks == 2
-    clock.now += following.LOOK_AGAIN
+    clock.now += following.REFRESH_PAUSE
     with pytest.raises(AccessDenied):
         store.fetch("db")
     assert upstream.looks == 3
@@ -133,7 +133,7 @@ def test_an_upstream_that_fails_leaves_the_refusal_and_says_so(
     with pytest.raises(AccessDenied):
         store.fetch("db")
     upstream.fail_with = None
-    clock.now += following.LOOK_AGAIN
+    clock.now += following.REFRESH_PAUSE
     assert store.fetch("db").values == {"k": b"v"}
 
 
@@ -141,7 +141,7 @@ def test_a_refusal_does_not_use_up_the_look_of_another(store: FollowingStore, up
     upstream.opened[0].refused["fetch:secret"] = AccessDenied("the policy says no")
     with pytest.raises(AccessDenied):
         store.fetch("secret")
-    clock.now += following.LOOK_AGAIN / 10
+    clock.now += following.REFRESH_PAUSE / 10
     upstream.rotate()
     assert store.fetch("db").values == {"k": b"v"}
 
@@ -149,11 +149,11 @@ def test_a_refusal_does_not_use_up_the_look_of_another(store: FollowingStore, up
 def test_many_that_are_refused_at_once_share_a_look(store: FollowingStore, upstream: Upstream, clock: Clock) -> None:
     upstream.accepted = "another"
     generation = store._open()
-    assert not store._renewed(generation, ("fetch", "a"), clock.now)
+    assert not store._was_replaced(generation, ("fetch", "a"), clock.now)
     clock.now += 0.1  # the look has taken so long
-    assert not store._renewed(generation, ("fetch", "b"), clock.now - 0.2)
+    assert not store._was_replaced(generation, ("fetch", "b"), clock.now - 0.2)
     assert upstream.looks == 2
-    assert not store._renewed(generation, ("fetch", "b"), clock.now)
+    assert not store._was_replaced(generation, ("fetch", "b"), clock.now)
     assert upstream.looks == 3
 
 
@@ -161,16 +161,16 @@ def test_what_makes_no_refusal_is_found_by_a_look(
     store: FollowingStore, upstream: Upstream, caplog: pytest.LogCaptureFixture, expect_log: ExpectLog
 ) -> None:
     expect_log("vault: its credentials cannot be read again: upstream is down")
-    store.look()
+    store.refresh_references()
     assert len(upstream.opened) == 1
     upstream.token = canary("second")  # the first goes on to be good
     upstream.fail_with = StoreUnavailable("upstream is down")
     for _ in range(3):
-        store.look()
+        store.refresh_references()
     assert caplog.text.count("cannot be read again") == 1
     assert len(upstream.opened) == 1
     upstream.fail_with = None
-    store.look()
+    store.refresh_references()
     assert [opened.closed for opened in upstream.opened] == [True, False]
     upstream.accepted = upstream.token
     assert store.fetch("db").values == {"k": b"v"}
@@ -197,7 +197,7 @@ def test_what_was_read_from_another_store_is_not_compared(store: FollowingStore,
     assert store.unchanged(known) == frozenset()  # this one does not compare
     upstream.kind = _Comparing
     upstream.rotate()
-    store.look()
+    store.refresh_references()
     assert store.unchanged(known) == frozenset()
     assert store.unchanged({"db": CachedRead(store.fetch("db"), time.time())}) == {"db"}
 
@@ -205,7 +205,7 @@ def test_what_was_read_from_another_store_is_not_compared(store: FollowingStore,
 def test_nothing_is_opened_after_the_end(store: FollowingStore, upstream: Upstream) -> None:
     store.close()
     upstream.rotate()
-    store.look()
+    store.refresh_references()
     assert len(upstream.opened) == 1
 
 
@@ -224,7 +224,7 @@ def test_a_call_under_way_keeps_the_old_store_open(store: FollowingStore, upstre
     generation = store._current
     assert generation is not None
     upstream.rotate()
-    assert store._renewed(generation, ("fetch", "db"), 0.0)
+    assert store._was_replaced(generation, ("fetch", "db"), 0.0)
     assert store.fetch("db").values == {"k": b"v"}
     assert not old.closed
     upstream.accepted = None  # the slow call is refused by the old store and by the new one
@@ -249,7 +249,7 @@ def test_many_refused_at_once_open_one_new_store(store: FollowingStore, upstream
 def test_changes_are_told_by_the_new_store_too(upstream: Upstream, clock: Clock) -> None:
     upstream.kind = _Watching
     store = FollowingStore("vault", upstream.resolve, upstream.reopen)
-    clock.now += following.LOOK_AGAIN
+    clock.now += following.REFRESH_PAUSE
     heard: list[frozenset[str]] = []
     store.watch(heard.append)
     upstream.rotate()

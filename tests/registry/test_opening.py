@@ -34,7 +34,7 @@ def declared(fakes: Fakes, app_id: str = "") -> Declaration:
 
 def opening(fakes: Fakes, app_id: str = "") -> AbstractAsyncContextManager[Registry]:
     declaration = declared(fakes, app_id)
-    return open_registry(declaration.components, declaration.surroundings, Freshness())
+    return open_registry(declaration.components, declaration.context, Freshness())
 
 
 def told(registry: Registry, fakes: Fakes) -> list[str]:
@@ -170,7 +170,7 @@ class TestBrokenReferences:
         fakes.add("a", {"token": reference("key")}, secret_store="b")
         fakes.add("b", {"secrets": stored("key", key="x")})
         declaration = load([fakes.directory], [config], "", {})
-        async with open_registry(declaration.components, declaration.surroundings, Freshness()) as registry:
+        async with open_registry(declaration.components, declaration.context, Freshness()) as registry:
             registry.require()
         assert fake_type.tokens["a"] == secret("x")
 
@@ -359,7 +359,7 @@ async def test_tells_of_each_component_once(fakes: Fakes) -> None:
     declaration = declared(fakes)
     seen: list[str] = []
     async with open_registry(
-        declaration.components, declaration.surroundings, Freshness(), lambda component: seen.append(component.name)
+        declaration.components, declaration.context, Freshness(), lambda component: seen.append(component.name)
     ):
         assert sorted(seen) == ["broken", "failing", "good"]
 

@@ -57,10 +57,10 @@ class Running:
         return replacement
 
     def is_unanswered(self) -> bool:
-        return self.stores.unanswered
+        return self.stores.incomplete
 
     def served(self, name: str) -> RunningStore:
-        return self.stores._served[name]
+        return self.stores._running[name]
 
     def store(self, name: str) -> FakeStore:
         store = self.served(name).opened.store
@@ -77,7 +77,7 @@ class Running:
 async def serving(fakes: Fakes, *configs: Path, known: Mapping[str, bool] | None = None) -> AsyncIterator[Running]:
     declaration = load([fakes.directory], configs, "", {})
     async with (
-        open_registry(declaration.components, declaration.surroundings, Freshness(), known=known or {}) as registry,
+        open_registry(declaration.components, declaration.context, Freshness(), known=known or {}) as registry,
         trio.open_nursery() as nursery,
     ):
         if known is None:
@@ -129,7 +129,7 @@ class TestWhatChanges:
             replacement = await running.reload()
             assert replacement is not None
             assert list(replacement.views) == ["a"]
-            assert replacement.others == frozenset()
+            assert replacement.replaced == frozenset()
             await later(mock_clock, DEADLINE)
             await until(lambda: happened("close") == ["b"])
 
@@ -162,7 +162,7 @@ class TestWhatChanges:
             fakes.add("a", {"secretsFile": tmp_path / "s.json"}, type="local.file")
             replacement = await running.reload()
             assert replacement is not None
-            assert replacement.others == {"a"}
+            assert replacement.replaced == {"a"}
             assert running.views["a"].peek("x") is None
             assert (await running.views["a"].secret("x")).value.values == {"x": secret("file").encode()}
 
@@ -172,7 +172,7 @@ class TestWhatChanges:
             fakes.add("a", secrets={"value": {"x": {"x": secret("x")}}}, multiValued="false")
             replacement = await running.reload()
             assert replacement is not None
-            assert replacement.others == {"a"}
+            assert replacement.replaced == {"a"}
             assert not replacement.views["a"].multi_valued
 
     async def test_annotations_count(self, fakes: Fakes) -> None:
@@ -258,7 +258,7 @@ class TestMistakes:
             fakes.add("b", token=reference("x"), secret_store="gone")
             fakes.add("c")
             assert await running.reload() is None
-            assert list(running.stores._served) == ["a"]
+            assert list(running.stores._running) == ["a"]
             assert running.served("a") is before
             assert happened("open") == ["a"]
 
@@ -270,7 +270,7 @@ class TestMistakes:
         async with serving(fakes) as running:
             fakes.add("a", token=reference("x"), secret_store="b")
             assert await running.reload() is None
-            assert list(running.stores._served) == ["a", "b"]
+            assert list(running.stores._running) == ["a", "b"]
 
     async def test_one_that_may_be_ignored_is_no_reason(self, fakes: Fakes, expect_log: ExpectLog) -> None:
         expect_log("b -> gone: .*; it is not served")

@@ -111,7 +111,7 @@ async def test_a_reference_is_to_the_namespace_of_its_component(
     component(manifests, "plain", "local.file", reference, secret_store="k8s")
     component(manifests, "there", "local.file", reference, secret_store="k8s", namespace=other.name)
     loaded = load([manifests], [], "shop", environ)
-    async with open_registry(loaded.components, loaded.surroundings, Freshness()) as registry:
+    async with open_registry(loaded.components, loaded.context, Freshness()) as registry:
         registry.require()
         found = {
             name: opened.store.fetch("found").values["found"].decode()
@@ -138,7 +138,7 @@ async def test_annotations_that_nobody_reads(tmp_path: Path, type_: str, name: s
         tmp_path, "k8s", type_, {"defaultNamespace": "x"} if type_ == "kubernetes" else {}, annotations={name: "x"}
     )
     loaded = load([tmp_path], [], "shop", {})
-    async with open_registry(loaded.components, loaded.surroundings, Freshness()) as registry:
+    async with open_registry(loaded.components, loaded.context, Freshness()) as registry:
         (failure,) = registry.failures
     assert f"unknown annotation {name}" in str(failure)
     assert told in str(failure)
@@ -148,7 +148,7 @@ async def test_annotations_reach_the_store(namespace: Namespace, tmp_path: Path)
     annotations = {"secretfs/namespaces": namespace.name, "secretfs/ttl": "1h", "other": "x"}
     component(tmp_path, "k8s", "kubernetes", namespace.properties(), annotations=annotations)
     loaded = load([tmp_path], [], "shop", {})
-    async with open_registry(loaded.components, loaded.surroundings, Freshness()) as registry:
+    async with open_registry(loaded.components, loaded.context, Freshness()) as registry:
         registry.require()
         assert registry.stores["k8s"].store.names("").folders == {namespace.name}
 
