@@ -1,17 +1,25 @@
 """``secretfs check``: what a mount would do, without mounting. Shows names, never values."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
 
+import click
 import trio
 
 from secretfs.cache.store_cache import CachedStore, Freshness
+from secretfs.cli.options import sources
+from secretfs.cli.output import progress, warn
 from secretfs.dapr.component import Component
-from secretfs.dapr.load import Declaration
+from secretfs.dapr.load import Declaration, load_declaration, named_paths
 from secretfs.dapr.references import component_references
 from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, Notice, StoreError
 from secretfs.fs.keys import FolderKey, ValueKey
 from secretfs.fs.view import StoreView
+from secretfs.linux.log import printable
 from secretfs.registry.annotations import freshness
 from secretfs.registry.opening import (
     OpenedStore,
@@ -28,6 +36,38 @@ EXIT_WARNINGS = 1
 
 Branch = Mapping[str, "Branch | None"]
 """A directory as it is shown: entries by name, None for a file."""
+
+
+@click.command("check", short_help="Say what is wrong, and show what a mount would show.")
+@sources
+@click.option("--strict", is_flag=True, help="Take warnings for errors.")
+@click.option("--connect", is_flag=True, help="Open every store and list the names in it.")
+def check_command(
+    resources: tuple[Path, ...],
+    configs: tuple[Path, ...],
+    app_id: str,
+    *,
+    no_builtin: bool,
+    strict: bool,
+    connect: bool,
+) -> NoReturn:
+    """Load everything as `mount` would, and show the tree that the app would see: names, never values.
+
+    Without --connect nothing leaves this machine: manifests, configuration, settings and references are checked, and
+    the stores shown. With it, each store has to answer, and its names are listed.
+
+    \b
+    Exit codes:
+      0  all is well
+      1  there are warnings
+      2  a mistake in flags, manifests or configuration; with --strict, a warning
+      4  a store does not answer, or refuses
+    """  # noqa: D301
+    declaration = load_declaration(*named_paths(resources, configs), app_id, builtin=not no_builtin)
+    with progress(len(declaration.components), shown=connect) as step:
+        found = trio.run(partial(examine, declaration, Freshness(), connect=connect, step=step))
+    _print_found(found)
+    sys.exit(found.exit_code(strict=strict))
 
 
 @dataclass(slots=True)
@@ -143,3 +183,15 @@ def _lines(branch: Branch, indent: str = "") -> Iterator[str]:
         last = place == len(branch)
         yield f"{indent}{'└── ' if last else '├── '}{name}{'' if below is None else '/'}"
         yield from _lines(below or {}, indent + ("    " if last else "│   "))
+
+
+def _print_found(found: Report) -> None:
+    for line in found.tree:
+        click.echo(printable(line))
+    for notice in found.notices:
+        warn(str(notice))
+    for failure in found.failures:
+        if failure.component.ignore_errors:
+            warn(f"{failure} (ignoreErrors)")
+        else:
+            click.secho(f"error: {printable(str(failure))}", fg="red", err=True)

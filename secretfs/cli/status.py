@@ -1,16 +1,50 @@
 """``secretfs status``: the status of a mount, for people."""
 
+import json
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
+
+import click
 
 from secretfs.cache.health import State
+from secretfs.cli.options import PATH
+from secretfs.daemon.control_client import read_status
+from secretfs.linux.log import printable
+from secretfs.linux.mountpoint import resolve
 
 EXIT_TROUBLE: Final = 1
 
 _SEVERITY: Final = {state.value: place for place, state in enumerate(State)}
+
+
+@click.command("status", short_help="Say how a mount and its stores do.")
+@click.option("--json", "as_json", is_flag=True, help="Print it for programs: .secretfs/status.json as it is.")
+@click.argument("mountpoint", type=PATH)
+def status_command(mountpoint: Path, *, as_json: bool) -> NoReturn:
+    """Say how the mount at MOUNTPOINT and its stores do: what is wrong first. Never shows a name or value of a secret.
+
+    Only the user who runs the mount may ask.
+
+    \b
+    Exit codes:
+      0  all is well
+      1  a store is down, in doubt or refuses, or old values are served
+      3  there is no secretfs, it was killed, hangs, or is somebody else's
+    """  # noqa: D301
+    path = resolve(mountpoint)
+    text = read_status(path)
+    shown = show(json.loads(text), path, time.time())
+    if as_json:
+        click.echo(text, nl=False)
+        sys.exit(shown.exit_code)
+    for line in shown.lines:
+        click.secho(printable(line.text), fg=(None, "yellow", "red")[line.severity])
+    sys.exit(shown.exit_code)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,19 +3,20 @@
 import click
 import pytest
 
-from secretfs.cli.main import cli, mount
+from secretfs.cli.main import cli
+from secretfs.cli.mount import mount_command
 from secretfs.cli.mount_helper import is_request, translate
 from secretfs.errors import ConfigurationError
 
-OPTIONS = [option for option in mount.params if isinstance(option, click.Option)]
+OPTIONS = [option for option in mount_command.params if isinstance(option, click.Option)]
 
 
 def flags(*arguments: str) -> list[str]:
-    return translate(arguments, mount).flags
+    return translate(arguments, mount_command).flags
 
 
 def test_the_first_field_is_the_directory_of_the_manifests() -> None:
-    asked = translate(["/etc/secretfs/components", "/srv/secrets"], mount)
+    asked = translate(["/etc/secretfs/components", "/srv/secrets"], mount_command)
     assert asked.flags == ["--resources-path", "/etc/secretfs/components", "--", "/srv/secrets"]
     assert asked.source == "/etc/secretfs/components"
     assert not asked.pretend
@@ -23,7 +24,7 @@ def test_the_first_field_is_the_directory_of_the_manifests() -> None:
 
 @pytest.mark.parametrize(("spec", "source"), [("none", "none"), ("secretfs", "secretfs"), ("", "secretfs")])
 def test_the_first_field_may_say_nothing(spec: str, source: str) -> None:
-    asked = translate([spec, "/srv/secrets"], mount)
+    asked = translate([spec, "/srv/secrets"], mount_command)
     assert (asked.flags, asked.source) == (["--", "/srv/secrets"], source)
 
 
@@ -85,7 +86,7 @@ def test_commas_in_quotes_and_further_options_belong_to_the_request() -> None:
 
 def test_switches_may_stand_anywhere() -> None:
     assert flags("-n", "", "-v", "/m", "-t", "secretfs") == ["--", "/m"]
-    assert translate(["", "/m", "-f"], mount).pretend
+    assert translate(["", "/m", "-f"], mount_command).pretend
 
 
 @pytest.mark.parametrize(
@@ -93,15 +94,15 @@ def test_switches_may_stand_anywhere() -> None:
     [["/c", "/m"], ["/c", "/m", "-sv", "-o", "ttl=1s", "-o", "alow_other"], ["-o", "ro,mode=0440", "none", "/m"]],
 )
 def test_a_request_can_be_made_again(arguments: list[str]) -> None:
-    asked = translate(arguments, mount)
+    asked = translate(arguments, mount_command)
     assert is_request(asked.again, cli.commands)
-    assert translate(asked.again, mount) == asked
+    assert translate(asked.again, mount_command) == asked
 
 
 @pytest.mark.parametrize("arguments", [[], ["/m"], ["", "/m", "more"], ["", "/m", "-N", "7"], ["", "/m", "-o"]])
 def test_what_mount_would_not_ask_is_refused(arguments: list[str]) -> None:
     with pytest.raises(ConfigurationError, match=r"usage: mount\.secretfs SPEC|option -[No] "):
-        translate(arguments, mount)
+        translate(arguments, mount_command)
 
 
 @pytest.mark.parametrize(

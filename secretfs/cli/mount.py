@@ -1,0 +1,57 @@
+"""``secretfs mount``: a mount that stays until it is unmounted."""
+
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from secretfs.cli.options import PATH, audience, freshness, sources, take_freshness
+from secretfs.daemon import worker
+from secretfs.daemon.serve import MountOptions
+from secretfs.daemon.worker import Request
+from secretfs.fs.attributes import Modes
+from secretfs.linux.log import log_to_stderr
+from secretfs.linux.mountpoint import resolve
+from secretfs.linux.process import require_owner
+
+
+@click.command("mount", short_help="Mount the secrets at a directory.")
+@sources
+@freshness
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
+@click.option(
+    "--log-file", type=PATH, metavar="FILE", help="Where to log.  [default: syslog, or with -f standard error]"
+)
+@audience
+@click.argument("mountpoint", type=PATH)
+def mount_command(
+    resources: tuple[Path, ...],
+    configs: tuple[Path, ...],
+    app_id: str,
+    mountpoint: Path,
+    *,
+    foreground: bool,
+    log_file: Path | None,
+    mode: int,
+    **flags: Any,
+) -> NoReturn:
+    """Mount the secrets at MOUNTPOINT, an existing directory.
+
+    Returns once the mount answers and every store has accepted our credentials; a store that does not stops the mount,
+    unless its component says ignoreErrors: true. Then it serves in the background until `secretfs unmount`.
+
+    \b
+    Exit codes:
+      0  mounted
+      2  a mistake in flags, manifests or configuration
+      3  the mount point or FUSE refuses
+      4  a store does not answer, or refuses
+    """  # noqa: D301
+    log_to_stderr()
+    default = take_freshness(flags)
+    builtin = not flags.pop("no_builtin")
+    options = MountOptions(resolve(mountpoint), modes=Modes(mode), default=default, **flags)
+    require_owner(options.uid)
+    request = Request(resources, configs, app_id, builtin, options, foreground, log_file)
+    sys.exit(worker.mount(request, click.get_current_context().obj))

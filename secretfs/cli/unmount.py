@@ -1,0 +1,25 @@
+"""``secretfs unmount``: the end of a mount, by force if need be."""
+
+from pathlib import Path
+
+import click
+
+from secretfs.cli.options import PATH
+from secretfs.daemon.processes import force_unmount, unmount_and_wait
+from secretfs.linux.mountpoint import resolve
+
+
+@click.command("unmount", short_help="Unmount, and end the process that serves it.")
+@click.option("--force", is_flag=True, help="Whatever hangs or is in use: end who serves it, fail who reads it.")
+@click.argument("mountpoint", type=PATH)
+def unmount_command(mountpoint: Path, *, force: bool) -> None:
+    """Unmount MOUNTPOINT and end the process that serves it. Fails while a file in it is open.
+
+    With --force it does not fail, and waits for nobody: programs that hang in the mount, or have files of it open, get
+    an error, and the processes that serve it are killed if they do not end by themselves.
+    """
+    path = resolve(mountpoint)
+    if force:
+        force_unmount(path)
+    else:
+        unmount_and_wait(path)
