@@ -81,9 +81,9 @@ class Reloader:
         self._plan()
         if replacement is not None:
             for component in sorted(self._vfs.replace(replacement.views, replacement.replaced)):
-                self._publisher.heard(component, None)
+                self._publisher.enqueue(component, None)
             for component, change in replacement.changes.items():
-                self._publisher.heard(component, change)
+                self._publisher.enqueue(component, change)
 
     def _plan(self) -> None:
         """Decide when to try again what did not answer."""

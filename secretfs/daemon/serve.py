@@ -32,7 +32,7 @@ from secretfs.registry.store_set import StoreSet
 REQUESTS = 10_000
 """Kernel requests served at once. Each costs a task; a wait for one store must never keep another's readers out."""
 
-TIDY_EVERY = 2.0
+EVICT_EVERY = 2.0
 """Seconds."""
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -109,8 +109,8 @@ async def serve(
         _offer(connection, vfs, publisher, options)
         for task in (publisher.run, reloader.on_change, reloader.on_signal):
             nursery.start_soon(task)
-        nursery.start_soon(_tidy, vfs)
-        nursery.start_soon(catch_up, vfs.changes, publisher.heard)
+        nursery.start_soon(_evict_idle, vfs)
+        nursery.start_soon(catch_up, vfs.changes, publisher.enqueue)
         nursery.start_soon(_announce, options.mountpoint, hands.asking, keeper, observer.ready)
         asked_to_stop = await _until_unmounted_or_asked_to_stop()
         pyfuse3.close(unmount=False)
@@ -153,10 +153,10 @@ async def _until_unmounted_or_asked_to_stop() -> bool:
     return asked
 
 
-async def _tidy(vfs: SecretVFS) -> None:
+async def _evict_idle(vfs: SecretVFS) -> None:
     while True:
-        await trio.sleep(TIDY_EVERY)
-        vfs.tidy()
+        await trio.sleep(EVICT_EVERY)
+        vfs.evict_idle()
 
 
 async def _announce(mountpoint: Path, hand: SyscallHelper, keeper: Handover, ready: Callable[[], None]) -> None:

@@ -28,11 +28,11 @@ RETRY_AFTER: Final = 5.0
 class Changes:
     """The tree of a file system as those see it who change it."""
 
-    def __init__(self, tree: Tree, contents: Contents, polls: PollWaiters, appearance: AttributePolicy) -> None:
+    def __init__(self, tree: Tree, contents: Contents, polls: PollWaiters, attributes: AttributePolicy) -> None:
         self._tree = tree
         self._contents = contents
         self._polls = polls
-        self._appearance = appearance
+        self._attributes = attributes
 
     @property
     def components(self) -> list[str]:
@@ -51,20 +51,20 @@ class Changes:
 
     def entry_of(self, inode: Inode) -> Attributes:
         """Count a reference to an inode and return what the kernel may know of it without asking again."""
-        self._tree.remember(inode)
+        self._tree.add_ref(inode)
         if isinstance(inode, Directory):
-            return self._appearance.of_directory(inode, DIRECTORY_TIMEOUT)
-        return self._appearance.of_file(inode, 0.0, DIRECTORY_TIMEOUT)
+            return self._attributes.of_directory(inode, DIRECTORY_TIMEOUT)
+        return self._attributes.of_file(inode, 0.0, DIRECTORY_TIMEOUT)
 
     def succeed(self, version: Version) -> None:
         """Let a version take its place, and wake who polls the one before."""
-        superseded = self._tree.succeed(version)
+        superseded = self._tree.promote(version)
         if superseded is not None:
             self._polls.wake(superseded.number)
 
     def gone(self, inode: Inode) -> None:
         """Let no path lead to what was deleted upstream, and wake who polls it."""
-        self._tree.retire(inode)
+        self._tree.unlink(inode)
         self._polls.wake(inode.number)
 
     def discard(self, inode: Inode) -> None:
@@ -134,7 +134,7 @@ class Changes:
             content = await self._contents.get(key)
         except (NoSuchEntry, SecretNotFound):
             return False
-        return self._tree.suits(version, content.data, content.modified)
+        return self._tree.has_content(version, content.data, content.modified)
 
     async def removed_names(self, component: str) -> frozenset[str]:
         """Return the names of secrets and folders that the kernel knows and that are not listed any more.

@@ -108,7 +108,7 @@ class Contents:
             secret = await self.ask(key.component, lambda view: view.secret(key.name))
         return _content_of(key, secret)
 
-    def at_hand(self, key: ValueKey | BulkKey | SecretBulkKey) -> Content | None:
+    def peek(self, key: ValueKey | BulkKey | SecretBulkKey) -> Content | None:
         """Return what is in a file if that may be served without waiting."""
         if isinstance(key, BulkKey):
             bulk = self._bulks.peek(key)

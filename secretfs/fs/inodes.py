@@ -65,7 +65,7 @@ class Version:
     held_since: int = 0
     """The age of the tree then."""
     confirmed: float = 0.0
-    """When an answer was last found to have this content, on the owner's clock; `Tree.distrust` takes it back."""
+    """When an answer was last found to have this content, on the owner's clock; `Tree.invalidate` takes it back."""
     right_at: float = 0.0
     """When it was last known to be right, on the same clock. That is past, and nothing takes it back."""
     slot: int = 0
@@ -92,7 +92,7 @@ class Tree:
             self._restore(record)
         self.root = self.directory(RootKey())
         if not self.root.lookups:
-            self.remember(self.root)  # the kernel holds the root for as long as the mount lives
+            self.add_ref(self.root)  # the kernel holds the root for as long as the mount lives
         if self.root.number != ROOT_INODE:
             raise JournalUnreadable("it has no root")
 
@@ -159,14 +159,14 @@ class Tree:
         return version
 
     def successor(self, key: LeafKey) -> Version:
-        """Return a new, unbound version that `succeed` will make the current one, or `discard` will drop.
+        """Return a new, unbound version that `promote` will make the current one, or `discard` will drop.
 
         It is another inode even if somebody has found the new content meanwhile: renaming an inode onto itself does
         nothing, and nobody who watches would hear of it.
         """
         return self._new_version(key)
 
-    def succeed(self, version: Version) -> Version | None:
+    def promote(self, version: Version) -> Version | None:
         """Make a version the current one of its place. Returns the one that it supersedes."""
         superseded = self._current.get(version.key)
         self._current[version.key] = version
@@ -177,7 +177,7 @@ class Tree:
                 self._inodes.pop(superseded.number, None)
         return superseded
 
-    def retire(self, inode: Inode) -> None:
+    def unlink(self, inode: Inode) -> None:
         """Let no path lead to an inode any more. What comes to its place is another one: the kernel buries the dead."""
         if isinstance(inode, Directory):
             if self._directories.get(inode.key) is inode:
@@ -187,33 +187,33 @@ class Tree:
         self._mark(inode)
         self.discard(inode)
 
-    def distrust(self, component: str) -> None:
+    def invalidate(self, component: str) -> None:
         """Take no content of a store's files for right any more, until an answer says so again."""
         for inode in self._inodes.values():
             if isinstance(inode, Version) and is_of(component, inode.key):
                 inode.confirmed = -math.inf
 
-    def settle(self, stores: dict[str, bool]) -> None:
+    def record_stores(self, stores: dict[str, bool]) -> None:
         """Write down which stores there are, and whether they are multi-valued.
 
-        What the journal has of another store, or of another kind of store, under the name of one is `outdate`d.
+        What the journal has of another store, or of another kind of store, under the name of one is `detach_store`.
         """
         for component, multi_valued in self._journal.stores.items():
             if stores.get(component) != multi_valued:
-                self.outdate(component)
+                self.detach_store(component)
         self._journal.stores = stores
 
-    def outdate(self, component: str) -> list[Version]:
+    def detach_store(self, component: str) -> list[Version]:
         """Let no path lead to what is in the directory of a store that has gone. Returns its files."""
         for key, directory in list(self._directories.items()):
             if key == FolderKey(component):
                 directory.outdated = True
                 self._mark(directory)
             elif is_of(component, key):
-                self.retire(directory)
+                self.unlink(directory)
         files = [version for key, version in self._current.items() if is_of(component, key)]
         for version in files:
-            self.retire(version)
+            self.unlink(version)
         return files
 
     def discard(self, inode: Inode) -> None:
@@ -221,14 +221,14 @@ class Tree:
         if not _is_known(inode):
             self._drop_unknown(inode)
 
-    def suits(self, version: Version, content: bytes, modified: float) -> bool:
+    def has_content(self, version: Version, content: bytes, modified: float) -> bool:
         """Whether a version that is not the current one has this content all the same; one that is unbound gets it."""
         digest = self._digest(content)
         if not version.digest:
             self._give(version, digest, content, modified)
         return version.digest == digest
 
-    def grow_older(self) -> None:
+    def evict(self) -> None:
         """Let go of contents that nobody has open and that were held at the time before the last. Call it at times."""
         self._age += 1
         for inode in self._inodes.values():
@@ -241,7 +241,7 @@ class Tree:
         version.content = content
         self._count_opens(version)
 
-    def hold(self, version: Version, content: bytes) -> None:
+    def pin(self, version: Version, content: bytes) -> None:
         """Keep the content of a version for a moment, or for as long as it is open."""
         version.content, version.held_since = content, self._age
 
@@ -256,7 +256,7 @@ class Tree:
         """Return the places of all files that somebody has open."""
         return [inode.key for inode in self._inodes.values() if isinstance(inode, Version) and inode.opens]
 
-    def remember(self, inode: Inode) -> None:
+    def add_ref(self, inode: Inode) -> None:
         """Count a reference that the kernel takes: a lookup, or an entry of a directory listing.
 
         An inode that was dropped since it was taken out, because the kernel gave up another reference, is back.
@@ -269,7 +269,7 @@ class Tree:
             self._write_down(inode)
         self._journal.count(inode.slot, inode.lookups)
 
-    def forget(self, number: int, lookups: int) -> None:
+    def drop_refs(self, number: int, lookups: int) -> None:
         """Take back references that the kernel gave up."""
         inode = self._inodes[number]
         inode.lookups -= lookups

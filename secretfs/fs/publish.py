@@ -66,10 +66,10 @@ class Publisher:
     """
 
     def __init__(
-        self, vfs: SecretVFS, mountpoint: Path, hand: SyscallHelper, published: Callable[[], None] = lambda: None
+        self, vfs: SecretVFS, mountpoint: Path, helper: SyscallHelper, published: Callable[[], None] = lambda: None
     ) -> None:
         self._changes = vfs.changes
-        self._hand = hand
+        self._helper = helper
         self._published = published
         self._mountpoint = os.fsencode(mountpoint)
         self._waiting: dict[str, deque[Change | None]] = {}
@@ -77,7 +77,7 @@ class Publisher:
         self._one_at_a_time = trio.Lock()
         self.grant: PendingSyscall | None = None
         """What is under way."""
-        vfs.on_change(self.heard)
+        vfs.on_change(self.enqueue)
 
     async def run(self) -> None:
         """Publish what changes. Runs forever."""
@@ -85,7 +85,7 @@ class Publisher:
             async for component in self._begun:
                 nursery.start_soon(self._publish_all, component)
 
-    def heard(self, component: str, change: Change | None) -> None:
+    def enqueue(self, component: str, change: Change | None) -> None:
         """Take a change to be published; None is for a store that came or went itself."""
         if component not in self._waiting:
             self._waiting[component] = deque()
@@ -109,7 +109,7 @@ class Publisher:
 
     def is_asked_by(self, pid: int) -> bool:
         """Whether a request of the kernel is on behalf of the call under way."""
-        return self.grant is not None and pid == self._hand.pid
+        return self.grant is not None and pid == self._helper.pid
 
     def lookup(self, parent: int, segment: bytes) -> Attributes | None:
         """Answer a look-up that only the call under way can answer so; None for any other."""
@@ -212,7 +212,7 @@ class Publisher:
         names = (grant.pending, grant.segment) if grant.call is Call.RENAME else (grant.segment,)
         self.grant = grant
         try:
-            await self._hand.call(grant.call.value, *(os.path.join(base, name) for name in names))  # noqa: PTH118
+            await self._helper.call(grant.call.value, *(os.path.join(base, name) for name in names))  # noqa: PTH118
         except OSError as error:
             log.debug("a change is not announced: %s: %s", grant.call.value, error.strerror)
         else:

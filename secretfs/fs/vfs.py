@@ -79,9 +79,9 @@ class SecretVFS:
         self._polls = PollWaiters(self._journal)
         self._retries = Retries()
         self._tree = Tree(self._journal)
-        self._tree.settle({name: view.multi_valued for name, view in views.items()})
-        self._appearance = AttributePolicy(modes, self._journal.born)
-        self.changes = Changes(self._tree, self._contents, self._polls, self._appearance)
+        self._tree.record_stores({name: view.multi_valued for name, view in views.items()})
+        self._attributes = AttributePolicy(modes, self._journal.born)
+        self.changes = Changes(self._tree, self._contents, self._polls, self._attributes)
         """For those who publish what changes."""
         self._app_id = app_id
 
@@ -96,10 +96,10 @@ class SecretVFS:
         """
         changed = frozenset(self._contents.views.keys() ^ views.keys()) | others
         for component in self._contents.replace(views):
-            self._tree.distrust(component)
-        for version in [version for component in changed for version in self._tree.outdate(component)]:
+            self._tree.invalidate(component)
+        for version in [version for component in changed for version in self._tree.detach_store(component)]:
             self._polls.wake(version.number)
-        self._tree.settle({name: view.multi_valued for name, view in views.items()})
+        self._tree.record_stores({name: view.multi_valued for name, view in views.items()})
         return changed
 
     async def lookup(self, parent: int, segment: bytes) -> Attributes:
@@ -109,22 +109,22 @@ class SecretVFS:
 
     def forget(self, inode: int, lookups: int) -> None:
         """Take back references of the kernel."""
-        self._tree.forget(inode, lookups)
+        self._tree.drop_refs(inode, lookups)
 
     async def getattr(self, number: int, caller: int = 0) -> Attributes:
         """Return attributes with the true size, which may mean to fetch the value. ``caller`` as in `open`."""
         inode = self._tree.inode(number)
         if isinstance(inode, Directory):
-            return self._appearance.of_directory(inode)
+            return self._attributes.of_directory(inode)
         if isinstance(inode.key, ControlKey):
-            return self._appearance.of_control(inode, inode.key.control)
+            return self._attributes.of_control(inode, inode.key.control)
         try:
             content = await self._content_for(caller, inode)
         except SecretFSError:
             if inode.opens:  # fstat of an open file: it keeps its version, whatever became of the secret
-                return self._appearance.of_file(inode, 0.0)
+                return self._attributes.of_file(inode, 0.0)
             raise
-        return self._appearance.of_file(inode, content.remaining)
+        return self._attributes.of_file(inode, content.remaining)
 
     async def open_directory(self, number: int) -> int:
         """Take a snapshot of a directory's entries; returns a handle for `read_directory` and `close_directory`."""
@@ -190,13 +190,13 @@ class SecretVFS:
             await refresh(views, requested(text))
         finally:
             for view in views.values():  # what was right a moment ago will not do for whoever has asked for it
-                self._tree.distrust(view.component)
+                self._tree.invalidate(view.component)
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Read from an open file. Raises `Superseded` if this process took over and the version is not to be had."""
         version = self._version(handle)
         if version.content is None:
-            self._tree.hold(version, (await self._current_content(version)).data)
+            self._tree.pin(version, (await self._current_content(version)).data)
         return (version.content or b"")[offset : offset + size]
 
     def close(self, handle: int) -> None:
@@ -237,11 +237,11 @@ class SecretVFS:
             self._polls.add(number, waiter, version.opens)
         return False
 
-    def tidy(self) -> None:
+    def evict_idle(self) -> None:
         """Let what is open count as used, and forget what was made of secrets and is not used. Call it at times."""
         self._contents.drop_idle()
         self._retries.drop_lost(trio.current_time())
-        self._tree.grow_older()
+        self._tree.evict()
         for key in self._tree.open_files():
             if isinstance(key, ValueKey | SecretBulkKey) and key.component in self._contents.views:
                 self._contents.views[key.component].touch(key.name)
@@ -295,14 +295,14 @@ class SecretVFS:
         """Count a reference and say what is known without waiting: of a value that is not at hand, only the name."""
         if isinstance(key, DirectoryKey):
             directory = self._tree.directory(key)
-            self._tree.remember(directory)
-            return self._appearance.of_directory(directory, remaining)
+            self._tree.add_ref(directory)
+            return self._attributes.of_directory(directory, remaining)
         if isinstance(key, ControlKey):
             return self._control_entry(key)
-        content = self._contents.at_hand(key)
+        content = self._contents.peek(key)
         version = self._bind(key, content) if content else self._tree.current(key)
-        self._tree.remember(version)
-        return self._appearance.of_file(version, content.remaining if content else 0.0, remaining)
+        self._tree.add_ref(version)
+        return self._attributes.of_file(version, content.remaining if content else 0.0, remaining)
 
     def _control_entry(self, key: ControlKey) -> Attributes:
         """Count a reference to a control file as it is now; it is looked up each time that it is opened.
@@ -315,9 +315,9 @@ class SecretVFS:
             version.content = data
         else:
             version = self._tree.successor(key)
-            self._tree.succeed(version)
-        self._tree.remember(version)
-        return self._appearance.of_control(version, key.control)
+            self._tree.promote(version)
+        self._tree.add_ref(version)
+        return self._attributes.of_control(version, key.control)
 
     def _status(self) -> bytes:
         open_files = sum(not isinstance(key, ControlKey) for key in self._tree.open_files())
@@ -350,13 +350,13 @@ class SecretVFS:
             if self._tree.is_current(version):
                 suits = self._bind(version.key, content) is version
             else:
-                suits = self._tree.suits(version, content.data, content.modified)
+                suits = self._tree.has_content(version, content.data, content.modified)
             if suits:
                 return content
             # Whoever asked is about to come for this one, and may find that it was replaced as well: see `Retries`.
             successor = self._bind(version.key, content)
             successor.right_at = trio.current_time()
-            self._tree.hold(successor, content.data)
+            self._tree.pin(successor, content.data)
         raise Superseded(f"inode {version.number} was replaced")
 
     def _bind(self, key: LeafKey, content: Content) -> Version:

@@ -10,7 +10,7 @@ import logging
 import os
 import select
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
 from pyfuse3 import (
@@ -25,6 +25,7 @@ from pyfuse3 import (
     ReaddirToken,
     RequestContext,
     SetattrFields,
+    XAttrNameT,
 )
 
 from secretfs.errors import ReadOnly, SecretFSError, log_defect
@@ -33,7 +34,6 @@ from secretfs.fs.names import NAME_MAX
 from secretfs.fs.publish import Call, Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.connection import Connection
-from secretfs.fuse.readonly import ReadOnlyOperations
 
 BLOCK_SIZE = 4096
 
@@ -60,6 +60,56 @@ def _answers(handler: Handler[P, R]) -> Handler[P, R]:
             raise pyfuse3.FUSEError(errno.EIO) from None
 
     return guarded
+
+
+class ReadOnlyOperations(pyfuse3.Operations):
+    """Refuses every request that would change something, with EROFS.
+
+    The mount itself cannot be ``ro``: `secretfs.fs.publish` renames through it. pyfuse3's own answer is ENOSYS, which
+    the kernel remembers and shows to programs as "not implemented".
+    """
+
+    async def setattr(
+        self, inode: InodeT, attr: EntryAttributes, fields: SetattrFields, fh: FileHandleT | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Refuse chmod, chown, truncate and utime."""
+        _refuse()
+
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Refuse."""
+        _refuse()
+
+    async def create(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """Refuse."""
+        _refuse()
+
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Refuse."""
+        _refuse()
+
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Refuse."""
+        _refuse()
+
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        """Refuse."""
+        _refuse()
+
+    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        """Refuse."""
+        _refuse()
+
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """Refuse."""
+        _refuse()
 
 
 class SecretOperations(ReadOnlyOperations):
@@ -237,3 +287,7 @@ class SecretOperations(ReadOnlyOperations):
         entry.attr_timeout = attributes.attr_timeout
         entry.entry_timeout = attributes.entry_timeout
         return entry
+
+
+def _refuse() -> NoReturn:
+    raise pyfuse3.FUSEError(errno.EROFS)

@@ -58,7 +58,7 @@ def test_the_same_content_again_is_the_same_version_and_keeps_its_time() -> None
 def test_other_content_of_the_same_size_is_another_inode() -> None:
     tree = Tree()
     old = tree.bind(KEY, 1, b"one", 10.0)
-    tree.remember(old)
+    tree.add_ref(old)
     new = tree.bind(KEY, 2, b"two", 20.0)
     assert new.number != old.number
     assert tree.is_current(new)
@@ -69,20 +69,20 @@ def test_other_content_of_the_same_size_is_another_inode() -> None:
 def test_an_open_version_keeps_its_content_until_a_moment_after_the_last_close() -> None:
     tree = Tree()
     old = tree.bind(KEY, 1, b"one", 10.0)
-    tree.remember(old)
+    tree.add_ref(old)
     tree.open(old, b"one")
     tree.open(old, b"one")
     tree.bind(KEY, 2, b"two", 20.0)
     tree.close(old)
     for _ in range(3):
-        tree.grow_older()
+        tree.evict()
     assert held(old) == b"one"
     tree.close(old)
-    tree.grow_older()
+    tree.evict()
     assert held(old) == b"one"  # for a moment
-    tree.grow_older()
+    tree.evict()
     assert held(old) is None
-    tree.forget(old.number, 1)
+    tree.drop_refs(old.number, 1)
     with pytest.raises(KeyError):
         tree.inode(old.number)
 
@@ -94,39 +94,39 @@ def held(version: Version) -> bytes | None:
 def test_a_successor_nobody_looked_at_goes_with_its_predecessor() -> None:
     tree = Tree()
     old = tree.bind(KEY, 1, b"one", 10.0)
-    tree.remember(old)
+    tree.add_ref(old)
     tree.bind(KEY, 2, b"two", 20.0)
-    tree.forget(old.number, 1)
+    tree.drop_refs(old.number, 1)
     assert len(tree) == 1
 
 
 def test_a_successor_is_another_inode_and_takes_its_place_when_told() -> None:
     tree = Tree()
     old = tree.bind(KEY, 1, b"one", 10.0)
-    tree.remember(old)
+    tree.add_ref(old)
     new = tree.successor(KEY)
     assert new.number != old.number
     assert tree.is_current(old)
-    tree.remember(new)
-    assert tree.succeed(new) is old
+    tree.add_ref(new)
+    assert tree.promote(new) is old
     assert tree.current(KEY) is tree.known(KEY) is new
     assert tree.bind(KEY, 2, b"one", 20.0) is new  # bound by whoever asks next, even to the same content
-    tree.forget(old.number, 1)
-    tree.forget(new.number, 1)
+    tree.drop_refs(old.number, 1)
+    tree.drop_refs(new.number, 1)
     assert len(tree) == 1
 
 
 def test_a_successor_of_nothing() -> None:
     tree = Tree()
-    assert tree.succeed(version := tree.successor(KEY)) is None
+    assert tree.promote(version := tree.successor(KEY)) is None
     assert tree.known(KEY) is version
 
 
 def test_a_version_that_nobody_knows_goes_when_it_is_succeeded() -> None:
     tree = Tree()
     old, new = tree.current(KEY), tree.successor(KEY)
-    tree.remember(new)
-    tree.succeed(new)
+    tree.add_ref(new)
+    tree.promote(new)
     with pytest.raises(KeyError):
         tree.inode(old.number)
     assert len(tree) == 2
@@ -136,15 +136,15 @@ def test_a_version_that_nobody_knows_goes_when_it_is_succeeded() -> None:
 def test_a_successor_that_the_kernel_did_not_take_is_dropped(*, known: bool) -> None:
     tree = Tree()
     old = tree.bind(KEY, 1, b"one", 10.0)
-    tree.remember(old)
+    tree.add_ref(old)
     new = tree.successor(KEY)
     if known:  # it was looked up, and then the rename failed
-        tree.remember(new)
+        tree.add_ref(new)
     tree.discard(new)
     assert tree.current(KEY) is old
     assert len(tree) == (3 if known else 2)
     if known:
-        tree.forget(new.number, 1)
+        tree.drop_refs(new.number, 1)
     assert len(tree) == 2
 
 
@@ -157,17 +157,17 @@ def test_what_was_deleted_stays_an_inode_until_it_is_forgotten_and_its_place_is_
 
     tree = Tree()
     dead = at_place()
-    tree.remember(dead)
-    tree.retire(dead)
-    tree.retire(dead)
+    tree.add_ref(dead)
+    tree.unlink(dead)
+    tree.unlink(dead)
     assert tree.known(key) is None
     assert tree.inode(dead.number) is dead
     heir = at_place()
-    tree.remember(heir)
+    tree.add_ref(heir)
     assert heir.number != dead.number
-    tree.forget(dead.number, 1)
+    tree.drop_refs(dead.number, 1)
     assert tree.known(key) is heir
-    tree.forget(heir.number, 1)
+    tree.drop_refs(heir.number, 1)
     assert len(tree) == 1
 
 
@@ -175,7 +175,7 @@ def test_an_open_file_that_was_deleted_keeps_its_content() -> None:
     tree = Tree()
     version = tree.bind(KEY, 1, b"one", 10.0)
     tree.open(version, b"one")
-    tree.retire(version)
+    tree.unlink(version)
     assert not tree.is_current(version)
     assert held(version) == b"one"
     tree.close(version)
@@ -209,7 +209,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
     @rule(target=versions, key=keys)
     def look_up(self, key: ValueKey) -> Version:
         version = self.tree.current(key)
-        self.tree.remember(version)
+        self.tree.add_ref(version)
         self.lookups[version.number] = self.lookups.get(version.number, 0) + 1
         if key in self.current:
             assert version.number == self.current[key]
@@ -220,7 +220,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
     def look_up_content(self, key: ValueKey, content: bytes) -> Version:
         self.serial += 1
         version = self.tree.bind(key, self.serial, content, float(self.serial))
-        self.tree.remember(version)
+        self.tree.add_ref(version)
         self.lookups[version.number] = self.lookups.get(version.number, 0) + 1
         assert self.bound.setdefault(version.number, content) == content
         assert version.size == len(content)
@@ -231,9 +231,9 @@ class TreeAgainstModel(RuleBasedStateMachine):
     @rule(target=versions, key=keys)
     def publish(self, key: ValueKey) -> Version:
         version = self.tree.successor(key)
-        self.tree.remember(version)
+        self.tree.add_ref(version)
         self.lookups[version.number] = 1
-        before = self.tree.succeed(version)
+        before = self.tree.promote(version)
         assert (before.number if before else None) == self.current.get(key)
         self.current[key] = version.number
         return version
@@ -245,7 +245,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
     @rule(version=versions)
     def delete(self, version: Version) -> None:
         if self._known(version):
-            self.tree.retire(version)
+            self.tree.unlink(version)
             assert not self.tree.is_current(version)
             self.current = {key: number for key, number in self.current.items() if number != version.number}
 
@@ -269,7 +269,7 @@ class TreeAgainstModel(RuleBasedStateMachine):
             return multiple(version)  # the kernel holds an inode until its release is answered (fuse_prepare_release)
         count = self.lookups.pop(version.number, 0)
         if count:
-            self.tree.forget(version.number, count)
+            self.tree.drop_refs(version.number, count)
             self._forget_current(version)
         return multiple()
 
@@ -308,13 +308,13 @@ def test_a_directory_that_is_given_to_the_kernel_after_it_was_dropped_is_back() 
     """While one system call makes a directory, the kernel may forget what a listing said of it."""
     tree = Tree()
     directory = tree.directory(FolderKey("a"))
-    tree.remember(directory)
-    tree.forget(directory.number, 1)
+    tree.add_ref(directory)
+    tree.drop_refs(directory.number, 1)
     assert tree.known(FolderKey("a")) is None
-    tree.remember(directory)
+    tree.add_ref(directory)
     assert tree.inode(directory.number) is directory
     assert tree.directory(FolderKey("a")) is directory
-    tree.forget(directory.number, 1)
+    tree.drop_refs(directory.number, 1)
     assert tree.known(FolderKey("a")) is None
 
 
@@ -323,8 +323,8 @@ def test_nothing_leads_to_what_a_store_left_behind() -> None:
     store, folder = tree.directory(FolderKey("a")), tree.directory(FolderKey("a", ("team",)))
     other, file = tree.directory(FolderKey("b")), tree.current(ValueKey("a", "x", "x"))
     for inode in (store, folder, other, file):
-        tree.remember(inode)
-    assert tree.outdate("a") == [file]
+        tree.add_ref(inode)
+    assert tree.detach_store("a") == [file]
     assert (store.outdated, other.outdated) == (True, False)
     assert tree.directory(FolderKey("a")) is store  # until it is removed
     assert tree.directory(FolderKey("a", ("team",))) is not folder

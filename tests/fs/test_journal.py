@@ -189,12 +189,12 @@ def scenario(tree: Tree, told: dict[int, int]) -> None:
     """Do all that a tree does. ``told`` is what the kernel has been told of and holds: number to references."""
 
     def tell(inode: Directory | Version) -> None:
-        tree.remember(inode)
+        tree.add_ref(inode)
         told[inode.number] = told.get(inode.number, 0) + 1
 
     def give_up(inode: Directory | Version) -> None:
         references = told.pop(inode.number)
-        tree.forget(inode.number, references)
+        tree.drop_refs(inode.number, references)
 
     key = ValueKey("vault", "db", "password")
     tell(tree.directory(FolderKey("vault")))
@@ -211,12 +211,12 @@ def scenario(tree: Tree, told: dict[int, int]) -> None:
     third = tree.successor(key)
     assert isinstance(third, Version)
     tell(third)
-    tree.succeed(third)
-    tree.suits(third, b"three", 3.0)
+    tree.promote(third)
+    tree.has_content(third, b"three", 3.0)
     give_up(second)
-    tree.settle({"vault": True})
-    tree.retire(third)
-    tree.outdate("vault")
+    tree.record_stores({"vault": True})
+    tree.unlink(third)
+    tree.detach_store("vault")
 
 
 def test_a_kill_at_any_moment_loses_nothing_that_the_kernel_was_told() -> None:
@@ -248,14 +248,14 @@ def test_a_tree_goes_on_where_it_was() -> None:
     tree = Tree(journal)
     scenario_keys = [key for key in KEYS if isinstance(key, ValueKey | BulkKey)]
     directory = tree.directory(FolderKey("vault"))
-    tree.remember(directory)
+    tree.add_ref(directory)
     for place, key in enumerate(scenario_keys, 1):
         version = tree.bind(key, place, b"content", 5.0)
-        tree.remember(version)
+        tree.add_ref(version)
         tree.open(version, b"content")
     old = tree.current(scenario_keys[0])
     new = tree.bind(scenario_keys[0], 9, b"other", 6.0)
-    tree.remember(new)
+    tree.add_ref(new)
     later = Tree(successor(journal))
     assert later.directory(FolderKey("vault")).number == directory.number
     assert later.current(scenario_keys[0]).number == new.number
@@ -263,14 +263,14 @@ def test_a_tree_goes_on_where_it_was() -> None:
     restored = later.inode(old.number)
     assert isinstance(restored, Version)
     assert (restored.size, restored.modified, restored.opens, restored.content) == (7, 5.0, 1, None)
-    assert later.suits(restored, b"content", 0.0)
-    assert not later.suits(restored, b"another", 0.0)
+    assert later.has_content(restored, b"content", 0.0)
+    assert not later.has_content(restored, b"another", 0.0)
     assert later.bind(scenario_keys[0], 1, b"other", 0.0) is later.inode(new.number)
     assert set(later.inherited) == set(scenario_keys)
     later.close(restored)
     later.close(restored)  # told twice: by who was killed, and by us
     assert restored.opens == 0
-    later.forget(old.number, 1)
+    later.drop_refs(old.number, 1)
     with pytest.raises(KeyError):
         later.inode(old.number)
 
@@ -278,12 +278,12 @@ def test_a_tree_goes_on_where_it_was() -> None:
 def test_stores_that_are_others_now_have_nothing_of_those_before() -> None:
     journal = Journal()
     tree = Tree(journal)
-    tree.settle({"vault": True, "env": False})
+    tree.record_stores({"vault": True, "env": False})
     for component in ("vault", "env"):
-        tree.remember(tree.directory(FolderKey(component)))
+        tree.add_ref(tree.directory(FolderKey(component)))
     later = Tree(successor(journal))
     before = {component: later.directory(FolderKey(component)).number for component in ("vault", "env")}
-    later.settle({"vault": False, "env": False})
+    later.record_stores({"vault": False, "env": False})
     assert later.inode(before["vault"]).outdated  # type: ignore[union-attr]
     assert not later.inode(before["env"]).outdated  # type: ignore[union-attr]
 
@@ -293,7 +293,7 @@ def test_an_open_that_was_counted_twice_ends_when_the_kernel_forgets() -> None:
     journal = Journal()
     tree = Tree(journal)
     version = tree.bind(ValueKey("env", "a", "a"), 1, b"content", 1.0)
-    tree.remember(version)
+    tree.add_ref(version)
     tree.open(version, b"content")
     later = Tree(successor(journal))
     again = later.inode(version.number)
@@ -301,6 +301,6 @@ def test_an_open_that_was_counted_twice_ends_when_the_kernel_forgets() -> None:
     later.open(again, b"content")
     later.close(again)
     assert later.open_files()
-    later.forget(again.number, 1)
+    later.drop_refs(again.number, 1)
     assert later.open_files() == []
     assert list(successor(journal).records())[1:] == []

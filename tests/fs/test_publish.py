@@ -577,7 +577,7 @@ class TestWhatIsCalled:
         await delete(vault, "db")
         changes = [Change(values=frozenset({("db", "password")})), Change(names=frozenset({"db"}))]
         for change in reversed(changes) if directory_first else changes:
-            kernel.heard("vault", change)
+            kernel.enqueue("vault", change)
             await wait_all_tasks_blocked()
         assert kernel.calls[-1] == (Call.RMDIR, "vault/db")
         assert woken == [b"waiter"]
@@ -729,13 +729,13 @@ class TestWhatIsCalled:
         await kernel._vfs._contents.views["env"].secret("TOKEN")
         mock_clock.jump(3600)
         env.fail_with = failure
-        kernel.heard("env", Change(frozenset({"ADDED"}), frozenset({("TOKEN", "TOKEN")})))
-        kernel.heard("env", Change(values=frozenset({("TOKEN", "TOKEN")})))
+        kernel.enqueue("env", Change(frozenset({"ADDED"}), frozenset({("TOKEN", "TOKEN")})))
+        kernel.enqueue("env", Change(values=frozenset({("TOKEN", "TOKEN")})))
         await wait_all_tasks_blocked()
         assert kernel.calls == []
         env.fail_with = None
         mock_clock.jump(3600)
-        kernel.heard("env", Change(values=frozenset({("TOKEN", "TOKEN")})))
+        kernel.enqueue("env", Change(values=frozenset({("TOKEN", "TOKEN")})))
         await wait_all_tasks_blocked()
         assert set(kernel.calls) == {(Call.RENAME, "env/TOKEN")}
 
@@ -798,7 +798,7 @@ class TestWhatIsCalled:
         expect_log(f"env: more than {BACKLOG} changes at once: not all are announced")
         await kernel.ls("env")
         for _ in range(BACKLOG + 2):  # the first is taken at once
-            kernel.heard("env", Change(names=frozenset({"not there"})))
+            kernel.enqueue("env", Change(names=frozenset({"not there"})))
         await wait_all_tasks_blocked()
         await put(env, "ADDED")
         assert kernel.calls == [(Call.RENAME, "env/ADDED")]

@@ -360,10 +360,10 @@ async def test_listings_that_have_expired_leave_nothing_behind(
 ) -> None:
     for path in ("vault", "vault/team"):
         await ls(vfs, path)
-    vfs.tidy()
+    vfs.evict_idle()
     assert len(vfs._contents.views["vault"]._arranged) == 2
     mock_clock.jump(60)
-    vfs.tidy()
+    vfs.evict_idle()
     assert not vfs._contents.views["vault"]._arranged
     assert list(await ls(vfs, "vault")) == ["db", "team"]
 
@@ -825,7 +825,7 @@ class TestWhoComesBackLate:
 
     async def test_also_if_somebody_asked_for_a_newer_one_meanwhile(self, vfs: SecretVFS, found: int) -> None:
         """What is written to ``refresh`` is about calls that begin after it."""
-        vfs._tree.distrust("env")
+        vfs._tree.invalidate("env")
         handle = await vfs.open(found, 7)
         assert await vfs.read(handle, 0, 99) == b"second"
         vfs.close(handle)
@@ -840,7 +840,7 @@ class TestWhoComesBackLate:
         assert (await stat_of(vfs, "env/TOKEN")).inode != old
         mock_clock.jump(10)
         for _ in range(2):
-            vfs.tidy()
+            vfs.evict_idle()
         with pytest.raises(Superseded):
             await vfs.open(old, 7)
         found = (await walk(vfs, "env/TOKEN")).inode
@@ -855,7 +855,7 @@ class TestWhoComesBackLate:
 
     async def test_nor_who_does_not_come(self, vfs: SecretVFS, found: int, mock_clock: MockClock) -> None:
         mock_clock.jump(PATIENCE + 0.1)
-        vfs.tidy()
+        vfs.evict_idle()
         assert not len(vfs._retries)
         with pytest.raises(Superseded):
             await vfs.open(found, 7)

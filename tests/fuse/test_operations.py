@@ -20,8 +20,7 @@ from secretfs.fs.keys import ValueKey
 from secretfs.fs.publish import Call, PendingSyscall, Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.connection import Connection
-from secretfs.fuse.operations import SecretOperations
-from secretfs.fuse.readonly import ReadOnlyOperations
+from secretfs.fuse.operations import ReadOnlyOperations, SecretOperations
 from tests.conftest import ExpectLog
 from tests.support.canary import leaked
 from tests.support.canary import secret as canary
