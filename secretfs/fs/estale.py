@@ -7,6 +7,7 @@ be late, and a value may change faster than that.
 
 from typing import Final
 
+from secretfs.fs.caller import Caller
 from secretfs.fs.inodes import Version
 from secretfs.fs.keys import LeafKey
 
@@ -15,19 +16,19 @@ PATIENCE: Final = 2.0
 
 
 class Retries:
-    """Calls to be repeated, by caller (a thread id of the kernel's) and place. Times are on the owner's clock."""
+    """Calls to be repeated, by caller and place. Times are on the owner's clock."""
 
     def __init__(self) -> None:
-        self._since: dict[tuple[int, LeafKey], tuple[float, Version]] = {}
+        self._since: dict[tuple[Caller, LeafKey], tuple[float, Version]] = {}
 
     def __len__(self) -> int:
         return len(self._since)
 
-    def told(self, caller: int, version: Version, since: float) -> None:
+    def told(self, caller: Caller, version: Version, since: float) -> None:
         """Take note that somebody who came for a version is told to look again. ``since`` is when the call began."""
         self._since[caller, version.key] = since, version
 
-    def is_right(self, caller: int, version: Version, now: float) -> bool:
+    def is_right(self, caller: Caller, version: Version, now: float) -> bool:
         """Whether somebody comes who was told to look again, with a version that was right since the call began."""
         if not self._since:
             return False

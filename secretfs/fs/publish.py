@@ -25,6 +25,7 @@ import trio
 from secretfs.cache.store_cache import Change
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError, log_defect
 from secretfs.fs.attributes import Attributes
+from secretfs.fs.caller import Caller
 from secretfs.fs.inodes import Directory, Inode, Version
 from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey
 from secretfs.fs.names import CONTROL, encode, split
@@ -107,9 +108,9 @@ class Publisher:
                 log_defect(log, error)
         del self._waiting[component]
 
-    def is_asked_by(self, pid: int) -> bool:
+    def is_asked_by(self, caller: Caller) -> bool:
         """Whether a request of the kernel is on behalf of the call under way."""
-        return self.grant is not None and pid == self._helper.pid
+        return self.grant is not None and caller.pid == self._helper.pid
 
     def lookup(self, parent: int, segment: bytes) -> Attributes | None:
         """Answer a look-up that only the call under way can answer so; None for any other."""

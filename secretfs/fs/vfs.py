@@ -27,6 +27,7 @@ from secretfs.errors import (
     Superseded,
 )
 from secretfs.fs.attributes import DIRECTORY_TIMEOUT, XATTRS, AttributePolicy, Attributes, Modes
+from secretfs.fs.caller import UNKNOWN, Caller
 from secretfs.fs.changes import Changes
 from secretfs.fs.content import Content, Contents
 from secretfs.fs.control_files import FILES, MountStatus, refresh, requested, status
@@ -102,7 +103,7 @@ class SecretVFS:
         self._tree.record_stores({name: view.multi_valued for name, view in views.items()})
         return changed
 
-    async def lookup(self, parent: int, segment: bytes) -> Attributes:
+    async def lookup(self, parent: int, segment: bytes, caller: Caller = UNKNOWN) -> Attributes:
         """Find an entry of a directory. The kernel holds a reference to what is returned until `forget`."""
         key, remaining = await self._find(self._directory(parent).key, segment)
         return self._entry(key, remaining)
@@ -111,7 +112,7 @@ class SecretVFS:
         """Take back references of the kernel."""
         self._tree.drop_refs(inode, lookups)
 
-    async def getattr(self, number: int, caller: int = 0) -> Attributes:
+    async def getattr(self, number: int, caller: Caller = UNKNOWN) -> Attributes:
         """Return attributes with the true size, which may mean to fetch the value. ``caller`` as in `open`."""
         inode = self._tree.inode(number)
         if isinstance(inode, Directory):
@@ -126,7 +127,7 @@ class SecretVFS:
             raise
         return self._attributes.of_file(inode, content.remaining)
 
-    async def open_directory(self, number: int) -> int:
+    async def open_directory(self, number: int, caller: Caller = UNKNOWN) -> int:
         """Take a snapshot of a directory's entries; returns a handle for `read_directory` and `close_directory`."""
         directory = self._directory(number).key
         entries = await self._entries(directory)
@@ -161,7 +162,7 @@ class SecretVFS:
         """Drop a snapshot."""
         self._listings.close(handle)
 
-    async def open(self, number: int, caller: int = 0) -> int:
+    async def open(self, number: int, caller: Caller = UNKNOWN) -> int:
         """Open a file at the version of this inode. The handle is the inode number: it carries no state of its own.
 
         Raises `Superseded` when the path by now leads to another version, unless this one was right a moment ago, or
@@ -206,7 +207,7 @@ class SecretVFS:
         if not version.opens:
             self._polls.forget(handle)
 
-    async def getxattr(self, number: int, name: str) -> bytes:
+    async def getxattr(self, number: int, name: str, caller: Caller = UNKNOWN) -> bytes:
         """Return an extended attribute of a value or of a multi-valued secret. Raises `NoSuchAttribute`."""
         key = self._tree.inode(number).key
         if not isinstance(key, SecretKey | ValueKey) or name not in XATTRS:
@@ -327,7 +328,7 @@ class SecretVFS:
         )
         return status(mount, {name: view.statistics() for name, view in self._contents.views.items()})
 
-    async def _content_for(self, caller: int, version: Version) -> Content:
+    async def _content_for(self, caller: Caller, version: Version) -> Content:
         """Return what is in a version, for somebody who found it at its path. Raises `Superseded` once, as a rule."""
         asked = trio.current_time()
         will_do = self._retries.is_right(caller, version, asked)

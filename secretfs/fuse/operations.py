@@ -30,6 +30,7 @@ from pyfuse3 import (
 
 from secretfs.errors import ReadOnly, SecretFSError, log_defect
 from secretfs.fs.attributes import Attributes
+from secretfs.fs.caller import Caller
 from secretfs.fs.names import NAME_MAX
 from secretfs.fs.publish import Call, Publisher
 from secretfs.fs.vfs import SecretVFS
@@ -137,7 +138,7 @@ class SecretOperations(ReadOnlyOperations):
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """Find a name in a directory."""
         ours = self._publisher.lookup(parent_inode, name) if self._is_ours(ctx) else None
-        return self._reply(ours or await self._vfs.lookup(parent_inode, name))
+        return self._reply(ours or await self._vfs.lookup(parent_inode, name, _caller(ctx)))
 
     @_answers
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
@@ -148,12 +149,12 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Return true attributes."""
-        return self._reply(await self._vfs.getattr(inode, ctx.pid))
+        return self._reply(await self._vfs.getattr(inode, _caller(ctx)))
 
     @_answers
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Snapshot a directory."""
-        return await self._vfs.open_directory(inode)
+        return await self._vfs.open_directory(inode, _caller(ctx))
 
     @_answers
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
@@ -172,10 +173,12 @@ class SecretOperations(ReadOnlyOperations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open one immutable version: what the page cache holds of it is right for ever."""
         if flags & os.O_ACCMODE == os.O_WRONLY and self._vfs.takes_requests(inode):
-            return FileInfo(fh=await self._vfs.open(inode), direct_io=True)  # each write(2) gets an errno of its own
+            return FileInfo(
+                fh=await self._vfs.open(inode, _caller(ctx)), direct_io=True
+            )  # each write(2) gets an errno of its own
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             raise ReadOnly("open")
-        return FileInfo(fh=await self._vfs.open(inode, ctx.pid), keep_cache=True)
+        return FileInfo(fh=await self._vfs.open(inode, _caller(ctx)), keep_cache=True)
 
     @_answers
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -196,7 +199,7 @@ class SecretOperations(ReadOnlyOperations):
         others = (fields.update_mode, fields.update_uid, fields.update_gid, fields.update_atime, fields.update_mtime)
         if not fields.update_size or attr.st_size or any(others) or not self._vfs.takes_requests(inode):
             raise ReadOnly("setattr")
-        return self._reply(await self._vfs.getattr(inode))
+        return self._reply(await self._vfs.getattr(inode, _caller(ctx)))
 
     @_answers
     async def flush(self, fh: FileHandleT) -> None:
@@ -258,7 +261,7 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
         """Return an extended attribute."""
-        return await self._vfs.getxattr(inode, name.decode(errors="replace"))
+        return await self._vfs.getxattr(inode, name.decode(errors="replace"), _caller(ctx))
 
     @_answers
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
@@ -267,7 +270,7 @@ class SecretOperations(ReadOnlyOperations):
 
     def _is_ours(self, ctx: RequestContext) -> bool:
         """Whether we ask ourselves, while we publish something."""
-        return self._publisher.is_asked_by(ctx.pid)
+        return self._publisher.is_asked_by(_caller(ctx))
 
     def _require_ours(self, ctx: RequestContext) -> None:
         if not self._is_ours(ctx):
@@ -287,6 +290,10 @@ class SecretOperations(ReadOnlyOperations):
         entry.attr_timeout = attributes.attr_timeout
         entry.entry_timeout = attributes.entry_timeout
         return entry
+
+
+def _caller(ctx: RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
 def _refuse() -> NoReturn:

@@ -23,6 +23,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from secretfs.cache.store_cache import Change, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, ReadOnly, SecretFSError, SecretNotFound, StoreUnavailable
 from secretfs.fs.attributes import Attributes, Modes
+from secretfs.fs.caller import Caller
 from secretfs.fs.inodes import ROOT_INODE, Directory, Version
 from secretfs.fs.keys import FolderKey, ValueKey
 from secretfs.fs.names import CONTROL, encode, is_reserved, split
@@ -862,13 +863,13 @@ class TestSystemCalls:
 
         def ask() -> None:
             seen.append(publisher.grant)
-            seen.extend(publisher.is_asked_by(pid) for pid in asking)
+            seen.extend(publisher.is_asked_by(Caller(0, 0, pid)) for pid in asking)
 
         hand.under_way = ask
         grant = PendingSyscall(Call.MKDIR, 2, b"made", self.INODE)
         await publisher._call(grant, b"env")
         assert seen == [grant, True, False, False, False]
-        assert not any(publisher.is_asked_by(pid) for pid in asking)
+        assert not any(publisher.is_asked_by(Caller(0, 0, pid)) for pid in asking)
 
 
 NAMES = ("db", "db/x", "db/x/y", "team/a", "team/deep/b", "100%/a//b", ".bulk.json", "hidden", "new/hidden")

@@ -21,6 +21,7 @@ from secretfs.errors import (
     Superseded,
 )
 from secretfs.fs.attributes import Attributes, Modes
+from secretfs.fs.caller import Caller
 from secretfs.fs.estale import PATIENCE
 from secretfs.fs.handles import MAX_WAITERS
 from secretfs.fs.inodes import ROOT_INODE, Version
@@ -743,6 +744,11 @@ class TestPoll:
         assert len(vfs._polls) == 1
 
 
+def caller(pid: int) -> Caller:
+    """Return a process."""
+    return Caller(1000, 1000, pid)
+
+
 def listen(vfs: SecretVFS) -> list[Told]:
     """Return the list of what is told from now on."""
     told: list[Told] = []
@@ -800,7 +806,7 @@ class TestWhoComesBackLate:
         await vfs.getattr(old)
         self.rotate(vfs, env, b"second")
         with pytest.raises(Superseded):
-            await vfs.open(old, 7)
+            await vfs.open(old, caller(7))
         found = (await walk(vfs, "env/TOKEN")).inode
         assert found != old
         self.rotate(vfs, env, b"third")
@@ -812,21 +818,21 @@ class TestWhoComesBackLate:
 
     async def test_gets_what_was_right_since(self, vfs: SecretVFS, found: int, mock_clock: MockClock) -> None:
         mock_clock.jump(PATIENCE)
-        handle = await vfs.open(found, 7)
+        handle = await vfs.open(found, caller(7))
         assert await vfs.read(handle, 0, 99) == b"second"
         vfs.close(handle)
         with pytest.raises(Superseded):  # once
-            await vfs.open(found, 7)
+            await vfs.open(found, caller(7))
         assert await cat(vfs, "env/TOKEN") == b"third"
 
     async def test_gets_its_size(self, vfs: SecretVFS, found: int) -> None:
-        attributes = await vfs.getattr(found, 7)
+        attributes = await vfs.getattr(found, caller(7))
         assert (attributes.size, attributes.attr_timeout) == (len(b"second"), 0.0)
 
     async def test_also_if_somebody_asked_for_a_newer_one_meanwhile(self, vfs: SecretVFS, found: int) -> None:
         """What is written to ``refresh`` is about calls that begin after it."""
         vfs._tree.invalidate("env")
-        handle = await vfs.open(found, 7)
+        handle = await vfs.open(found, caller(7))
         assert await vfs.read(handle, 0, 99) == b"second"
         vfs.close(handle)
 
@@ -842,20 +848,20 @@ class TestWhoComesBackLate:
         for _ in range(2):
             vfs.evict_idle()
         with pytest.raises(Superseded):
-            await vfs.open(old, 7)
+            await vfs.open(old, caller(7))
         found = (await walk(vfs, "env/TOKEN")).inode
         self.rotate(vfs, env, b"third")
-        handle = await vfs.open(found, 7)
+        handle = await vfs.open(found, caller(7))
         assert await vfs.read(handle, 0, 99) == b"second"
         vfs.close(handle)
 
     async def test_and_nobody_else_does(self, vfs: SecretVFS, found: int) -> None:
         with pytest.raises(Superseded):
-            await vfs.open(found, 8)
+            await vfs.open(found, caller(8))
 
     async def test_nor_who_does_not_come(self, vfs: SecretVFS, found: int, mock_clock: MockClock) -> None:
         mock_clock.jump(PATIENCE + 0.1)
         vfs.evict_idle()
         assert not len(vfs._retries)
         with pytest.raises(Superseded):
-            await vfs.open(found, 7)
+            await vfs.open(found, caller(7))

@@ -15,6 +15,7 @@ import pytest
 import secretfs.errors
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
 from secretfs.fs.attributes import Attributes
+from secretfs.fs.caller import Caller
 from secretfs.fs.inodes import Version
 from secretfs.fs.keys import ValueKey
 from secretfs.fs.publish import Call, PendingSyscall, Publisher
@@ -30,7 +31,7 @@ class Context:
     """Says who asks."""
 
     def __init__(self, pid: int) -> None:
-        self.pid = pid
+        self.uid, self.gid, self.pid = 1000, 1000, pid
 
 
 OUR_HAND, NOBODY, ANOTHER, OURSELVES = Context(4711), Context(0), Context(os.getppid()), Context(os.getpid())
@@ -49,20 +50,20 @@ HANDLERS: dict[str, tuple[object, ...]] = {
     "lookup": (1, b"name", NOBODY),
     "forget": ([(2, 1)],),
     "getattr": (2, NOBODY),
-    "opendir": (1, None),
+    "opendir": (1, NOBODY),
     "readdir": (1, 0, None),
     "releasedir": (1,),
     "open": (2, os.O_RDONLY, NOBODY),
     "read": (2, 0, 10),
     "release": (2,),
-    "getxattr": (2, b"user.x", None),
+    "getxattr": (2, b"user.x", NOBODY),
     "listxattr": (2, None),
     "poll": (2, 2, None, None),
     "write": (2, 0, b"data"),
-    "setattr": (2, SimpleNamespace(st_size=0), fields("size"), None, None),
+    "setattr": (2, SimpleNamespace(st_size=0), fields("size"), None, NOBODY),
 }
 
-NO_CONTEXT = cast("pyfuse3.RequestContext", SimpleNamespace(pid=0))
+NO_CONTEXT = cast("pyfuse3.RequestContext", SimpleNamespace(uid=0, gid=0, pid=0))
 
 
 CHANGES: dict[str, tuple[object, ...]] = {
@@ -90,8 +91,8 @@ class Recorder:
         self.asked: list[tuple[object, ...]] = []
         self.answer: Attributes | None = Attributes(7, stat.S_IFDIR | 0o700, 0, 0.0, 1.0, 1.0)
 
-    def is_asked_by(self, pid: int) -> bool:
-        return self.grant is not None and pid == OUR_HAND.pid
+    def is_asked_by(self, caller: Caller) -> bool:
+        return self.grant is not None and caller.pid == OUR_HAND.pid
 
     def lookup(self, *args: object) -> Attributes | None:
         self.asked.append(("lookup", *args))
@@ -215,7 +216,7 @@ def test_the_table_in_the_docstring_is_the_code() -> None:
 
 async def test_attributes_are_carried_over() -> None:
     class Vfs:
-        async def getattr(self, inode: int, caller: int = 0) -> Attributes:
+        async def getattr(self, inode: int, caller: Caller) -> Attributes:
             return Attributes(7, stat.S_IFREG | 0o440, 1000, 12.5, 3.0, 4.0)
 
     entry = await serving(Vfs()).getattr(7, NO_CONTEXT)
@@ -227,7 +228,7 @@ async def test_attributes_are_carried_over() -> None:
 
 async def test_an_open_file_may_stay_in_the_page_cache() -> None:
     class Vfs:
-        async def open(self, inode: int, caller: int = 0) -> int:
+        async def open(self, inode: int, caller: Caller) -> int:
             return inode
 
     opened = await serving(Vfs()).open(7, os.O_RDONLY, NO_CONTEXT)
@@ -263,7 +264,7 @@ class Requested:
     def takes_requests(self, inode: int) -> bool:
         return inode == 9
 
-    async def open(self, inode: int, caller: int = 0) -> int:
+    async def open(self, inode: int, caller: Caller) -> int:
         return inode
 
     async def write(self, handle: int, text: bytes) -> None:
@@ -271,7 +272,7 @@ class Requested:
             raise ReadOnly("write")
         self.written.append(text)
 
-    async def getattr(self, inode: int, caller: int = 0) -> Attributes:
+    async def getattr(self, inode: int, caller: Caller) -> Attributes:
         return Attributes(inode, stat.S_IFREG | 0o600, 0, 0.0, 0.0, 0.0)
 
 
@@ -322,7 +323,7 @@ async def test_attributes_are_read_only_but_for_the_truncation_before_a_request(
     inode: int, size: int, changed: tuple[str, ...], *, allowed: bool
 ) -> None:
     asked = getattr(serving(Requested()), "setattr")(  # noqa: B009 - what it is given only looks like the real thing
-        inode, SimpleNamespace(st_size=size), fields(*changed), None, None
+        inode, SimpleNamespace(st_size=size), fields(*changed), None, NO_CONTEXT
     )
     if allowed:
         assert (await asked).st_ino == inode
@@ -375,7 +376,7 @@ async def test_only_our_own_hand_looks_up_what_is_being_published(
     context: Context, *, busy: bool, granted: bool
 ) -> None:
     class Vfs:
-        async def lookup(self, parent: int, segment: bytes) -> Attributes:
+        async def lookup(self, parent: int, segment: bytes, caller: Caller) -> Attributes:
             return Attributes(8, stat.S_IFREG | 0o400, 0, 0.0, 0.0, 1.0)
 
     publisher = Recorder(busy=busy)
