@@ -10,7 +10,6 @@ from secretfs.cli.options import PATH, audience, freshness, sources, take_freshn
 from secretfs.daemon import worker
 from secretfs.daemon.serve import MountOptions
 from secretfs.daemon.worker import Request
-from secretfs.fs.attributes import Modes
 from secretfs.linux.log import log_to_stderr
 from secretfs.linux.mountpoint import resolve
 from secretfs.linux.process import require_owner
@@ -51,7 +50,7 @@ def mount_command(
     log_to_stderr()
     default = take_freshness(flags)
     builtin = not flags.pop("no_builtin")
-    options = MountOptions(resolve(mountpoint), modes=Modes(mode), default=default, **flags)
+    options = MountOptions(resolve(mountpoint), mode=mode, default=default, **flags)
     require_owner(options.uid)
     request = Request(resources, configs, app_id, builtin, options, foreground, log_file)
     sys.exit(worker.mount(request, click.get_current_context().obj))

@@ -15,7 +15,6 @@ from secretfs.daemon.handover import Handover
 from secretfs.daemon.serve import MountOptions, Observer
 from secretfs.daemon.worker import Request, work
 from secretfs.errors import ConfigurationError
-from secretfs.fs.attributes import Modes
 from secretfs.linux.log import log_to, log_to_stderr, open_log
 from secretfs.linux.mountpoint import require_directory, resolve
 from secretfs.linux.namespace import empty_directory, enter
@@ -71,9 +70,8 @@ def run_command(
     flags["idle"] = math.inf if flags["idle"] is None else flags["idle"]
     default = take_freshness(flags)
     builtin = not flags.pop("no_builtin")
-    modes = Modes(flags.pop("mode"))
     place = _private_place(at, flags["uid"], flags["gid"])
-    options = MountOptions(place, modes=modes, default=default, **flags)
+    options = MountOptions(place, default=default, **flags)
     request = Request(resources, configs, app_id, builtin, options, foreground=True)
 
     def serve(line: ParentPipe) -> int:

@@ -17,7 +17,7 @@ from secretfs.daemon.processes import sign
 from secretfs.daemon.reload import Reloader
 from secretfs.dapr.load import ConfigSource, Declaration
 from secretfs.errors import MountError, Notice
-from secretfs.fs.attributes import Modes
+from secretfs.fs.attributes import PermissionPolicy
 from secretfs.fs.changes import catch_up
 from secretfs.fs.journal import Journal
 from secretfs.fs.publish import Publisher
@@ -48,11 +48,17 @@ class MountOptions:
     allow_other: bool = False
     uid: int | None = None
     gid: int | None = None
-    modes: Modes = field(default_factory=Modes)
+    mode: int = 0o400
+    """Permission bits of the files."""
     source: str = "secretfs"
     """What the table of mounts has as mounted. `mount -a` looks for what fstab has."""
     default: Freshness = field(default_factory=Freshness)
     """Of the stores that do not say otherwise."""
+
+    @property
+    def permissions(self) -> PermissionPolicy:
+        """Owner, group and mode of the files."""
+        return PermissionPolicy(self.mode, self.uid, self.gid)
 
     @property
     def notices(self) -> list[Notice]:
@@ -96,7 +102,7 @@ async def serve(
     async with trio.open_nursery() as nursery:
         stores = StoreSet(registry, options.default, nursery)
         views = await stores.serve(declaration)
-        vfs = SecretVFS(views, options.modes, nursery, declaration.context.app_id, journal)
+        vfs = SecretVFS(views, options.permissions, nursery, declaration.context.app_id, journal)
         publisher = Publisher(vfs, options.mountpoint, hands.publishing, observer.changed)
         reloader = Reloader(origin, stores, vfs, publisher)
         connection = inherited or _mount(options, journal)
@@ -106,7 +112,7 @@ async def serve(
         with suppress(MountError):  # covered, or detached and still in use: it is served all the same
             device = sign(options.mountpoint)
         vfs.on_wake(connection.send)
-        _offer(connection, vfs, publisher, options)
+        _offer(connection, vfs, publisher)
         for task in (publisher.run, reloader.on_change, reloader.on_signal):
             nursery.start_soon(task)
         nursery.start_soon(_evict_idle, vfs)
@@ -126,11 +132,9 @@ def _mount(options: MountOptions, journal: Journal) -> Connection:
     return Connection(connect(options.mountpoint, options.source, allow_other=options.allow_other), journal)
 
 
-def _offer(connection: Connection, vfs: SecretVFS, publisher: Publisher, options: MountOptions) -> None:
+def _offer(connection: Connection, vfs: SecretVFS, publisher: Publisher) -> None:
     """Give libfuse the connection. What is mounted, and with which options, is none of its business."""
-    uid = os.getuid() if options.uid is None else options.uid
-    gid = os.getgid() if options.gid is None else options.gid
-    operations = SecretOperations(vfs, publisher, uid, gid, connection)
+    operations = SecretOperations(vfs, publisher, connection)
     pyfuse3.init(operations, connection.offer(), set())
 
 

@@ -1,5 +1,6 @@
-"""What the kernel is told of an inode: stat(2), and extended attributes."""
+"""Attributes of inodes: owner, group, mode, size and times, as stat(2) shows them, and extended attributes. Pure."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -7,9 +8,8 @@ from stat import S_IFDIR, S_IFREG
 from typing import Final, NamedTuple
 
 from secretfs.cache.ttl_cache import CachedAnswer
-from secretfs.fs.control_files import DIRECTORY_MODE, MODES
 from secretfs.fs.inodes import Directory, Version
-from secretfs.fs.keys import Control, ControlsKey
+from secretfs.fs.keys import Control, ControlKey, ControlsKey, DirectoryKey, LeafKey
 from secretfs.store import Secret
 
 DIRECTORY_TIMEOUT: Final = 60.0
@@ -30,52 +30,77 @@ XATTRS: Final[dict[str, Callable[[CachedAnswer[Secret]], str]]] = {
 """How each extended attribute of a secret is read; nothing means that there is none."""
 
 
+_CONTROL_DIRECTORY_MODE: Final = 0o500
+_CONTROL_FILE_MODES: Final = {Control.REFRESH: 0o200, Control.STATUS: 0o400}
+
+
+class Permissions(NamedTuple):
+    """Owner, group and permission bits of one inode. Ids are the host's."""
+
+    uid: int
+    gid: int
+    mode: int
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionPolicy:
+    """Decides owner, group and mode of every inode; nothing else does.
+
+    All secrets have the same: ``file_mode`` as given, and on directories an ``x`` for every ``r``. Control files belong
+    to the user that runs this process, whoever owns the secrets.
+    """
+
+    file_mode: int = 0o400
+    uid: int | None = None
+    """Owner of the secrets; None is the user that runs this process."""
+    gid: int | None = None
+    """Their group; None is the group of this process."""
+
+    def of(self, key: DirectoryKey | LeafKey) -> Permissions:
+        """Return owner, group and mode of what is at a place."""
+        match key:
+            case ControlsKey():
+                return Permissions(os.getuid(), os.getgid(), _CONTROL_DIRECTORY_MODE)
+            case ControlKey(control):
+                return Permissions(os.getuid(), os.getgid(), _CONTROL_FILE_MODES[control])
+        uid = os.getuid() if self.uid is None else self.uid
+        gid = os.getgid() if self.gid is None else self.gid
+        return Permissions(uid, gid, self.directory_mode if isinstance(key, DirectoryKey) else self.file_mode)
+
+    @property
+    def directory_mode(self) -> int:
+        """Permission bits of directories. Their owner may write: we rename there, and may not be root."""
+        return 0o200 | self.file_mode | (self.file_mode & 0o444) >> 2
+
+
 class Attributes(NamedTuple):
-    """What the kernel is told of an inode. Times in seconds; the timeouts say for how long it may believe the rest."""
+    """What the kernel is told of an inode. Times in seconds; the timeouts say for how long it may keep the rest."""
 
     inode: int
     mode: int
+    """Type and permission bits."""
+    uid: int
+    gid: int
     size: int
     modified: float
     attr_timeout: float
     entry_timeout: float
-    control: bool = False
-    """Belongs to who runs us, whoever owns the secrets."""
-
-
-@dataclass(frozen=True, slots=True)
-class Modes:
-    """Permission bits: of files as given, of directories with an ``x`` for every ``r``."""
-
-    file: int = 0o400
-
-    @property
-    def directory(self) -> int:
-        """Permission bits of directories. Their owner may write: we rename there, and may not be root."""
-        return 0o200 | self.file | (self.file & 0o444) >> 2
 
 
 @dataclass(frozen=True, slots=True)
 class AttributePolicy:
-    """How the inodes of a mount look. ``born`` is when it was made, in seconds since the epoch."""
+    """Makes the attributes of the inodes of a mount. ``born`` is when it was mounted, in seconds since the epoch."""
 
-    modes: Modes
+    permissions: PermissionPolicy
     born: float
 
     def of_directory(self, directory: Directory, entry_timeout: float = 0.0) -> Attributes:
         """Return the attributes of a directory."""
-        control = isinstance(directory.key, ControlsKey)
-        mode = S_IFDIR | (DIRECTORY_MODE if control else self.modes.directory)
-        return Attributes(directory.number, mode, 0, self.born, DIRECTORY_TIMEOUT, entry_timeout, control)
+        uid, gid, mode = self.permissions.of(directory.key)
+        return Attributes(directory.number, S_IFDIR | mode, uid, gid, 0, self.born, DIRECTORY_TIMEOUT, entry_timeout)
 
-    def of_file(self, version: Version, attr_timeout: float, entry_timeout: float = 0.0) -> Attributes:
-        """Return the attributes of a file with a secret in it."""
+    def of_file(self, version: Version, attr_timeout: float = 0.0, entry_timeout: float = 0.0) -> Attributes:
+        """Return the attributes of a file."""
+        uid, gid, mode = self.permissions.of(version.key)
         modified = version.modified or self.born
-        return Attributes(
-            version.number, S_IFREG | self.modes.file, version.size, modified, attr_timeout, entry_timeout
-        )
-
-    def of_control(self, version: Version, control: Control) -> Attributes:
-        """Return the attributes of a control file."""
-        modified = version.modified or self.born
-        return Attributes(version.number, S_IFREG | MODES[control], version.size, modified, 0.0, 0.0, control=True)
+        return Attributes(version.number, S_IFREG | mode, uid, gid, version.size, modified, attr_timeout, entry_timeout)

@@ -1,7 +1,11 @@
-"""What is in ``.secretfs/``: the text of ``status.json``, and what happens when somebody writes to ``refresh``."""
+"""The files of the control directory ``.secretfs/``, one class each.
+
+A `RenderedFile` can be read, a `RequestFile` can be written to. Their modes are in `secretfs.fs.attributes`.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -12,18 +16,36 @@ import secretfs
 from secretfs.cache.health import Kind, State, Statistics
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
 from secretfs.fs.keys import Control
+from secretfs.fs.names import encode
 from secretfs.fs.view import StoreView
 
 FILES: Final = {b"refresh": Control.REFRESH, b"status.json": Control.STATUS}
+"""What is in the directory, by path segment."""
 
-MODES: Final = {Control.REFRESH: 0o200, Control.STATUS: 0o400}
-DIRECTORY_MODE: Final = 0o500
+LARGEST_REQUEST: Final = 65536
+"""Bytes of one write(2). The kernel splits a larger one, into pieces of at least this size."""
 
 Path = tuple[bytes, ...]
 """The segments of a path below the mount point."""
 
-LARGEST_REQUEST: Final = 65536
-"""Bytes of one write(2). The kernel cuts a larger one up, at least so large a piece at a time."""
+
+class RenderedFile(ABC):
+    """A control file whose content is made each time that it is looked up."""
+
+    @abstractmethod
+    def render(self) -> bytes:
+        """Return the content as of now."""
+
+
+class RequestFile(ABC):
+    """A control file that takes requests. Each write(2) is one request and gets its own errno."""
+
+    @abstractmethod
+    async def write(self, text: bytes) -> None:
+        """Do what is requested. Raises the error that the writer gets."""
+
+
+ControlFile = RenderedFile | RequestFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,31 +55,58 @@ class MountStatus:
     app_id: str
     pid: int
     started: float
+    """Seconds since the epoch."""
     inodes: int
     open_files: int
     takeovers: int
-    """How many processes have served it before this one."""
+    """How many processes have served the mount before this one."""
 
 
-def status(mount: MountStatus, stores: Mapping[str, Statistics]) -> bytes:
-    """Render ``status.json``. While nothing happens it stays the same: it says when things were, not how long ago."""
-    document = {
-        "mount": {
-            "version": secretfs.__version__,
-            "app_id": mount.app_id,
-            "pid": mount.pid,
-            "started": _moment(mount.started),
-            "inodes": mount.inodes,
-            "open_files": mount.open_files,
-            "takeovers": mount.takeovers,
-        },
-        "stores": {name: _store(statistics) for name, statistics in sorted(stores.items())},
-    }
-    return json.dumps(document, indent=2).encode() + b"\n"
+class StatusFile(RenderedFile):
+    """``status.json``: the health of the mount and of its stores."""
+
+    def __init__(self, mount: Callable[[], MountStatus], views: Callable[[], Mapping[str, StoreView]]) -> None:
+        self._mount = mount
+        self._views = views
+
+    def render(self) -> bytes:
+        """Render the status. It tells times, not ages, so it stays the same while nothing happens."""
+        mount = self._mount()
+        document = {
+            "mount": {
+                "version": secretfs.__version__,
+                "app_id": mount.app_id,
+                "pid": mount.pid,
+                "started": _timestamp(mount.started),
+                "inodes": mount.inodes,
+                "open_files": mount.open_files,
+                "takeovers": mount.takeovers,
+            },
+            "stores": {name: _store(view.statistics()) for name, view in sorted(self._views().items())},
+        }
+        return json.dumps(document, indent=2).encode() + b"\n"
 
 
-def requested(text: bytes) -> list[Path]:
-    """Read what was written to ``refresh``: paths below the mount point, by segment; an empty one means everything."""
+class RefreshFile(RequestFile):
+    """``refresh``: ask the stores again, now, for the paths that are written, one a line."""
+
+    def __init__(self, views: Callable[[], Mapping[str, StoreView]], refreshed: Callable[[str], None]) -> None:
+        """Call ``refreshed`` with each component after a request, also after one that failed."""
+        self._views = views
+        self._refreshed = refreshed
+
+    async def write(self, text: bytes) -> None:
+        """Refresh the paths, of several stores side by side. Raises the first error when all is done."""
+        views = dict(self._views())
+        try:
+            await _refresh({encode(component): view for component, view in views.items()}, parse_request(text))
+        finally:
+            for component in views:
+                self._refreshed(component)
+
+
+def parse_request(text: bytes) -> list[Path]:
+    """Parse what is written to ``refresh``: paths below the mount point; an empty one, or ``*``, means everything."""
     if len(text) > LARGEST_REQUEST:
         raise TooLarge(f"more than {LARGEST_REQUEST} bytes in one request to refresh")
     lines = text.removesuffix(b"\n").split(b"\n")
@@ -65,8 +114,7 @@ def requested(text: bytes) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-async def refresh(views: Mapping[bytes, StoreView], paths: Sequence[Path]) -> None:
-    """Refresh paths below the mount point, of several stores side by side. Raises the first error when all is done."""
+async def _refresh(views: Mapping[bytes, StoreView], paths: Sequence[Path]) -> None:
     errors: dict[Path, SecretFSError] = {path: NoSuchEntry() for path in paths if path and path[0] not in views}
 
     async def refresh_one(root: bytes) -> None:
@@ -78,7 +126,7 @@ async def refresh(views: Mapping[bytes, StoreView], paths: Sequence[Path]) -> No
                 errors.setdefault(path, error)
             except SecretFSError as error:
                 errors.setdefault(path, error)
-                return  # the rest would end the same way, and each after a deadline
+                return  # the rest would end the same way, each after a deadline
 
     async with trio.open_nursery() as nursery:
         for root in views:
@@ -93,12 +141,12 @@ def _store(statistics: Statistics) -> dict[str, Any]:
     return {
         "type": statistics.store_type,
         "state": statistics.state.value,
-        "last_success": _moment(statistics.last_success),
-        "last_error": error and {"at": _moment(error.at), "class": error.error, "message": error.message},
+        "last_success": _timestamp(statistics.last_success),
+        "last_error": error and {"at": _timestamp(error.at), "class": error.error, "message": error.message},
         "names": statistics.names,
         "cached_values": statistics.cached,
         "stale_values": statistics.stale,
-        "breaker": {"open": statistics.state is State.DOWN, "next_try": _moment(statistics.next_try)},
+        "breaker": {"open": statistics.state is State.DOWN, "next_try": _timestamp(statistics.next_try)},
         "calls": {
             kind.value: {"made": statistics.asked.get(kind, 0), "failed": statistics.failed.get(kind, 0)}
             for kind in Kind
@@ -106,5 +154,5 @@ def _store(statistics: Statistics) -> dict[str, Any]:
     }
 
 
-def _moment(seconds: float | None) -> str | None:
+def _timestamp(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

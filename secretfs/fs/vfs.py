@@ -26,11 +26,19 @@ from secretfs.errors import (
     SecretFSError,
     Superseded,
 )
-from secretfs.fs.attributes import DIRECTORY_TIMEOUT, XATTRS, AttributePolicy, Attributes, Modes
+from secretfs.fs.attributes import DIRECTORY_TIMEOUT, XATTRS, AttributePolicy, Attributes, PermissionPolicy
 from secretfs.fs.caller import UNKNOWN, Caller
 from secretfs.fs.changes import Changes
 from secretfs.fs.content import Content, Contents
-from secretfs.fs.control_files import FILES, MountStatus, refresh, requested, status
+from secretfs.fs.control_files import (
+    FILES,
+    ControlFile,
+    MountStatus,
+    RefreshFile,
+    RenderedFile,
+    RequestFile,
+    StatusFile,
+)
 from secretfs.fs.estale import Retries
 from secretfs.fs.handles import DirectoryHandles, Entries, PollWaiters, directory_of
 from secretfs.fs.inodes import Directory, Tree, Version
@@ -67,7 +75,7 @@ class SecretVFS:
     def __init__(
         self,
         views: Mapping[str, StoreView],
-        modes: Modes,
+        permissions: PermissionPolicy,
         nursery: trio.Nursery,
         app_id: str = "",
         journal: Journal | None = None,
@@ -81,10 +89,15 @@ class SecretVFS:
         self._retries = Retries()
         self._tree = Tree(self._journal)
         self._tree.record_stores({name: view.multi_valued for name, view in views.items()})
-        self._attributes = AttributePolicy(modes, self._journal.born)
+        self._attributes = AttributePolicy(permissions, self._journal.born)
         self.changes = Changes(self._tree, self._contents, self._polls, self._attributes)
         """For those who publish what changes."""
         self._app_id = app_id
+        self._controls: dict[Control, ControlFile] = {
+            Control.STATUS: StatusFile(self._mount_status, lambda: self._contents.views),
+            # After a request, what was right a moment before is not good enough.
+            Control.REFRESH: RefreshFile(lambda: self._contents.views, self._tree.invalidate),
+        }
 
     def on_change(self, changed: Callable[[str, Change], None]) -> None:
         """Call ``changed`` with a component and what has changed in it, whenever that turns out."""
@@ -118,12 +131,12 @@ class SecretVFS:
         if isinstance(inode, Directory):
             return self._attributes.of_directory(inode)
         if isinstance(inode.key, ControlKey):
-            return self._attributes.of_control(inode, inode.key.control)
+            return self._attributes.of_file(inode)
         try:
             content = await self._content_for(caller, inode)
         except SecretFSError:
             if inode.opens:  # fstat of an open file: it keeps its version, whatever became of the secret
-                return self._attributes.of_file(inode, 0.0)
+                return self._attributes.of_file(inode)
             raise
         return self._attributes.of_file(inode, content.remaining)
 
@@ -171,27 +184,28 @@ class SecretVFS:
         """
         version = self._version(number)
         if isinstance(version.key, ControlKey):
-            if version.content is None and version.key.control is Control.STATUS:
-                raise Superseded("what it told, another process knew")
+            if version.content is None and isinstance(self._controls[version.key.control], RenderedFile):
+                raise Superseded("another process rendered it")
             self._tree.open(version, version.content or b"")
             return number
         self._tree.open(version, (await self._content_for(caller, version)).data)
         return number
 
     def takes_requests(self, number: int) -> bool:
-        """Whether a file is the one that may be written to."""
-        return self._tree.inode(number).key == ControlKey(Control.REFRESH)
+        """Whether a file may be written to."""
+        return self._request_file(number) is not None
 
     async def write(self, handle: int, text: bytes) -> None:
-        """Do what is written to ``refresh``, in all stores at once. Raises the first error when all is done."""
-        if not self.takes_requests(handle):
+        """Do what is written to a control file. Raises `ReadOnly` for any other file, else what the request raises."""
+        file = self._request_file(handle)
+        if file is None:
             raise ReadOnly("write")
-        views = {root: self._contents.view(key.component) for root, key in self._contents.roots.items()}
-        try:
-            await refresh(views, requested(text))
-        finally:
-            for view in views.values():  # what was right a moment ago will not do for whoever has asked for it
-                self._tree.invalidate(view.component)
+        await file.write(text)
+
+    def _request_file(self, number: int) -> RequestFile | None:
+        key = self._tree.inode(number).key
+        file = self._controls[key.control] if isinstance(key, ControlKey) else None
+        return file if isinstance(file, RequestFile) else None
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Read from an open file. Raises `Superseded` if this process took over and the version is not to be had."""
@@ -308,25 +322,25 @@ class SecretVFS:
     def _control_entry(self, key: ControlKey) -> Attributes:
         """Count a reference to a control file as it is now; it is looked up each time that it is opened.
 
-        ``refresh`` is another inode each time, because the kernel takes one write at a time for an inode.
+        A file that takes requests is another inode each time: the kernel sends one write at a time for an inode.
         """
-        if key.control is Control.STATUS:
-            data = self._status()
+        file = self._controls[key.control]
+        if isinstance(file, RenderedFile):
+            data = file.render()
             version = self._bind(key, Content(data, time.time(), 0.0, next(self._serials)))
             version.content = data
         else:
             version = self._tree.successor(key)
             self._tree.promote(version)
         self._tree.add_ref(version)
-        return self._attributes.of_control(version, key.control)
+        return self._attributes.of_file(version)
 
-    def _status(self) -> bytes:
+    def _mount_status(self) -> MountStatus:
         open_files = sum(not isinstance(key, ControlKey) for key in self._tree.open_files())
         journal = self._journal
-        mount = MountStatus(
+        return MountStatus(
             self._app_id, os.getpid(), journal.born, self._tree.count(), open_files, takeovers=journal.generation
         )
-        return status(mount, {name: view.statistics() for name, view in self._contents.views.items()})
 
     async def _content_for(self, caller: Caller, version: Version) -> Content:
         """Return what is in a version, for somebody who found it at its path. Raises `Superseded` once, as a rule."""

@@ -114,21 +114,16 @@ class ReadOnlyOperations(pyfuse3.Operations):
 
 
 class SecretOperations(ReadOnlyOperations):
-    """What pyfuse3 calls. ``uid`` and ``gid`` own every file, as host ids.
-
-    ``connection`` is where libfuse has been told to find the kernel.
-    """
+    """What pyfuse3 calls. ``connection`` is where libfuse has been told to find the kernel."""
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, vfs: SecretVFS, publisher: Publisher, uid: int, gid: int, connection: Connection) -> None:
+    def __init__(self, vfs: SecretVFS, publisher: Publisher, connection: Connection) -> None:
         super().__init__()
         self._connection = connection
         self._vfs = vfs
         self._publisher = publisher
-        self._uid = uid
-        self._gid = gid
 
     def init(self) -> None:
         """Begin: libfuse has read the first message, and answers it next."""
@@ -281,8 +276,8 @@ class SecretOperations(ReadOnlyOperations):
         entry.st_ino = attributes.inode
         entry.st_mode = attributes.mode
         entry.st_nlink = 1  # of a directory too: "not counted", so that find does not conclude it has no folders
-        entry.st_uid = os.getuid() if attributes.control else self._uid
-        entry.st_gid = os.getgid() if attributes.control else self._gid
+        entry.st_uid = attributes.uid
+        entry.st_gid = attributes.gid
         entry.st_size = attributes.size
         entry.st_blksize = BLOCK_SIZE
         entry.st_blocks = -(-attributes.size // 512)

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from secretfs.cache.store_cache import Freshness
-from secretfs.fs.attributes import Modes
+from secretfs.fs.attributes import PermissionPolicy
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL
@@ -57,7 +57,7 @@ async def measure(*, forget: bool) -> float:
     """
     async with trio.open_nursery() as nursery:
         cached = AtOnce("vault", Endless(), Freshness(), nursery)
-        vfs = SecretVFS({"vault": StoreView(cached, ALLOW_ALL)}, Modes(), nursery)
+        vfs = SecretVFS({"vault": StoreView(cached, ALLOW_ALL)}, PermissionPolicy(), nursery)
         store = (await vfs.lookup(1, b"vault")).inode
         await vfs.lookup(store, b"service-00000")  # the listing is there, as it is before a value can be
         before = traced()

@@ -17,7 +17,7 @@ from secretfs.cache.store_cache import Change, Freshness
 from secretfs.daemon.reload import LOOK_EVERY, Reloader
 from secretfs.dapr.load import ConfigSource, Declaration, Fingerprint, fingerprint, load, working_directory
 from secretfs.errors import ConfigurationError, NoSuchEntry, Superseded
-from secretfs.fs.attributes import Modes
+from secretfs.fs.attributes import PermissionPolicy
 from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
@@ -383,7 +383,7 @@ async def app(fakes: Fakes, config: Path | None = None) -> AsyncIterator[App]:
         trio.open_nursery() as nursery,
     ):
         stores = StoreSet(registry, Freshness(), nursery)
-        vfs = SecretVFS(await stores.serve(declaration), Modes(), nursery)
+        vfs = SecretVFS(await stores.serve(declaration), PermissionPolicy(), nursery)
         publisher = HeardPublisher(vfs)
         yield App(Reloader(origin, stores, vfs, publisher), stores, vfs, publisher)
         nursery.cancel_scope.cancel()

@@ -1,6 +1,7 @@
 """The control directory without a kernel: what status.json says, and what a write to refresh does."""
 
 import json
+import os
 import stat
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +22,8 @@ from secretfs.errors import (
     Superseded,
     TooLarge,
 )
-from secretfs.fs.attributes import Attributes, Modes
-from secretfs.fs.control_files import LARGEST_REQUEST, requested
+from secretfs.fs.attributes import Attributes, PermissionPolicy
+from secretfs.fs.control_files import LARGEST_REQUEST, parse_request
 from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
@@ -34,6 +35,7 @@ from tests.support.memory_store import MemoryStore
 
 Make = Callable[..., SecretVFS]
 
+OWNER, GROUP = 4711, 4712
 OLD, NEW = canary("old").encode(), canary("new").encode()
 
 
@@ -49,7 +51,7 @@ def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
             name: StoreView(CachedStore(name, store, Freshness(ttl=3600, deadline=5), nursery, "memory"), scope)
             for name, store in stores.items()
         }
-        return SecretVFS(views, Modes(0o444), nursery, "shop")
+        return SecretVFS(views, PermissionPolicy(0o444, OWNER, GROUP), nursery, "shop")
 
     return make_vfs
 
@@ -111,9 +113,10 @@ class TestThePlace:
     async def test_has_modes_and_an_owner_of_its_own(self, vfs: SecretVFS) -> None:
         for path, mode in ((".secretfs", 0o500), (".secretfs/status.json", 0o400), (".secretfs/refresh", 0o200)):
             attributes = await walk(vfs, path)
-            assert (stat.S_IMODE(attributes.mode), attributes.control) == (mode, True)
+            assert (stat.S_IMODE(attributes.mode), attributes.uid, attributes.gid) == (mode, os.getuid(), os.getgid())
             assert await vfs.getattr(attributes.inode) == attributes._replace(entry_timeout=0.0)
-        assert not (await walk(vfs, "vault")).control
+        directory = await walk(vfs, "vault")
+        assert (directory.uid, directory.gid) == (OWNER, GROUP)
 
     async def test_costs_the_store_nothing(self, vfs: SecretVFS, vault: MemoryStore) -> None:
         await status(vfs)
@@ -347,4 +350,4 @@ class TestRefresh:
     ],
 )
 def test_a_request_is_lines_of_paths(text: bytes, paths: list[tuple[bytes, ...]]) -> None:
-    assert requested(text) == paths
+    assert parse_request(text) == paths

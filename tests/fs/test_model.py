@@ -35,7 +35,7 @@ from secretfs.errors import (
     StoreUnavailable,
     Superseded,
 )
-from secretfs.fs.attributes import Attributes, Modes
+from secretfs.fs.attributes import Attributes, PermissionPolicy
 from secretfs.fs.inodes import Version
 from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
@@ -217,7 +217,7 @@ class World:
     dentries: dict[tuple[str, ...], tuple[int, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.vfs = SecretVFS(self._views(SecretScope()), Modes(), self.nursery)
+        self.vfs = SecretVFS(self._views(SecretScope()), PermissionPolicy(), self.nursery)
         self.publisher = Publisher(self.vfs, Path("/mnt"), cast("SyscallHelper", FakeHand(self)))
         self.nursery.start_soon(self.publisher.run)
 

@@ -22,7 +22,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.store_cache import Change, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, ReadOnly, SecretFSError, SecretNotFound, StoreUnavailable
-from secretfs.fs.attributes import Attributes, Modes
+from secretfs.fs.attributes import Attributes, PermissionPolicy
 from secretfs.fs.caller import Caller
 from secretfs.fs.inodes import ROOT_INODE, Directory, Version
 from secretfs.fs.keys import FolderKey, ValueKey
@@ -237,7 +237,7 @@ StoreSet = Mapping[str, WatchingMemoryStore]
 
 def make_vfs(stores: StoreSet, nursery: trio.Nursery, scope: SecretScope = ALLOW_ALL) -> SecretVFS:
     views = {name: StoreView(AtOnce(name, store, Freshness(), nursery), scope) for name, store in stores.items()}
-    return SecretVFS(views, Modes(), nursery)
+    return SecretVFS(views, PermissionPolicy(), nursery)
 
 
 @asynccontextmanager

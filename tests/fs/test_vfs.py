@@ -20,7 +20,7 @@ from secretfs.errors import (
     StoreUnavailable,
     Superseded,
 )
-from secretfs.fs.attributes import Attributes, Modes
+from secretfs.fs.attributes import Attributes, PermissionPolicy
 from secretfs.fs.caller import Caller
 from secretfs.fs.estale import PATIENCE
 from secretfs.fs.handles import MAX_WAITERS
@@ -59,12 +59,14 @@ def env() -> MemoryStore:
 
 @pytest.fixture
 def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
-    def make_vfs(modes: Modes | None = None, scope: SecretScope = ALLOW_ALL, **stores: MemoryStore) -> SecretVFS:
+    def make_vfs(
+        permissions: PermissionPolicy | None = None, scope: SecretScope = ALLOW_ALL, **stores: MemoryStore
+    ) -> SecretVFS:
         views = {
             name: StoreView(CachedStore(name, store, Freshness(ttl=60, deadline=5), nursery), scope)
             for name, store in stores.items()
         }
-        return SecretVFS(views, modes or Modes(), nursery)
+        return SecretVFS(views, permissions or PermissionPolicy(), nursery)
 
     return make_vfs
 
@@ -145,7 +147,7 @@ async def test_types_modes_and_sizes(vfs: SecretVFS) -> None:
 
 @pytest.mark.parametrize(("file", "directory"), [(0o400, 0o700), (0o440, 0o750), (0o444, 0o755), (0o040, 0o250)])
 def test_whoever_may_read_files_may_enter_directories_and_their_owner_may_write(file: int, directory: int) -> None:
-    assert Modes(file).directory == directory
+    assert PermissionPolicy(file).directory_mode == directory
 
 
 async def test_look_up_and_listing_read_no_values(vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock) -> None:
@@ -520,7 +522,7 @@ class TestChangesThatAStoreTells:
                 name: StoreView(AtOnce(name, store, Freshness(ttl=60, deadline=5), nursery), scope)
                 for name, store in stores.items()
             }
-            return SecretVFS(views, Modes(), nursery)
+            return SecretVFS(views, PermissionPolicy(), nursery)
 
         return make_vfs
 

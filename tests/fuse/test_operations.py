@@ -89,7 +89,7 @@ class Recorder:
     def __init__(self, *, busy: bool = True) -> None:
         self.grant = PendingSyscall(Call.MKDIR, 1, b"name", Version(7, ValueKey("env", "a", "a"))) if busy else None
         self.asked: list[tuple[object, ...]] = []
-        self.answer: Attributes | None = Attributes(7, stat.S_IFDIR | 0o700, 0, 0.0, 1.0, 1.0)
+        self.answer: Attributes | None = Attributes(7, stat.S_IFDIR | 0o700, 1000, 2000, 0, 0.0, 1.0, 1.0)
 
     def is_asked_by(self, caller: Caller) -> bool:
         return self.grant is not None and caller.pid == OUR_HAND.pid
@@ -122,8 +122,6 @@ def serving(vfs: object, publisher: object = None) -> SecretOperations:
     return SecretOperations(
         cast("SecretVFS", vfs),
         cast("Publisher", publisher or Recorder(busy=False)),
-        1000,
-        2000,
         cast("Connection", Kernel()),
     )
 
@@ -217,7 +215,7 @@ def test_the_table_in_the_docstring_is_the_code() -> None:
 async def test_attributes_are_carried_over() -> None:
     class Vfs:
         async def getattr(self, inode: int, caller: Caller) -> Attributes:
-            return Attributes(7, stat.S_IFREG | 0o440, 1000, 12.5, 3.0, 4.0)
+            return Attributes(7, stat.S_IFREG | 0o440, 1000, 2000, 1000, 12.5, 3.0, 4.0)
 
     entry = await serving(Vfs()).getattr(7, NO_CONTEXT)
     assert (entry.st_ino, entry.st_mode, entry.st_size) == (7, stat.S_IFREG | 0o440, 1000)
@@ -273,7 +271,7 @@ class Requested:
         self.written.append(text)
 
     async def getattr(self, inode: int, caller: Caller) -> Attributes:
-        return Attributes(inode, stat.S_IFREG | 0o600, 0, 0.0, 0.0, 0.0)
+        return Attributes(inode, stat.S_IFREG | 0o600, 1000, 2000, 0, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +375,7 @@ async def test_only_our_own_hand_looks_up_what_is_being_published(
 ) -> None:
     class Vfs:
         async def lookup(self, parent: int, segment: bytes, caller: Caller) -> Attributes:
-            return Attributes(8, stat.S_IFREG | 0o400, 0, 0.0, 0.0, 1.0)
+            return Attributes(8, stat.S_IFREG | 0o400, 1000, 2000, 0, 0.0, 0.0, 1.0)
 
     publisher = Recorder(busy=busy)
     if not granted:
