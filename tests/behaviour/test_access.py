@@ -65,7 +65,7 @@ def writes(mount: Path) -> dict[str, Callable[[], object]]:
 
 @pytest.mark.parametrize("name", writes(Path()))
 def test_read_only(mount: Mounted, name: str) -> None:
-    """ro-1: Whatever would change something is EROFS, also for root."""
+    """ro-1: Every attempt to change something is EROFS, even for root."""
     assert errno_of(writes(mount.path)[name]) == "EROFS"
     assert (mount.path / "file/folder/secret").read_text() == secret()
 
@@ -79,7 +79,7 @@ def test_programs_that_write(mount: Mounted) -> None:
 
 
 def test_no_execution(mount: Mounted) -> None:
-    """ro-2: Nothing in the mount can be executed, is a device, or gives anybody other rights."""
+    """ro-2: Nothing in the mount can be executed, act as a device or run as another user (noexec, nodev, nosuid)."""
     assert errno_of(lambda: run(mount.path / "file/folder/secret")) == "EACCES"
     options = mount_options(mount.path)
     assert {"nosuid", "nodev", "noexec"} <= set(options)
@@ -96,7 +96,7 @@ def mount_options(path: Path) -> list[str]:
 
 
 def test_statfs(mount: Mounted) -> None:
-    """ro-3: `df` and `statfs` answer: no space, none free."""
+    """ro-3: `df` and `statfs` work, and report a size of 0 with nothing free."""
     answer = os.statvfs(mount.path / "file")
     assert (answer.f_blocks, answer.f_bfree, answer.f_bavail) == (0, 0, 0)
     assert answer.f_namemax == 255
@@ -108,7 +108,7 @@ def test_statfs(mount: Mounted) -> None:
 
 
 def test_owner_and_modes(mount: Mounted) -> None:
-    """perm-1: Files are 0400 and directories 0700, and belong to who mounted them."""
+    """perm-1: Files are 0400 and directories 0700, and belong to the user who mounted them."""
     for path, mode in {
         "": stat.S_IFDIR | 0o700,
         "file": stat.S_IFDIR | 0o700,
@@ -139,7 +139,7 @@ def open_place(tmp_path: Path) -> Path:
 
 @as_root
 def test_others_may_not_even_look(manifests: Path, open_place: Path) -> None:
-    """perm-2: Without `--allow-other` only the user who mounted gets in."""
+    """perm-2: Without `--allow-other` only the user who mounted can enter the mount."""
     options = ["--uid", str(NOBODY), "--mode", "0444"]
     expected = ["cannot get at them without --allow-other"]
     with mounted(manifests, mountpoint=open_place, options=options, expect_log=expected) as mount:
@@ -149,7 +149,7 @@ def test_others_may_not_even_look(manifests: Path, open_place: Path) -> None:
 
 @as_root
 def test_allow_other(manifests: Path, open_place: Path) -> None:
-    """perm-3: With `--allow-other` the kernel lets in whom `--uid`, `--gid` and `--mode` let in, and nobody else."""
+    """perm-3: With `--allow-other` the kernel admits users by `--uid`, `--gid` and `--mode`, and nobody else."""
     options = ["--allow-other", "--uid", "4001", "--gid", "4002", "--mode", "0440"]
     with mounted(manifests, mountpoint=open_place, options=options) as mount:
         path = mount.path / "file/folder/secret"
@@ -178,7 +178,7 @@ def test_everybody(manifests: Path, open_place: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["0600", "0555", "0777", "rw", "9"])
 def test_modes_that_make_no_sense(manifests: Path, mode: str) -> None:
-    """perm-4: `--mode` takes read bits only: 0400, 0440, 0444."""
+    """perm-4: `--mode` accepts read bits only: 0400, 0440, 0444."""
     code, told = refused_mount(manifests, "--mode", mode)
     assert code == 2
     assert mode in told

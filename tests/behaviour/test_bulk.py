@@ -67,7 +67,7 @@ def mount(scratch: Path, server: Folder) -> Iterator[Mounted]:
 
 
 def test_json(mount: Mounted) -> None:
-    """bulk-1: `.bulk.json` in a store's directory is Dapr's bulk response: secrets by full name, sorted."""
+    """bulk-1: `.bulk.json` in the directory of a store is Dapr's bulk response: secrets by full name, sorted."""
     text = (mount.path / "vault/.bulk.json").read_text()
     assert json.loads(text) == {
         "awkward": AWKWARD,
@@ -92,7 +92,7 @@ SHOW = """. "$0" && for name in awkward_{} team_db_user team_db_pass_word team_d
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "bash --posix"])
 def test_env(mount: Mounted, shell: str) -> None:
-    """bulk-3: `.bulk.env` can be sourced by any shell, whatever the values hold; `SECRET_KEY` names a value."""
+    """bulk-3: Any shell can source `.bulk.env`, whatever the values contain; a value's variable is `SECRET_KEY`."""
     names = [f"awkward_{key}" for key in AWKWARD]
     script = SHOW.replace("awkward_{}", " ".join(names))
     told = output(*shell.split(), "-c", script, mount.path / "vault/.bulk.env")
@@ -105,21 +105,21 @@ def test_env(mount: Mounted, shell: str) -> None:
 
 
 def test_env_of_a_single_valued_store(mount: Mounted) -> None:
-    """bulk-4: In a store with one value for each secret, the name of the secret alone is the variable's."""
+    """bulk-4: In a single-valued store, the name of the variable is that of the secret alone."""
     show = '. "$0" && printf "%s|%s" "$TEXT" "$BINARY"'
     told = output("sh", "-c", show, mount.path / "env/.bulk.env")
     assert told == secret("text").encode() + b"|\xff\xfe" + secret("binary").encode()
 
 
 def test_not_listed(mount: Mounted) -> None:
-    """bulk-5: The bulk files are never listed: who knows the name gets the file, nobody reads a store by accident."""
+    """bulk-5: Bulk files are never listed: a program has to know the name, so none reads a whole store by accident."""
     for store in ("vault", "clash", "env"):
         assert not [name for name in os.listdir(mount.path / store) if name.startswith(".bulk")]  # noqa: PTH208
         assert (mount.path / store / ".bulk.json").is_file()
 
 
 def test_true_size(mount: Mounted) -> None:
-    """bulk-6: A bulk file has a true size, like every other file."""
+    """bulk-6: A bulk file has its true size, like every other file."""
     for name in (".bulk.json", ".bulk.env"):
         path = mount.path / "vault" / name
         assert path.stat().st_size == len(path.read_bytes()) > 0
@@ -127,7 +127,7 @@ def test_true_size(mount: Mounted) -> None:
 
 
 def test_clash(mount: Mounted) -> None:
-    """bulk-7: If two values get the same variable name, `.bulk.env` is ENOTUNIQ as a whole, and the log names both."""
+    """bulk-7: If two values have the same variable name, `.bulk.env` fails with ENOTUNIQ, and the log names both."""
     path = mount.path / "clash/.bulk.env"
     assert errno_of(path.read_bytes) == "ENOTUNIQ"
     assert errno_of(path.stat) == "ENOTUNIQ"
@@ -136,14 +136,14 @@ def test_clash(mount: Mounted) -> None:
 
 
 def test_nul(mount: Mounted) -> None:
-    """bulk-8: A value with a NUL byte, which no shell can hold, makes `.bulk.env` EILSEQ, and the log names it."""
+    """bulk-8: A value with a NUL byte, which no shell can hold, makes `.bulk.env` fail: EILSEQ; the log names it."""
     assert errno_of((mount.path / "nul/.bulk.env").read_bytes) == "EILSEQ"
     assert "nul holds a NUL byte" in mount.log
     assert json.loads((mount.path / "nul/.bulk.json").read_text())["nul"] == {"nul": secret("a\0b")}
 
 
 def test_one_snapshot(mount: Mounted, scratch: Path) -> None:
-    """bulk-9: A bulk file that is open keeps what it had when it was opened; the next to open it gets the new one."""
+    """bulk-9: An open bulk file keeps the content it had when it was opened; the next open gets the current content."""
     path = mount.path / "changing/.bulk.json"
     with path.open("rb", buffering=0) as file:
         first = file.read(10)
@@ -154,7 +154,7 @@ def test_one_snapshot(mount: Mounted, scratch: Path) -> None:
 
 
 def test_left_out(scratch: Path, server: Folder) -> None:
-    """bulk-10: A secret that the store refuses is left out, and the log says which; any other failure fails it all."""
+    """bulk-10: A secret that the store refuses is left out, and the log names it; any other failure fails the file."""
     token = server.server.limited_token(
         **{"secret/metadata/bulk": "list", "secret/metadata/bulk/*": "list", "secret/data/bulk/team/*": "read"}
     )
@@ -173,7 +173,7 @@ def test_run_with(mount: Mounted) -> None:
 
 
 def test_of_one_secret(mount: Mounted) -> None:
-    """bulk-11: In the directory of a multi-valued secret the two files hold its keys, all of one version."""
+    """bulk-11: In the directory of a multi-valued secret the two files hold the keys of that secret, of one version."""
     directory = mount.path / "vault/team/db"
     assert json.loads((directory / ".bulk.json").read_bytes()) == {"pass-word": secret("db"), "user": "joe"}
     assert (directory / ".bulk.env").read_text() == f"pass_word='{secret('db')}'\nuser='joe'\n"

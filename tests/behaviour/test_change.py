@@ -174,7 +174,7 @@ def read_until(paths: Sequence[Path], versions: int) -> list[Exception]:
 
 
 def test_never_torn(source: Source) -> None:
-    """change-1: Whoever reads while a value changes gets one version, whole; `fstat` tells the size of that version."""
+    """change-1: A reader gets one complete version of a value that changes; `fstat` returns that version's size."""
     names = [f"torn-{number}" for number in range(10)]
     with rotating(source, names):
         assert read_until([source.rapid(name) for name in names], VERSIONS) == []
@@ -251,7 +251,7 @@ def test_cp(source: Source) -> None:
 
 
 def test_an_open_file_keeps_its_version(source: Source) -> None:
-    """change-2: A file that is open keeps the version and the size it had when it was opened, until it is closed."""
+    """change-2: An open file keeps the version and the size that it had when it was opened, until it is closed."""
     path = appear(source, "open", OLD)
     with path.open("rb", buffering=0) as file:
         assert file.read(8) == OLD[:8].encode()
@@ -275,7 +275,7 @@ def test_an_open_file_that_nobody_has_read_yet(source: Source) -> None:
 
 
 def test_a_mapping_keeps_its_version(source: Source) -> None:
-    """change-3: Memory that is mapped from a file keeps its version, also after the file has been closed."""
+    """change-3: A memory mapping of a file keeps its version, even after the file has been closed."""
     path = appear(source, "mapped", OLD)
     with path.open("rb") as file:
         memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
@@ -286,7 +286,7 @@ def test_a_mapping_keeps_its_version(source: Source) -> None:
 
 
 def test_inode_numbers(source: Source) -> None:
-    """change-4: A new value has a new inode number; a value that is the same, also if written again, keeps its own."""
+    """change-4: A new value has a new inode number; a value that stays equal, even if rewritten, keeps its number."""
     path = appear(source, "inode", OLD)
     path.read_bytes()
     before = path.stat()
@@ -301,7 +301,7 @@ def test_inode_numbers(source: Source) -> None:
 
 
 def test_freshness(source: Source) -> None:
-    """fresh-1: A change is seen at most `ttl` after it was made, and `stat` is enough to see it."""
+    """fresh-1: A change is visible at most `ttl` after it was made, and `stat` is enough to see it."""
     path = appear(source, "fresh", OLD)
     for value in (NEW, OLD, NEW):
         path.read_bytes()
@@ -312,7 +312,7 @@ def test_freshness(source: Source) -> None:
 
 
 def test_deletion(source: Source) -> None:
-    """fresh-2: A secret that is deleted is ENOENT at most `ttl` later, and no longer listed."""
+    """fresh-2: A deleted secret is ENOENT, and no longer listed, at most `ttl` after it was deleted."""
     path = appear(source, "deleted", OLD)
     source.delete("deleted")
     wait_for(time.monotonic() + TTL + MARGIN)
@@ -323,7 +323,7 @@ def test_deletion(source: Source) -> None:
 
 
 def test_a_new_secret(source: Source) -> None:
-    """fresh-3: A new secret is there and listed at most `ttl` after it was made, also if it was asked for before."""
+    """fresh-3: A new secret is there and listed at most `ttl` after it was created, even if it was looked up before."""
     path = source.path("newborn")
     assert errno_of(path.stat) == "ENOENT"
     source.put("newborn", OLD)
@@ -334,7 +334,7 @@ def test_a_new_secret(source: Source) -> None:
 
 
 def test_one_key_of_several(scratch: Path, own_server: OpenBao) -> None:
-    """change-5: When one key of a secret changes, the files of its other keys stay what they are."""
+    """change-5: When one key of a secret changes, the files of its other keys do not."""
     folder = Folder(own_server, "keys")
     folder.put("db", {"user": "joe", "password": OLD})
     component(scratch / "keys", "vault", "hashicorp.vault", folder.metadata(), annotations={"secretfs/ttl": "100ms"})
@@ -350,7 +350,7 @@ def test_one_key_of_several(scratch: Path, own_server: OpenBao) -> None:
 
 
 def test_times(scratch: Path, own_server: OpenBao) -> None:
-    """change-6: The modification time of a file is when its value was written upstream, where the store tells that."""
+    """change-6: The modification time of a file is when its value was written in the store, if the store reports it."""
     folder = Folder(own_server, "times")
     before = time.time()
     folder.put("db", {"key": OLD})
@@ -361,7 +361,7 @@ def test_times(scratch: Path, own_server: OpenBao) -> None:
 
 
 def test_a_secrets_file(tmp_path: Path) -> None:
-    """fresh-5: A change of a secrets file of `local.file` is seen within a second, whatever `ttl` says."""
+    """fresh-5: A change of a secrets file of `local.file` is visible within a second, whatever `ttl` is."""
     file = SecretsFile(tmp_path / "secrets.json")
     file.put("kept", OLD)
     file.put("rotated", OLD)

@@ -59,7 +59,7 @@ def state(mount: Path, store: str = "vault") -> str:
 
 
 def test_refresh_shows_a_rotation(shop: Path, kv: Folder, tmp_path: Path) -> None:
-    """control-1: A path written to `.secretfs/refresh` is asked for at once: a change shows, whatever its ttl."""
+    """control-1: A path written to `.secretfs/refresh` is fetched again at once: a change shows, whatever `ttl` is."""
     look_at(shop / "vault")
     password = shop / "vault/db/password"
     with watching(tmp_path / "log", shop / "vault/db") as watch:
@@ -74,7 +74,7 @@ def test_refresh_shows_a_rotation(shop: Path, kv: Folder, tmp_path: Path) -> Non
 
 
 def test_refresh_by_command(shop: Path, kv: Folder) -> None:
-    """control-2: `secretfs refresh MOUNTPOINT [PATH...]` does the same, and says what fails."""
+    """control-2: `secretfs refresh MOUNTPOINT [PATH...]` does the same, and reports what fails."""
     look_at(shop / "vault")
     kv.put("db", {"user": NEW, "password": NEW})
     kv.put("added", {"key": NEW})
@@ -93,7 +93,7 @@ def test_refresh_by_command(shop: Path, kv: Folder) -> None:
 
 
 def test_outage(scratch: Path, own_server: OpenBao) -> None:
-    """control-3: `status.json` tells how each store does, what failed last, and when it is tried again."""
+    """control-3: `status.json` shows the state of each store, its last failure, and when it is tried again."""
     folder = Folder(own_server, "control")
     folder.put("db", {"password": OLD})
     component(scratch / "outage", "vault", "hashicorp.vault", folder.metadata(), annotations=LONG)
@@ -131,7 +131,7 @@ def test_outage(scratch: Path, own_server: OpenBao) -> None:
 
 
 def test_status_is_a_file(shop: Path) -> None:
-    """control-4: `status.json` is new each time that it is opened, and of true size; reading it asks no store."""
+    """control-4: Each open of `status.json` gets a new snapshot with its true size, and asks no store."""
     path = shop / ".secretfs/status.json"
     before = status(shop)["stores"]["vault"]["calls"]
     assert not any(kind["made"] for name, kind in before.items() if name != "check")
@@ -147,7 +147,7 @@ def test_status_is_a_file(shop: Path) -> None:
 
 
 def test_never_listed(shop: Path, tmp_path: Path) -> None:
-    """control-5: `.secretfs` is in the root of the mount and nowhere else, and is never listed."""
+    """control-5: `.secretfs` exists only in the root of the mount, and is never listed."""
     assert [name for name in lines("ls", "-a", shop) if name.strip(".")] == ["env", "vault"]
     assert not [path for path in lines("find", shop) if "secretfs" in path.removeprefix(str(shop))]
     output("tar", "-cf", tmp_path / "all.tar", "-C", shop, ".")
@@ -158,7 +158,7 @@ def test_never_listed(shop: Path, tmp_path: Path) -> None:
 
 
 def test_whose_it_is() -> None:
-    """control-6: Only who runs the mount gets into `.secretfs`, whatever `--allow-other`, `--uid` and `--mode` say."""
+    """control-6: Only the user who runs the mount can enter `.secretfs`, despite `--allow-other`, `--uid`, `--mode`."""
     done = in_namespace(f"""
         mkdir m
         env_component
@@ -194,7 +194,7 @@ def test_a_user_who_is_not_root() -> None:
 
 
 def test_what_it_tells(kv: Folder, tmp_path: Path) -> None:
-    """control-7: `status.json` has no name of a secret and no value in it, and counts nothing that the scope hides."""
+    """control-7: `status.json` contains no name of a secret and no value, and counts nothing that the scope hides."""
     for name in ("seen", "hidden-one", "hidden-two"):
         kv.put(name, {"password": OLD})
     component(tmp_path / "components", "vault", "hashicorp.vault", kv.metadata(), annotations=LONG)
@@ -224,7 +224,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("what", NONSENSE)
 def test_nonsense(shop: Path, what: str) -> None:
-    """control-8: What is not there or hidden is ENOENT for `refresh`, over 64 KiB in one write is EFBIG."""
+    """control-8: For `refresh`, a path that is missing or hidden is ENOENT; more than 64 KiB in one write is EFBIG."""
     text, error = NONSENSE[what]
     assert tell(shop, text) == error
     assert (shop / "vault/db/user").read_text() == OLD
@@ -249,7 +249,7 @@ def test_many_at_once(shop: Path, kv: Folder) -> None:
 
 
 def test_nothing_else_is_written(shop: Path) -> None:
-    """control-9: `refresh` takes a write and nothing else, and is the only file that does."""
+    """control-9: `refresh` accepts a write and nothing else, and is the only file that does."""
     control = shop / ".secretfs"
     refresh = control / "refresh"
     calls: list[Callable[[], object]] = [

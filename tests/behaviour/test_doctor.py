@@ -39,7 +39,7 @@ def point(tmp_path: Path) -> Path:
 
 
 def test_what_it_says(manifests: Path, point: Path) -> None:
-    """doctor-1: `secretfs doctor` says PASS, WARN or FAIL of all that a mount needs, and a fix unless it is PASS."""
+    """doctor-1: `secretfs doctor` reports PASS, WARN or FAIL for all that a mount needs; WARN and FAIL have a fix."""
     (point / "in the way").touch()
     done = secretfs("doctor", "--resources-path", manifests, point)
     *lines, summary = done.out.splitlines()
@@ -78,7 +78,7 @@ def test_exit_codes(manifests: Path, point: Path, tmp_path: Path) -> None:
 
 
 def test_for_programs(manifests: Path, point: Path) -> None:
-    """doctor-3: `secretfs doctor --json` says the same for programs."""
+    """doctor-3: `secretfs doctor --json` reports the same for programs."""
     (point / "in the way").touch()
     arguments = ("--resources-path", manifests, point)
     plain, document = secretfs("doctor", *arguments), secretfs("doctor", "--json", *arguments)
@@ -93,7 +93,7 @@ def test_for_programs(manifests: Path, point: Path) -> None:
 
 
 def test_it_changes_nothing(kv: Folder, tmp_path: Path, point: Path) -> None:
-    """doctor-4: It takes every flag of `mount`, mounts nothing, and reads no secret but credentials of stores."""
+    """doctor-4: It takes every flag of `mount`, mounts nothing, and reads no secret except credentials of stores."""
     kv.put("db", {"password": secret()})
     component(tmp_path / "components", "vault", "hashicorp.vault", kv.metadata())
     kv.requests()
@@ -120,7 +120,7 @@ OBSTACLES = {
 
 @pytest.mark.parametrize("obstacle", OBSTACLES)
 def test_refusals(obstacle: str) -> None:
-    """mount-1: What refuses a mount (exit code 3) is told with what to do about it, by `doctor` in the same words."""
+    """mount-1: The message about an obstacle to mounting (exit code 3) says what to do; `doctor` says the same."""
     done = in_namespace(f"""
         {COMPONENT}
         FLAG=--mode=0400

@@ -248,7 +248,7 @@ def shelves(scratch: Path, own_server: OpenBao) -> Iterator[Shelves]:
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("program", READERS, ids=lambda program: program.__name__)
 def test_bytes(shelves: Shelves, program: Callable[[Path, list[str]], Contents], store: str) -> None:
-    """read-1: Every way to read a file gives the exact bytes of the value, the first time and every other time."""
+    """read-1: Every way to read a file returns the exact bytes of the value, the first time and every later time."""
     folder, expected = shelves.folder(store, program.__name__), shelves.contents[store]
     for temperature in ("cold", "warm"):
         assert program(folder, list(expected)) == expected, temperature
@@ -257,7 +257,7 @@ def test_bytes(shelves: Shelves, program: Callable[[Path, list[str]], Contents],
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.parametrize("program", MEASURES, ids=lambda program: program.__name__)
 def test_sizes(shelves: Shelves, program: Callable[[Path, list[str]], Sizes], store: str) -> None:
-    """size-1: The size is the number of bytes of the value, also before anybody has read it."""
+    """size-1: The size of a file is the number of bytes of its value, even before anybody has read it."""
     contents = shelves.contents[store]
     expected = {name: len(content) for name, content in contents.items()}
     for temperature in ("cold", "warm"):
@@ -266,7 +266,7 @@ def test_sizes(shelves: Shelves, program: Callable[[Path, list[str]], Sizes], st
 
 @pytest.mark.parametrize("store", STORES)
 def test_s(shelves: Shelves, store: str) -> None:
-    """size-2: `test -s` and its like tell an empty secret from one that is not."""
+    """size-2: `test -s` and similar checks tell an empty secret from one that is not empty."""
     for name in shelves.contents[store]:
         path = shelves.folder(store, "test_s") / name
         assert run("test", "-s", path).returncode == (name == "0")
@@ -284,13 +284,13 @@ def test_beyond_the_end(shelves: Shelves, store: str) -> None:
 
 @pytest.mark.parametrize("store", STORES)
 def test_nothing_is_added(shelves: Shelves, store: str) -> None:
-    """read-2: A file is the value and nothing else: no newline is added, no character set assumed, no size limited."""
+    """read-2: A file holds the value and nothing else: no newline is added, no encoding assumed, no size limited."""
     for name, content in shelves.contents[store].items():
         assert (shelves.folder(store, "cat") / name).read_bytes() == content
 
 
 def test_an_empty_file_is_not_a_missing_one(shelves: Shelves) -> None:
-    """read-3: An empty value is an empty file; it is there."""
+    """read-3: An empty value is an empty file, not a missing one."""
     for store in STORES:
         path = shelves.folder(store, "cat") / "0"
         assert (errno_of(path.stat), path.read_bytes(), path.stat().st_size) == ("", b"", 0)

@@ -61,7 +61,7 @@ def test_a_hung_daemon(manifests: Path, tmp_path: Path) -> None:
 
 
 def test_one_of_a_user() -> None:
-    """force-2: It does the same for the user who has mounted, without root."""
+    """force-2: It does the same for the user who mounted, without root."""
     done = in_namespace("""
         mkdir m
         env_component
@@ -80,7 +80,7 @@ def test_one_of_a_user() -> None:
 
 
 def test_one_in_use(manifests: Path) -> None:
-    """force-3: It also unmounts what is in use: files that are open are lost. The daemon gets the time to end well."""
+    """force-3: It also unmounts what is in use: open files are lost. The daemon gets time to end cleanly."""
     with mounted(manifests, env=ENVIRONMENT) as mount:
         with (mount.path / "env/TOKEN").open() as file:
             assert secretfs("unmount", "--force", mount.path) == Done(0, "", "")

@@ -95,7 +95,7 @@ def test_again(system: System) -> None:
 
 
 def test_flags_are_options(system: System) -> None:
-    """fstab-3: Each flag of `secretfs mount` is an option, without the dashes in front, or with `_` for `-`."""
+    """fstab-3: Each flag of `secretfs mount` is an option, without its leading dashes; `_` may stand for `-`."""
     done = mount(
         *(system, "-t", "secretfs", "none", str(POINT), "-o"),
         f"resources-path={MANIFESTS},allow_other,uid=1000,gid=2000,mode=0440,ttl=2s,log-file=/var/log/secretfs.log",
@@ -118,7 +118,7 @@ def test_flags_are_options(system: System) -> None:
 )
 @pytest.mark.parametrize("fstype", ["secretfs", "fuse.secretfs"])
 def test_mistakes(system: System, fstype: str, options: str, said: str) -> None:
-    """fstab-4: An unknown option is refused with the nearest right name, a mistake with its reason: exit code 32."""
+    """fstab-4: An unknown option is refused with the nearest valid name, a mistake with its reason: exit code 32."""
     done = mount(system, "-t", fstype, "none", str(POINT), "-o", options)
     assert done.returncode == 32
     assert done.stderr.decode().startswith(said)
@@ -133,7 +133,7 @@ def test_pretending(system: System) -> None:
 
 
 def test_users(system: System) -> None:
-    """fstab-5: With `user` in its line of fstab, a user may mount, who then is the owner."""
+    """fstab-5: With `user` in its line of fstab, a user may mount, and then is the owner."""
     fstab(system, "none secretfs noauto,user,resources-path=/home/ann/components")
     system.output("useradd", "--create-home", "ann")
     user = system.path("/home/ann").stat().st_uid
@@ -147,7 +147,7 @@ def test_users(system: System) -> None:
 
 
 def test_automount(system: System) -> None:
-    """fstab-6: With `x-systemd.automount` the first look mounts; an idle mount goes, and its daemon with it."""
+    """fstab-6: With `x-systemd.automount` the first access mounts; an idle mount is unmounted, and its daemon ends."""
     fstab(system, f"{MANIFESTS} secretfs noauto,_netdev,x-systemd.automount,x-systemd.idle-timeout=1")
     system.systemctl("start", "srv-secrets.automount")
     assert daemons(system) == []
@@ -167,7 +167,7 @@ def test_killed(system: System) -> None:
 
 
 def test_a_mount_that_is_needed(system: System) -> None:
-    """fstab-7: A unit with `RequiresMountsFor=` of the mount point is started after it, and mounts it."""
+    """fstab-7: A unit with `RequiresMountsFor=` of the mount point is started after the mount, and triggers it."""
     fstab(system, f"{MANIFESTS} secretfs noauto,_netdev")
     example = (ROOT / "systemd/examples/client-of-fstab.service").read_text(encoding="utf-8")
     client = system.path("/run/systemd/system/client.service")

@@ -36,7 +36,7 @@ def within_a_second(path: Path, expected: bytes) -> None:
 
 
 def test_a_change_shows_within_a_second(namespace: Namespace, mount: Mounted) -> None:
-    """kube-1: A change in Kubernetes is seen within a second, whatever `ttl` says, and costs no request."""
+    """kube-1: A change in Kubernetes is visible within a second, whatever `ttl` is, and costs no request."""
     db = mount.path / "k8s/db"
     namespace.kubectl("patch", "secret", "db", "--patch", f'{{"stringData": {{"password": "{secret("new")}"}}}}')
     within_a_second(db / "password", secret("new").encode())

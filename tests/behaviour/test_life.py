@@ -28,7 +28,7 @@ def manifests(scratch: Path) -> Path:
 
 
 def test_ready_when_it_returns(manifests: Path, tmp_path: Path) -> None:
-    """life-2: `secretfs mount` returns when the files can be read, and goes on in the background."""
+    """life-2: `secretfs mount` returns when the files can be read, and the daemon goes on in the background."""
     point = tmp_path / "mnt"
     with background(point, "--resources-path", manifests, env=ENVIRONMENT) as daemon:
         assert (point / "env/TOKEN").read_text() == secret("life")
@@ -60,7 +60,7 @@ def test_unmount(manifests: Path) -> None:
 
 
 def test_unmount_while_in_use(manifests: Path) -> None:
-    """life-5: `secretfs unmount` refuses while a file is open (exit code 3), says so, and changes nothing."""
+    """life-5: `secretfs unmount` fails with exit code 3 while a file is open, says so, and changes nothing."""
     with mounted(manifests, env=ENVIRONMENT) as mount:
         with (mount.path / "env/TOKEN").open() as file:
             done = secretfs("unmount", mount.path)
@@ -80,7 +80,7 @@ def test_unmount_of_nothing(tmp_path: Path) -> None:
 
 
 def test_a_killed_daemon(manifests: Path) -> None:
-    """life-7: If all of the daemon is killed, reading and listing are ENOTCONN: nothing looks like no secrets."""
+    """life-7: If all processes of a mount are killed, reads and listings are ENOTCONN: the mount never looks empty."""
     with mounted(manifests, env=ENVIRONMENT) as mount:
         (mount.path / "env/TOKEN").read_bytes()
         mount.kill()
@@ -94,14 +94,14 @@ def test_a_killed_daemon(manifests: Path) -> None:
 
 @pytest.mark.parametrize("attempt", range(5))
 def test_killed_at_once(manifests: Path, attempt: int) -> None:
-    """life-12: The daemon may be killed at any moment, also just after it has mounted: it never hangs."""
+    """life-12: The daemon may be killed at any moment, even just after it has mounted: the mount does not hang."""
     with mounted(manifests, env=ENVIRONMENT) as mount:
         mount.kill()
         assert errno_of(os.listdir, mount.path) == "ENOTCONN"
 
 
 def test_a_dead_mount_is_replaced(manifests: Path) -> None:
-    """life-8: The next `secretfs mount` at the same place replaces a dead mount."""
+    """life-8: The next `secretfs mount` at the same mount point replaces a dead mount."""
     with mounted(manifests, env=ENVIRONMENT) as dead:
         dead.kill()
         with background(dead.path, "--resources-path", manifests, env=ENVIRONMENT):
@@ -118,7 +118,7 @@ def test_a_dead_mount_can_be_unmounted(manifests: Path) -> None:
 
 
 def test_mounted_already(manifests: Path) -> None:
-    """life-9: A living mount is not replaced: the second `secretfs mount` fails with exit code 3 and says so."""
+    """life-9: A live mount is not replaced: the second `secretfs mount` fails with exit code 3 and says so."""
     with mounted(manifests, env=ENVIRONMENT) as mount:
         done = secretfs("mount", "--resources-path", manifests, mount.path)
         assert done.status == 3
@@ -127,7 +127,7 @@ def test_mounted_already(manifests: Path) -> None:
 
 
 def test_no_store(tmp_path: Path) -> None:
-    """life-10: A mount without any store is refused (exit code 2): it would look like no secrets."""
+    """life-10: A mount without any store is refused (exit code 2), because it would look like "no secrets"."""
     component(tmp_path / "m", "env", "local.env", scopes=["another-app"])
     code, told = refused_mount(tmp_path / "m", "--app-id", "this-app")
     assert code == 2
@@ -148,7 +148,7 @@ def site(scratch: Path) -> Path:
 
 
 def test_a_defect(site: Path, tmp_path: Path) -> None:
-    """error-11: A defect, here or in a store, is EIO for those who asked, for nobody else, and the mount lives."""
+    """error-11: A defect in secretfs or in a store is EIO for the callers that hit it, nobody else; the mount lives."""
     fakes = Fakes(tmp_path / "m", site)
     healthy = json.dumps({name: {"key": secret(name)} for name in ("good", "bad")})
     trouble = "fetch:bad=ValueError fetch:worse=OSError names:folder=ValueError"
@@ -174,7 +174,7 @@ DEFECT = ["^ERROR a defect in secretfs or in a store$", "^Traceback", "^  ", "^E
 
 
 def test_a_defect_says_where(site: Path, tmp_path: Path) -> None:
-    """error-4: The log names the place of a defect and the kind of error, never its text, which may hold a secret."""
+    """error-4: The log names the place and the kind of a defect, never its text, which may contain a secret."""
     fakes = Fakes(tmp_path / "m", site)
     fakes.add("fake", secrets='{"bad": {"key": "x"}}', fail="fetch:bad=ValueError")
     with mounted(tmp_path / "m", env={"PYTHONPATH": f"{ROOT}:{site}"}, expect_log=DEFECT) as mount:

@@ -90,24 +90,24 @@ def value_reads(folder: Folder) -> Counter[str]:
 
 
 def test_one_directory_for_each_store(tree: Mounted) -> None:
-    """see-1: The root has one directory for each secret store of the app, with the name of its component."""
+    """see-1: The root has one directory for each secret store of the app, named after its component."""
     assert lines("ls", tree.path) == ["env", "file", "vault"]
 
 
 def test_single_valued(tree: Mounted) -> None:
-    """see-2: In a store with one value for each secret, a secret is a file."""
+    """see-2: In a single-valued store, each secret is a file."""
     assert (tree.path / "env/TOKEN").read_text() == secret("token")
     assert (tree.path / "file/db:password").read_text() == secret("password")
 
 
 def test_multi_valued(tree: Mounted) -> None:
-    """see-3: In a store with several values for each secret, a secret is a directory, and each key a file in it."""
+    """see-3: In a multi-valued store, each secret is a directory with one file for each of its keys."""
     assert lines("ls", tree.path / "vault/db/creds") == ["password", "user"]
     assert (tree.path / "vault/db/creds/user").read_text() == secret("user")
 
 
 def test_folders(tree: Mounted) -> None:
-    """see-4: A "/" in the name of a secret makes folders."""
+    """see-4: A "/" in the name of a secret creates folders."""
     assert lines("ls", tree.path / "vault") == ["db", "single"]
     assert (tree.path / "file/folder/inner").read_text() == secret("inner")
 
@@ -160,7 +160,7 @@ def by_grep(top: Path) -> set[str]:
     ids=lambda program: program.__name__,
 )
 def test_programs_that_walk(tree: Mounted, program: Callable[[Path], set[str]]) -> None:
-    """see-5: Programs that walk the tree meet exactly the secrets: no control name is ever listed."""
+    """see-5: Programs that walk the tree see exactly the secrets: no control name is ever listed."""
     assert program(tree.path) == FILES | DIRECTORIES
 
 
@@ -171,7 +171,7 @@ def test_control_names_are_not_listed(tree: Mounted, directory: str) -> None:
 
 
 def test_folder_before_secret(kv: Folder, scratch: Path) -> None:
-    """see-6: Of a folder and a secret with the same name the folder is seen; `.bulk.json` has both, the log tells."""
+    """see-6: If a folder and a secret share a name, the folder is shown; `.bulk.json` has both, and the log says so."""
     kv.put("same", {"key": secret("hidden behind the folder")})
     kv.put("same/inner", {"key": secret("inner")})
     component(scratch / "same", "vault", "hashicorp.vault", kv.metadata())
@@ -196,7 +196,7 @@ def odd(scratch: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_names(odd: Path, name: str) -> None:
-    """name-1: A name is itself, except `%`, NUL, `.`, `..` and our own names: these have `%` and two hex digits."""
+    """name-1: A name stays as it is, except that `%`, NUL, `.`, `..` and control names are percent-encoded."""
     assert (odd / ODD_NAMES[name]).read_text() == secret(name)
     assert ODD_NAMES[name] in os.listdir(odd)  # noqa: PTH208
 
@@ -207,12 +207,12 @@ def test_names(odd: Path, name: str) -> None:
     ids=["inner", "leading", "trailing"],
 )
 def test_slashes(odd: Path, path: str, name: str) -> None:
-    """name-2: A "/" that would leave an empty name before or after it is written `%2F`."""
+    """name-2: A "/" that would create an empty path segment is written `%2F`."""
     assert (odd / path).read_text() == secret(name)
 
 
 def test_long_names(odd: Path) -> None:
-    """name-3: A name of more than 255 bytes ends in `%~` and a hash."""
+    """name-3: A name of more than 255 bytes is shortened and ends in `%~` and a hash."""
     (found,) = [name for name in os.listdir(odd) if name.startswith("nnn")]  # noqa: PTH208
     assert len(found) == 255
     assert found[213:215] == "%~"
@@ -233,7 +233,7 @@ def test_plain_ls(thousand: tuple[Path, Folder]) -> None:
 
 
 def test_ls_l(thousand: tuple[Path, Folder]) -> None:
-    """cost-2: `ls -l` reads each value once: a size cannot be told without it."""
+    """cost-2: `ls -l` reads each value once, because it shows sizes."""
     mountpoint, folder = thousand
     folder.server.forget()
     sizes = [line.split()[4] for line in lines("ls", "-l", mountpoint / "text/folder") if "secret-" in line]
@@ -246,7 +246,7 @@ def test_ls_l(thousand: tuple[Path, Folder]) -> None:
 
 @pytest.mark.parametrize("directory", ["map", "map/folder", "text", "text/folder"])
 def test_probes(thousand: tuple[Path, Folder], directory: str) -> None:
-    """cost-3: A name that is not there costs no value read: file managers may probe as much as they like."""
+    """cost-3: A lookup of a name that does not exist reads no value, so file managers may probe freely."""
     mountpoint, folder = thousand
     folder.server.forget()
     for name in PROBES:
@@ -257,14 +257,14 @@ def test_probes(thousand: tuple[Path, Folder], directory: str) -> None:
 
 
 def test_control_names_below_the_store(tree: Mounted) -> None:
-    """see-7: A control name that has no meaning in a directory is not there."""
+    """see-7: A control name that has no meaning in a directory does not exist there."""
     for directory in ("", "vault/db", "file/folder"):
         for name in (".bulk.json", ".bulk.env"):
             assert errno_of((tree.path / directory / name).stat) == "ENOENT"
 
 
 def test_a_fresh_value_costs_nothing(thousand: tuple[Path, Folder]) -> None:
-    """cost-4: A value younger than `ttl` is served without asking, and its attributes without a round trip."""
+    """cost-4: A value younger than `ttl`, with its attributes, is served without a request to the store."""
     mountpoint, folder = thousand
     path = mountpoint / "map/folder/secret-0001/key"
     path.read_bytes()
@@ -277,7 +277,7 @@ def test_a_fresh_value_costs_nothing(thousand: tuple[Path, Folder]) -> None:
 
 
 def test_a_value_in_use_is_asked_for_again(scratch: Path, kv: Folder) -> None:
-    """fresh-4: A value in use is asked for again before `ttl` is over: readers do not wait, nor cause it."""
+    """fresh-4: A value in use is fetched again before its `ttl` ends: readers neither wait for that nor trigger it."""
     kv.put("db", {"key": secret("db")})
     annotations = {"secretfs/ttl": "500ms", "secretfs/deadline": "30s"}
     component(scratch / "short", "vault", "hashicorp.vault", kv.metadata(), annotations=annotations)
@@ -294,7 +294,7 @@ READERS = 200
 
 
 def test_a_herd_of_threads(thousand: tuple[Path, Folder]) -> None:
-    """cost-5: However many read a secret at the same time, the server is asked for it once."""
+    """cost-5: However many programs read a secret at the same time, the store is asked once (single flight)."""
     mountpoint, folder = thousand
     path = mountpoint / "map/folder/secret-0100/key"
     contents: list[str] = []

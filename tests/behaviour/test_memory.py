@@ -78,7 +78,7 @@ async def measure(*, forget: bool) -> float:
 
 
 def test_a_cached_value_is_small() -> None:
-    """cost-6: 10,000 values that are known cost less than 1 KB of memory each beyond their bytes."""
+    """cost-6: 10,000 cached values use less than 1 KB of memory each beyond their own bytes."""
     assert trio.run(partial(measure, forget=True)) < 1024
 
 
@@ -125,7 +125,7 @@ def cpu(pid: int) -> float:
 
 
 def test_nothing_happens(many: Mounted) -> None:
-    """cost-7: While nobody reads and nothing changes, a mount with 10,000 known values uses next to no CPU time."""
+    """cost-7: While nobody reads and nothing changes, a mount with 10,000 cached values uses next to no CPU time."""
     read_all(many.path / "patient", COUNT)
     assert known(many, "patient") == COUNT
     begin, before = time.monotonic(), cpu(many.worker)
@@ -136,7 +136,7 @@ def test_nothing_happens(many: Mounted) -> None:
 
 
 def test_idle_values_are_dropped(many: Mounted) -> None:
-    """cost-8: A value that nobody has read for `idle` (10 min unless you say otherwise) is dropped from memory."""
+    """cost-8: A value that nobody has read for `idle` (10 min by default) is dropped from memory."""
     read_all(many.path / "hasty", 100)
     held = many.path / "hasty/service-00000"
     with held.open("rb", buffering=0) as file:

@@ -261,7 +261,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_known(shop: Shop, fault: str) -> None:
-    """stale-1: While a store fails, in whatever way, what is known of it is served: values, sizes and listings."""
+    """stale-1: While a store fails, in whatever way, its cached values, sizes and listings are served."""
     how, error = FAULTS[fault]
     shop.ready()
     warm, known = shop.quick / "warm/key", secret("warm")
@@ -298,7 +298,7 @@ def test_what_is_known(shop: Shop, fault: str) -> None:
 
 
 def test_what_is_stale_says_so(shop: Shop) -> None:
-    """stale-2: `user.secretfs.stale` of a secret and its keys is 1 while it has expired and is served, else 0."""
+    """stale-2: `user.secretfs.stale` of a secret and its keys is 1 while an expired value is served, else 0."""
     shop.ready()
     warm = shop.quick / "warm/key"
     fetched = os.getxattr(warm, "user.secretfs.fetched")
@@ -325,7 +325,7 @@ def text_of(path: Path) -> str:
 
 
 def test_stale_has_an_end(shop: Shop) -> None:
-    """stale-3: What was fetched longer than `max-stale` (1 h unless you say otherwise) ago is not served any more."""
+    """stale-3: Nothing that was fetched more than `max-stale` (1 h by default) ago is served."""
     shop.ready("brief")
     brief, quick = shop.mount.path / "brief/warm/key", shop.quick / "warm/key"
     assert works(quick)
@@ -351,7 +351,7 @@ def test_stale_has_an_end(shop: Shop) -> None:
 
 @pytest.mark.parametrize("refusal", ["gone", "forbidden"])
 def test_a_refusal(shop: Shop, refusal: str) -> None:
-    """stale-4: What a store says is gone or forbidden is so within `ttl`, also while other stores are down."""
+    """stale-4: A secret that its store reports as gone or forbidden is so within `ttl`, even if other stores fail."""
     shop.ready("other")
     shop.ready()
     doomed = shop.mount.path / "other/doomed/key"
@@ -393,7 +393,7 @@ def test_a_refusal_after_an_outage(shop: Shop) -> None:
 
 
 def test_return(shop: Shop) -> None:
-    """stale-5: When a store answers again, what is in use is fresh within seconds, and each of it is asked for once."""
+    """stale-5: When a store answers again, all that is in use is fresh within seconds, each secret fetched once."""
     shop.ready()
     paths = [shop.quick / f"crowd-{number}/key" for number in range(CROWD)]
     assert all(map(works, paths))
@@ -420,7 +420,7 @@ def test_return(shop: Shop) -> None:
 
 
 def test_a_hung_store(shop: Shop) -> None:
-    """error-1: What is not known of a store that does not answer within `deadline` (5 s by default) is ETIMEDOUT."""
+    """error-1: What is not cached is ETIMEDOUT if its store does not answer within `deadline` (5 s by default)."""
     shop.ready()
     with shop.server.hanging():
         for call in (shop.cold().read_bytes, shop.cold().stat, shop.cold().parent.iterdir().__next__):
@@ -431,7 +431,7 @@ def test_a_hung_store(shop: Shop) -> None:
 
 
 def test_other_stores_go_on(shop: Shop) -> None:
-    """error-2: A store that hangs, with any number of readers waiting for it, delays no other store."""
+    """error-2: A store that hangs delays no other store, however many readers wait for it."""
     shop.ready("patient")
     waiting: list[str] = []
 
@@ -469,7 +469,7 @@ def test_what_is_fresh_is_served(shop: Shop) -> None:
 
 
 def test_a_dead_store(scratch: Path, own_server: OpenBao) -> None:
-    """error-5: What is not known of a store that cannot be reached is EIO, at once: never ENOENT."""
+    """error-5: What is not cached is EIO, at once, if its store cannot be reached. It is never ENOENT."""
     folder = Folder(own_server, "shop")
     with Faulty(own_server.port) as way:
         component(scratch / "dead", "vault", "hashicorp.vault", folder.metadata(vaultAddr=way.address))
@@ -491,7 +491,7 @@ def test_a_dead_store(scratch: Path, own_server: OpenBao) -> None:
 
 
 def test_a_name_that_was_not_there(shop: Shop) -> None:
-    """error-13: While a store fails, a name that was not there when it was last listed is ENOENT."""
+    """error-13: While a store fails, a name that was missing from its last listing is ENOENT."""
     shop.ready()
     shop.way.shut()
     wait_until(lambda: stale(shop.quick / "warm/key") == "1")
@@ -502,7 +502,7 @@ def test_a_name_that_was_not_there(shop: Shop) -> None:
 
 
 def test_back_again(shop: Shop) -> None:
-    """error-6: When a store answers again its files can be read again; nothing has to be mounted or restarted."""
+    """error-6: When a store answers again, its files can be read again; no remount or restart is needed."""
     shop.ready()
     cold = shop.cold()
     with killed(shop):
@@ -512,7 +512,7 @@ def test_back_again(shop: Shop) -> None:
 
 
 def test_an_outage_is_logged_once(shop: Shop) -> None:
-    """error-7: The log tells when an outage begins, when its reason changes and when it ends: not of every read."""
+    """error-7: The log says when an outage begins, when its reason changes and when it ends, not at every read."""
     shop.ready("patient")
     cold = [shop.patient / f"crowd-{number}" for number in range(50, 60)]
     before = shop.mount.log.count("WARNING patient: ")
@@ -528,7 +528,7 @@ def test_an_outage_is_logged_once(shop: Shop) -> None:
 
 
 def test_nobody_asks_a_store_that_is_down(shop: Shop) -> None:
-    """error-12: After a few failures nobody asks but us, after 1 s to 30 s, each time longer: then all do again."""
+    """error-12: After three failures in a row the circuit breaker opens; probes, 1 s to 30 s apart, close it."""
     shop.ready("patient")
     cold = [shop.patient / f"cold-{number}" for number in range(20, 50)]
     shop.way.answer(500)
@@ -559,7 +559,7 @@ def test_refused(scratch: Path, openbao_server: OpenBao) -> None:
 
 
 def test_malformed(shop: Shop) -> None:
-    """error-9: An answer that cannot be understood, such as a secrets file that is not JSON, is EBADMSG."""
+    """error-9: A malformed answer, such as a secrets file that is not JSON, is EBADMSG."""
     path = shop.mount.path / "file/secret"
     assert path.read_text() == secret("file")
     content = shop.file.read_bytes()
@@ -572,7 +572,7 @@ def test_malformed(shop: Shop) -> None:
 
 
 def test_not_there(shop: Shop) -> None:
-    """error-10: What is not there is ENOENT, and nothing else is."""
+    """error-10: What does not exist is ENOENT, and nothing else is."""
     shop.ready()
     for path in ("nope", "quick/nope", "quick/warm/nope", "quick/nope/nope", "env/NOPE", "file/nope"):
         assert errno_of((shop.mount.path / path).stat) == "ENOENT"

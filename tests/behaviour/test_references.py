@@ -29,7 +29,7 @@ def reference(name: str, key: str) -> dict[str, object]:
 
 
 def test_rotation_upstream(own_server: OpenBao, namespace: Namespace, tmp_path: Path) -> None:
-    """ref-1: When the credentials of a store are rotated in the store they come from, no read fails."""
+    """ref-1: When the credentials of a store are rotated in the store that they come from, no read fails."""
     server, rights = own_server, {"secret/data/*": "read", "secret/metadata/*": "list"}
     tokens = [server.limited_token(**rights) for _ in range(2)]
     namespace.put("outer", {"token": tokens[0].encode()})
@@ -80,7 +80,7 @@ def has_told(mount: Mounted, lines: list[str], times: int) -> bool:
 
 
 def test_what_is_no_credential(own_server: OpenBao, file: SecretsFile, tmp_path: Path) -> None:
-    """ref-2: A store follows what it refers to in another one within `ttl` of that, also if nothing is refused."""
+    """ref-2: A store adopts a new version of a secret it refers to within that secret's `ttl`, even if not refused."""
     file.write({"prefix": "here"})
     for place in ("here", "there"):
         own_server.put(f"secret/{place}/db", {"password": secret(place)})

@@ -74,7 +74,7 @@ def names(path: Path) -> list[str]:
 
 
 def test_by_themselves(setup: Setup, tmp_path: Path) -> None:
-    """reload-1: What is edited shows within seconds, without unmounting; so does a ConfigMap's swapped link."""
+    """reload-1: An edit takes effect within seconds, without a remount; so does the swapped link of a ConfigMap."""
     setup.store("store", {"a": OLD})
     for version in ("1", "2"):
         setup.components = tmp_path / version
@@ -99,7 +99,7 @@ def test_by_themselves(setup: Setup, tmp_path: Path) -> None:
 
 
 def test_a_signal(setup: Setup) -> None:
-    """reload-2: SIGHUP reads everything again at once."""
+    """reload-2: SIGHUP makes the daemon read everything again at once."""
     setup.store("store", {"a": OLD})
     with setup.mounted() as mount:
         took = []
@@ -113,7 +113,7 @@ def test_a_signal(setup: Setup) -> None:
 
 
 def test_stores(setup: Setup) -> None:
-    """reload-3: Stores that are added, changed, renamed or removed come, change and go."""
+    """reload-3: When stores are added, changed, renamed or removed in the manifests, the mount follows."""
     setup.store("stays", {"a": OLD})
     renamed, removed = setup.store("before", {"b": OLD}), setup.store("removed", {"c": OLD})
     setup.store("changed", {"d": OLD, "gone": OLD})
@@ -153,7 +153,7 @@ def test_several_in_one_file(setup: Setup) -> None:
 
 
 def test_scopes(setup: Setup) -> None:
-    """reload-4: A scope that changes shows and hides secrets; no store is opened or asked again for that."""
+    """reload-4: A change of scope shows and hides secrets; no store is opened or asked again for that."""
     setup.store("store", {"a": OLD, "b": OLD, "c": OLD})
     setup.scopes(scope("store", default="deny", allowed=["a", "b"]))
     with setup.mounted() as mount:
@@ -180,7 +180,7 @@ def fetches(mount: Mounted, store: str) -> dict[str, object]:
 
 
 def test_a_watcher_of_the_root(setup: Setup, tmp_path: Path) -> None:
-    """reload-5: Stores that come and go are CREATE and DELETE for who watches the root with inotify."""
+    """reload-5: When a store comes or goes, inotify watchers of the root get IN_CREATE or IN_DELETE."""
     setup.store("stays", {"a": OLD})
     path = setup.store("goes", {"b": OLD})
     with setup.mounted() as mount:
@@ -198,7 +198,7 @@ def test_a_watcher_of_the_root(setup: Setup, tmp_path: Path) -> None:
 
 
 def test_a_watcher_of_a_directory(setup: Setup, tmp_path: Path) -> None:
-    """reload-6: What a scope shows or hides is told to who watches its directory, as if it came or went."""
+    """reload-6: When a scope shows or hides a secret, watchers of its directory see it as created or deleted."""
     setup.store("store", {"a": OLD, "b": OLD, "team": {"c": OLD}}, nestedSeparator="/")
     setup.scopes(scope("store", denied=["b"]))
     with setup.mounted() as mount:
@@ -228,7 +228,7 @@ def test_a_watcher_of_a_changed_store(setup: Setup, tmp_path: Path) -> None:
 
 
 def test_open_files(setup: Setup) -> None:
-    """reload-7: A file that is open stays readable when its store goes or its scope hides it."""
+    """reload-7: An open file stays readable when its store is removed or its scope hides it."""
     setup.store("stays", {"a": OLD})
     path = setup.store("goes", {"b": OLD})
     with setup.mounted() as mount, (mount.path / "stays/a").open() as hidden, (mount.path / "goes/b").open() as gone:
@@ -289,7 +289,7 @@ def edits(setup: Setup) -> list[Callable[[], object]]:
 
 
 def test_under_load(setup: Setup) -> None:
-    """reload-8: Who reads a store that did not change sees no error and no wrong byte, whatever else is edited."""
+    """reload-8: Readers of a store that did not change see no error and no wrong byte, whatever else is edited."""
     setup.store("steady", {"a": sealed(1), "b": sealed(25)})
     with setup.mounted("; nothing is changed", "no matching secret store") as mount:
         look_at(mount.path)
@@ -310,7 +310,7 @@ def test_under_load(setup: Setup) -> None:
 
 @pytest.mark.parametrize("what", ["components/store.yaml", "appconfig.yaml"])
 def test_a_mistake(setup: Setup, what: str) -> None:
-    """reload-9: A mistake in any file changes nothing, and the log tells file and line."""
+    """reload-9: A mistake in any file changes nothing, and the log names file and line."""
     setup.store("store", {"a": OLD})
     path = setup.directory / what
     with setup.mounted("; nothing is changed") as mount:
@@ -348,7 +348,7 @@ def test_a_reference_that_leads_nowhere(setup: Setup) -> None:
 
 
 def test_a_store_that_cannot_be_opened(setup: Setup) -> None:
-    """reload-10: A changed store that cannot be opened goes on as it was, the others change, and the log tells."""
+    """reload-10: If a changed store cannot be opened, it goes on as before, the others change, and the log says so."""
     setup.store("store", {"a": OLD})
     setup.store("other", {"b": OLD})
     with setup.mounted(r"store.yaml:1: .*\(component store\); it goes on as it was") as mount:
@@ -364,7 +364,7 @@ def test_a_store_that_cannot_be_opened(setup: Setup) -> None:
 
 
 def test_another_store(setup: Setup) -> None:
-    """reload-11: Nothing of the store before is served as the new one's: not a name, not a value, not a size."""
+    """reload-11: Nothing of the previous store is served as the new one's: not a name, not a value, not a size."""
     setup.store("store", {"a": OLD, "b": OLD})
     with setup.mounted() as mount:
         store = mount.path / "store"
@@ -419,7 +419,7 @@ def test_credentials(setup: Setup) -> None:
 
 
 def test_relative_paths(tmp_path: Path) -> None:
-    """reload-13: A relative path in a manifest means what it did when `secretfs mount` was called."""
+    """reload-13: A relative path in a manifest keeps the meaning that it had when `secretfs mount` was called."""
     for name, value in (("one", OLD), ("two", NEW)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"a": value}))
     component(tmp_path / "components", "store", "local.file", {"secretsFile": "one.json"})

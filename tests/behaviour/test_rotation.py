@@ -42,7 +42,7 @@ def look_at(directory: Path) -> None:
 
 
 def test_a_watcher_of_a_directory_is_told_of_a_new_version(store: Path, file: SecretsFile, tmp_path: Path) -> None:
-    """notify-1: A new version of a value is MOVED_TO for who watches its directory with inotify."""
+    """notify-1: When a value changes, inotify watchers of its directory get IN_MOVED_TO."""
     look_at(store)
     with watching(tmp_path / "log", store, store / "team") as watch:
         file.write({**FIRST, "team": {"a": NEW, "b": OLD}})
@@ -55,7 +55,7 @@ def test_a_watcher_of_a_directory_is_told_of_a_new_version(store: Path, file: Se
 
 
 def test_what_comes_and_goes_is_told(store: Path, file: SecretsFile, tmp_path: Path) -> None:
-    """notify-2: A secret that is new upstream is MOVED_TO (a directory CREATE), one that is deleted is DELETE."""
+    """notify-2: Watchers get IN_MOVED_TO for a new secret (a directory: IN_CREATE), IN_DELETE for a deleted one."""
     look_at(store)
     with watching(tmp_path / "log", store, store / "team") as watch:
         file.write({"token": OLD, "team": {"a": OLD, "c": NEW}, "more": {"x": NEW}})
@@ -92,7 +92,7 @@ def test_the_same_in_vault(kv: Folder, tmp_path: Path) -> None:
 
 
 def test_who_has_a_file_open_is_woken(store: Path, file: SecretsFile) -> None:
-    """notify-3: `poll`, `select` and `epoll` on an open file wake with POLLPRI and POLLERR when it is superseded."""
+    """notify-3: `poll`, `select` and `epoll` on an open file report POLLPRI and POLLERR when it is superseded."""
     path = store / "token"
     for wake in (by_poll, by_epoll, by_select):
         file.write({**FIRST, "token": OLD})
@@ -157,7 +157,7 @@ def test_nobody_else_can_do_what_we_do(store: Path) -> None:
 
 
 def test_nothing_is_told_when_nothing_changes(store: Path, file: SecretsFile, tmp_path: Path) -> None:
-    """notify-5: A value that is written again and is the same is told to nobody."""
+    """notify-5: A value that is written again without a change causes no event."""
     look_at(store)
     with watching(tmp_path / "log", store, store / "team") as watch:
         for _ in range(3):

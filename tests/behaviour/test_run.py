@@ -84,7 +84,7 @@ def children(pid: int) -> list[int]:
 
 
 def test_nobody_else_sees_it(manifests: Path) -> None:
-    """run-1: `secretfs run` mounts for one command and what it starts; nobody else sees it, and nothing is left."""
+    """run-1: `secretfs run` mounts for one command and its children; nobody else sees the mount; nothing is left."""
     script = 'echo "$SECRETFS"; if [ "$(cat "$SECRETFS/file/a")" = "$1" ]; then echo same; fi; ' + STAY
     with running(manifests, script.replace("$1", OLD)) as command:
         wait_until(lambda: len(command.lines) == 2)
@@ -108,7 +108,7 @@ UNPRIVILEGED = """
 
 @pytest.mark.parametrize("options", ["", "--no-new-privs"])
 def test_without_rights(options: str) -> None:
-    """run-2: It takes no rights but to open `/dev/fuse`, works with `no_new_privs`, and you stay who you are."""
+    """run-2: It needs no right except to open `/dev/fuse`, works with `no_new_privs`, and keeps your user and group."""
     done = in_namespace(f"""{UNPRIVILEGED}
         mkdir at
         cp /proc/self/mountinfo before
@@ -122,7 +122,7 @@ def test_without_rights(options: str) -> None:
 
 
 def test_the_place(manifests: Path, tmp_path: Path) -> None:
-    """run-3: `$SECRETFS` is where it is mounted: at the directory that `--at` names, or at one that was empty."""
+    """run-3: `$SECRETFS` is the mount point: the directory that `--at` names, or else one that was empty."""
     (tmp_path / "at").mkdir()
     for options, place in ([], None), (["--at", str(tmp_path / "at")], tmp_path / "at"):
         done = secretfs_run(manifests, *options, "--", "sh", "-c", 'echo "$SECRETFS"; ls "$SECRETFS" "$SECRETFS/file"')
@@ -143,7 +143,7 @@ def test_the_place(manifests: Path, tmp_path: Path) -> None:
     ids=str,
 )
 def test_the_exit_code(manifests: Path, command: Sequence[str], status: int) -> None:
-    """run-4: It ends as the command does, by exit code or by signal; with 126 or 127 if that cannot be run."""
+    """run-4: It ends as the command does, by exit code or by signal; with 126 or 127 if the command cannot be run."""
     assert secretfs_run(manifests, "--", *command).status == status
 
 
@@ -161,7 +161,7 @@ def test_never_started(manifests: Path, tmp_path: Path) -> None:
 
 
 def test_signals(manifests: Path) -> None:
-    """run-6: A signal that is sent to it is passed on to the command."""
+    """run-6: A signal that is sent to `secretfs run` is passed on to the command."""
     numbers = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH]
     names = [number.name.removeprefix("SIG") for number in numbers]
     traps = "".join(f"trap 'echo {name}' {name}; " for name in names)
@@ -196,7 +196,7 @@ def as_seen(*prefix: str) -> list[str]:
 
 
 def test_as_without_us(manifests: Path) -> None:
-    """run-7: Descriptors, limits, signals and all else are what they would be without it, also in a pipe."""
+    """run-7: Descriptors, limits, signals and everything else are as they would be without it, also in a pipe."""
     run = [*SECRETFS, "run", "--resources-path", str(manifests), "--"]
     assert as_seen(*run) == as_seen()
     pipe = "printf 'one\\ntwo\\n' | {0} cat | wc -l; {0} yes | head -n 1; echo ${{PIPESTATUS[0]}}".format(" ".join(run))
@@ -205,7 +205,7 @@ def test_as_without_us(manifests: Path) -> None:
 
 
 def test_a_signal_at_a_change(manifests: Path, file: SecretsFile) -> None:
-    """run-8: With `--on-change=SIGNAL` the command gets it when what it has read changes, once for all of it."""
+    """run-8: With `--on-change=SIGNAL` the command gets it when what it has read changes, once for all changes."""
     told = (
         f'case "$(cat "$SECRETFS/file/a" "$SECRETFS/file/b")" in "{OLD}{OLD}") echo old;; "{NEW}{NEW}") echo new; esac'
     )
@@ -246,7 +246,7 @@ def test_nothing_at_a_change(manifests: Path, file: SecretsFile) -> None:
 
 
 def test_a_restart_at_a_change(manifests: Path, file: SecretsFile) -> None:
-    """run-9: With `--on-change=restart` it is ended by SIGTERM, after 10 s by SIGKILL, and started again."""
+    """run-9: With `--on-change=restart` the command gets SIGTERM, after 10 s SIGKILL, and is started again."""
     script = f'echo up; cat "$SECRETFS/file/a" > /dev/null; trap "echo bye; exit 5" TERM; echo read; {STAY}'
     with running(manifests, script, "--on-change=restart") as command:
         command.wait_for("up", "read")
@@ -258,7 +258,7 @@ def test_a_restart_at_a_change(manifests: Path, file: SecretsFile) -> None:
 
 
 def test_the_end_of_a_restarted_command(manifests: Path, file: SecretsFile) -> None:
-    """run-10: A command that ends by itself is not started again, nor one that SIGTERM or the like was sent to."""
+    """run-10: A command that ends by itself is not started again, nor is one that was sent SIGTERM or the like."""
     again = manifests.parent / "again"
     script = f'cat "$SECRETFS/file/a" > /dev/null; if [ -e {again} ]; then exit 3; fi; touch {again}; echo up; {STAY}'
     with running(manifests, script, "--on-change=restart") as command:
@@ -269,7 +269,7 @@ def test_the_end_of_a_restarted_command(manifests: Path, file: SecretsFile) -> N
 
 
 def test_what_has_been_read_is_watched(manifests: Path, file: SecretsFile) -> None:
-    """run-11: What the command has read is watched until it ends; with `--idle` that long after it was read last."""
+    """run-11: What the command has read is watched until the command ends; with `--idle`, that long after a read."""
     forgotten = (
         'until grep -q "cached_values.: 0" "$SECRETFS/.secretfs/status.json"; do sleep 0.02; done; echo forgotten'
     )
@@ -286,7 +286,7 @@ def test_what_has_been_read_is_watched(manifests: Path, file: SecretsFile) -> No
 
 
 def test_a_killed_daemon(manifests: Path) -> None:
-    """run-12: If its daemon is killed the command goes on, its files are ENOTCONN, and standard error tells."""
+    """run-12: If the daemon is killed, the command goes on, its files are ENOTCONN, and standard error says so."""
     script = f'cat "$SECRETFS/file/a" > /dev/null; echo up; trap "cat $SECRETFS/file/b" USR1; {STAY}'
     with running(manifests, script) as command:
         command.wait_for("up")

@@ -50,7 +50,7 @@ def truth(scratch: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("row", TRUTH)
 def test_the_truth_table(truth: Path, row: str) -> None:
-    """scope-1: An app sees the secrets that its scope allows, by Dapr's rule, with every program and in bulk."""
+    """scope-1: An app sees the secrets that its scope allows by Dapr's rule, in every program and in the bulk files."""
     allowed = TRUTH[row][1]
     directory = truth / row
     assert set(lines("ls", directory)) == allowed
@@ -64,7 +64,7 @@ def test_the_truth_table(truth: Path, row: str) -> None:
 
 @pytest.mark.parametrize("row", TRUTH)
 def test_hidden_is_missing(truth: Path, row: str) -> None:
-    """scope-2: What a scope hides looks like what does not exist: the same errno for every question."""
+    """scope-2: A hidden secret looks like one that does not exist: every call returns the same errno."""
     missing = ways_to_ask(truth / row / "s9")
     assert set(missing) == {"ENOENT"}
     for name in ALL - TRUTH[row][1]:
@@ -93,7 +93,7 @@ def folders(scratch: Path, openbao_server: OpenBao) -> Iterator[tuple[Mounted, F
 
 @pytest.mark.parametrize("store", ["denying", "allowing"])
 def test_folders(folders: tuple[Mounted, Folder], store: str) -> None:
-    """scope-3: A folder with nothing but hidden secrets in it is not there."""
+    """scope-3: A folder with nothing but hidden secrets in it does not exist."""
     top = folders[0].path / store
     assert set(lines("find", top, "-type", "f", "-printf", "%P\n")) == {"half/y/key", "open/key", "team/open/key"}
     assert lines("ls", top) == ["half", "open", "team"]
@@ -106,7 +106,7 @@ def test_folders(folders: tuple[Mounted, Folder], store: str) -> None:
 
 @pytest.mark.parametrize("store", ["denying", "allowing"])
 def test_refused_before_the_store_is_asked(folders: tuple[Mounted, Folder], store: str) -> None:
-    """scope-4: The store is never asked for a secret that is hidden."""
+    """scope-4: The store is never asked for a hidden secret."""
     mount, folder = folders
     folder.server.forget()
     for hidden in ("closed", "team/closed", "dark/one", "half/dark/x"):
@@ -118,7 +118,7 @@ def test_refused_before_the_store_is_asked(folders: tuple[Mounted, Folder], stor
 
 
 def test_a_name_in_a_scope_is_the_whole_name(scratch: Path) -> None:
-    """scope-5: A scope names secrets as Dapr's API does, and not keys: `team/db`, or `db:password` in a local file."""
+    """scope-5: A scope names secrets as Dapr's API does, not keys: `team/db`, or `db:password` in a local file."""
     (scratch / "nested.json").write_text(json.dumps({"db": {"user": secret("user"), "password": secret("password")}}))
     component(scratch / "whole", "file", "local.file", {"secretsFile": scratch / "nested.json"})
     properties = {"secretsFile": scratch / "nested.json", "multiValued": "true"}
@@ -139,7 +139,7 @@ def test_a_name_in_a_scope_is_the_whole_name(scratch: Path) -> None:
     [("shop", ["everybody", "shop-and-till", "shop-only"]), ("till", ["everybody", "shop-and-till"])],
 )
 def test_component_scopes(scratch: Path, app_id: str, stores: list[str]) -> None:
-    """scope-6: A component that is scoped to other app ids is not there, and is never opened."""
+    """scope-6: A component that is scoped to other app ids does not exist, and is never opened."""
     manifests = scratch / f"components-{app_id}"
     component(manifests, "everybody", "local.env", {"prefix": "NOTHING_"})
     component(manifests, "shop-only", "local.env", {"prefix": "NOTHING_"}, scopes=["shop"])

@@ -126,7 +126,7 @@ def test_stop_while_files_are_open(service: System) -> None:
 
 
 def test_reload(service: System) -> None:
-    """systemd-2: `systemctl reload` has manifests and configuration read again; nobody who reads notices."""
+    """systemd-2: `systemctl reload` reads manifests and configuration again; readers do not notice it."""
     service.systemctl("start", UNIT)
     before = service.show(UNIT, "MainPID")
     with Reader(service) as reader:
@@ -151,7 +151,7 @@ def test_killed(service: System) -> None:
 
 
 def test_readers_of_a_killed_daemon(service: System) -> None:
-    """systemd-4: No reader sees an error when the daemon is killed or restarted: he waits, less than a second."""
+    """systemd-4: When the daemon is killed or restarted, readers see no error and wait for less than a second."""
     service.systemctl("start", UNIT)
     with service.path(PASSWORD).open(encoding="utf-8") as held, Reader(service) as reader:
         for _ in range(2):
@@ -167,7 +167,7 @@ def test_readers_of_a_killed_daemon(service: System) -> None:
 
 
 def test_a_process_of_the_service_that_waits_for_the_mount(service: System) -> None:
-    """systemd-15: A process of the service that waits for the mount, and cannot be killed, holds up no restart."""
+    """systemd-15: A process of the service that waits for the mount, and cannot be killed, does not delay a restart."""
     # It stands for the hand that publishes changes: when the daemon is killed, that may be waiting for the next one.
     site, pid = service.path("/etc/secretfs/site"), service.path("/run/waiting")
     fails = {"secrets": {"value": {"x": {"k": "v"}}}, "fail": "fetch:x=hang"}
@@ -202,7 +202,7 @@ def wchan(system: System, pid: Path) -> str:
 
 
 def test_others_are_no_longer_let_in(service: System) -> None:
-    """systemd-14: A restart without `--allow-other` lets nobody else in any more: what is open then is lost."""
+    """systemd-14: After a restart without `--allow-other` other users are shut out; open files are lost."""
     service.systemctl("start", UNIT)
     assert service.run("cat", PASSWORD, user=65534).returncode == 0
     configure(service, "--resources-path=/etc/secretfs/components --mode=0444")
@@ -213,7 +213,7 @@ def test_others_are_no_longer_let_in(service: System) -> None:
 
 
 def test_hanging(service: System) -> None:
-    """systemd-5: A daemon that hangs is ended and replaced after `WatchdogSec`; readers wait, and see no error."""
+    """systemd-5: A daemon that hangs is killed and replaced after `WatchdogSec`; readers wait, and see no error."""
     drop_in(service, "[Service]", "WatchdogSec=500ms")
     service.systemctl("start", UNIT)
     before = service.show(UNIT, "MainPID")
@@ -256,7 +256,7 @@ def test_stop_when_the_daemon_leaves_the_mount(service: System) -> None:
 
 
 def test_restart_when_the_daemon_leaves_the_mount(service: System) -> None:
-    """systemd-8: Only a stop unmounts, never a restart or a crash, nor anything that cannot be told from them."""
+    """systemd-8: Only a stop unmounts; a restart, a crash, or anything that may be one of them does not."""
     leave_mounted(service)
     drop_in(service, "[Service]", "KillSignal=SIGKILL", "ExecStart=", "ExecStart=/bin/false")
     assert service.run("systemctl", "restart", UNIT).returncode != 0
@@ -293,7 +293,7 @@ def test_given_up(service: System) -> None:
 
 
 def test_a_bootstrap_secret(service: System) -> None:
-    """systemd-9: What `LoadCredential=` gives the daemon is at /run/credentials/UNIT, for no other user."""
+    """systemd-9: What `LoadCredential=` gives the daemon is in /run/credentials/UNIT, and no other user can read it."""
     service.path("/etc/secretfs/secrets").rename(service.path("/etc/secretfs/bootstrap"))
     drop_in(service, "[Service]", "LoadCredential=bootstrap:/etc/secretfs/bootstrap")
     where = f"/run/credentials/{UNIT}/bootstrap"
@@ -304,7 +304,7 @@ def test_a_bootstrap_secret(service: System) -> None:
 
 
 def test_the_credential_of_a_client(service: System) -> None:
-    """systemd-10: A unit gets a secret by `LoadCredential=`, also from a mount that is for root alone."""
+    """systemd-10: A unit gets a secret through `LoadCredential=`, even from a mount that only root can read."""
     configure(service, "--resources-path=/etc/secretfs/components")
     service.systemctl("start", UNIT)
     assert client(service, f"LoadCredential=password:{PASSWORD}", "DynamicUser=yes", "ProtectSystem=strict") == secret(
@@ -319,7 +319,7 @@ def client(system: System, *properties: str) -> str:
 
 
 def test_a_sandbox(service: System) -> None:
-    """systemd-11: A unit in a sandbox that binds the directory above the mount point sees every later mount."""
+    """systemd-11: A unit in a sandbox that binds the parent directory of the mount point sees every later mount."""
     service.path("/run/systemd/system/client.service").write_text(
         "[Service]\nExecStart=sleep infinity\nDynamicUser=yes\nProtectSystem=strict\nPrivateTmp=yes\n"
         "BindReadOnlyPaths=/srv:/run/inside\n",
@@ -413,7 +413,7 @@ def test_units_are_right(system: System, path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "exposure"), EXPOSURE.items())
 def test_units_are_hardened(system: System, name: str, exposure: int) -> None:
-    """systemd-13: The daemon may do no more than it has to: `systemd-analyze security` rates it 4.2, OK."""
+    """systemd-13: The daemon has no more privileges than it needs: `systemd-analyze security` rates it 4.2, OK."""
     (path,) = (path for path in UNITS if path.name == name and path.parent.name != "user")
     unit = shown_to_systemd(system, path)
     command = ("systemd-analyze", "security", "--offline=true")

@@ -114,7 +114,7 @@ class Readers:
 
 
 def test_no_reader_notices(components: Path, kv: Folder) -> None:
-    """takeover-1: A daemon that is killed costs who reads, lists or looks a pause, never an error or a wrong byte."""
+    """takeover-1: When the daemon is killed, reads, lookups and listings pause; none fails or returns a wrong byte."""
     values = {f"key-{n}": sealed(n) for n in range(8)}
     kv.put("db", values)
     component(components, "vault", "hashicorp.vault", kv.metadata(), annotations={"secretfs/ttl": "300ms"})
@@ -148,7 +148,7 @@ def test_no_reader_notices(components: Path, kv: Folder) -> None:
 
 
 def test_what_is_open_goes_on(components: Path) -> None:
-    """takeover-2: What is open goes on: files, mappings, directories that are being read, working directories."""
+    """takeover-2: Everything open survives: files, mappings, directories that are being read, working directories."""
     with mount_of(components) as mount:
         path = mount.path / "file/large"
         large = secret("l" * LARGE).encode()
@@ -175,7 +175,7 @@ def test_what_is_open_goes_on(components: Path) -> None:
 
 
 def test_a_version_that_is_not_to_be_had(components: Path, file: SecretsFile) -> None:
-    """takeover-3: A file that is open at a version which is gone with the daemon is ESTALE, never another's bytes."""
+    """takeover-3: A file that is open at a version that was lost with the daemon is ESTALE, never wrong bytes."""
     with mount_of(components) as mount, (mount.path / "file/token").open("rb", buffering=0) as token:
         size = os.fstat(token.fileno()).st_size
         with down(mount):
@@ -186,7 +186,7 @@ def test_a_version_that_is_not_to_be_had(components: Path, file: SecretsFile) ->
 
 
 def test_who_waits_is_answered(tmp_path: Path, own_server: OpenBao) -> None:
-    """takeover-4: Who waits for an answer when the daemon is killed gets it from the next one."""
+    """takeover-4: A program that waits for an answer when the daemon is killed gets it from the next daemon."""
     own_server.put("secret/dapr/slow", {"key": OLD})
     properties = {"vaultAddr": own_server.address, "vaultToken": own_server.token}
     component(tmp_path / "components", "vault", "hashicorp.vault", properties)
@@ -202,7 +202,7 @@ def test_who_waits_is_answered(tmp_path: Path, own_server: OpenBao) -> None:
 
 
 def test_who_polls_is_woken(components: Path, file: SecretsFile) -> None:
-    """takeover-5: `poll` on an open file wakes when it is superseded, also if the daemon was killed in between."""
+    """takeover-5: `poll` on an open file wakes when it is superseded, even if the daemon was killed in between."""
     with mount_of(components) as mount, (mount.path / "file/token").open() as token:
         told: list[tuple[int, int]] = []
         poll = select.poll()
@@ -218,7 +218,7 @@ def test_who_polls_is_woken(components: Path, file: SecretsFile) -> None:
 
 
 def test_changes_meanwhile_are_told(components: Path, file: SecretsFile, tmp_path: Path) -> None:
-    """takeover-6: What changes or goes while nobody serves is told to who watches, when somebody serves again."""
+    """takeover-6: Watchers learn of changes and deletions that happen while no daemon serves from the next daemon."""
     with mount_of(components) as mount:
         directory = mount.path / "file"
         for name in ("token", "large", "team/member-1", "team/member-2"):
@@ -233,7 +233,7 @@ def test_changes_meanwhile_are_told(components: Path, file: SecretsFile, tmp_pat
 
 
 def test_a_store_that_is_down(components: Path, own_server: OpenBao) -> None:
-    """takeover-7: A store that is down keeps no mount from being taken over: its files are errors until it is back."""
+    """takeover-7: A store that is down does not prevent a takeover: its files are errors until it is back."""
     own_server.put("secret/dapr/db", {"key": OLD})
     properties = {"vaultAddr": own_server.address, "vaultToken": own_server.token}
     component(components, "vault", "hashicorp.vault", properties, annotations={"secretfs/deadline": "500ms"})
@@ -248,7 +248,7 @@ def test_a_store_that_is_down(components: Path, own_server: OpenBao) -> None:
 
 
 def test_a_worker_that_always_ends_at_once(components: Path) -> None:
-    """takeover-8: A daemon that ends at once again and again is given up: ENOTCONN; log and status tell why."""
+    """takeover-8: If daemon after daemon ends at once, the supervisor gives up: ENOTCONN; log and status say why."""
     with mounted(components, expect_log=[ENDED, "giving up", "broken.yaml"]) as mount:
         (components / "broken.yaml").write_text("kind: Component\nmetadata: [", encoding="utf-8")
         wait_until(lambda: "nothing is changed" in mount.log)
@@ -265,7 +265,7 @@ def test_a_worker_that_always_ends_at_once(components: Path) -> None:
 
 
 def test_an_upgrade(components: Path) -> None:
-    """takeover-9: SIGTERM to the process that serves has its supervisor start another, of the version installed now."""
+    """takeover-9: On SIGTERM to the daemon its supervisor starts another one, of the version that is installed now."""
     with mount_of(components) as mount:
         before = json.loads((mount.path / ".secretfs/status.json").read_text())["mount"]
         killed(mount, signal.SIGTERM)
@@ -276,7 +276,7 @@ def test_an_upgrade(components: Path) -> None:
 
 
 def test_nothing_is_left_over(components: Path) -> None:
-    """takeover-10: After a takeover inodes are dropped as ever: what nobody uses any more costs no memory."""
+    """takeover-10: After a takeover inodes are forgotten as before: those that nobody uses cost no memory."""
     with mount_of(components) as mount:
 
         def inodes() -> int:
@@ -295,7 +295,7 @@ def test_nothing_is_left_over(components: Path) -> None:
 
 
 def test_a_supervisor_that_is_killed(components: Path) -> None:
-    """takeover-11: If its supervisor is killed the daemon goes on, and unmounts when it is asked to end."""
+    """takeover-11: If its supervisor is killed, the daemon goes on, and unmounts when it is asked to end."""
     with mount_of(components) as mount:
         worker = mount.worker
         mount.process.kill()
@@ -315,7 +315,7 @@ def test_a_supervisor_that_is_killed(components: Path) -> None:
     ids=["an older kernel", "another version"],
 )
 def test_what_cannot_be_taken_over(components: Path, offset: int, data: bytes, why: str) -> None:
-    """takeover-12: What cannot be taken over is mounted anew, and the log says why; what is open is ENOTCONN."""
+    """takeover-12: A mount that cannot be taken over is mounted anew, and the log says why; open files are ENOTCONN."""
     with mount_of(components, "cannot be taken over") as mount:
         token = os.open(mount.path / "file/token", os.O_RDONLY)
         spoil_journal(mount, offset, data)
@@ -329,7 +329,7 @@ def test_what_cannot_be_taken_over(components: Path, offset: int, data: bytes, w
 
 
 def test_a_user_is_taken_over_too() -> None:
-    """takeover-13: All of this takes no root."""
+    """takeover-13: None of this needs root."""
     done = in_namespace("""
         export TOKEN_A=value
         as_nobody mkdir m
@@ -356,7 +356,7 @@ def kill(mount: Mounted) -> None:
 @pytest.mark.parametrize("trouble", [stop, kill], ids=["stopped", "killed"])
 @pytest.mark.parametrize("command", [["umount", "--lazy"], [*SECRETFS, "unmount"]], ids=["umount", "secretfs"])
 def test_unmounted_meanwhile(components: Path, trouble: Callable[[Mounted], None], command: list[str]) -> None:
-    """takeover-15: A mount that is unmounted while nobody serves stays unmounted, and its processes end."""
+    """takeover-15: A mount that is unmounted while no daemon serves stays unmounted, and its processes end."""
     other = components.parent / "other"
     component(other, "env", "local.env", {"prefix": "OTHER_"})
     with mount_of(components, "does not answer: it is killed", "has no secretfs mounted") as mount:
@@ -373,7 +373,7 @@ def test_unmounted_meanwhile(components: Path, trouble: Callable[[Mounted], None
 
 
 def test_what_cannot_be_taken_over_while_a_store_is_down(components: Path, file: SecretsFile) -> None:
-    """takeover-16: What cannot be taken over nor mounted anew is ENOTCONN, with the reason, and never empty."""
+    """takeover-16: A mount that can be neither taken over nor mounted anew is ENOTCONN, with a reason, never empty."""
     with mounted(components, expect_log=[ENDED, "cannot be taken over", "giving up", "secrets.json"]) as mount:
         spoil_journal(mount, *OTHER_VERSION, file.path.unlink)
         assert mount.process.wait(30) == 2
@@ -395,7 +395,7 @@ def spoil_journal(mount: Mounted, offset: int, data: bytes, meanwhile: Callable[
 
 @pytest.mark.root("only root mounts on top of something")
 def test_a_mount_that_is_covered(components: Path, tmp_path: Path) -> None:
-    """takeover-17: A mount that is covered, or detached and still open somewhere, is taken over as well."""
+    """takeover-17: A mount that is covered by another, or detached and still open somewhere, is taken over as well."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     with mount_of(components, "not answer") as mount:
@@ -413,7 +413,7 @@ def test_a_mount_that_is_covered(components: Path, tmp_path: Path) -> None:
 
 
 def test_a_supervisor_leaves_the_mount_of_another_alone(components: Path) -> None:
-    """takeover-18: A supervisor unmounts its own mount and no other that has come to its place."""
+    """takeover-18: A supervisor unmounts its own mount, and no other mount that has taken its place."""
     with mounted(components) as mount, (mount.path / "file/token").open("rb"):
         subprocess.run(["umount", "--lazy", str(mount.path)], check=True)
         assert secretfs("mount", "--resources-path", components, mount.path).status == 0
@@ -424,7 +424,7 @@ def test_a_supervisor_leaves_the_mount_of_another_alone(components: Path) -> Non
 
 
 def test_mounted_at_the_working_directory(components: Path, tmp_path: Path) -> None:
-    """takeover-19: A mount that was asked for at "." is taken over like any other."""
+    """takeover-19: A mount that was requested at "." is taken over like any other."""
     point, log = tmp_path / "here", tmp_path / "log"
     point.mkdir()
     done = secretfs("mount", "--resources-path", components, "--log-file", log, ".", cwd=point)

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.mount
 
 
 def test_nobody_sees_an_error(system: System) -> None:
-    """takeover-14: Readers, a container, a working directory and a mapping outlive any number of kills and restarts."""
+    """takeover-14: Readers, a container, a working directory and a mapping survive any number of kills and restarts."""
     told: list[Told] = []
     install(system)
     try:

@@ -127,7 +127,7 @@ def test_default(stores: Mounted) -> None:
 
 
 def test_values_that_are_not_text(stores: Mounted) -> None:
-    """vault-2: A key whose value is not a string holds its JSON text; null is empty."""
+    """vault-2: If the value of a key is not a string, its file holds the JSON text; null is an empty file."""
     directory = stores.path / "default/odd"
     assert {name: cat(directory / name) for name in lines("ls", directory)} == {
         "number": "42",
@@ -145,7 +145,7 @@ def test_text(stores: Mounted) -> None:
 
 
 def test_prefix(stores: Mounted) -> None:
-    """vault-4: A store is the folder `vaultKVPrefix` of its engine (`dapr` unless you say otherwise), and no more."""
+    """vault-4: A store shows the folder `vaultKVPrefix` of its engine (`dapr` by default) and nothing else."""
     assert lines("ls", stores.path / "default") == [
         "multiplekeyvaluessecret",
         "odd",
@@ -160,14 +160,14 @@ def test_prefix(stores: Mounted) -> None:
 
 @pytest.mark.parametrize("store", ["no-prefix", "no-prefix-text"])
 def test_no_prefix(stores: Mounted, store: str) -> None:
-    """vault-5: With `vaultKVUsePrefix: false` a store is the whole engine, and the prefix is a folder in it."""
+    """vault-5: With `vaultKVUsePrefix: false` a store shows the whole engine, and the prefix is a folder in it."""
     assert cat(stores.path / store / "secretWithNoPrefix/noPrefixKey") == secret("noProblem")
     assert cat(stores.path / store / "dapr/secondsecret/secondsecret") == secret("efgh")
     assert errno_of_cat(stores.path / store / "secondsecret/secondsecret") == "No such file or directory"
 
 
 def test_engine(stores: Mounted) -> None:
-    """vault-6: `enginePath` chooses the engine, of KV version 2 or 1."""
+    """vault-6: `enginePath` selects the engine, which may be KV version 2 or 1."""
     assert lines("ls", stores.path / "engine") == ["secretUnderCustomPath"]
     assert cat(stores.path / "engine/secretUnderCustomPath/key") == secret("custom")
     assert json.loads(cat(stores.path / "engine/.bulk.json")) == {"secretUnderCustomPath": {"key": secret("custom")}}
@@ -176,7 +176,7 @@ def test_engine(stores: Mounted) -> None:
 
 @pytest.mark.parametrize("store", ["token-path", "token-from-env", "by-file", "by-name-alone", "by-environment"])
 def test_where_the_token_comes_from(stores: Mounted, store: str) -> None:
-    """vault-7: The token may be in a file, in the environment (`envRef`), or in another store (`secretKeyRef`)."""
+    """vault-7: The token may be in a file, in the environment (`envRef`) or in another store (`secretKeyRef`)."""
     assert cat(stores.path / store / "secondsecret/secondsecret") == secret("efgh")
 
 
@@ -216,7 +216,7 @@ def test_a_mistake_with_ignore_errors(stores: Mounted) -> None:
     ids=["bad token", "both tokens", "no token", "no token file", "wrong address", "no address", "type", "reference"],
 )
 def test_refused(server: OpenBao, tmp_path: Path, properties: dict[str, object], status: int, reason: str) -> None:
-    """life-1: A mistake (exit code 2) or a store that refuses (4) stops the mount, with file and reason."""
+    """life-1: A mistake (exit code 2) or a store that refuses (4) stops the mount; the message has file and reason."""
     component(tmp_path / "m", "vault", VAULT, {"vaultAddr": server.address} | properties, secret_store="nowhere")
     code, told = refused_mount(tmp_path / "m")
     assert code == status
@@ -265,13 +265,13 @@ TRUSTING = {
 
 @pytest.mark.parametrize("store", TRUSTING)
 def test_trust(tls: Mounted, store: str) -> None:
-    """vault-11: Over TLS the server is verified: by `caPem`, `caPath`, `caCert`, else by the system's authorities."""
+    """vault-11: With TLS the server is verified against `caPem`, `caPath` or `caCert`, else the system's CAs."""
     assert cat(tls.path / store / "secondsecret/secondsecret") == secret("efgh")
 
 
 @pytest.mark.parametrize("store", ["wrong-ca", "no-ca", "wrong-name"])
 def test_distrust(tls: Mounted, store: str) -> None:
-    """vault-12: A server whose certificate is not good gets no token and answers nothing: EIO."""
+    """vault-12: A server with an invalid certificate is never sent the token, and its files are EIO."""
     assert errno_of_cat(tls.path / store / "secondsecret/secondsecret") == "Input/output error"
 
 
@@ -289,7 +289,7 @@ def test_a_wrong_authority_stops_the_mount(openbao_tls_server: OpenBao, tmp_path
 
 
 def test_unreachable_then_back(tmp_path: Path) -> None:
-    """vault-13: After an outage the server's secrets can be read again, also if it was down when we mounted."""
+    """vault-13: After an outage the secrets can be read again, even if the server was down at the time of the mount."""
     component(
         tmp_path / "m",
         "vault",
@@ -324,7 +324,7 @@ def test_unreachable_then_back(tmp_path: Path) -> None:
 
 
 def test_token_file_is_read_again(server: OpenBao, tmp_path: Path) -> None:
-    """vault-14: A token file is read again when it changes: a renewed token needs no new mount."""
+    """vault-14: A token file is read again when it changes: a renewed token needs no remount."""
     token = tmp_path / "token"
     limited = server.limited_token(**{"secret/data/dapr/secondsecret": "read"})
     token.write_text(limited)
@@ -346,7 +346,7 @@ def test_token_file_is_read_again(server: OpenBao, tmp_path: Path) -> None:
 
 
 def test_version(stores: Mounted) -> None:
-    """xattr-1: `user.secretfs.version` of a secret and of its keys is what the store calls the version."""
+    """xattr-1: `user.secretfs.version` of a secret and of its keys is the version, as the store calls it."""
     for path in ("default/secretUnderTest", "default/secretUnderTest/versionedKey"):
         assert output("getfattr", "--absolute-names", "--only-values", "-n", XATTR_VERSION, stores.path / path) == b"2"
     assert errno_of(os.getxattr, stores.path / "version1/old", XATTR_VERSION) == "ENODATA"
@@ -359,7 +359,7 @@ def test_fetched(stores: Mounted) -> None:
 
 
 def test_xattr_names(stores: Mounted) -> None:
-    """xattr-3: Secrets have these two attributes, folders and stores none; a version only where the store has them."""
+    """xattr-3: Secrets have these two attributes, folders and stores none; a version only if the store has versions."""
     both = [XATTR_VERSION, "user.secretfs.fetched"]
     (stores.path / "version1/old/key").read_bytes()
     for path, names in {
