@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from secretfs.linux.mountpoint import mounts, unmount
+from secretfs.linux.mountinfo import mounts
+from secretfs.linux.mountpoint import unmount
 
 _ROOT = Path(__file__).resolve().parents[1]
 _TMPFS = Path("/dev/shm")

@@ -37,7 +37,8 @@ from secretfs.errors import (
     StoreUnavailable,
 )
 from secretfs.linux import preflight
-from secretfs.linux.mountpoint import is_dead, is_mounted, mount_ids, require_place, resolve, surrounding
+from secretfs.linux.mountinfo import is_mounted, mount_ids, surrounding
+from secretfs.linux.mountpoint import is_dead, require_place, resolve
 from secretfs.linux.process import forbid_dumps, lock_memory
 from secretfs.registry.opening import OpenedStore, as_store_error, open_registry
 from secretfs.store import ClockedStore

@@ -6,17 +6,18 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from secretfs.daemon import last_failure
+from secretfs.daemon.processes import last_failure
 from secretfs.errors import ConfigurationError, MountError, SecretFSError, StoreError
 from secretfs.fs.names import CONTROL
-from secretfs.linux.mountpoint import ask, require_mounted
+from secretfs.linux.mountinfo import require_mounted
+from secretfs.linux.mountpoint import call_with_timeout
 
 
 def read_status(mountpoint: Path) -> bytes:
     """Read the status of a mount. Raises `MountError` with the reason and the way out."""
     path = _control(mountpoint, "status.json")
     try:
-        return ask(mountpoint, path.read_bytes)
+        return call_with_timeout(mountpoint, path.read_bytes)
     except OSError as error:
         raise _explained(mountpoint, error) from None
 
@@ -30,7 +31,7 @@ def refresh(mountpoint: Path, given: Path, paths: Sequence[str]) -> Iterator[Sec
     root = os.path.abspath(given)  # noqa: PTH100 - resolves no links: that could hang
     for path in [_below(mountpoint, root, path) for path in paths] or ["*"]:
         try:
-            ask(mountpoint, partial(_write, control, path), while_alive=True)
+            call_with_timeout(mountpoint, partial(_write, control, path), while_alive=True)
         except OSError as error:
             if error.filename is not None:  # it was the open that failed, not the request
                 raise _explained(mountpoint, error) from None
@@ -64,7 +65,7 @@ def _below(mountpoint: Path, given: str, path: str) -> str:
 
 
 def _end(mountpoint: Path) -> str:
-    reason = last_failure.read(str(mountpoint))
+    reason = last_failure(str(mountpoint))
     return f"ended at once again and again ({reason})" if reason else "was killed"
 
 

@@ -13,8 +13,9 @@ from secretfs.errors import JournalUnreadable, MountError
 from secretfs.fs.journal import Journal
 from secretfs.fuse.connection import Connection, has_ended
 from secretfs.linux.log import printable
-from secretfs.linux.mountpoint import is_dead, is_mounted, secretfs_at
-from secretfs.linux.sd_notify import ServiceManager, kept_descriptors, service_manager
+from secretfs.linux.mountinfo import is_mounted, secretfs_at
+from secretfs.linux.mountpoint import is_dead
+from secretfs.linux.sd_notify import ServiceManager, service_manager, stored_descriptors
 
 CONNECTION: Final = "connection"
 JOURNAL: Final = "journal"
@@ -46,7 +47,7 @@ class Handover:
         A service manager does if it wants to be notified. In the background it is not us whom it has started: then the
         only one to listen to is our own supervisor.
         """
-        kept = kept_descriptors()
+        kept = stored_descriptors()
         channel = kept.pop(CHANNEL, None)
         manager = service_manager(channel=channel)
         supervised = channel is not None
@@ -55,7 +56,7 @@ class Handover:
         return cls(manager, kept, supervised=supervised)
 
     @property
-    def is_there(self) -> bool:
+    def outlives_us(self) -> bool:
         """Whether a mount that we leave behind goes on to live: then we do not unmount when we are asked to end."""
         return self._manager is not None and os.getppid() == self._parent
 
@@ -97,21 +98,21 @@ class Handover:
     def keep(self, connection: Connection) -> None:
         """Have a mount kept for our successor."""
         if self._manager is not None:
-            self._manager.keep(JOURNAL, connection.journal.file)
-            self._manager.keep(CONNECTION, connection.descriptor)  # last: a connection is of no use without its journal
+            self._manager.store(JOURNAL, connection.journal.file)
+            self._manager.store(CONNECTION, connection.descriptor)  # last: it is of no use without its journal
 
     def release(self) -> None:
         """Have it kept no more: it is not mounted any more."""
         for name in (CONNECTION, JOURNAL):  # in this order: half of it is never taken for the whole
             if self._manager is not None:
                 with _listening_or_not():
-                    self._manager.forget(name)
+                    self._manager.remove(name)
 
-    def tell(self, **state: object) -> None:
+    def notify(self, **state: object) -> None:
         """Say how we do: ``READY=1``, ``WATCHDOG=1``, ``STATUS="..."``."""
         if self._manager is not None:
             with _listening_or_not():
-                self._manager.tell(**{name: printable(str(value)) for name, value in state.items()})
+                self._manager.notify(**{name: printable(str(value)) for name, value in state.items()})
 
 
 @contextmanager

@@ -11,16 +11,17 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
-from secretfs.daemon import last_failure
 from secretfs.errors import MountError
-from secretfs.linux.mountpoint import MountedAt, abort, is_dead, is_mounted, require_mounted, unmount
+from secretfs.linux.mountinfo import MountInfo, is_mounted, require_mounted
+from secretfs.linux.mountpoint import abort, is_dead, unmount
 from secretfs.linux.process import set_name
 
 _PATIENCE: Final = 2.0  # seconds that they have to end by themselves, and that the kernel has to end them
 
 
-def sign(mountpoint: Path) -> int:
+def set_process_name(mountpoint: Path) -> int:
     """Make this process, and those that it forks from now on, known as serving what is mounted at ``mountpoint``.
 
     Returns the minor device number of that. Raises `MountError` if no secretfs is.
@@ -30,7 +31,7 @@ def sign(mountpoint: Path) -> int:
     return mount.minor
 
 
-def serving(mount: MountedAt) -> list[int]:
+def daemon_pids(mount: MountInfo) -> list[int]:
     """Return the ids of the processes that serve a mount, a supervisor before the workers that it has forked."""
     parents = {}
     for directory in Path("/proc").glob("[0-9]*"):
@@ -45,7 +46,7 @@ def unmount_and_wait(path: Path) -> None:
     """Unmount the secretfs at ``path`` and wait until nobody serves it. Raises `MountError` if it is in use."""
     mount = _require_own(path)
     unmount(path)
-    last_failure.remove(str(path))
+    clear_failure(str(path))
     _end(mount)
 
 
@@ -58,11 +59,11 @@ def force_unmount(path: Path) -> None:
     require_mounted(path)
     while is_mounted(path):  # there may be dead ones below
         mount = _require_own(path)
-        pids = serving(mount)
+        pids = daemon_pids(mount)
         _signal(pids, signal.SIGTERM)
-        nobody_waits = _cut_off(path) or bool(pids) or _seems_dead(path)
+        nobody_waits = _abort(path) or bool(pids) or _seems_dead(path)
         _detach(path)
-        last_failure.remove(str(path))
+        clear_failure(str(path))
         _end(mount)
         if not nobody_waits:
             raise MountError(
@@ -71,14 +72,14 @@ def force_unmount(path: Path) -> None:
             )
 
 
-def _require_own(path: Path) -> MountedAt:
+def _require_own(path: Path) -> MountInfo:
     mount = require_mounted(path)
     if os.geteuid() not in (0, mount.user):
         raise MountError(f"the secretfs at {path} was mounted by user {mount.user}", "become that user, or root")
     return mount
 
 
-def _name(mount: MountedAt) -> str:
+def _name(mount: MountInfo) -> str:
     return f"secretfs:{mount.minor:x}"  # 15 bytes at most: a minor number has 20 bits
 
 
@@ -87,7 +88,7 @@ def _status(directory: Path) -> dict[str, str]:
     return {field: value.strip() for field, _, value in (line.partition(":") for line in lines)}
 
 
-def _serves(status: Mapping[str, str], mount: MountedAt) -> bool:
+def _serves(status: Mapping[str, str], mount: MountInfo) -> bool:
     """Whether a process has the name, belongs to who mounted, and is not just waiting for its parent to notice its end.
 
     The owner of /proc/PID is no help: it is root for a process that lets nobody look into its memory.
@@ -105,7 +106,7 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def _cut_off(path: Path) -> bool:
+def _abort(path: Path) -> bool:
     """Free who waits for the mount. Returns whether that was possible: see `abort`."""
     try:
         abort(path)
@@ -129,19 +130,19 @@ def _detach(path: Path) -> None:
             raise
 
 
-def _end(mount: MountedAt) -> None:
+def _end(mount: MountInfo) -> None:
     """Wait until the processes that serve a mount have ended, and kill them after a while."""
-    if not _comes_true(lambda: not serving(mount)) and not _comes_true(lambda: not _kill(mount)):
-        left = ", ".join(map(str, serving(mount)))
+    if not _comes_true(lambda: not daemon_pids(mount)) and not _comes_true(lambda: not _kill(mount)):
+        left = ", ".join(map(str, daemon_pids(mount)))
         raise MountError(f"killed, process {left} does not end", "look what it waits for: /proc/PID/stack")
 
 
-def _kill(mount: MountedAt) -> list[int]:
+def _kill(mount: MountInfo) -> list[int]:
     """Kill the processes that serve a mount. Returns their ids.
 
     A supervisor is killed first: one that survived its worker would start another one.
     """
-    pids = serving(mount)
+    pids = daemon_pids(mount)
     _signal(pids, signal.SIGKILL)
     return pids
 
@@ -153,3 +154,32 @@ def _comes_true(condition: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def record_failure(mountpoint: str, reason: str) -> None:
+    """Keep a reason. Where that cannot be done the log has it alone."""
+    path = _failure_file(mountpoint)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.write_text(reason, encoding="utf-8", errors="backslashreplace")
+
+
+def last_failure(mountpoint: str) -> str:
+    """Return the reason; nothing if there is none."""
+    try:
+        return _failure_file(mountpoint).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def clear_failure(mountpoint: str) -> None:
+    """Forget the reason."""
+    path = _failure_file(mountpoint)
+    with contextlib.suppress(OSError):
+        path.unlink()
+        path.parent.rmdir()  # the last one
+
+
+def _failure_file(mountpoint: str) -> Path:
+    runtime = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
+    return Path(runtime, "secretfs", quote(os.fsencode(mountpoint), safe=""))

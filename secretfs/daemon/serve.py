@@ -13,7 +13,7 @@ import trio
 
 from secretfs.cache.store_cache import Freshness
 from secretfs.daemon.handover import Handover
-from secretfs.daemon.processes import sign
+from secretfs.daemon.processes import set_process_name
 from secretfs.daemon.reload import Reloader
 from secretfs.dapr.load import ConfigSource, Declaration
 from secretfs.errors import MountError, Notice
@@ -24,7 +24,8 @@ from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.connection import Connection, connect
 from secretfs.fuse.operations import SecretOperations
-from secretfs.linux.mountpoint import clear, secretfs_at, unmount
+from secretfs.linux.mountinfo import secretfs_at
+from secretfs.linux.mountpoint import clear, unmount
 from secretfs.linux.syscall_helper import SyscallHelper, SyscallHelpers
 from secretfs.registry.opening import Registry
 from secretfs.registry.store_set import StoreSet
@@ -83,19 +84,19 @@ async def serve(
     declaration: Declaration,
     origin: ConfigSource,
     options: MountOptions,
-    hands: SyscallHelpers,
-    keeper: Handover,
+    helpers: SyscallHelpers,
+    handover: Handover,
     observer: Observer,
 ) -> None:
-    """Mount, or go on with the mount that the keeper has for us; serve until it is unmounted or a signal asks to stop.
+    """Mount, or go on with an inherited mount; serve until it is unmounted or a signal asks to stop.
 
     Tells ``observer`` when the mount answers, and what changes.
 
-    A mount with a keeper stays when we stop, for our successor; another is unmounted. On a fatal error it stays behind,
-    dead if there is no keeper: ENOTCONN tells readers the truth, while an empty directory would look like "no secrets".
-    The next start replaces a dead mount.
+    A supervised mount stays when we stop, for our successor; another is unmounted. On a fatal error it stays behind,
+    dead if nobody supervises it: ENOTCONN is the truth, while an empty directory would look like "no secrets". The next
+    start replaces a dead mount.
     """
-    inherited = keeper.inherited
+    inherited = handover.inherited
     journal = inherited.journal if inherited else Journal()
     if inherited:
         journal.begin_generation()
@@ -103,26 +104,26 @@ async def serve(
         stores = StoreSet(registry, options.default, nursery)
         views = await stores.serve(declaration)
         vfs = SecretVFS(views, options.permissions, nursery, declaration.context.app_id, journal)
-        publisher = Publisher(vfs, options.mountpoint, hands.publishing, observer.changed)
+        publisher = Publisher(vfs, options.mountpoint, helpers.publishing, observer.changed)
         reloader = Reloader(origin, stores, vfs, publisher)
         connection = inherited or _mount(options, journal)
         if not inherited:
-            keeper.keep(connection)
+            handover.keep(connection)
         device: int | None = None
         with suppress(MountError):  # covered, or detached and still in use: it is served all the same
-            device = sign(options.mountpoint)
+            device = set_process_name(options.mountpoint)
         vfs.on_wake(connection.send)
         _offer(connection, vfs, publisher)
         for task in (publisher.run, reloader.on_change, reloader.on_signal):
             nursery.start_soon(task)
         nursery.start_soon(_evict_idle, vfs)
         nursery.start_soon(catch_up, vfs.changes, publisher.enqueue)
-        nursery.start_soon(_announce, options.mountpoint, hands.asking, keeper, observer.ready)
+        nursery.start_soon(_announce, options.mountpoint, helpers.asking, handover, observer.ready)
         asked_to_stop = await _until_unmounted_or_asked_to_stop()
         pyfuse3.close(unmount=False)
         if not asked_to_stop:
-            keeper.release()
-        elif not keeper.is_there and (there := secretfs_at(options.mountpoint)) and there.minor == device:
+            handover.release()
+        elif not handover.outlives_us and (there := secretfs_at(options.mountpoint)) and there.minor == device:
             unmount(options.mountpoint, lazy=True)
         nursery.cancel_scope.cancel()
 
@@ -163,25 +164,25 @@ async def _evict_idle(vfs: SecretVFS) -> None:
         vfs.evict_idle()
 
 
-async def _announce(mountpoint: Path, hand: SyscallHelper, keeper: Handover, ready: Callable[[], None]) -> None:
+async def _announce(mountpoint: Path, helper: SyscallHelper, handover: Handover, ready: Callable[[], None]) -> None:
     """Ask the mount a question through the kernel, as its users will; then go on asking, if somebody watches over us.
 
     The question needs no store: what is asked is whether we serve.
     """
-    if not await _answers(mountpoint, hand):
+    if not await _answers(mountpoint, helper):
         return  # unmounted before it answered, it is not ready
     ready()
-    keeper.tell(READY=1, STATUS=f"serves {mountpoint}")
-    log.info("%s %s", "took over the mount at" if keeper.inherited else "mounted at", mountpoint)
-    while keeper.watchdog is not None:
-        await trio.sleep(keeper.watchdog / 4)
-        if await _answers(mountpoint, hand):
-            keeper.tell(WATCHDOG=1)
+    handover.notify(READY=1, STATUS=f"serves {mountpoint}")
+    log.info("%s %s", "took over the mount at" if handover.inherited else "mounted at", mountpoint)
+    while handover.watchdog is not None:
+        await trio.sleep(handover.watchdog / 4)
+        if await _answers(mountpoint, helper):
+            handover.notify(WATCHDOG=1)
 
 
-async def _answers(mountpoint: Path, hand: SyscallHelper) -> bool:
+async def _answers(mountpoint: Path, helper: SyscallHelper) -> bool:
     try:
-        await hand.call("statvfs", os.fsencode(mountpoint))
+        await helper.call("statvfs", os.fsencode(mountpoint))
     except OSError as error:
         log.info("the mount does not answer: %s", error.strerror)
         return False

@@ -26,12 +26,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-from secretfs.daemon import last_failure
-from secretfs.daemon.processes import sign
+from secretfs.daemon.processes import record_failure, set_process_name
 from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux.daemonize import leave_terminal
 from secretfs.linux.log import log_to, log_to_stderr, open_log, printable
-from secretfs.linux.mountpoint import secretfs_at, unmount
+from secretfs.linux.mountinfo import secretfs_at
+from secretfs.linux.mountpoint import unmount
 
 CHANNEL: Final = "supervisor"
 """Name of the descriptor by which a worker talks to us. An address, as systemd has one, anybody could flood."""
@@ -55,7 +55,7 @@ START: Final = 30.0
 
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 _PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15  # linux/prctl.h
-_NAME = b"secretfs-keeper"
+_NAME = b"secretfs"
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _LARGEST = 8192
 
@@ -233,7 +233,7 @@ class Supervisor:
             log.warning("process %d ended (%s): another takes over", worker.pid, reason)
             return None
         log.critical("%d processes in a row ended at once, the last with: %s; giving up", self._failures, reason)
-        last_failure.write(self._mountpoint, reason)
+        record_failure(self._mountpoint, reason)
         return code if code >= 0 else 128 - code
 
     # --- what it hears ---
@@ -309,7 +309,7 @@ class Supervisor:
         if self._device != -1:
             return  # what is at that place now may be somebody else's
         with contextlib.suppress(MountError, OSError):  # it has just been unmounted; the machine lacks something
-            self._device = sign(Path(self._mountpoint))
+            self._device = set_process_name(Path(self._mountpoint))
 
     def _is_disconnected(self) -> bool:
         """Whether the kernel has ended the connection. It is not waited for: each request would wake us."""

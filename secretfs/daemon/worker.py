@@ -16,8 +16,8 @@ from pathlib import Path
 
 import trio
 
-from secretfs.daemon import last_failure
 from secretfs.daemon.handover import Handover
+from secretfs.daemon.processes import clear_failure
 from secretfs.daemon.serve import MountOptions, Observer, serve
 from secretfs.dapr.load import ConfigSource, Declaration, declare
 from secretfs.errors import ConfigurationError, SecretFSError
@@ -50,10 +50,10 @@ def mount(request: Request, arguments: Sequence[str]) -> int:
     In the background it returns when the mount answers. Raises `SecretFSError` for whatever keeps it from that.
     """
     _require_outside(request)
-    keeper = Handover.from_environment(foreground=request.foreground)
-    if keeper is None:
+    handover = Handover.from_environment(foreground=request.foreground)
+    if handover is None:
         return _supervise(request, arguments)
-    return work(request, keeper)
+    return work(request, handover)
 
 
 def _require_outside(request: Request) -> None:
@@ -79,7 +79,7 @@ def _supervise(request: Request, arguments: Sequence[str]) -> int:
 
 def work(
     request: Request,
-    keeper: Handover,
+    handover: Handover,
     observer: Observer | None = None,
     end: Callable[[], Awaitable[None]] = trio.sleep_forever,
 ) -> int:
@@ -88,28 +88,28 @@ def work(
     When ``end`` has returned the mount stays, dead, for those who still use it.
     """
     try:
-        _work(request, keeper, observer or Observer(partial(_become_ready, request, keeper)), end)
+        _work(request, handover, observer or Observer(partial(_become_ready, request, handover)), end)
     except (SecretFSError, BaseExceptionGroup) as error:
-        keeper.tell(STATUS=_reason(error))
+        handover.notify(STATUS=_reason(error))
         raise
     return 0
 
 
-def _work(request: Request, keeper: Handover, observer: Observer, end: Callable[[], Awaitable[None]]) -> None:
+def _work(request: Request, handover: Handover, observer: Observer, end: Callable[[], Awaitable[None]]) -> None:
     options = request.options
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is listened to: what it asks to be read is being read
-    if keeper.takes_over:  # there is no terminal any more
+    if handover.takes_over:  # there is no terminal any more
         with suppress(ConfigurationError):  # a log that cannot be opened again must not cost readers the mount
             _log_as_asked(request)
-    if not keeper.inherit(options.mountpoint, allow_other=options.allow_other):
+    if not handover.inherit(options.mountpoint, allow_other=options.allow_other):
         return
-    if keeper.inherited is None:
+    if handover.inherited is None:
         prepare(options.mountpoint, allow_other=options.allow_other)
     declaration, origin = declare(request.resources, request.configs, request.app_id, builtin=request.builtin)
     for notice in (*declaration.notices, *options.notices):
         log.warning("%s", notice)
     protect_memory()
-    hands = SyscallHelpers.fork()
+    helpers = SyscallHelpers.fork()
 
     async def serve_until_end() -> None:
         async with trio.open_nursery() as nursery:
@@ -118,40 +118,40 @@ def _work(request: Request, keeper: Handover, observer: Observer, end: Callable[
             nursery.cancel_scope.cancel()
 
     async def serve_it(scope: trio.CancelScope) -> None:
-        await _serve(declaration, origin, options, hands, keeper, observer)
+        await _serve(declaration, origin, options, helpers, handover, observer)
         scope.cancel()
 
     try:
         trio.run(serve_until_end)
     finally:
-        hands.close()
+        helpers.close()
 
 
 async def _serve(
     declaration: Declaration,
     origin: ConfigSource,
     options: MountOptions,
-    hands: SyscallHelpers,
-    keeper: Handover,
+    helpers: SyscallHelpers,
+    handover: Handover,
     observer: Observer,
 ) -> None:
-    known = keeper.inherited.journal.stores if keeper.inherited else {}
+    known = handover.inherited.journal.stores if handover.inherited else {}
     components = declaration.components
     async with open_registry(components, declaration.context, options.default, known=known) as registry:
         for notice in registry.notices:
             log.warning("%s", notice)
-        if keeper.inherited is None:
+        if handover.inherited is None:
             registry.require()
         for failure in registry.failures:
             ignored = "ignoreErrors" if failure.component.ignore_errors else "its files are EIO"
             log.warning("%s (%s)", failure, ignored)
-        await serve(registry, declaration, origin, options, hands, keeper, observer)
+        await serve(registry, declaration, origin, options, helpers, handover, observer)
 
 
-def _become_ready(request: Request, keeper: Handover) -> None:
+def _become_ready(request: Request, handover: Handover) -> None:
     """Leave the terminal, if that was asked for. Until now errors went where whoever mounts sees them."""
-    last_failure.remove(str(request.options.mountpoint))
-    if not keeper.takes_over:
+    clear_failure(str(request.options.mountpoint))
+    if not handover.takes_over:
         _log_as_asked(request)
     if not request.foreground:
         leave_terminal()

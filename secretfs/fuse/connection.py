@@ -18,7 +18,7 @@ from typing import Final
 
 from secretfs.errors import MountError
 from secretfs.fs.journal import Journal
-from secretfs.linux.mountpoint import FSTYPE
+from secretfs.linux.mountinfo import FSTYPE
 from secretfs.linux.preflight import DEVICE, explain, require_device, require_fusermount
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8  # sys/mount.h

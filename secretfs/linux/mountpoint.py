@@ -4,16 +4,16 @@ import ctypes
 import errno
 import logging
 import os
-import re
 import stat
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from secretfs.errors import MountError
 from secretfs.linux import fusectl
+from secretfs.linux.mountinfo import is_mounted, require_mounted
 from secretfs.linux.preflight import (
     may_mount,
     require_allow_other,
@@ -21,9 +21,6 @@ from secretfs.linux.preflight import (
     require_fusermount,
     require_privilege,
 )
-
-FSTYPE = "fuse.secretfs"
-"""Type of our mounts in /proc/self/mountinfo."""
 
 T = TypeVar("T")
 
@@ -33,77 +30,6 @@ _MNT_DETACH = 2  # linux/fs.h
 _UMOUNT_NOFOLLOW = 8
 _LINKS = 40  # as many as the kernel follows (path_resolution(7))
 _PATIENCE = 2.0  # seconds until a mount that does not answer counts as hung
-
-
-class MountedAt(NamedTuple):
-    """A line of /proc/self/mountinfo."""
-
-    path: str
-    fstype: str
-    minor: int
-    """Minor number of its device, which names a FUSE connection."""
-    user: int | None
-    """Who mounted it, for FUSE."""
-    shared: bool
-    """Whether what is mounted below it is seen in other mount namespaces, too (mount_namespaces(7))."""
-    allow_other: bool = False
-    """Whether the kernel lets other users in, for FUSE."""
-
-
-def mounts() -> Iterator[MountedAt]:
-    """Yield the mounts of this mount namespace, bottom first (proc_pid_mountinfo(5))."""
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        before, _, after = line.partition(b" - ")
-        _, _, device, _, point, _, *propagation = before.split(b" ")
-        path = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), point)
-        fstype, _, rest = after.partition(b" ")
-        user = re.search(rb"\buser_id=(\d+)", rest)
-        yield MountedAt(
-            os.fsdecode(path),
-            os.fsdecode(fstype),
-            int(device.partition(b":")[2]),
-            int(user[1]) if user else None,
-            any(field.startswith(b"shared:") for field in propagation),
-            b"allow_other" in rest.rpartition(b" ")[2].split(b","),
-        )
-
-
-def mount_ids(pid: int) -> frozenset[bytes]:
-    """Return the ids of the mounts that a process sees; none if it hides them. No two mounts of a kernel share one."""
-    try:
-        lines = Path(f"/proc/{pid}/mountinfo").read_bytes().splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(line.split(b" ", 1)[0] for line in lines)
-
-
-def surrounding(path: Path) -> MountedAt:
-    """Return the mount that ``path`` is a directory of, or was before a secretfs was mounted there."""
-    around = (
-        mount
-        for mount in mounts()
-        if path.is_relative_to(mount.path) and not (mount.path == str(path) and mount.fstype == FSTYPE)
-    )
-    return max(around, key=lambda mount: len(mount.path))
-
-
-def secretfs_at(path: Path) -> MountedAt | None:
-    """Return the secretfs, alive or dead, that one sees at ``path``."""
-    there = [mount for mount in mounts() if mount.path == str(path)]
-    return there[-1] if there and there[-1].fstype == FSTYPE else None
-
-
-def is_mounted(path: Path) -> bool:
-    """Whether a secretfs, alive or dead, is what one sees at ``path``."""
-    return secretfs_at(path) is not None
-
-
-def require_mounted(path: Path) -> MountedAt:
-    """Return the secretfs at ``path``. Raises `MountError` if there is none."""
-    mount = secretfs_at(path)
-    if mount is None:
-        raise MountError(f"{path} has no secretfs mounted")
-    return mount
 
 
 def resolve(path: Path) -> Path:
@@ -215,7 +141,7 @@ def is_dead(path: Path) -> bool:
     Raises `MountError` if the mount does not answer.
     """
     try:
-        ask(path, lambda: os.statvfs(path))
+        call_with_timeout(path, lambda: os.statvfs(path))
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False
@@ -226,10 +152,10 @@ def _require_dead(path: Path) -> None:
         raise MountError(f"{path} has a secretfs mounted already", f"unmount it first: secretfs unmount {path}")
 
 
-def ask(path: Path, question: Callable[[], T], *, while_alive: bool = False) -> T:
-    """Put a question to what is mounted at ``path``, which may hang. Raises `MountError` if it does.
+def call_with_timeout(path: Path, call: Callable[[], T], *, while_alive: bool = False) -> T:
+    """Put a call to what is mounted at ``path``, which may hang. Raises `MountError` if it does.
 
-    With ``while_alive`` the answer may take its time as long as other questions are answered. The thread that hangs is
+    With ``while_alive`` the answer may take its time as long as other calls are answered. The thread that hangs is
     left behind: it ends with the process.
     """
     answers: list[T] = []
@@ -237,7 +163,7 @@ def ask(path: Path, question: Callable[[], T], *, while_alive: bool = False) -> 
 
     def put() -> None:
         try:
-            answers.append(question())
+            answers.append(call())
         except OSError as error:
             errors.append(error)
 
@@ -245,7 +171,7 @@ def ask(path: Path, question: Callable[[], T], *, while_alive: bool = False) -> 
     asking.start()
     asking.join(_PATIENCE)
     while asking.is_alive() and while_alive:
-        ask(path, lambda: os.statvfs(path))
+        call_with_timeout(path, lambda: os.statvfs(path))
         asking.join(_PATIENCE)
     if errors:
         raise errors[0]

@@ -24,7 +24,7 @@ class ServiceManager:
     watchdog: float | None = None
     """Seconds after which we are killed if we have not told ``WATCHDOG=1``; None if nobody watches."""
 
-    def tell(self, *descriptors: int, **state: object) -> None:
+    def notify(self, *descriptors: int, **state: object) -> None:
         """Send one message, such as ``READY=1, STATUS="mounted"``, and copies of ``descriptors`` with it.
 
         Never waits: a manager that reads a file of ours at this moment would wait for us. Raises `BlockingIOError` if
@@ -51,18 +51,18 @@ class ServiceManager:
             raise
         return channel
 
-    def keep(self, name: str, descriptor: int) -> None:
-        """Have a copy of ``descriptor`` kept while this process is killed or restarted; see `kept_descriptors`.
+    def store(self, name: str, descriptor: int) -> None:
+        """Have a copy of ``descriptor`` kept while this process is killed or restarted; see `stored_descriptors`.
 
         It is the unit that says how many are kept (``FileDescriptorStoreMax=``). Another one of the same name does not
-        take the place of the first: `forget` that before.
+        take the place of the first: `remove` that before.
         """
         # Without FDPOLL=0 the manager is woken by each request of the kernel that arrives at a descriptor of /dev/fuse.
-        self.tell(descriptor, FDSTORE=1, FDNAME=name, FDPOLL=0)
+        self.notify(descriptor, FDSTORE=1, FDNAME=name, FDPOLL=0)
 
-    def forget(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """Have all descriptors of that name closed."""
-        self.tell(FDSTOREREMOVE=1, FDNAME=name)
+        self.notify(FDSTOREREMOVE=1, FDNAME=name)
 
 
 def service_manager(
@@ -83,7 +83,7 @@ def service_manager(
     return ServiceManager(b"\0" + os.fsencode(told[1:]) if told[0] == "@" else told, watchdog)
 
 
-def kept_descriptors(environ: MutableMapping[str, str] = os.environ) -> dict[str, int]:
+def stored_descriptors(environ: MutableMapping[str, str] = os.environ) -> dict[str, int]:
     """Return the descriptors that the service manager has handed to this process, by name; nobody inherits them.
 
     The newest of several with one name is in the result, and the others are closed.

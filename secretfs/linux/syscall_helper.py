@@ -1,4 +1,4 @@
-"""A hand outside: a small process that makes system calls on our own mount for us.
+"""A helper: a small process that makes system calls on our own mount for us.
 
 A thread of the daemon must not make them. If the daemon is killed while one of its threads waits for an answer that the
 daemon itself owes, that thread cannot die, the descriptor of the connection stays open with it, and the kernel never
@@ -32,7 +32,7 @@ CALLS: Final[Mapping[str, Callable[..., object]]] = {
     "unlink": os.unlink,
     "rmdir": os.rmdir,
 }
-"""What a hand can do, by name."""
+"""What a helper can do, by name."""
 
 
 class SyscallHelper:
@@ -46,7 +46,7 @@ class SyscallHelper:
 
     @classmethod
     def fork(cls) -> "SyscallHelper":
-        """Fork a hand. Call it before there are threads."""
+        """Fork a helper. Call it before there are threads."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid = os.fork()
         if pid == 0:
@@ -97,7 +97,7 @@ class SyscallHelpers:
 def _serve(requests: socket.socket) -> NoReturn:
     """Do what is asked until nobody is there to ask. Runs in the forked process and never returns."""
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, b"secretfs-hand", 0, 0, 0)
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, b"secretfs-helper", 0, 0, 0)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
             signal.signal(number, signal.SIG_IGN)  # the daemon decides; ours is to end after it
         os.chdir("/")

@@ -49,13 +49,13 @@ def daemons(system: System) -> list[str]:
 
 
 def workers(system: System) -> list[str]:
-    """Return who serves: neither the supervisor nor a hand."""
+    """Return who serves: neither the supervisor nor a helper."""
     found = system.run("pgrep", "--full", "--", f"-m secretfs .*{POINT}( |$)").stdout.decode().split()
     commands = {pid: system.run("ps", "-o", "comm=,args=", "-p", pid).stdout.decode() for pid in found}
     return [
         pid
         for pid, command in commands.items()
-        if command.strip() and not command.startswith("secretfs-hand") and "secretfs.daemon.supervisor" not in command
+        if command.strip() and not command.startswith("secretfs-helper") and "secretfs.daemon.supervisor" not in command
     ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from secretfs.linux.mountpoint import is_mounted
+from secretfs.linux.mountinfo import is_mounted
 from tests.support.canary import leaked, secret
 from tests.support.command import ROOT, background, secretfs
 from tests.support.fake_type import Fakes

@@ -121,7 +121,7 @@ def test_stop_while_files_are_open(service: System) -> None:
     with service.path(PASSWORD).open(encoding="utf-8"):
         service.systemctl("stop", UNIT)
         assert list(service.path(POINT).iterdir()) == []
-    # Its hands end when they hear that it has ended, and systemd does not wait for them.
+    # Its helpers end when they hear that it has ended, and systemd does not wait for them.
     wait_until(lambda: service.run("systemd-cgls", "--unit", UNIT).stdout.count(b"secretfs mount") == 0)
 
 
@@ -168,7 +168,7 @@ def test_readers_of_a_killed_daemon(service: System) -> None:
 
 def test_a_process_of_the_service_that_waits_for_the_mount(service: System) -> None:
     """systemd-15: A process of the service that waits for the mount, and cannot be killed, does not delay a restart."""
-    # It stands for the hand that publishes changes: when the daemon is killed, that may be waiting for the next one.
+    # It stands for the helper that publishes changes: when the daemon is killed, that may be waiting for the next one.
     site, pid = service.path("/etc/secretfs/site"), service.path("/run/waiting")
     fails = {"secrets": {"value": {"x": {"k": "v"}}}, "fail": "fetch:x=hang"}
     annotations = {"secretfs/deadline": "60s"}

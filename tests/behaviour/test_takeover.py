@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from secretfs.daemon import last_failure
-from secretfs.daemon.processes import serving
-from secretfs.linux.mountpoint import require_mounted
+from secretfs.daemon.processes import daemon_pids, last_failure
+from secretfs.linux.mountinfo import require_mounted
 from tests.support.canary import secret
 from tests.support.command import SECRETFS, end_daemons, environment, in_namespace, secretfs
 from tests.support.manifests import component
@@ -261,7 +260,7 @@ def test_a_worker_that_always_ends_at_once(components: Path) -> None:
         assert done.status == 3
         assert reason in done.err
         assert secretfs("unmount", mount.path).status == 0
-        assert last_failure.read(str(mount.path)) == ""
+        assert last_failure(str(mount.path)) == ""
 
 
 def test_an_upgrade(components: Path) -> None:
@@ -430,13 +429,13 @@ def test_mounted_at_the_working_directory(components: Path, tmp_path: Path) -> N
     done = secretfs("mount", "--resources-path", components, "--log-file", log, ".", cwd=point)
     assert done.status == 0, done.err
     try:
-        keeper, worker = serving(require_mounted(point))
-        assert Path(f"/proc/{keeper}/cmdline").read_bytes().count(b"secretfs.daemon.supervisor") == 1
-        os.kill(keeper, signal.SIGSTOP)
+        parent, worker = daemon_pids(require_mounted(point))
+        assert Path(f"/proc/{parent}/cmdline").read_bytes().count(b"secretfs.daemon.supervisor") == 1
+        os.kill(parent, signal.SIGSTOP)
         os.kill(worker, signal.SIGKILL)
         if os.geteuid() == 0:  # nothing of the mount is to be had from the kernel's memory
             Path("/proc/sys/vm/drop_caches").write_text("2", encoding="ascii")
-        os.kill(keeper, signal.SIGCONT)
+        os.kill(parent, signal.SIGCONT)
         wait_until(lambda: "took over" in log.read_text("utf-8"))
         assert (point / "file/token").read_text() == OLD
     finally:

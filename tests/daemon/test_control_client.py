@@ -171,7 +171,7 @@ class TestCommands:
             return 7
 
         monkeypatch.setattr(mountpoint, "_PATIENCE", 0.02)
-        assert mountpoint.ask(mount.path, slowly, while_alive=True) == 7
+        assert mountpoint.call_with_timeout(mount.path, slowly, while_alive=True) == 7
 
     @pytest.mark.parametrize("options", ["", "--allow-other --mode 0444"])
     def test_the_mount_of_somebody_else(self, options: str) -> None:

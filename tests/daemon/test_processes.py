@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from secretfs.daemon.processes import force_unmount, serving
+from secretfs.daemon.processes import daemon_pids, force_unmount
 from secretfs.errors import MountError
-from secretfs.linux.mountpoint import abort, is_dead, is_mounted, require_mounted
+from secretfs.linux.mountinfo import is_mounted, require_mounted
+from secretfs.linux.mountpoint import abort, is_dead
 from tests.support.command import Done, background, environment, in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import mounted, supervisor
@@ -83,18 +84,18 @@ def test_they_are_found_by_the_mount_they_serve(components: Path, point: Path, t
     other.mkdir()
     with background(point, "--resources-path", components) as first:
         with background(other, "--resources-path", components) as second:
-            assert serving(require_mounted(point)) == [supervisor(point), first]
-            assert serving(require_mounted(other)) == [supervisor(other), second]
+            assert daemon_pids(require_mounted(point)) == [supervisor(point), first]
+            assert daemon_pids(require_mounted(other)) == [supervisor(other), second]
         gone = require_mounted(point)
-    assert serving(gone) == []
+    assert daemon_pids(gone) == []
 
 
 FORKING = """
 import os, signal, sys
 from pathlib import Path
-from secretfs.linux.mountpoint import MountedAt
+from secretfs.linux.mountinfo import MountInfo
 from secretfs.daemon.processes import _name, set_name
-set_name(_name(MountedAt("/x", "fuse.secretfs", int(sys.argv[1]), 0, False)))
+set_name(_name(MountInfo("/x", "fuse.secretfs", int(sys.argv[1]), 0, False)))
 ignored = signal.signal(signal.SIGTERM, signal.SIG_IGN)
 children = []
 for _ in range(2):
@@ -119,14 +120,14 @@ def test_all_are_ended_the_one_first_that_would_start_others(components: Path, p
         )
         assert other.stdout
         pids = [int(pid) for pid in other.stdout.readline().split()]
-        assert serving(require_mounted(point)) == [
+        assert daemon_pids(require_mounted(point)) == [
             *sorted([mount.process.pid, pids[0]]),
             *sorted([mount.worker, *pids[1:]]),
         ]
         there = require_mounted(point)
         force_unmount(point)
         assert other.wait(10) == -signal.SIGKILL
-        assert serving(there) == []
+        assert daemon_pids(there) == []
         assert mount.process.wait(10) == 0, "it was asked to end, and has had the time"
         other.stdout.close()
 

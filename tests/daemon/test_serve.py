@@ -11,7 +11,7 @@ import trio
 from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.load import load
 from secretfs.errors import NoSuchEntry
-from secretfs.linux.mountpoint import mounts
+from secretfs.linux.mountinfo import mounts
 from secretfs.registry.opening import open_registry
 from secretfs.registry.store_set import StoreSet
 from tests.support.canary import secret

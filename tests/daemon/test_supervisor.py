@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from secretfs.daemon import last_failure
+from secretfs.daemon.processes import clear_failure, last_failure
 from tests.support.command import ROOT
 from tests.support.shell import wait_until
 
 PRELUDE = """
 import os, signal, socket, sys, time
 sys.path.insert(0, {root!r})
-from secretfs.linux.sd_notify import kept_descriptors, service_manager
-kept = kept_descriptors()
+from secretfs.linux.sd_notify import stored_descriptors, service_manager
+kept = stored_descriptors()
 manager = service_manager(channel=kept.pop("supervisor"))
 life = open({lives!r}, "a"); life.write("x"); life.close()
 lives = os.path.getsize({lives!r})
@@ -82,15 +82,15 @@ def test_what_a_worker_has_kept_the_next_one_gets(tmp_path: Path) -> None:
     worker = f"""
         if lives == 1:
             for name in ("connection", "journal"):
-                file = os.memfd_create(name); os.write(file, name.encode()); manager.keep(name, file)
-            again = os.memfd_create("again"); os.write(again, b"newer"); manager.keep("journal", again)
-        manager.tell(READY=1)
+                file = os.memfd_create(name); os.write(file, name.encode()); manager.store(name, file)
+            again = os.memfd_create("again"); os.write(again, b"newer"); manager.store("journal", again)
+        manager.notify(READY=1)
         if lives < 4:
             os.kill(os.getpid(), signal.SIGSEGV if lives % 2 else signal.SIGKILL)
         told = {{name: os.pread(held, 99, 0).decode() for name, held in kept.items()}}
         open({str(tmp_path / "told")!r}, "w").write(repr(told) + os.getcwd())
-        manager.forget("connection")
-        manager.forget("journal")
+        manager.remove("connection")
+        manager.remove("journal")
     """
     with supervised(tmp_path, worker) as s:
         assert s.process.wait(20) == 0
@@ -103,15 +103,15 @@ def test_what_a_worker_has_kept_the_next_one_gets(tmp_path: Path) -> None:
 def test_a_worker_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
     worker = """
         if lives == 1:
-            manager.keep("connection", os.memfd_create("x"))
-        manager.tell(READY=1)
+            manager.store("connection", os.memfd_create("x"))
+        manager.notify(READY=1)
         assert manager.watchdog == 0.4
         while lives > 1 or time.monotonic() < time.monotonic() + 1:
-            manager.tell(WATCHDOG=1)
+            manager.notify(WATCHDOG=1)
             if lives == 1:
                 os.kill(os.getpid(), signal.SIGSTOP)
             if lives == 2:
-                manager.forget("connection"); sys.exit()
+                manager.remove("connection"); sys.exit()
     """
     with supervised(tmp_path, worker, settings="s.WATCHDOG = 0.4") as s:
         assert s.process.wait(20) == 0
@@ -122,9 +122,9 @@ def test_a_worker_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
 def test_who_ends_at_once_again_and_again_is_given_up_with_the_reason(tmp_path: Path) -> None:
     worker = """
         if lives == 1:
-            manager.keep("connection", os.memfd_create("x"))
-            manager.tell(READY=1); time.sleep(0.1); os.kill(os.getpid(), 9)
-        manager.tell(STATUS="it is Tuesday"); sys.exit(4)
+            manager.store("connection", os.memfd_create("x"))
+            manager.notify(READY=1); time.sleep(0.1); os.kill(os.getpid(), 9)
+        manager.notify(STATUS="it is Tuesday"); sys.exit(4)
     """
     mountpoint = str(tmp_path / "mnt")
     try:
@@ -132,10 +132,10 @@ def test_who_ends_at_once_again_and_again_is_given_up_with_the_reason(tmp_path: 
             assert s.process.wait(20) == 4
             assert s.count == 1 + 6
             assert "6 processes in a row ended at once, the last with: it is Tuesday" in s.log.read_text("utf-8")
-        assert last_failure.read(mountpoint) == "it is Tuesday"
+        assert last_failure(mountpoint) == "it is Tuesday"
     finally:
-        last_failure.remove(mountpoint)
-    assert last_failure.read(mountpoint) == ""
+        clear_failure(mountpoint)
+    assert last_failure(mountpoint) == ""
 
 
 def test_a_signal_that_comes_before_the_program_does_is_not_lost(tmp_path: Path) -> None:
@@ -152,11 +152,11 @@ def test_a_signal_that_comes_before_the_program_does_is_not_lost(tmp_path: Path)
 def test_who_is_killed_from_outside_is_never_given_up(tmp_path: Path) -> None:
     worker = """
         if lives == 1:
-            manager.keep("connection", os.memfd_create("x"))
-        manager.tell(READY=1)
+            manager.store("connection", os.memfd_create("x"))
+        manager.notify(READY=1)
         if lives < 20:
             os.kill(os.getpid(), 9)
-        manager.forget("connection")
+        manager.remove("connection")
     """
     with supervised(tmp_path, worker, settings="s.PAUSES = (0.0,)") as s:
         assert s.process.wait(30) == 0
@@ -166,12 +166,12 @@ def test_who_is_killed_from_outside_is_never_given_up(tmp_path: Path) -> None:
 def test_a_working_directory_that_is_gone_costs_nothing(tmp_path: Path) -> None:
     worker = """
         if lives == 1:
-            manager.keep("connection", os.memfd_create("x"))
+            manager.store("connection", os.memfd_create("x"))
             os.rmdir(os.getcwd())
-        manager.tell(READY=1)
+        manager.notify(READY=1)
         if lives == 1:
             os.kill(os.getpid(), 9)
-        manager.forget("connection")
+        manager.remove("connection")
     """
     (tmp_path / "gone").mkdir()
     with supervised(tmp_path, worker, cwd=tmp_path / "gone") as s:
@@ -183,12 +183,12 @@ def test_a_machine_without_room_for_a_worker_costs_nobody_the_mount(tmp_path: Pa
     """Descriptors run out here, because a test may take them away from a process, and give them back."""
     worker = f"""
         if lives == 1:
-            manager.keep("connection", os.memfd_create("x"))
-        manager.tell(READY=1)
+            manager.store("connection", os.memfd_create("x"))
+        manager.notify(READY=1)
         if lives == 1:
             open({str(tmp_path / "up")!r}, "w").close()
             time.sleep(60)
-        manager.forget("connection")
+        manager.remove("connection")
     """
     with supervised(tmp_path, worker, settings="s.LACKING = 0.05") as s:
         wait_until((tmp_path / "up").exists)
@@ -206,7 +206,7 @@ def test_a_machine_without_room_for_a_worker_costs_nobody_the_mount(tmp_path: Pa
 def test_signals_reach_the_worker_and_a_last_one_ends_both(tmp_path: Path) -> None:
     worker = f"""
         signal.signal(signal.SIGHUP, lambda *_: open({str(tmp_path / "hup")!r}, "w").close())
-        manager.tell(READY=1)
+        manager.notify(READY=1)
         open({str(tmp_path / "up")!r}, "w").close()
         while True: time.sleep(0.05)
     """
@@ -221,7 +221,7 @@ def test_signals_reach_the_worker_and_a_last_one_ends_both(tmp_path: Path) -> No
 def test_a_worker_that_does_not_end_when_asked_is_killed(tmp_path: Path) -> None:
     worker = f"""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        manager.tell(READY=1)
+        manager.notify(READY=1)
         open({str(tmp_path / "up")!r}, "w").close()
         while True: time.sleep(0.05)
     """
@@ -233,15 +233,15 @@ def test_a_worker_that_does_not_end_when_asked_is_killed(tmp_path: Path) -> None
 
 def test_nobody_else_is_listened_to(tmp_path: Path) -> None:
     worker = """
-        manager.tell(READY=1)
+        manager.notify(READY=1)
         if lives == 1:
-            manager.keep("connection", os.memfd_create("x"))
+            manager.store("connection", os.memfd_create("x"))
             if not os.fork():
-                manager.forget("connection")
+                manager.remove("connection")
                 os._exit(0)
             os.wait()
             os.kill(os.getpid(), 9)
-        manager.forget("connection")
+        manager.remove("connection")
     """
     with supervised(tmp_path, worker) as s:
         assert s.process.wait(20) == 0
@@ -250,7 +250,7 @@ def test_nobody_else_is_listened_to(tmp_path: Path) -> None:
 
 def test_it_is_small(tmp_path: Path) -> None:
     """It holds a connection for as long as a machine is up; what it never needs it never imports."""
-    with supervised(tmp_path, "manager.tell(READY=1); time.sleep(60)") as s:
+    with supervised(tmp_path, "manager.notify(READY=1); time.sleep(60)") as s:
         wait_until(lambda: s.count)
         maps = Path(f"/proc/{s.process.pid}/smaps_rollup").read_text(encoding="ascii")
         (rss,) = [int(line.split()[1]) for line in maps.splitlines() if line.startswith("Pss:")]

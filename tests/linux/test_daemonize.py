@@ -207,7 +207,7 @@ END
             exec 3< listening
             read -r line <&3; echo "$line"
             secretfs mount --resources-path c m
-            kill "$(pgrep -f 'secretfs[.]supervisor')"
+            kill "$(pgrep -f 'secretfs[.]daemon[.]supervisor')"
             cat <&3
             wait $listener
         """)
@@ -267,7 +267,7 @@ END
         until [ -S /dev/log ]; do :; done
         TOKEN_A=value secretfs mount --resources-path c m
         for i in $(seq $(($(cat /proc/sys/net/unix/max_dgram_qlen) + 5))); do
-            pkill -HUP -f 'secretfs[.]supervisor'
+            pkill -HUP -f 'secretfs[.]daemon[.]supervisor'
             timeout 5 cat m/env/A > /dev/null || echo "hangs"
             sleep 0.05
         done

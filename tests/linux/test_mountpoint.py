@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from secretfs.errors import MountError
-from secretfs.linux.mountpoint import is_mounted, mounts, prepare, resolve, unmount
+from secretfs.linux.mountinfo import is_mounted, mounts
+from secretfs.linux.mountpoint import prepare, resolve, unmount
 from secretfs.linux.preflight import explain
 from tests.support.command import Done, background, end_daemons, in_namespace, secretfs
 from tests.support.manifests import component
@@ -63,33 +64,6 @@ class TestResolve:
         (tmp_path / "b").symlink_to("a")
         with pytest.raises(MountError, match="is a link in a circle"):
             resolve(tmp_path / "a")
-
-
-class TestMountinfo:
-    @pytest.mark.mount
-    @pytest.mark.parametrize(
-        "name", ["a - b\ttab\nline\\slash", r"grün \040", b"\xff".decode(errors="surrogateescape")], ids=ascii
-    )
-    def test_awkward_names(self, components: Path, tmp_path: Path, name: str) -> None:
-        point = tmp_path / name
-        with mounted(components, mountpoint=point):
-            assert is_mounted(point)
-            assert str(point) in [mount.path for mount in mounts()]
-
-    def test_what_is_mounted_last_is_what_one_sees(self) -> None:
-        done = in_namespace("""
-            cat > look.py <<-'END'
-from pathlib import Path
-from secretfs.linux.mountpoint import is_mounted
-print(is_mounted(Path("/mnt/nobody/m")), is_mounted(Path("/mnt/nobody")), is_mounted(Path("/mnt/nobody/m/x")))
-END
-            mkdir m
-            look() { /mnt/python/bin/python look.py; }
-            sfs() { exec 3<>/dev/fuse; mount -i -t fuse.secretfs -o fd=3,rootmode=40000,user_id=0,group_id=0 sfs m; }
-            look; sfs; look; mount -t tmpfs none m; look; umount m; look; umount m; look
-        """)
-        assert done.err == ""
-        assert done.out.splitlines() == [f"{seen} False False" for seen in (False, True, False, True, False)]
 
 
 class TestRefusals:

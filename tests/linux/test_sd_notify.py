@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from secretfs.errors import ConfigurationError
-from secretfs.linux.sd_notify import ServiceManager, kept_descriptors, service_manager
+from secretfs.linux.sd_notify import ServiceManager, service_manager, stored_descriptors
 from tests.support.command import environment
 
 
@@ -34,32 +34,32 @@ def listening(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, S
 
 def test_it_hears_one_assignment_a_line(listening: tuple[socket.socket, ServiceManager]) -> None:
     end, manager = listening
-    manager.tell(READY=1, STATUS="mounted, 2 stores")
+    manager.notify(READY=1, STATUS="mounted, 2 stores")
     assert end.recv(4096) == b"READY=1\nSTATUS=mounted, 2 stores"
 
 
 def test_a_text_stays_one_assignment(listening: tuple[socket.socket, ServiceManager]) -> None:
     end, manager = listening
-    manager.tell(STATUS="vault is down:\nREADY=1\r\nMAINPID=1")
+    manager.notify(STATUS="vault is down:\nREADY=1\r\nMAINPID=1")
     assert end.recv(4096) == b"STATUS=vault is down: READY=1 MAINPID=1"
 
 
 def test_a_descriptor_is_kept_under_its_name(listening: tuple[socket.socket, ServiceManager]) -> None:
     end, manager = listening
     with tempfile.TemporaryFile() as file:
-        manager.keep("journal", file.fileno())
+        manager.store("journal", file.fileno())
         message, (copy,), _, _ = socket.recv_fds(end, 4096, 8)
         assert message == b"FDSTORE=1\nFDNAME=journal\nFDPOLL=0"
         assert os.path.sameopenfile(file.fileno(), copy)
         os.close(copy)
-    manager.forget("journal")
+    manager.remove("journal")
     assert end.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=journal"
 
 
 def test_a_manager_that_does_not_listen_holds_nobody_up(listening: tuple[socket.socket, ServiceManager]) -> None:
     def talk(manager: ServiceManager) -> None:
         for _ in range(1000):  # more than a queue holds (net.unix.max_dgram_qlen)
-            manager.tell(WATCHDOG=1)
+            manager.notify(WATCHDOG=1)
 
     with pytest.raises(BlockingIOError):
         talk(listening[1])
@@ -67,7 +67,7 @@ def test_a_manager_that_does_not_listen_holds_nobody_up(listening: tuple[socket.
 
 def test_a_manager_that_is_gone_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        ServiceManager(str(tmp_path / "notify")).tell(READY=1)
+        ServiceManager(str(tmp_path / "notify")).notify(READY=1)
 
 
 def test_without_a_service_manager_there_is_none() -> None:
@@ -94,7 +94,7 @@ def test_the_watchdog_counts_if_it_is_ours(pid: dict[str, str], seconds: float |
 
 def test_descriptors_for_somebody_else_are_left_alone() -> None:
     environ = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "connection", "HOME": "/"}
-    assert kept_descriptors(environ) == {}
+    assert stored_descriptors(environ) == {}
     assert environ == {"HOME": "/"}
 
 
@@ -112,8 +112,8 @@ os.closerange(100, 200)
 os.environ |= {{"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "{count}"}}
 if (names := {names!r}) is not None:
     os.environ["LISTEN_FDNAMES"] = names
-from secretfs.linux.sd_notify import kept_descriptors
-kept = kept_descriptors()
+from secretfs.linux.sd_notify import stored_descriptors
+kept = stored_descriptors()
 inherited = [number for number in kept.values() if not fcntl.fcntl(number, fcntl.F_GETFD) & fcntl.FD_CLOEXEC]
 listed = sorted(int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2)[:-1]  # one is of listdir
 print(kept, inherited, listed, [name for name in os.environ if name.startswith("LISTEN_")])
@@ -141,8 +141,8 @@ def test_a_channel_is_used_instead_of_an_address() -> None:
         manager = service_manager(environ, theirs.fileno())
         assert manager is not None
         assert (manager.watchdog, environ) == (2.0, {})
-        manager.tell(READY=1)
+        manager.notify(READY=1)
         assert ours.recv(99) == b"READY=1"
         ours.close()
         with pytest.raises(OSError, match="refused"):
-            manager.tell(WATCHDOG=1)
+            manager.notify(WATCHDOG=1)

@@ -16,15 +16,15 @@ from secretfs.linux.syscall_helper import SyscallHelper
 
 
 @pytest.fixture
-def hand() -> Iterator[SyscallHelper]:
-    hand = SyscallHelper.fork()
-    process = os.pidfd_open(hand.pid)
-    yield hand
-    hand.close()
+def helper() -> Iterator[SyscallHelper]:
+    helper = SyscallHelper.fork()
+    process = os.pidfd_open(helper.pid)
+    yield helper
+    helper.close()
     assert select.select([process], [], [], 10)[0], "it does not end with us"
     os.close(process)
     with suppress(ChildProcessError):
-        os.waitpid(hand.pid, 0)
+        os.waitpid(helper.pid, 0)
 
 
 def kill(pid: int) -> None:
@@ -33,33 +33,33 @@ def kill(pid: int) -> None:
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
-async def test_it_makes_the_call(hand: SyscallHelper, tmp_path: Path) -> None:
+async def test_it_makes_the_call(helper: SyscallHelper, tmp_path: Path) -> None:
     path = os.fsencode(tmp_path)
-    await hand.call("mkdir", path + b"/one")
-    await hand.call("rename", path + b"/one", path + b"/\xfftwo")
+    await helper.call("mkdir", path + b"/one")
+    await helper.call("rename", path + b"/one", path + b"/\xfftwo")
     assert os.listdir(path) == [b"\xfftwo"]  # noqa: PTH208 - bytes
-    await hand.call("statvfs", path)
-    await hand.call("rmdir", path + b"/\xfftwo")
+    await helper.call("statvfs", path)
+    await helper.call("rmdir", path + b"/\xfftwo")
     assert os.listdir(path) == []  # noqa: PTH208
 
 
-async def test_what_fails_raises_here(hand: SyscallHelper, tmp_path: Path) -> None:
+async def test_what_fails_raises_here(helper: SyscallHelper, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file") as raised:
-        await hand.call("unlink", os.fsencode(tmp_path) + b"/nothing")
+        await helper.call("unlink", os.fsencode(tmp_path) + b"/nothing")
     assert raised.value.errno == errno.ENOENT
 
 
 async def test_a_hand_that_is_gone_is_an_error(tmp_path: Path) -> None:
-    hand = SyscallHelper.fork()
-    kill(hand.pid)
+    helper = SyscallHelper.fork()
+    kill(helper.pid)
     with pytest.raises(OSError, match="Broken pipe"):
-        await hand.call("mkdir", os.fsencode(tmp_path) + b"/one")
-    hand.close()
+        await helper.call("mkdir", os.fsencode(tmp_path) + b"/one")
+    helper.close()
 
 
-async def test_it_holds_nothing_of_ours(hand: SyscallHelper, tmp_path: Path) -> None:
-    await hand.call("statvfs", os.fsencode(tmp_path))  # it has come so far
-    assert looked_at(hand.pid) == ({"/dev/null", "socket"}, "/", "secretfs-hand")
+async def test_it_holds_nothing_of_ours(helper: SyscallHelper, tmp_path: Path) -> None:
+    await helper.call("statvfs", os.fsencode(tmp_path))  # it has come so far
+    assert looked_at(helper.pid) == ({"/dev/null", "socket"}, "/", "secretfs-helper")
 
 
 def looked_at(pid: int) -> tuple[set[str], str, str]:

@@ -100,7 +100,7 @@ def in_namespace(script: str, env: Mapping[str, str] | None = None) -> Done:
         chown {NOBODY} /mnt/nobody
         cd /mnt/nobody
         export HOME=/mnt/nobody PYTHONPATH=/mnt/repo TMPDIR=/mnt/nobody PYTHONDONTWRITEBYTECODE=1
-        kill_daemon() {{ pkill -KILL -f 'secretfs[.]supervisor'; pkill -KILL secretfs:; }}
+        kill_daemon() {{ pkill -KILL -f 'secretfs[.]daemon[.]supervisor'; pkill -KILL secretfs:; }}
         env_component() {{
             mkdir c
             printf '%s\\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {{name: env}}' \

@@ -119,9 +119,9 @@ def processes(mountpoint: Path) -> Iterator[tuple[int, str]]:
         with contextlib.suppress(OSError):
             command = (directory / "cmdline").read_bytes().split(b"\0")
             if b"secretfs" in command and os.fsencode(mountpoint) in command:
-                is_hand = (directory / "comm").read_text().strip() == "secretfs-hand"
+                is_helper = (directory / "comm").read_text().strip() == "secretfs-helper"
                 supervises = b"secretfs.daemon.supervisor" in command
-                yield int(directory.name), "hand" if is_hand else "supervisor" if supervises else "worker"
+                yield int(directory.name), "helper" if is_helper else "supervisor" if supervises else "worker"
 
 
 def fuse_mounts() -> dict[str, str]:
