@@ -125,7 +125,7 @@ class NamespacedStore(SecretStore, Protocol):
 class ClockedStore(SecretStore, Protocol):
     """A store whose backend tells the time along with its answers: tokens and certificates go by both clocks."""
 
-    def ahead(self) -> float | None:
+    def clock_skew(self) -> float | None:
         """Return by how many seconds the backend's clock is ahead of ours; None if it has not told the time yet.
 
         Asks nobody: the latest answer counts.

@@ -329,14 +329,16 @@ def _failed(component: Component, error: SecretFSError) -> Finding:
 
 def _clocks(stores: Mapping[str, OpenedStore]) -> Iterator[Finding]:
     """Compare the clocks of the stores that tell the time with ours."""
-    told = {name: opened.store.ahead() for name, opened in stores.items() if isinstance(opened.store, ClockedStore)}
-    ahead = {name: seconds for name, seconds in told.items() if seconds is not None}
-    for name, seconds in ahead.items():
+    told = {
+        name: opened.store.clock_skew() for name, opened in stores.items() if isinstance(opened.store, ClockedStore)
+    }
+    skews = {name: seconds for name, seconds in told.items() if seconds is not None}
+    for name, seconds in skews.items():
         if abs(seconds) > SKEW:
             yield Finding.warn(
                 "clock",
                 f"the clock here is {abs(seconds):.0f} s {'behind' if seconds > 0 else 'ahead of'} that of {name}",
                 "set the wrong one (timedatectl set-ntp true): certificates and tokens go by both",
             )
-    if agreed := [name for name, seconds in ahead.items() if abs(seconds) <= SKEW]:
+    if agreed := [name for name, seconds in skews.items() if abs(seconds) <= SKEW]:
         yield Finding("clock", f"it agrees with that of {', '.join(agreed)}")

@@ -101,10 +101,10 @@ class FollowingStore:
         if self._current is not None:
             self._watch(self._current.store)
 
-    def ahead(self) -> float | None:
-        """`ClockedStore.ahead`, if the store does tell."""
+    def clock_skew(self) -> float | None:
+        """`ClockedStore.clock_skew`, if the store does tell."""
         store = self._current.store if self._current is not None else None
-        return store.ahead() if isinstance(store, ClockedStore) else None
+        return store.clock_skew() if isinstance(store, ClockedStore) else None
 
     def close(self) -> None:
         """Close the store, and open none any more."""

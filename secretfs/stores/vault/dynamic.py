@@ -27,7 +27,7 @@ from secretfs.store import Names, Secret
 from secretfs.stores.vault.http import Credential, PoolAdapter
 from secretfs.stores.vault.renewal import Clock, LeaseTerm, Scheduler, retry_at
 from secretfs.stores.vault.response import Response, about, addressable
-from secretfs.stores.vault.token import CLOSING_TIME
+from secretfs.stores.vault.token import CLOSE_TIMEOUT
 
 T = TypeVar("T")
 
@@ -57,9 +57,9 @@ class Lease:
     secret: Secret
     token: str = field(repr=False)
     """The token it was taken with. When that ends, so does the lease."""
-    life: LeaseTerm
+    term: LeaseTerm
     used: float
-    outdated: bool = False
+    retired: bool = False
     """Whoever asks gets other credentials. These live on until they end by themselves."""
 
 
@@ -71,7 +71,7 @@ class DynamicStore:
         component: str,
         adapter: PoolAdapter,
         credential: Credential,
-        background: Scheduler,
+        scheduler: Scheduler,
         engine: Engine,
         *,
         text: bool,
@@ -82,14 +82,14 @@ class DynamicStore:
         self._component = component
         self._adapter = adapter
         self._credential = credential
-        self._background = background
+        self._scheduler = scheduler
         self._engine = engine
         self._clock = clock
         self._wall = wall
         self._lock = threading.Lock()
-        self._asking = [threading.Lock() for _ in range(_STRIPES)]
+        self._locks = [threading.Lock() for _ in range(_STRIPES)]
         self._leases: dict[str, Lease] = {}
-        self._outdated: list[Lease] = []
+        self._retired: list[Lease] = []
         self._closed = False
         self._changed: Callable[[frozenset[str]], None] = lambda _: None
 
@@ -126,69 +126,69 @@ class DynamicStore:
         """Take note of a new token: all that was taken with another one ends together with that."""
         with self._lock:
             names = [name for name, lease in self._leases.items() if lease.id and lease.token != token]
-        self._outdate(*names)
+        self._retire(*names)
 
-    def ahead(self) -> float | None:
+    def clock_skew(self) -> float | None:
         """Compare the date of the latest answer with our clock."""
-        return self._adapter.connections.ahead
+        return self._adapter.connections.clock_skew
 
     def close(self) -> None:
         """Revoke all leases in a bounded time, as far as the server answers."""
         self._closed = True
-        self._background.close()
+        self._scheduler.close()
         with self._lock:
-            names, leases = frozenset(self._leases), [*self._leases.values(), *self._outdated]
-            self._leases, self._outdated = {}, []
+            names, leases = frozenset(self._leases), [*self._leases.values(), *self._retired]
+            self._leases, self._retired = {}, []
         if names:
             self._changed(names)
-        with self._adapter.connections.within(CLOSING_TIME):
+        with self._adapter.connections.within(CLOSE_TIMEOUT):
             now = self._clock()
-            self._revoke([lease for lease in leases if lease.id and now < lease.life.expires])
+            self._revoke([lease for lease in leases if lease.id and now < lease.term.expires])
             self._adapter.close()
 
     # --- having credentials made ---
 
     def _fetch(self, name: str) -> Secret:
-        with self._alone(name):
+        with self._exclusively(name):
             lease = self._leases.get(name)
             if lease is None:
-                return self._make(name).secret
+                return self._issue(name).secret
             lease.used = self._clock()
             try:
-                if lease.used >= lease.life.due:
+                if lease.used >= lease.term.due:
                     self._renew(name, lease)
-                return lease.secret if self._holds(lease) else self._make(name).secret
+                return lease.secret if self._is_valid(lease) else self._issue(name).secret
             except (DeadlineExceeded, StoreUnavailable):
-                if self._clock() >= lease.life.expires:
+                if self._clock() >= lease.term.expires:
                     raise
                 return lease.secret
 
-    def _holds(self, lease: Lease) -> bool:
+    def _is_valid(self, lease: Lease) -> bool:
         return (
-            not lease.outdated
-            and self._clock() < lease.life.expires
+            not lease.retired
+            and self._clock() < lease.term.expires
             and (not lease.id or lease.token == self._credential())
         )
 
-    def _make(self, name: str) -> Lease:
+    def _issue(self, name: str) -> Lease:
         since = self._clock()
         url = format_url(
             "/v1/{engine}/{path}/{name}", engine=self._engine.path, path=self._engine.credentials, name=name
         )
         parameters = self._engine.parameters
         answer, token = self._adapter.ask("GET" if parameters is None else "POST", url, json=parameters)
-        lease = Lease(*self._read(name, answer), token, self._life(answer, since), since)
+        lease = Lease(*self._read(name, answer), token, self._term(answer, since), since)
         with self._lock:
-            self._forget_ended()
+            self._drop_expired()
             replaced = self._leases.pop(name, None)
             if replaced is not None:
-                self._outdated.append(replaced)
-            if lease.life.ttl:
+                self._retired.append(replaced)
+            if lease.term.ttl:
                 self._leases[name] = lease
         if self._closed:
             self._revoke([lease])
-        elif lease.life.ttl:
-            self._plan(lease.life.due, name, lease)
+        elif lease.term.ttl:
+            self._plan(lease.term.due, name, lease)
         return lease
 
     def _read(self, name: str, answer: Response) -> tuple[str, Secret]:
@@ -201,7 +201,7 @@ class DynamicStore:
         version = lease_id or str(answer.data.get("serial_number") or "")
         return lease_id, Secret(values, version, self._wall() if version else None)
 
-    def _life(self, answer: Response, since: float) -> LeaseTerm:
+    def _term(self, answer: Response, since: float) -> LeaseTerm:
         """Tell how long the credentials live; for no time at all if nobody says."""
         if answer.top.get("lease_id"):
             return LeaseTerm.lent(since, answer.top.get("lease_duration"), answer.top.get("renewable"))
@@ -212,57 +212,57 @@ class DynamicStore:
     # --- keeping them alive ---
 
     def _plan(self, when: float, name: str, lease: Lease) -> None:
-        self._background.at(when, name, lambda: self._tend(name, lease))
+        self._scheduler.at(when, name, lambda: self._renew_in_background(name, lease))
 
-    def _tend(self, name: str, lease: Lease) -> None:
+    def _renew_in_background(self, name: str, lease: Lease) -> None:
         """Renew a lease, or announce its end. Runs in the background."""
         if self._clock() > lease.used + self._engine.idle:
             log.debug("%s: the lease of %s is not renewed: nobody has asked for it", self._component, name)
             return
         with self._adapter.connections.within():
             try:
-                with self._alone(name):
-                    if self._leases.get(name) is lease and self._clock() >= lease.life.due:
+                with self._exclusively(name):
+                    if self._leases.get(name) is lease and self._clock() >= lease.term.due:
                         self._renew(name, lease)
             except StoreError as error:
                 log.info("%s: the lease of %s is not renewed: %s", self._component, name, error)
-                again = retry_at(self._clock(), lease.life)
+                again = retry_at(self._clock(), lease.term)
                 if again is None:
-                    self._outdate(name)
+                    self._retire(name)
                 else:
                     self._plan(again, name, lease)
 
     def _renew(self, name: str, lease: Lease) -> None:
-        """Make the lease longer, or outdated. Raises `StoreError` when there is no telling."""
-        if lease.outdated or lease.life.last or not lease.id:
-            self._outdate(name)
+        """Make the lease longer, or retired. Raises `StoreError` when there is no telling."""
+        if lease.retired or lease.term.last or not lease.id:
+            self._retire(name)
             return
         since = self._clock()
         try:
             answer = self._adapter.put("/v1/sys/leases/renew", json={"lease_id": lease.id})
         except (AccessDenied, SecretNotFound) as error:
             log.debug("%s: the lease of %s is not renewed: %s", self._component, name, error)
-            self._outdate(name)
+            self._retire(name)
             return
         top = answer.top
-        lease.life = LeaseTerm.lent(since, top.get("lease_duration"), top.get("renewable"), lease.life.full)
-        self._plan(lease.life.due, name, lease)
+        lease.term = LeaseTerm.lent(since, top.get("lease_duration"), top.get("renewable"), lease.term.full)
+        self._plan(lease.term.due, name, lease)
 
-    def _outdate(self, *names: str) -> None:
+    def _retire(self, *names: str) -> None:
         """Let those who watch ask for other credentials."""
         with self._lock:
-            ending = [name for name in names if name in self._leases and not self._leases[name].outdated]
+            ending = [name for name in names if name in self._leases and not self._leases[name].retired]
             for name in ending:
-                self._leases[name].outdated = True
-                self._background.cancel(name)
+                self._leases[name].retired = True
+                self._scheduler.cancel(name)
         if ending:
             log.info("%s: new credentials are due for: %s", self._component, ", ".join(sorted(ending)))
             self._changed(frozenset(ending))
 
-    def _forget_ended(self) -> None:
+    def _drop_expired(self) -> None:
         now = self._clock()
-        self._outdated = [lease for lease in self._outdated if now < lease.life.expires]
-        for name in [name for name, lease in self._leases.items() if now >= lease.life.expires]:
+        self._retired = [lease for lease in self._retired if now < lease.term.expires]
+        for name in [name for name, lease in self._leases.items() if now >= lease.term.expires]:
             del self._leases[name]
 
     def _revoke(self, leases: list[Lease]) -> None:
@@ -272,7 +272,7 @@ class DynamicStore:
                 self._adapter.bearing(lease.token).put("/v1/sys/leases/revoke", json={"lease_id": lease.id})
             except StoreError as error:
                 failures.append(error)
-        if failures and not self._credential.gives_back:
+        if failures and not self._credential.revokes_at_close:
             log.warning(
                 "%s: leases are left to end by themselves: %d; the last: %s",
                 self._component,
@@ -283,8 +283,8 @@ class DynamicStore:
     # --- one at a time ---
 
     @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        lock = self._asking[hash(name) % _STRIPES]
+    def _exclusively(self, name: str) -> Iterator[None]:
+        lock = self._locks[hash(name) % _STRIPES]
         if not lock.acquire(timeout=self._adapter.connections.remaining()):
             raise DeadlineExceeded("no answer in time")
         try:

@@ -82,7 +82,7 @@ class Credential(Protocol):
     """Where the token of a request comes from."""
 
     @property
-    def gives_back(self) -> bool:
+    def revokes_at_close(self) -> bool:
         """Whether closing revokes the token, and with it all that was leased with it."""
 
     def __call__(self) -> str:
@@ -107,7 +107,7 @@ class Connections:
         self._pool = _pool(self._url, endpoint)
         self._until = threading.local()
         self.where = f"{self._url.scheme}://{self._url.netloc}"
-        self.ahead: float | None = None
+        self.clock_skew: float | None = None
         """Seconds by which the server's clock is ahead of ours, as far as its latest answer told (to the second)."""
 
     @contextmanager
@@ -161,7 +161,7 @@ class Connections:
             response.close()
             raise MalformedAnswer(f"{self.where}: the answer is larger than {_LARGEST_ANSWER >> 20} MiB")
         response.release_conn()
-        self.ahead = _ahead(response.headers.get("Date"))
+        self.clock_skew = _clock_skew(response.headers.get("Date"))
         return response.status, body
 
     def close(self) -> None:
@@ -278,7 +278,7 @@ class _Encrypted(HTTPSConnection):
     response_class = _Response
 
 
-def _ahead(date: str | None) -> float | None:
+def _clock_skew(date: str | None) -> float | None:
     """Compare the date of an answer (RFC 9110, 6.6.1) with our clock."""
     try:
         return parsedate_to_datetime(date).timestamp() - time.time() if date else None

@@ -52,9 +52,9 @@ class LeaseTerm:
         return not self.renewable or self.ttl < self.full * 0.9
 
 
-def retry_at(now: float, life: "LeaseTerm") -> float | None:
+def retry_at(now: float, term: "LeaseTerm") -> float | None:
     """Say when to try again what failed for no fault of ours; None when it would be too late."""
-    left = life.expires - now
+    left = term.expires - now
     return now + min(max(0.2, left / 3), 30.0) if left > 0 else None
 
 

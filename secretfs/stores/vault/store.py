@@ -75,9 +75,9 @@ class VaultStore:
             raise SecretNotFound(f"secret {name}: no such secret or version")
         return self._ask(f"secret {name}", lambda: self._read(name))
 
-    def ahead(self) -> float | None:
+    def clock_skew(self) -> float | None:
         """Compare the date of the latest answer with our clock."""
-        return self._adapter.connections.ahead
+        return self._adapter.connections.clock_skew
 
     def close(self) -> None:
         """Give a token back that we have logged in for, and close the connections."""
@@ -165,12 +165,12 @@ def _open(settings: Settings, context: StoreContext) -> VaultStore | DynamicStor
     connections = Connections(
         Endpoint(settings.address, context.deadline, tls(), settings.tls_server_name or None, settings.namespace)
     )
-    unproven, background = PoolAdapter(connections), Scheduler(context.component)
+    unproven, scheduler = PoolAdapter(connections), Scheduler(context.component)
     credential: Credential
     if login is not None:
-        credential = Session(context.component, login, unproven, background)
+        credential = Session(context.component, login, unproven, scheduler)
     elif isinstance(token, str):
-        credential = StaticToken(context.component, token, unproven, background)
+        credential = StaticToken(context.component, token, unproven, scheduler)
     else:
         credential = FileToken(token)
     adapter = PoolAdapter(connections, credential)
@@ -178,7 +178,7 @@ def _open(settings: Settings, context: StoreContext) -> VaultStore | DynamicStor
     if settings.engine_type == "kv":
         prefix = settings.prefix.strip("/") if settings.use_prefix else ""
         return VaultStore(adapter, settings.engine.strip("/"), prefix, text=text)
-    store = DynamicStore(context.component, adapter, credential, background, _engine(settings), text=text)
+    store = DynamicStore(context.component, adapter, credential, scheduler, _engine(settings), text=text)
     if isinstance(credential, Session):
         credential.on_change(store.token_changed)
     return store

@@ -18,14 +18,14 @@ from secretfs.errors import AccessDenied, DeadlineExceeded, MalformedAnswer, Sto
 from secretfs.stores.vault.http import PoolAdapter
 from secretfs.stores.vault.renewal import Clock, LeaseTerm, Scheduler, retry_at
 
-LOOK_AGAIN = 1.0
+LOOKUP_INTERVAL = 1.0
 """Seconds between two looks whether a token is dead or was rightly refused, and between two refused logins."""
-LOOK_AGAIN_IN_VAIN = 30.0
+LOOKUP_INTERVAL_IF_YOUNG = 30.0
 """The same, for tokens that may not look themselves up: they seem dead while they are `YOUNG`."""
 YOUNG = 5.0
-SETTLED = 5.0
+FIRST_LOOKUP = 5.0
 """Seconds after its first use until a given token is looked at: a program that is as short-lived needs no renewal."""
-CLOSING_TIME = 2.0
+CLOSE_TIMEOUT = 2.0
 """Seconds that giving everything back may take."""
 
 _MOST_TARGETS = 10_000
@@ -35,37 +35,37 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token and its life."""
+    """A token and its term."""
 
-    token: str = field(repr=False)
-    life: LeaseTerm
+    value: str = field(repr=False)
+    term: LeaseTerm
 
 
 class Session:
     """The token of a store that logs in: a `Credential`. The first request logs in."""
 
-    gives_back = True
+    revokes_at_close = True
 
     def __init__(
         self,
         component: str,
         login: Callable[[PoolAdapter], Mapping[str, Any]],
         adapter: PoolAdapter,
-        background: Scheduler,
+        scheduler: Scheduler,
         clock: Clock = time.monotonic,
     ) -> None:
         self._component = component
         self._login = login
         self._adapter = adapter
-        self._background = background
+        self._scheduler = scheduler
         self._clock = clock
         self._lock = threading.Lock()
-        self._grant: Token | None = None
-        self._replaced: list[Token] = []
+        self._current: Token | None = None
+        self._previous: list[Token] = []
         self._refused: tuple[float, StoreError] | None = None
-        self._looked = -math.inf
+        self._looked_up = -math.inf
         self._dead = ""
-        self._look_again = LOOK_AGAIN
+        self._lookup_interval = LOOKUP_INTERVAL
         self._targets: set[str] = set()
         self._closed = threading.Event()
         self._changed: Callable[[str], None] = lambda _: None
@@ -76,12 +76,12 @@ class Session:
 
     def __call__(self) -> str:
         """Return the token, logging in when there is none that lives. Raises `StoreError`."""
-        grant = self._grant
-        if grant is None or self._clock() >= grant.life.expires:
-            with self._alone():
-                other = self._grant
-                grant = self._log_in() if other is None or other is grant else other
-        return grant.token
+        token = self._current
+        if token is None or self._clock() >= token.term.expires:
+            with self._exclusively():
+                other = self._current
+                token = self._log_in() if other is None or other is token else other
+        return token.value
 
     def accepted(self, target: str) -> None:
         """Remember what tokens of this login may do, so that a refusal of it is worth a look at any time."""
@@ -95,37 +95,37 @@ class Session:
 
         What was never allowed is probably refused by a policy: that is worth one look a second, whoever asks.
         """
-        with self._alone():
-            if self._grant is None or self._grant.token != token:
+        with self._exclusively():
+            if self._current is None or self._current.value != token:
                 return True
             now = self._clock()
             if token != self._dead:
-                if target not in self._targets and now < self._looked + self._look_again:
+                if target not in self._targets and now < self._looked_up + self._lookup_interval:
                     return False
-                lives = now < self._grant.life.expires and self._lives(token)
-                self._looked = now
+                lives = now < self._current.term.expires and self._is_alive(token)
+                self._looked_up = now
                 self._targets.discard(target)
                 if lives:
                     return False
                 self._dead = token
-            if now < self._grant.life.since + YOUNG:
-                self._look_again = LOOK_AGAIN_IN_VAIN
+            if now < self._current.term.since + YOUNG:
+                self._lookup_interval = LOOKUP_INTERVAL_IF_YOUNG
             self._log_in()
             return True
 
     def close(self) -> None:
         """Give our tokens back, in a bounded time, and as far as the server answers."""
         self._closed.set()
-        self._background.close()
-        with self._adapter.connections.within(CLOSING_TIME), suppress(StoreError), self._alone():
-            ours = [*self._replaced, *([self._grant] if self._grant else [])]
-            self._grant, self._replaced = None, []
-            for grant in ours:
-                if self._clock() < grant.life.expires:
-                    self._give_back(grant.token)
+        self._scheduler.close()
+        with self._adapter.connections.within(CLOSE_TIMEOUT), suppress(StoreError), self._exclusively():
+            ours = [*self._previous, *([self._current] if self._current else [])]
+            self._current, self._previous = None, []
+            for token in ours:
+                if self._clock() < token.term.expires:
+                    self._revoke(token.value)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusively(self) -> Iterator[None]:
         if not self._lock.acquire(timeout=self._adapter.connections.remaining()):
             raise DeadlineExceeded("no login in time")
         try:
@@ -137,12 +137,12 @@ class Session:
         """Get another token. The server's "no" is not asked for again at once."""
         if self._closed.is_set():
             raise StoreUnavailable("the store is closed")
-        if self._refused is not None and self._clock() < self._refused[0] + LOOK_AGAIN:
+        if self._refused is not None and self._clock() < self._refused[0] + LOOKUP_INTERVAL:
             raise copy.copy(self._refused[1])
         since = self._clock()
         try:
             auth = self._login(self._adapter)
-            grant = Token(
+            token = Token(
                 auth["client_token"], LeaseTerm.lent(since, auth.get("lease_duration"), auth.get("renewable"))
             )
         except (AccessDenied, MalformedAnswer) as error:
@@ -150,57 +150,57 @@ class Session:
             raise
         self._refused = None
         if self._closed.is_set():
-            self._give_back(grant.token)
+            self._revoke(token.value)
             raise StoreUnavailable("the store is closed")
-        if self._grant is not None:
+        if self._current is not None:
             # Not given back now: others may be using it, and it takes all leases along.
-            self._replaced = [old for old in self._replaced if since < old.life.expires] + [self._grant]
-        self._hold(grant)
-        self._changed(grant.token)
+            self._previous = [old for old in self._previous if since < old.term.expires] + [self._current]
+        self._install(token)
+        self._changed(token.value)
         log.debug("%s: logged in", self._component)
-        return grant
+        return token
 
-    def _hold(self, grant: Token) -> None:
-        self._grant = grant
-        self._background.at(grant.life.due, self, self._prolong)
+    def _install(self, token: Token) -> None:
+        self._current = token
+        self._scheduler.at(token.term.due, self, self._renew_in_background)
 
-    def _prolong(self) -> None:
+    def _renew_in_background(self) -> None:
         """Renew the token, or get another one while this one still lives. Runs in the background."""
         with self._adapter.connections.within():
             try:
-                with self._alone():
+                with self._exclusively():
                     self._renew()
             except StoreError as error:
                 log.info("%s: the token is not renewed: %s", self._component, error)
-                again = retry_at(self._clock(), self._grant.life) if self._grant else None
+                again = retry_at(self._clock(), self._current.term) if self._current else None
                 if again is not None:  # else it has ended, and the next reader logs in
-                    self._background.at(again, self, self._prolong)
+                    self._scheduler.at(again, self, self._renew_in_background)
 
     def _renew(self) -> None:
-        grant = self._grant
-        if grant is None or self._clock() < grant.life.due:
+        token = self._current
+        if token is None or self._clock() < token.term.due:
             return  # somebody else was faster
-        if not grant.life.last:
+        if not token.term.last:
             try:
-                self._hold(Token(grant.token, renewed(self._adapter.bearing(grant.token), grant.life, self._clock)))
+                self._install(Token(token.value, renewed(self._adapter.bearing(token.value), token.term, self._clock)))
             except AccessDenied:
                 log.debug("%s: the server does not renew the token", self._component)
             except StoreError:
-                if self._clock() < grant.life.expires - grant.life.ttl / 3:
+                if self._clock() < token.term.expires - token.term.ttl / 3:
                     raise
             else:
                 return
         self._log_in()
 
-    def _lives(self, token: str) -> bool:
+    def _is_alive(self, token: str) -> bool:
         try:
             self._adapter.bearing(token).get("/v1/auth/token/lookup-self")
         except AccessDenied:
             return False
-        self._look_again = LOOK_AGAIN
+        self._lookup_interval = LOOKUP_INTERVAL
         return True
 
-    def _give_back(self, token: str) -> None:
+    def _revoke(self, token: str) -> None:
         with suppress(StoreError):
             self._adapter.bearing(token).post("/v1/auth/token/revoke-self", json={})
 
@@ -208,15 +208,15 @@ class Session:
 class StaticToken:
     """A token that somebody else has made: a `Credential` that is renewed as long as it can be, and never revoked."""
 
-    gives_back = False
+    revokes_at_close = False
 
     def __init__(
-        self, component: str, token: str, adapter: PoolAdapter, background: Scheduler, clock: Clock = time.monotonic
+        self, component: str, token: str, adapter: PoolAdapter, scheduler: Scheduler, clock: Clock = time.monotonic
     ) -> None:
         self._component = component
         self._token = token
         self._adapter = adapter.bearing(token)
-        self._background = background
+        self._scheduler = scheduler
         self._clock = clock
         self._begun = False
 
@@ -224,7 +224,7 @@ class StaticToken:
         """Return the token."""
         if not self._begun:
             self._begun = True
-            self._background.at(self._clock() + SETTLED, self, self._look)
+            self._scheduler.at(self._clock() + FIRST_LOOKUP, self, self._look)
         return self._token
 
     def accepted(self, target: str) -> None:
@@ -236,7 +236,7 @@ class StaticToken:
 
     def close(self) -> None:
         """Leave the token as it is."""
-        self._background.close()
+        self._scheduler.close()
 
     def _look(self) -> None:
         since = self._clock()
@@ -245,41 +245,41 @@ class StaticToken:
             full = data.get("period") or data.get("creation_ttl")
             if data.get("expire_time") is None:
                 return  # it lives for ever; a ttl of 0 may also be less than a second
-            life = LeaseTerm.lent(
+            term = LeaseTerm.lent(
                 since, data.get("ttl"), data.get("renewable"), full if isinstance(full, int) else None
             )
         except (AccessDenied, MalformedAnswer):
             log.debug("%s: the token does not say how long it lives", self._component)
         except StoreError:
-            self._background.at(since + 30.0, self, self._look)
+            self._scheduler.at(since + 30.0, self, self._look)
         else:
-            if life.renewable:
-                self._background.at(life.due, self, lambda: self._renew(life))
+            if term.renewable:
+                self._scheduler.at(term.due, self, lambda: self._renew(term))
 
-    def _renew(self, life: LeaseTerm) -> None:
+    def _renew(self, term: LeaseTerm) -> None:
         try:
-            longer = renewed(self._adapter, life, self._clock)
+            longer = renewed(self._adapter, term, self._clock)
         except AccessDenied:
-            self._warn(life)
+            self._warn(term)
         except StoreError:
-            again = retry_at(self._clock(), life)
+            again = retry_at(self._clock(), term)
             if again is not None:
-                self._background.at(again, self, lambda: self._renew(life))
+                self._scheduler.at(again, self, lambda: self._renew(term))
         else:
             if longer.last:
                 self._warn(longer)
             else:
-                self._background.at(longer.due, self, lambda: self._renew(longer))
+                self._scheduler.at(longer.due, self, lambda: self._renew(longer))
 
-    def _warn(self, life: LeaseTerm) -> None:
-        left = max(0, round(life.expires - self._clock()))
+    def _warn(self, term: LeaseTerm) -> None:
+        left = max(0, round(term.expires - self._clock()))
         log.warning("%s: vaultToken ends in %d s and cannot be renewed any more", self._component, left)
 
 
 class FileToken:
     """A token in a file, which somebody else renews and replaces: a `Credential`."""
 
-    gives_back = False
+    revokes_at_close = False
 
     def __init__(self, read: Callable[[], str]) -> None:
         self._read = read
@@ -299,8 +299,8 @@ class FileToken:
         """Leave the token as it is."""
 
 
-def renewed(adapter: PoolAdapter, life: LeaseTerm, clock: Clock) -> LeaseTerm:
+def renewed(adapter: PoolAdapter, term: LeaseTerm, clock: Clock) -> LeaseTerm:
     """Renew the token that ``adapter`` bears. Raises `AccessDenied` when the server does not want to."""
     since = clock()
     auth = adapter.post("/v1/auth/token/renew-self", json={}).auth
-    return LeaseTerm.lent(since, auth.get("lease_duration"), auth.get("renewable"), life.full)
+    return LeaseTerm.lent(since, auth.get("lease_duration"), auth.get("renewable"), term.full)

@@ -279,7 +279,7 @@ def test_wrong_credentials(kv: Folder, allowed: str, tmp_path: Path) -> None:
 def test_the_version_of_an_engine_is_not_guessed_before_the_login(
     kv1: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vault_token, "LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(vault_token, "LOOKUP_INTERVAL", 0.0)
     kv1.put("db", {"password": secret()})
     login = userpass(kv1.server, policy(kv1.server, **{f"kv1/{kv1.prefix}/*": "read"}))
     path = tmp_path / "password"

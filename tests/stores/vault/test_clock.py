@@ -30,7 +30,7 @@ def fake() -> Iterator[FakeVault]:
 
 def told(store: SecretStore) -> float | None:
     assert isinstance(store, ClockedStore)
-    return store.ahead()
+    return store.clock_skew()
 
 
 def test_that_of_a_real_server(kv: Folder) -> None:

@@ -78,7 +78,7 @@ def test_nothing_is_asked_after_the_end(kv: Folder) -> None:
 
 
 def test_a_given_token_is_renewed_and_not_revoked(kv: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vault_token, "SETTLED", 0.0)
+    monkeypatch.setattr(vault_token, "FIRST_LOOKUP", 0.0)
     kv.put("db", {"password": secret()})
     token = secret("periodic")
     allowed = reading(kv.server, kv.prefix)
@@ -95,7 +95,7 @@ def test_a_given_token_is_renewed_and_not_revoked(kv: Folder, monkeypatch: pytes
 def test_a_given_token_that_must_end_is_said_to(
     kv: Folder, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(vault_token, "SETTLED", 0.0)
+    monkeypatch.setattr(vault_token, "FIRST_LOOKUP", 0.0)
     expect_log("store: vaultToken ends in 0 s and cannot be renewed any more")
     token = secret("ends")
     kv.server.call("POST", "auth/token/create", {"id": token, "ttl": "1s", "explicit_max_ttl": "1s"})

@@ -182,7 +182,7 @@ def test_a_token_is_renewed_when_two_thirds_are_over(
     clock: Clock, server: Server, plans: Plans, session: Session
 ) -> None:
     token = session()
-    assert CANARY not in f"{session!r} {session._grant!r}"
+    assert CANARY not in f"{session!r} {session._current!r}"
     for _ in range(3):
         clock.now = plans.due
         plans.run()
