@@ -100,7 +100,7 @@ def kubernetes(
 
 def is_live(store: KubernetesStore) -> bool:
     """Tell whether a store answers from its copy, and watches."""
-    return all(copy.live and copy._stream is not None for copy in store._copies.values())
+    return all(copy.live and copy._stream is not None for copy in store._caches.values())
 
 
 def watching(store: KubernetesStore) -> Changes:

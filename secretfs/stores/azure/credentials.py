@@ -103,14 +103,16 @@ class Identity:
 # --- the ways ---
 
 
-def ways(component: str, identity: Identity, methods: str, wire: DeadlineTransport) -> list[CredentialSource]:
+def credential_sources(
+    component: str, identity: Identity, methods: str, transport: DeadlineTransport
+) -> list[CredentialSource]:
     """Return the ways that a component may log in by, in order. Raises `ConfigurationError` when there is none."""
     wanted = _wanted(methods)
     found: list[CredentialSource] = []
     reasons: list[str] = []
     for name in wanted:
         try:
-            found.append(_WAYS[name](identity, wire))
+            found.append(_SOURCES[name](identity, transport))
         except ConfigurationError as error:
             reasons.append(str(error))
             if not isinstance(error, _NotGiven):
@@ -122,13 +124,13 @@ def ways(component: str, identity: Identity, methods: str, wire: DeadlineTranspo
 
 def _wanted(methods: str) -> list[str]:
     if not methods.strip():
-        return [name for name in _WAYS if name != "commandlineinterface" or not _on_cloud_service()]
+        return [name for name in _SOURCES if name != "commandlineinterface" or not _on_cloud_service()]
     wanted = []
     for word in methods.strip().lower().split(","):
         name = _SHORT.get(word.strip(), word.strip())
         if name == "none":
             raise ConfigurationError("all Azure auth methods have been disabled with auth method 'None'")
-        if name not in _WAYS:
+        if name not in _SOURCES:
             raise ConfigurationError(f"invalid Azure auth method: {name}")
         wanted.append(name)
     return wanted
@@ -138,19 +140,19 @@ class _NotGiven(ConfigurationError):
     """A way whose inputs are not there: it does not join, and nobody needs to be told."""
 
 
-def _client_secret(identity: Identity, wire: DeadlineTransport) -> CredentialSource:
+def _client_secret(identity: Identity, transport: DeadlineTransport) -> CredentialSource:
     if not (identity.client_id and identity.client_secret and identity.tenant_id):
         raise _NotGiven("parameters clientId, clientSecret, and tenantId must all be present")
 
     def make() -> Credential:
         return ClientSecretCredential(
-            identity.tenant_id, identity.client_id, identity.client_secret, **_directly(identity, wire)
+            identity.tenant_id, identity.client_id, identity.client_secret, **_directly(identity, transport)
         )
 
     return _checked(CredentialSource("client secret", make, _explain_principal("azureClientSecret")), identity)
 
 
-def _client_certificate(identity: Identity, wire: DeadlineTransport) -> CredentialSource:
+def _client_certificate(identity: Identity, transport: DeadlineTransport) -> CredentialSource:
     if not (identity.certificate_file or identity.certificate):
         raise _NotGiven("missing client certificate")
     field = "azureCertificateFile" if identity.certificate_file else "azureCertificate"
@@ -161,7 +163,7 @@ def _client_certificate(identity: Identity, wire: DeadlineTransport) -> Credenti
         try:
             return CertificateCredential(
                 identity.tenant_id, identity.client_id, certificate_data=data, password=password,
-                **_directly(identity, wire),
+                **_directly(identity, transport),
             )  # fmt: skip
         except (ValueError, TypeError):
             pass
@@ -182,7 +184,7 @@ def _certificate(identity: Identity) -> bytes:
     raise ConfigurationError(f"failed to read the certificate file ({identity.certificate_file}): {reason}")
 
 
-def _workload_identity(_: Identity, wire: DeadlineTransport) -> CredentialSource:
+def _workload_identity(_: Identity, transport: DeadlineTransport) -> CredentialSource:
     lacking = [
         name
         for name in ("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE")
@@ -192,7 +194,9 @@ def _workload_identity(_: Identity, wire: DeadlineTransport) -> CredentialSource
         raise _NotGiven(f"workload identity: {', '.join(lacking)} not set in the environment")
     # The authority is AZURE_AUTHORITY_HOST, which is set with them, and not that of azureEnvironment: as in Dapr.
     explain = _explain_principal("the token in AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_ID", "AZURE_TENANT_ID")
-    return _checked(CredentialSource("workload identity", lambda: WorkloadIdentityCredential(**_over(wire)), explain))
+    return _checked(
+        CredentialSource("workload identity", lambda: WorkloadIdentityCredential(**_over(transport)), explain)
+    )
 
 
 def _spiffe(identity: Identity, _: DeadlineTransport) -> CredentialSource:
@@ -205,22 +209,22 @@ def _spiffe(identity: Identity, _: DeadlineTransport) -> CredentialSource:
     return CredentialSource("SPIFFE workload identity", make, lambda error, _: error)
 
 
-def _managed_identity(identity: Identity, wire: DeadlineTransport) -> CredentialSource:
+def _managed_identity(identity: Identity, transport: DeadlineTransport) -> CredentialSource:
     def make() -> Credential:
         # Underscore or not: DefaultAzureCredential says it, too. Workload identity is a way of its own.
         credential = ManagedIdentityCredential(
-            client_id=identity.client_id or None, _exclude_workload_identity_credential=True, **_over(wire)
+            client_id=identity.client_id or None, _exclude_workload_identity_credential=True, **_over(transport)
         )
-        return credential if _on_cloud_service() else _Probed(credential, wire)
+        return credential if _on_cloud_service() else _Probed(credential, transport)
 
     return _checked(CredentialSource("managed identity", make, _explain_managed(identity.client_id)))
 
 
-def _azure_cli(_: Identity, wire: DeadlineTransport) -> CredentialSource:
-    return CredentialSource("Azure CLI", lambda: _Cli(wire), _explain_cli, any_tenant=True)
+def _azure_cli(_: Identity, transport: DeadlineTransport) -> CredentialSource:
+    return CredentialSource("Azure CLI", lambda: _Cli(transport), _explain_cli, any_tenant=True)
 
 
-_WAYS: Mapping[str, Callable[[Identity, DeadlineTransport], CredentialSource]] = {
+_SOURCES: Mapping[str, Callable[[Identity, DeadlineTransport], CredentialSource]] = {
     "clientcredentials": _client_secret,
     "clientcertificate": _client_certificate,
     "workloadidentity": _workload_identity,
@@ -228,28 +232,28 @@ _WAYS: Mapping[str, Callable[[Identity, DeadlineTransport], CredentialSource]] =
     "managedidentity": _managed_identity,
     "commandlineinterface": _azure_cli,
 }
-_SHORT = dict(zip(("creds", "cert", "wi", "spiffe", "mi", "cli"), _WAYS, strict=True))
+_SHORT = dict(zip(("creds", "cert", "wi", "spiffe", "mi", "cli"), _SOURCES, strict=True))
 
 
-def _checked(way: CredentialSource, principal: Identity | None = None) -> CredentialSource:
+def _checked(source: CredentialSource, principal: Identity | None = None) -> CredentialSource:
     """Make the credential once, for what is wrong with its inputs."""
     if principal is not None and not re.fullmatch(r"[A-Za-z0-9.-]+", principal.tenant_id):
-        raise ConfigurationError(f"{way.name}: azureTenantId is neither a domain nor an id")
+        raise ConfigurationError(f"{source.name}: azureTenantId is neither a domain nor an id")
     try:
-        way.try_inputs()
+        source.try_inputs()
     except ValueError as error:
         reason = str(error).partition(". ")[0]
-        raise ConfigurationError(f"{way.name}: {reason}") from None
-    return way
+        raise ConfigurationError(f"{source.name}: {reason}") from None
+    return source
 
 
-def _over(wire: DeadlineTransport) -> dict[str, Any]:
-    return {"transport": wire, **RETRIES}
+def _over(transport: DeadlineTransport) -> dict[str, Any]:
+    return {"transport": transport, **RETRIES}
 
 
-def _directly(identity: Identity, wire: DeadlineTransport) -> dict[str, Any]:
+def _directly(identity: Identity, transport: DeadlineTransport) -> dict[str, Any]:
     # The three authorities are known. Discovery would ask the public cloud about those of the others.
-    return {"authority": identity.cloud.authority, "disable_instance_discovery": True, **_over(wire)}
+    return {"authority": identity.cloud.authority, "disable_instance_discovery": True, **_over(transport)}
 
 
 def _on_cloud_service() -> bool:
@@ -259,15 +263,15 @@ def _on_cloud_service() -> bool:
 class _Probed:
     """The managed identity of a virtual machine, asked for only where its endpoint answers."""
 
-    def __init__(self, credential: Credential, wire: DeadlineTransport) -> None:
+    def __init__(self, credential: Credential, transport: DeadlineTransport) -> None:
         self._credential = credential
-        self._wire = wire
+        self._transport = transport
         self._is_there = False
 
     def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
         if not self._is_there:
             host = os.environ.get("AZURE_POD_IDENTITY_AUTHORITY_HOST", _IMDS).strip("/")
-            self._is_there = self._wire.answers(f"{host}/metadata/identity/oauth2/token", _PROBE)
+            self._is_there = self._transport.answers(f"{host}/metadata/identity/oauth2/token", _PROBE)
         if not self._is_there:
             raise Unavailable("no response from the IMDS endpoint")
         return self._credential.get_token_info(*scopes, options=options)
@@ -276,11 +280,11 @@ class _Probed:
 class _Cli:
     """The Azure CLI, given as long as there is."""
 
-    def __init__(self, wire: DeadlineTransport) -> None:
-        self._wire = wire
+    def __init__(self, transport: DeadlineTransport) -> None:
+        self._transport = transport
 
     def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
-        cli = AzureCliCredential(process_timeout=max(1, int(self._wire.remaining())))
+        cli = AzureCliCredential(process_timeout=max(1, int(self._transport.remaining())))
         token: AccessTokenInfo = cli.get_token_info(*scopes, options=options)
         return token
 
@@ -308,7 +312,7 @@ def _explain_principal(secret: str, client: str = "azureClientId", tenant: str =
 
 def _explain_managed(client_id: str) -> Explain:
     def explain(error: Exception, outcome: Outcome) -> Exception:
-        if isinstance(error, requests.RequestException):  # Service Fabric, which does not use the Wire
+        if isinstance(error, requests.RequestException):  # Service Fabric, which does not use this transport
             return unanswered(Outcome("managed identity", error=error))
         if isinstance(error, OSError):  # Azure Arc
             return AccessDenied(f"managed identity: {error.filename}: {error.strerror}")

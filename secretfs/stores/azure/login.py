@@ -55,19 +55,19 @@ class CredentialSource:
         self._any_tenant = any_tenant
         self._credential: Credential | None = None
 
-    def token(self, wire: DeadlineTransport, scope: str, options: TokenRequestOptions) -> AccessTokenInfo:
+    def token(self, transport: DeadlineTransport, scope: str, options: TokenRequestOptions) -> AccessTokenInfo:
         """Return a token. A credential that gave tokens before and now does not is made anew, once."""
         credential, self._credential = self._credential, None
         if credential is not None:
             try:
-                token = self._ask(credential, wire, scope, options)
+                token = self._ask(credential, transport, scope, options)
             except (AccessDenied, Unavailable):
                 pass  # what it was made of may have changed
             else:
                 self._credential = credential
                 return token
         credential = self._made()
-        token = self._ask(credential, wire, scope, options)
+        token = self._ask(credential, transport, scope, options)
         self._credential = credential
         return token
 
@@ -86,30 +86,30 @@ class CredentialSource:
             raise StoreUnavailable(str(error)) from None
 
     def _ask(
-        self, credential: Credential, wire: DeadlineTransport, scope: str, options: TokenRequestOptions
+        self, credential: Credential, transport: DeadlineTransport, scope: str, options: TokenRequestOptions
     ) -> AccessTokenInfo:
         if not self._any_tenant:
             options = options.copy()
             options.pop("tenant_id", None)
-        wire.forget()
+        transport.forget()
         try:
             return credential.get_token_info(scope, options=options)
         except (StoreError, Unavailable):
             raise
         except Exception as error:  # noqa: BLE001 - azure-identity lets those of msal, requests and json through
-            failure = self._explain(error, wire.outcome)
+            failure = self._explain(error, transport.outcome)
         raise failure  # not from the error, whose text may quote an answer
 
 
 class Login:
     """The token credential of one store: tries the ways in order until one works, and then uses that one."""
 
-    def __init__(self, component: str, ways: Sequence[CredentialSource], wire: DeadlineTransport) -> None:
+    def __init__(self, component: str, sources: Sequence[CredentialSource], transport: DeadlineTransport) -> None:
         self.generation = 0
         """Counts the tokens that were got."""
         self._component = component
-        self._ways = ways
-        self._wire = wire
+        self._sources = sources
+        self._transport = transport
         self._chosen: CredentialSource | None = None
         self._lock = threading.Lock()
         self._token: tuple[str, AccessTokenInfo, float] | None = None
@@ -118,7 +118,7 @@ class Login:
     def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
         """Return a token for one scope. Raises `StoreError`."""
         (scope,) = scopes
-        if not self._lock.acquire(timeout=self._wire.remaining()):
+        if not self._lock.acquire(timeout=self._transport.remaining()):
             raise DeadlineExceeded("the login takes too long")
         try:
             return self._given(scope, options or {})
@@ -127,7 +127,7 @@ class Login:
 
     def forget(self, generation: int) -> None:
         """Log in anew: the vault refuses the token of this generation. One that is newer stays."""
-        if not self._lock.acquire(timeout=self._wire.left()):
+        if not self._lock.acquire(timeout=self._transport.left()):
             return  # whoever holds it is logging in
         try:
             if generation == self.generation:
@@ -174,14 +174,14 @@ class Login:
     def _log_in(self, scope: str, options: TokenRequestOptions) -> AccessTokenInfo:
         reasons = []
         # Once a way has worked no other one is tried: it might be somebody else.
-        for way in self._ways if self._chosen is None else [self._chosen]:
+        for source in self._sources if self._chosen is None else [self._chosen]:
             try:
-                token = way.token(self._wire, scope, options)
+                token = source.token(self._transport, scope, options)
             except Unavailable as error:
-                reasons.append(f"{way.name}: {error}")
+                reasons.append(f"{source.name}: {error}")
                 continue
             if self._chosen is None:
-                logger.info("%s: logged in with %s", self._component, way.name)
-            self._chosen = way
+                logger.info("%s: logged in with %s", self._component, source.name)
+            self._chosen = source
             return token
         raise StoreUnavailable(f"there is no way to log in: {'; '.join(reasons)}")

@@ -23,7 +23,7 @@ from azure.keyvault.secrets import KeyVaultSecret, SecretClient
 from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound, StoreError
 from secretfs.settings import setting
 from secretfs.store import CachedRead, Names, Secret, StoreContext
-from secretfs.stores.azure.credentials import CLOUDS, Cloud, Identity, cloud, ways
+from secretfs.stores.azure.credentials import CLOUDS, Cloud, Identity, cloud, credential_sources
 from secretfs.stores.azure.login import Login
 from secretfs.stores.azure.transport import RETRIES, DeadlineTransport, lacks_right, refusal, retry_after, unanswered
 
@@ -77,15 +77,15 @@ class KeyVaultStore:
 
     multi_valued = False
 
-    def __init__(self, address: str, login: Login, wire: DeadlineTransport) -> None:
+    def __init__(self, address: str, login: Login, transport: DeadlineTransport) -> None:
         self._address = address
         self._login = login
-        self._wire = wire
+        self._transport = transport
         self._closed = threading.Event()
         self._pages = math.inf
         """Requests that a listing takes; unknown until there was one."""
         self._client = SecretClient(
-            address, cast("TokenCredential", login), transport=wire, permit_redirects=False, **RETRIES
+            address, cast("TokenCredential", login), transport=transport, permit_redirects=False, **RETRIES
         )
 
     def check(self) -> None:
@@ -132,7 +132,7 @@ class KeyVaultStore:
         """Close the connections, and wait for nothing any more."""
         self._closed.set()
         self._client.close()
-        self._wire.shut()
+        self._transport.shut()
 
     def _enabled(self) -> dict[str, float | None]:
         """Return the names of all secrets that are enabled, and when each was changed."""
@@ -143,7 +143,7 @@ class KeyVaultStore:
     def _ask(self, subject: str, question: Callable[[], T]) -> T:
         """Put a question to the vault, within the deadline. Errors say what was asked for."""
         try:
-            with self._wire.within():
+            with self._transport.within():
                 return self._persist(question)
         except StoreError as error:
             raise type(error)(f"{subject}: {error}") from None
@@ -153,7 +153,7 @@ class KeyVaultStore:
         logged_in_anew = False
         while True:
             generation = self._login.generation
-            self._wire.forget()
+            self._transport.forget()
             try:
                 return question()
             except HttpResponseError as error:
@@ -165,21 +165,21 @@ class KeyVaultStore:
                 if self._paused(error):
                     continue
             except AzureError:
-                failure = unanswered(self._wire.outcome)
+                failure = unanswered(self._transport.outcome)
             except (AttributeError, LookupError, TypeError, ValueError):
                 # The SDK's models are made of whatever came. A challenge for another service is a ValueError, too.
                 failure = MalformedAnswer(f"{self._address}: not an answer of Key Vault")
             raise failure  # here, where no error is being handled whose text may quote an answer
 
     def _meaning(self, error: HttpResponseError) -> StoreError:
-        if self._wire.outcome.error is not None:
-            return unanswered(self._wire.outcome)
+        if self._transport.outcome.error is not None:
+            return unanswered(self._transport.outcome)
         return refusal(self._address, error)
 
     def _paused(self, error: HttpResponseError) -> bool:
         """Wait for as long as a server that throttles us asks for, if that leaves time for an answer."""
         pause = retry_after(error) if error.status_code == 429 else None
-        if pause is None or pause >= self._wire.left():
+        if pause is None or pause >= self._transport.left():
             return False
         return not self._closed.wait(pause)
 
@@ -187,7 +187,7 @@ class KeyVaultStore:
 def open_store(settings: Settings, context: StoreContext) -> KeyVaultStore:
     """Prepare the login and the connections. Raises `ConfigurationError` for what cannot work; contacts nobody."""
     quiet_sdks()
-    wire = DeadlineTransport(context.deadline)
+    transport = DeadlineTransport(context.deadline)
     try:
         name, place = vault(settings)
         identity = Identity(
@@ -199,11 +199,11 @@ def open_store(settings: Settings, context: StoreContext) -> KeyVaultStore:
             settings.certificate,
             settings.certificate_password,
         )
-        chain = ways(context.component, identity, settings.auth_methods, wire)
+        chain = credential_sources(context.component, identity, settings.auth_methods, transport)
     except ConfigurationError as error:
         raise ConfigurationError(f"{context.component}: {error}") from None
-    login = Login(context.component, chain, wire)
-    return KeyVaultStore(f"https://{name}.{place.suffix}", login, wire)
+    login = Login(context.component, chain, transport)
+    return KeyVaultStore(f"https://{name}.{place.suffix}", login, transport)
 
 
 def vault(settings: Settings) -> tuple[str, Cloud]:

@@ -76,15 +76,15 @@ class Api:
 
     def get(self, path: str, query: Query = (), *, accept: str = "application/json") -> dict[str, Any]:
         """Read a JSON object. Raises `StoreError`."""
-        return self._exchange(_Request("GET", path, query, accept=accept, patience=self.deadline))
+        return self._exchange(_Request("GET", path, query, accept=accept, timeout=self.deadline))
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Put a question that has a body. Raises `StoreError`."""
-        return self._exchange(_Request("POST", path, body=body, patience=self.deadline))
+        return self._exchange(_Request("POST", path, body=body, timeout=self.deadline))
 
-    def watch(self, path: str, query: Query, patience: float) -> "Stream":
-        """Begin to read events; silence for longer than ``patience`` seconds is an error. Raises `StoreError`."""
-        return Stream(*self._open(_Request("GET", path, query, patience=patience)))
+    def watch(self, path: str, query: Query, timeout: float) -> "Stream":
+        """Begin to read events; silence for longer than ``timeout`` seconds is an error. Raises `StoreError`."""
+        return Stream(*self._open(_Request("GET", path, query, timeout=timeout)))
 
     def close(self) -> None:
         """Close the connections that are not in use."""
@@ -134,7 +134,7 @@ class Api:
                 headers=headers,
                 body=request.body,
                 _preload_content=False,
-                _request_timeout=(self.deadline, request.patience),
+                _request_timeout=(self.deadline, request.timeout),
             )
             return response  # noqa: TRY300 - the client has no types
         except ApiException as error:
@@ -166,7 +166,7 @@ class _Request:
     query: Query = ()
     body: Mapping[str, Any] | None = None
     accept: str = "application/json"
-    patience: float = 0.0
+    timeout: float = 0.0
     """Seconds that any part of the answer may take."""
 
 

@@ -82,7 +82,7 @@ class ListScope:
 
 
 def list_pages(
-    api: Api, reach: ListScope, take: Callable[[dict[str, Any]], T], *, accept: str = "application/json"
+    api: Api, scope: ListScope, take: Callable[[dict[str, Any]], T], *, accept: str = "application/json"
 ) -> tuple[list[T], str]:
     """List page by page. Returns what ``take`` makes of each item, and the version of the whole.
 
@@ -91,7 +91,7 @@ def list_pages(
     limit = [("limit", _PAGE)]
     while True:
         try:
-            return _pages(api, reach, take, accept, limit)
+            return _pages(api, scope, take, accept, limit)
         except Expired:
             if not limit:
                 raise
@@ -99,12 +99,12 @@ def list_pages(
 
 
 def _pages(
-    api: Api, reach: ListScope, take: Callable[[dict[str, Any]], T], accept: str, limit: list[tuple[str, str]]
+    api: Api, scope: ListScope, take: Callable[[dict[str, Any]], T], accept: str, limit: list[tuple[str, str]]
 ) -> tuple[list[T], str]:
     taken: list[T] = []
     place: list[tuple[str, str]] = []
     while True:
-        page = api.get(reach.path, [*reach.query, *limit, *place], accept=accept)
+        page = api.get(scope.path, [*scope.query, *limit, *place], accept=accept)
         taken += map(take, _items(page))
         if not (more := metadata_of(page).get("continue")):
             return taken, version_of(page)

@@ -45,85 +45,85 @@ class KubernetesStore:
 
     multi_valued = True
 
-    def __init__(self, component: str, api: Api, reaches: list[ListScope]) -> None:
+    def __init__(self, component: str, api: Api, scopes: list[ListScope]) -> None:
         self._component = component
         self._api = api
-        self._reaches = {reach.namespace: reach for reach in reaches}
-        self._copies: dict[str, WatchCache] = {}
-        self._in_folders = reaches[0].in_folders
+        self._scopes = {scope.namespace: scope for scope in scopes}
+        self._caches: dict[str, WatchCache] = {}
+        self._in_folders = scopes[0].in_folders
 
     def check(self) -> None:
         """Ask for one name of each list. Without the right to list, that to get some secret is enough."""
-        for reach in self._reaches.values():
+        for scope in self._scopes.values():
             try:
-                _about(str(reach), partial(reach.first_name, self._api))
+                _about(str(scope), partial(scope.first_name, self._api))
             except AccessDenied:
-                if not self._may_get(reach):
+                if not self._may_get(scope):
                     raise
 
     def names(self, folder: str) -> Names:
         """List all names, or those of a namespace. Reads no values."""
         if folder:
-            found = self._reaches.get(folder) if self._in_folders else None
+            found = self._scopes.get(folder) if self._in_folders else None
             return Names() if found is None else Names(self._names(found))
-        if self._in_folders and "" not in self._reaches:
-            return Names(folders=frozenset(self._reaches))
-        (only,) = self._reaches.values()
+        if self._in_folders and "" not in self._scopes:
+            return Names(folders=frozenset(self._scopes))
+        (only,) = self._scopes.values()
         return Names(self._names(only))
 
     def fetch(self, name: str) -> Secret:
         """Read one secret: from the live copy, or from the server."""
-        namespace, _, rest = name.partition("/") if self._in_folders else (next(iter(self._reaches)), "", name)
-        reach = self._reach_of(namespace)
-        if reach is None:
+        namespace, _, rest = name.partition("/") if self._in_folders else (next(iter(self._scopes)), "", name)
+        scope = self._scope_of(namespace)
+        if scope is None:
             raise SecretNotFound(f"secret {name}: not found")
-        read = partial(reach.read, self._api, namespace, rest)
-        copy = self._copies.get(reach.namespace)
+        read = partial(scope.read, self._api, namespace, rest)
+        copy = self._caches.get(scope.namespace)
         return _about(f"secret {name}", read if copy is None else partial(copy.fetch, name, read))
 
     def fetch_in(self, namespace: str, name: str) -> Secret:
         """Read a secret of any namespace, as a reference to it in a component of that namespace means it."""
         if self._in_folders:
-            if "/" in name or self._reach_of(namespace) is not None:
+            if "/" in name or self._scope_of(namespace) is not None:
                 return self.fetch(name if "/" in name else f"{namespace}/{name}")
-        elif namespace in self._reaches:
+        elif namespace in self._scopes:
             return self.fetch(name)
-        reach = next(iter(self._reaches.values()))
-        return _about(f"secret {name} of namespace {namespace}", partial(reach.read, self._api, namespace, name))
+        scope = next(iter(self._scopes.values()))
+        return _about(f"secret {name} of namespace {namespace}", partial(scope.read, self._api, namespace, name))
 
     def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
         """Compare with the live copies: that costs the server nothing."""
-        return frozenset[str]().union(*(copy.unchanged(known) for copy in self._copies.values()))
+        return frozenset[str]().union(*(copy.unchanged(known) for copy in self._caches.values()))
 
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
         """Begin to keep live copies, and say what changes."""
-        for reach in self._reaches.values():
-            self._copies[reach.namespace] = WatchCache(self._component, self._api, reach, changed)
+        for scope in self._scopes.values():
+            self._caches[scope.namespace] = WatchCache(self._component, self._api, scope, changed)
 
     def close(self) -> None:
         """End the watches and close the connections."""
-        for copy in self._copies.values():
+        for copy in self._caches.values():
             copy.stop()
-        for copy in self._copies.values():
+        for copy in self._caches.values():
             copy.close()
         self._api.close()
 
-    def _reach_of(self, namespace: str) -> ListScope | None:
-        return self._reaches.get(namespace) or self._reaches.get("")
+    def _scope_of(self, namespace: str) -> ListScope | None:
+        return self._scopes.get(namespace) or self._scopes.get("")
 
-    def _names(self, reach: ListScope) -> frozenset[str]:
-        read = partial(reach.names, self._api)
-        copy = self._copies.get(reach.namespace)
-        return _about(str(reach), read if copy is None else partial(copy.names, read))
+    def _names(self, scope: ListScope) -> frozenset[str]:
+        read = partial(scope.names, self._api)
+        copy = self._caches.get(scope.namespace)
+        return _about(str(scope), read if copy is None else partial(copy.names, read))
 
-    def _may_get(self, reach: ListScope) -> bool:
+    def _may_get(self, scope: ListScope) -> bool:
         """Ask whether there is a secret that we may read without the right to list."""
-        if not reach.namespace or reach.query:
+        if not scope.namespace or scope.query:
             return False
         question = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectRulesReview",
-            "spec": {"namespace": reach.namespace},
+            "spec": {"namespace": scope.namespace},
         }
         try:
             status = self._api.post("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", question).get("status", {})
@@ -139,14 +139,14 @@ class KubernetesStore:
 def open_store(settings: Settings, context: StoreContext) -> KubernetesStore:
     """Find the cluster. Raises `ConfigurationError` for settings that cannot work; contacts nobody."""
     try:
-        reaches = _reaches(settings, context)
+        scopes = _scopes(settings, context)
         login = find_login(settings.kubeconfig, os.environ)
     except ConfigurationError as error:
         raise ConfigurationError(f"{context.component}: {error}") from None
-    return KubernetesStore(context.component, Api(login, context.deadline), reaches)
+    return KubernetesStore(context.component, Api(login, context.deadline), scopes)
 
 
-def _reaches(settings: Settings, context: StoreContext) -> list[ListScope]:
+def _scopes(settings: Settings, context: StoreContext) -> list[ListScope]:
     labels, fields = context.annotations.get(LABELS, ""), context.annotations.get(FIELDS, "")
     listed = context.annotations.get(NAMESPACES)
     if listed is None:

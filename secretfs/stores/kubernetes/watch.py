@@ -24,13 +24,13 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.2, 30.0
 _STARTING = 5.0  # seconds; an API server that has just started refuses everybody until it has read its roles
 _AT_LEAST = 1.0  # seconds between attempts, and that a watch lasts which is one
 _SETTLING = 0.2  # seconds for the server to send what was missed, or that it has forgotten
-_MOST_TOLD = 10_000  # names; ttl takes care of the others
+_MOST_ASKED = 10_000  # names; ttl takes care of the others
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _Entry:
     """A secret in the copy, or, when it does not fit, its version."""
 
     version: str
@@ -42,26 +42,26 @@ class _Held:
 
 
 class WatchCache:
-    """A copy of ``reach``. ``changed`` is called from its thread, with names, after the copy has changed."""
+    """A copy of ``scope``. ``changed`` is called from its thread, with names, after the copy has changed."""
 
-    def __init__(self, component: str, api: Api, reach: ListScope, changed: Callable[[frozenset[str]], None]) -> None:
+    def __init__(self, component: str, api: Api, scope: ListScope, changed: Callable[[frozenset[str]], None]) -> None:
         self._component = component
         self._api = api
-        self._reach = reach
+        self._scope = scope
         self._changed = changed
         self._lock = threading.Lock()
-        self._secrets: dict[str, _Held] = {}
+        self._secrets: dict[str, _Entry] = {}
         self._size = 0
         self._live_from = math.inf  # on the monotonic clock
-        self._told: set[str] = set()  # names that the server was asked for while there was no copy to ask
+        self._asked_meanwhile: set[str] = set()  # names that the server was asked for while there was no copy to ask
         self._version = ""  # of the state from which to go on; empty when there is none
         self._stream: Stream | None = None
         self._closing = threading.Event()
         self._again = threading.Event()
-        self._trouble = ""
+        self._failure = ""
         self._denied_since = 0.0
         self._delay = _FIRST_DELAY
-        self._thread = threading.Thread(target=self._run, name=f"{component}: watch of {reach}", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{component}: watch of {scope}", daemon=True)
         self._thread.start()
 
     @property
@@ -75,12 +75,12 @@ class WatchCache:
         """Return a secret from the copy, or what ``read`` reads."""
         with self._lock:
             if self.live:
-                held = self._secrets.get(name)
-                if held is None:
+                entry = self._secrets.get(name)
+                if entry is None:
                     raise SecretNotFound("not found")
-                if held.secret is not None:
-                    return held.secret
-            self._tell({name})
+                if entry.secret is not None:
+                    return entry.secret
+            self._note_asked({name})
         secret = read()
         self._again.set()  # the server is back
         return secret
@@ -93,14 +93,16 @@ class WatchCache:
         names = read()
         self._again.set()
         with self._lock:
-            self._tell(names)
+            self._note_asked(names)
         return names
 
     def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
         """Name the secrets whose version is still the one that is known; none while the copy is not live."""
         with self._lock:
-            held = self._secrets if self.live else {}
-            return frozenset(name for name, it in known.items() if name in held and held[name].is_version_of(it.secret))
+            entry = self._secrets if self.live else {}
+            return frozenset(
+                name for name, it in known.items() if name in entry and entry[name].is_version_of(it.secret)
+            )
 
     def stop(self) -> None:
         """Ask the thread to end."""
@@ -115,9 +117,9 @@ class WatchCache:
         self.stop()
         self._thread.join(timeout=1)
 
-    def _tell(self, names: frozenset[str] | set[str]) -> None:
-        if len(self._told) < _MOST_TOLD:
-            self._told |= names
+    def _note_asked(self, names: frozenset[str] | set[str]) -> None:
+        if len(self._asked_meanwhile) < _MOST_ASKED:
+            self._asked_meanwhile |= names
 
     # --- what the thread does ---
 
@@ -126,9 +128,9 @@ class WatchCache:
             try:
                 self._work()
             except StoreError as error:
-                delay = self._lost(error)
+                delay = self._disconnected(error)
             except Exception as error:  # noqa: BLE001 - the copy must come back; the text may quote a value
-                delay = self._lost(MalformedAnswer(f"unexpected {type(error).__name__}"))
+                delay = self._disconnected(MalformedAnswer(f"unexpected {type(error).__name__}"))
             else:
                 continue
             if not self._closing.wait(min(delay, _AT_LEAST)):
@@ -140,10 +142,10 @@ class WatchCache:
         if not self._version:
             self._list()
         began = time.monotonic()
-        patience = _WATCH + self._api.deadline
+        timeout = _WATCH + self._api.deadline
         options = [("watch", "true"), ("allowWatchBookmarks", "true"), ("timeoutSeconds", str(_WATCH))]
         start = ("resourceVersion", self._version)
-        stream = self._api.watch(self._reach.path, [*self._reach.query, *options, start], patience)
+        stream = self._api.watch(self._scope.path, [*self._scope.query, *options, start], timeout)
         try:
             with self._lock:
                 if self._closing.is_set():
@@ -151,7 +153,7 @@ class WatchCache:
                 self._stream = stream
                 if math.isinf(self._live_from):
                     self._live_from = time.monotonic() + _SETTLING
-            self._found()
+            self._connected()
             for events in stream.batches():
                 self._apply(events)
         finally:
@@ -162,16 +164,18 @@ class WatchCache:
             raise StoreUnavailable("the server ends the watch at once")
 
     def _list(self) -> None:
-        listed, version = list_pages(self._api, self._reach, lambda item: (self._reach.name_of(item), secret_of(item)))
+        listed, version = list_pages(self._api, self._scope, lambda item: (self._scope.name_of(item), secret_of(item)))
         with self._lock:
-            before = {name: held.version for name, held in self._secrets.items()}
+            before = {name: entry.version for name, entry in self._secrets.items()}
             self._secrets.clear()
             self._size = 0
             for name, secret in listed:
                 self._put(name, secret)
-            after = {name: held.version for name, held in self._secrets.items()}
-            changed = self._told | {name for name in before.keys() | after if before.get(name) != after.get(name)}
-            self._told = set()
+            after = {name: entry.version for name, entry in self._secrets.items()}
+            changed = self._asked_meanwhile | {
+                name for name in before.keys() | after if before.get(name) != after.get(name)
+            }
+            self._asked_meanwhile = set()
             self._version = version
             self._live_from = time.monotonic()
         self._report(changed)
@@ -194,7 +198,7 @@ class WatchCache:
             raise (Expired if code == 410 else StoreUnavailable)(f"the server ends the watch ({code})")
         if kind in ("ADDED", "MODIFIED", "DELETED"):
             metadata_of(item)
-            name = self._reach.name_of(item)
+            name = self._scope.name_of(item)
             if kind == "DELETED":
                 self._drop(name)
             else:
@@ -206,25 +210,25 @@ class WatchCache:
         self._drop(name)
         size = sum(map(len, secret.values.values()))
         fits = self._size + size <= _LARGEST_COPY
-        held = self._secrets[name] = _Held(secret.version, secret if fits else None, size if fits else 0)
-        self._size += held.size
+        entry = self._secrets[name] = _Entry(secret.version, secret if fits else None, size if fits else 0)
+        self._size += entry.size
 
     def _drop(self, name: str) -> None:
-        held = self._secrets.pop(name, None)
-        self._size -= held.size if held else 0
+        entry = self._secrets.pop(name, None)
+        self._size -= entry.size if entry else 0
 
     def _report(self, changed: set[str]) -> None:
         if changed:
             self._changed(frozenset(changed))
 
-    def _found(self) -> None:
+    def _connected(self) -> None:
         self._delay = _FIRST_DELAY
         self._denied_since = 0.0
-        if self._trouble:
-            logger.info("%s: %s: the watch is back", self._component, self._reach)
-        self._trouble = ""
+        if self._failure:
+            logger.info("%s: %s: the watch is back", self._component, self._scope)
+        self._failure = ""
 
-    def _lost(self, error: StoreError) -> float:
+    def _disconnected(self, error: StoreError) -> float:
         """Answer no more from the copy. Returns how many seconds to wait before the next attempt."""
         denied = isinstance(error, AccessDenied)
         changed = set[str]()
@@ -249,7 +253,7 @@ class WatchCache:
         self._denied_since = (self._denied_since or now) if denied else 0.0
         lasting = denied and now - self._denied_since >= _STARTING
         told = f"{'lasting ' if lasting else ''}{error}"
-        if told != self._trouble:
-            self._trouble = told
+        if told != self._failure:
+            self._failure = told
             level = logging.WARNING if lasting else logging.INFO
-            logger.log(level, "%s: %s: changes show after ttl for now: %s", self._component, self._reach, error)
+            logger.log(level, "%s: %s: changes show after ttl for now: %s", self._component, self._scope, error)

@@ -20,7 +20,7 @@ from secretfs.registry.following import FollowingStore
 from secretfs.settings import Property, decode
 from secretfs.store import SecretStore, StoreContext
 from secretfs.stores.azure import login as azure_login
-from secretfs.stores.azure.credentials import CLOUDS, Identity, ways
+from secretfs.stores.azure.credentials import CLOUDS, Identity, credential_sources
 from secretfs.stores.azure.store import Settings, open_store
 from secretfs.stores.azure.transport import DeadlineTransport
 from tests.support.azure_fixtures import TYPE, azure, login
@@ -580,11 +580,13 @@ def test_an_azure_cli_that_fails(azure: Azure, tmp_path: Path) -> None:
 
 
 def chain(identity: Identity | None = None, methods: str = "") -> list[str]:
-    wire = DeadlineTransport(1)
+    transport = DeadlineTransport(1)
     try:
-        return [way.name for way in ways("store", identity or Identity(CLOUDS[0]), methods, wire)]
+        return [
+            source.name for source in credential_sources("store", identity or Identity(CLOUDS[0]), methods, transport)
+        ]
     finally:
-        wire.shut()
+        transport.shut()
 
 
 def everything(keys: list[rsa.RSAPrivateKey]) -> Identity:
@@ -669,8 +671,10 @@ def test_the_way_that_worked_is_kept(imds: Azure, tmp_path: Path, monkeypatch: p
 
 
 def test_no_time_left_is_no_refusal() -> None:
-    wire = DeadlineTransport(0.0)
-    for way in ways("store", Identity(CLOUDS[0], TENANT, CLIENT, secret("client-secret")), "creds,mi,cli", wire):
+    transport = DeadlineTransport(0.0)
+    for source in credential_sources(
+        "store", Identity(CLOUDS[0], TENANT, CLIENT, secret("client-secret")), "creds,mi,cli", transport
+    ):
         with pytest.raises(DeadlineExceeded, match="no answer in time"):
-            way.token(wire, "https://vault.azure.net/.default", {})
-    wire.shut()
+            source.token(transport, "https://vault.azure.net/.default", {})
+    transport.shut()

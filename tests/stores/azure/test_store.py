@@ -516,11 +516,11 @@ def test_a_proxy_that_is_down(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> 
 
 def unanswered_by(url: str) -> StoreError:
     """Send a request directly, and return what came of it."""
-    wire = DeadlineTransport(0.5)
+    transport = DeadlineTransport(0.5)
     with pytest.raises(AzureError):
-        wire.send(HttpRequest("GET", url))
-    wire.shut()
-    return unanswered(wire.outcome)
+        transport.send(HttpRequest("GET", url))
+    transport.shut()
+    return unanswered(transport.outcome)
 
 
 def test_servers_that_are_not_there_or_not_what_they_should_be() -> None:

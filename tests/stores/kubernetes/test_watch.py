@@ -101,7 +101,7 @@ def test_the_whole_store_is_one_list_of_pages_and_one_watch(namespace: Namespace
     assert store.names("").secrets == names
     assert all(values(store, name) == {"key": secret(name).encode()} for name in names)
     assert namespace.requests() == ["list"] * 10 + ["watch"]
-    assert CANARY not in f"{store!r} {store._copies!r} {vars(store._copies[namespace.name])!r}"
+    assert CANARY not in f"{store!r} {store._caches!r} {vars(store._caches[namespace.name])!r}"
 
 
 def test_a_broken_watch_goes_on_from_where_it_was(
@@ -188,7 +188,7 @@ def test_the_server_is_killed_and_comes_back(namespace: Namespace) -> None:
 
 def test_bookmarks_are_asked_for_and_move_on(namespace: Namespace, store: KubernetesStore) -> None:
     watching(store)
-    (copy,) = store._copies.values()
+    (copy,) = store._caches.values()
     copy._take({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "7"}}}, set())
     assert copy._version == "7"
 
@@ -228,7 +228,7 @@ def test_what_was_read_before_the_copy_was_there_is_reported(
     way.cut()
     changes = Changes()
     store.watch(changes)
-    (copy,) = store._copies.values()
+    (copy,) = store._caches.values()
     copy.fetch("gone", lambda: Secret({}))
     copy.names(lambda: frozenset({"listed"}))
     namespace.delete("gone")
@@ -283,7 +283,7 @@ def test_a_right_that_is_taken_away(
         changes = watching(store)
         namespace.kubectl("delete", "rolebinding", "all")
         changes.wait_for("db")
-        (copy,) = store._copies.values()
+        (copy,) = store._caches.values()
         assert copy._secrets == {}
         with pytest.raises(AccessDenied):
             store.fetch("db")
@@ -323,8 +323,8 @@ def test_closing_is_prompt_and_ends_the_thread(namespace: Namespace, way: Cuttab
 def test_closing_is_prompt_while_the_server_is_away(kube: KubeApiserver) -> None:
     with kubernetes({"defaultNamespace": "x", "kubeconfigPath": str(kube.kubeconfig("reader", port=1))}) as store:
         store.watch(lambda _: None)
-        (copy,) = store._copies.values()
-        wait_until(lambda: copy._trouble)
+        (copy,) = store._caches.values()
+        wait_until(lambda: copy._failure)
         began = time.monotonic()
     assert time.monotonic() - began < 0.5
     assert not copy._thread.is_alive()
