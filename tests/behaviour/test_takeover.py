@@ -22,6 +22,7 @@ from tests.support.canary import secret
 from tests.support.command import SECRETFS, end_daemons, environment, in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, daemons, mounted
+from tests.support.readers import Readers
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.servers.openbao import OpenBao
 from tests.support.shell import errno_of, wait_until
@@ -79,37 +80,6 @@ def down(mount: Mounted) -> Iterator[None]:
         yield
     finally:
         os.kill(mount.process.pid, signal.SIGCONT)
-
-
-class Readers:
-    """Threads that do things to a mount without a pause, and keep what went wrong and the longest that one took."""
-
-    def __init__(self, *actions: Callable[[], object]) -> None:
-        self.done = 0
-        self.failures: list[str] = []
-        self.longest = 0.0
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._act, args=(action,)) for action in actions]
-
-    def __enter__(self) -> "Readers":
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _act(self, action: Callable[[], object]) -> None:
-        while not self._over.is_set():
-            began = time.monotonic()
-            try:
-                action()
-            except (OSError, AssertionError) as error:
-                self.failures.append(f"{type(error).__name__} {getattr(error, 'errno', '')} {error!s:.60}")
-            self.longest = max(self.longest, time.monotonic() - began)
-            self.done += 1
 
 
 def test_no_reader_notices(components: Path, kv: Folder) -> None:

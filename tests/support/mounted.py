@@ -20,6 +20,8 @@ from tests.support.lacking import require_fuse
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MOUNTINFO = Path("/proc/self/mountinfo")
+_SUPERVISORS = {b"secretfs.daemon.supervisor", b"secretfs.supervisor"}  # as it is called now, and was in 9540ca8
+_HELPERS = {"secretfs-helper", "secretfs-hand"}  # likewise
 _HARMLESS = re.compile(r"$|(?:INFO|DEBUG) ")
 
 
@@ -119,8 +121,8 @@ def processes(mountpoint: Path) -> Iterator[tuple[int, str]]:
         with contextlib.suppress(OSError):
             command = (directory / "cmdline").read_bytes().split(b"\0")
             if b"secretfs" in command and os.fsencode(mountpoint) in command:
-                is_helper = (directory / "comm").read_text().strip() == "secretfs-helper"
-                supervises = b"secretfs.daemon.supervisor" in command
+                is_helper = (directory / "comm").read_text().strip() in _HELPERS
+                supervises = not _SUPERVISORS.isdisjoint(command)
                 yield int(directory.name), "helper" if is_helper else "supervisor" if supervises else "worker"
 
 
