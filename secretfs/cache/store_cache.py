@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Final, TypeVar, cast
 
 import trio
 
+from secretfs.cache.change import Announce, Change, discard
 from secretfs.cache.client import StoreClient, time_limit
 from secretfs.cache.health import Statistics
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
@@ -53,16 +54,6 @@ class Freshness:
     """Time without a reader after which a value is dropped from memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What turned out to be different from what was known."""
-
-    names: frozenset[str] = frozenset()
-    """Secrets and folders that are new or gone, by full name."""
-    values: frozenset[tuple[str, str]] = frozenset()
-    """Values that are new, different or gone, by name of the secret and key."""
-
-
 class CachedStore:
     """A secret store as the file system sees it.
 
@@ -72,23 +63,34 @@ class CachedStore:
     calls: ClassVar[type[StoreClient]] = StoreClient
 
     def __init__(
-        self, component: str, store: SecretStore, freshness: Freshness, nursery: trio.Nursery, store_type: str = ""
+        self,
+        component: str,
+        store: SecretStore,
+        freshness: Freshness,
+        nursery: trio.Nursery,
+        store_type: str = "",
+        *,
+        announce: Announce = discard,
     ) -> None:
         self.component = component
         self._store_type = store_type
-        self.multi_valued = store.multi_valued
+        self._announce = announce
         self._freshness = freshness
         self._calls = self.calls(component, store, freshness.ttl, freshness.deadline, nursery)
-        self._names = TTLCache[str, Names | StoreError](self._load_names, nursery)
-        self._secrets = TTLCache[str, Secret | StoreError](self._load_secret, nursery)
+        self._names = TTLCache[str, Names | StoreError](self._calls.names, nursery, self._names_loaded)
+        self._secrets = TTLCache[str, Secret | StoreError](self._calls.fetch, nursery, self._secret_loaded)
         self._withheld: dict[str, Names] = {}
         """The last listings of folders whose listing is refused by now."""
-        self._changed: Callable[[Change], None] = lambda _: None
         self._nursery = nursery
         self._revalidates = isinstance(store, RevalidatingStore)
         if isinstance(store, WatchingStore):
             self._token = trio.lowlevel.current_trio_token()
             store.watch(self._changed_upstream)
+
+    @property
+    def multi_valued(self) -> bool:
+        """Whether a secret of this store is a map of keys or one value, as the store says."""
+        return self._calls.store.multi_valued
 
     @property
     def idle(self) -> float:
@@ -126,10 +128,6 @@ class CachedStore:
     async def _prefetch(self, name: str) -> None:
         if self._secrets.peek(name) is None:  # nobody was faster
             await self._load_quietly(self._secrets, [name])
-
-    def on_change(self, changed: Callable[[Change], None]) -> None:
-        """Call ``changed`` whenever a load finds something else than was known."""
-        self._changed = changed
 
     async def refresh(self, concerned: Callable[[str], bool] = lambda _: True) -> None:
         """Ask again, now, for what is known of the secrets and folders that are ``concerned``, if only the names.
@@ -302,32 +300,32 @@ class CachedStore:
         with time_limit(self._freshness.deadline, _since.get(trio.current_time())):
             return await cache.load(key)
 
-    async def _load_names(self, folder: str) -> CachedAnswer[Names | StoreError]:
-        known = self._names.known(folder)
+    def _names_loaded(
+        self, folder: str, known: CachedAnswer[Names | StoreError] | None, answer: CachedAnswer[Names | StoreError]
+    ) -> None:
+        """Announce how a listing differs from the last one, which may lie before a time of refusals."""
         before = known.value if known is not None and isinstance(known.value, Names) else self._withheld.get(folder)
-        answer = await self._calls.names(folder)
         now = answer.value
         if isinstance(now, Names):
             self._withheld.pop(folder, None)
             if before is not None:
-                self._notify(Change(names=(before.secrets ^ now.secrets) | (before.folders ^ now.folders)))
+                names = (before.secrets ^ now.secrets) | (before.folders ^ now.folders)
+                self._notify(Change(self.component, names=names))
         elif before is not None:
             self._withheld[folder] = before
-        return answer
 
-    async def _load_secret(self, name: str) -> CachedAnswer[Secret | StoreError]:
-        known = self._secrets.known(name)
-        answer = await self._calls.fetch(name)
+    def _secret_loaded(
+        self, name: str, known: CachedAnswer[Secret | StoreError] | None, answer: CachedAnswer[Secret | StoreError]
+    ) -> None:
+        """Announce which keys of a secret have other values than before."""
         if known is not None:
             before, now = _values(known), _values(answer)
             keys = (key for key in {*before, *now} if before.get(key) != now.get(key))
-            self._notify(Change(values=frozenset((name, key) for key in keys)))
-        return answer
+            self._notify(Change(self.component, values=frozenset((name, key) for key in keys)))
 
     def _notify(self, change: Change) -> None:
-        """Tell of a change as soon as its answer is in the cache: when the task that loads it has ended."""
-        if change != Change():
-            trio.lowlevel.current_trio_token().run_sync_soon(lambda: self._changed(change))
+        if change:
+            self._announce(change)
 
     def _changed_upstream(self, names: frozenset[str]) -> None:
         """Take a change from a thread of the store."""

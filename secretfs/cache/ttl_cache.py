@@ -79,10 +79,19 @@ class _PendingLoad(Generic[T]):
 
 
 class TTLCache(Generic[K, T]):
-    """Answers by key. A load is a task of its own: it outlives a caller that goes away."""
+    """Answers by key. A load is a task of its own: it outlives a caller that goes away.
 
-    def __init__(self, load: Callable[[K], Awaitable[CachedAnswer[T]]], nursery: trio.Nursery) -> None:
+    ``loaded`` is called after each load, with the key, what was known before, and what is known now.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[K], Awaitable[CachedAnswer[T]]],
+        nursery: trio.Nursery,
+        loaded: Callable[[K, CachedAnswer[T] | None, CachedAnswer[T]], None] = lambda *_: None,
+    ) -> None:
         self._load = load
+        self._loaded = loaded
         self._nursery = nursery
         self._entries: dict[K, _Entry[T]] = {}
         self._pending: dict[K, _PendingLoad[T]] = {}
@@ -177,7 +186,12 @@ class TTLCache(Generic[K, T]):
     async def _run(self, key: K, pending: _PendingLoad[T]) -> None:
         """Load one answer. An error belongs to those who wait; in the nursery it would end the mount."""
         try:
-            pending.answer = await self._load(key)
+            answer = await self._load(key)
+            if not pending.outdated:
+                before = self.known(key)
+                self.keep(key, answer)
+                self._loaded(key, before, answer)
+            pending.answer = answer
         except SecretFSError as error:
             pending.error = error
         except Exception as error:  # noqa: BLE001 - a defect costs those who asked EIO, never everybody the mount
@@ -187,8 +201,6 @@ class TTLCache(Generic[K, T]):
             pending.done.set()
             if not pending.outdated:
                 del self._pending[key]
-                if pending.answer is not None:
-                    self.keep(key, pending.answer)
 
 
 def _by_due(item: tuple[K, _Entry[T]]) -> float:

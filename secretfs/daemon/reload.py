@@ -9,18 +9,17 @@ import logging
 import math
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import trio
 
+from secretfs.cache.change import Announce, Change
 from secretfs.dapr.load import ConfigSource, working_directory
 from secretfs.errors import SecretFSError, log_defect
-from secretfs.fs.publish import Publisher
-from secretfs.fs.vfs import SecretVFS
-from secretfs.registry.store_set import StoreSet
+from secretfs.registry.store_set import ScopedStore, StoreSet
 
 LOOK_EVERY: Final = 1.0
 """Seconds."""
@@ -30,14 +29,20 @@ TRY_AGAIN: Final = (5.0, 300.0)
 log = logging.getLogger(__name__)
 
 
+Show = Callable[[Mapping[str, ScopedStore], frozenset[str]], frozenset[str]]
+"""Shows other stores from now on; given them all, and which of them have nothing in common with the one before.
+
+Returns the components that came or went, or are another store now."""
+
+
 class Reloader:
     """Puts what is declared now in the place of what was declared before."""
 
-    def __init__(self, origin: ConfigSource, stores: StoreSet, vfs: SecretVFS, publisher: Publisher) -> None:
+    def __init__(self, origin: ConfigSource, stores: StoreSet, show: Show, announce: Announce) -> None:
         self._origin = origin
         self._stores = stores
-        self._vfs = vfs
-        self._publisher = publisher
+        self._show = show
+        self._announce = announce
         self._reloading = trio.Lock()
         self._loaded = origin.loaded
         self._pause = 0.0
@@ -80,10 +85,10 @@ class Reloader:
         replacement = await self._stores.replace(declaration)
         self._plan()
         if replacement is not None:
-            for component in sorted(self._vfs.replace(replacement.views, replacement.replaced)):
-                self._publisher.enqueue(component, None)
-            for component, change in replacement.changes.items():
-                self._publisher.enqueue(component, change)
+            for component in sorted(self._show(replacement.stores, replacement.replaced)):
+                self._announce(Change(component, whole=True))
+            for change in replacement.changes:
+                self._announce(change)
 
     def _plan(self) -> None:
         """Decide when to try again what did not answer."""

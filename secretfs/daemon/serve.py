@@ -1,6 +1,7 @@
 """One mount, from opened stores to the last unmount."""
 
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from secretfs.cache.change import Change
 from secretfs.cache.store_cache import Freshness
 from secretfs.daemon.handover import Handover
 from secretfs.daemon.processes import set_process_name
@@ -22,6 +24,7 @@ from secretfs.fs.changes import catch_up
 from secretfs.fs.journal import Journal
 from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
+from secretfs.fs.view import views_of
 from secretfs.fuse.connection import Connection, connect
 from secretfs.fuse.operations import SecretOperations
 from secretfs.linux.mountinfo import secretfs_at
@@ -101,23 +104,25 @@ async def serve(
     if inherited:
         journal.begin_generation()
     async with trio.open_nursery() as nursery:
-        stores = StoreSet(registry, options.default, nursery)
-        views = await stores.serve(declaration)
-        vfs = SecretVFS(views, options.permissions, nursery, declaration.context.app_id, journal)
-        publisher = Publisher(vfs, options.mountpoint, helpers.publishing, observer.changed)
-        reloader = Reloader(origin, stores, vfs, publisher)
+        changes, announced = trio.open_memory_channel[Change](math.inf)  # emptied at once, into queues with a limit
+        announce = changes.send_nowait
+        stores = StoreSet(registry, options.default, nursery, announce)
+        views = views_of(await stores.start(declaration))
         connection = inherited or _mount(options, journal)
         if not inherited:
             handover.keep(connection)
+        app_id = declaration.context.app_id
+        vfs = SecretVFS(views, options.permissions, nursery, app_id, journal, wake=connection.send)
+        publisher = Publisher(vfs, options.mountpoint, helpers.publishing, announced, observer.changed)
+        reloader = Reloader(origin, stores, lambda stores, others: vfs.replace(views_of(stores), others), announce)
         device: int | None = None
         with suppress(MountError):  # covered, or detached and still in use: it is served all the same
             device = set_process_name(options.mountpoint)
-        vfs.on_wake(connection.send)
         _offer(connection, vfs, publisher)
         for task in (publisher.run, reloader.on_change, reloader.on_signal):
             nursery.start_soon(task)
         nursery.start_soon(_evict_idle, vfs)
-        nursery.start_soon(catch_up, vfs.changes, publisher.enqueue)
+        nursery.start_soon(catch_up, vfs.changes, announce)
         nursery.start_soon(_announce, options.mountpoint, helpers.asking, handover, observer.ready)
         asked_to_stop = await _until_unmounted_or_asked_to_stop()
         pyfuse3.close(unmount=False)

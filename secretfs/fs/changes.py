@@ -7,12 +7,13 @@ than the background refresh would have.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import trio
 
-from secretfs.cache.store_cache import BACKGROUND, Change
+from secretfs.cache.change import Announce, Change
+from secretfs.cache.store_cache import BACKGROUND
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound
 from secretfs.fs.attributes import DIRECTORY_TIMEOUT, AttributePolicy, Attributes
 from secretfs.fs.content import Contents
@@ -150,19 +151,19 @@ class Changes:
         return frozenset(gone)
 
 
-async def catch_up(changes: Changes, enqueue: Callable[[str, Change], None]) -> None:
-    """Find what has changed in each store since the process before us looked, and ``enqueue`` it for publication."""
+async def catch_up(changes: Changes, announce: Announce) -> None:
+    """Find what has changed in each store since the process before us looked, and announce it."""
     async with trio.open_nursery() as nursery:
         for component in changes.components:
             files = [key for key in changes.inherited(component) if isinstance(key, ValueKey)]
             if files:
-                nursery.start_soon(_names, changes, component, enqueue)
+                nursery.start_soon(_names, changes, component, announce)
                 waiting = iter(files)
                 for _ in range(min(BACKGROUND, len(files))):
-                    nursery.start_soon(_values, changes, waiting, enqueue)
+                    nursery.start_soon(_values, changes, waiting, announce)
 
 
-async def _names(changes: Changes, component: str, enqueue: Callable[[str, Change], None]) -> None:
+async def _names(changes: Changes, component: str, announce: Announce) -> None:
     while True:
         try:
             gone = await changes.removed_names(component)
@@ -170,11 +171,11 @@ async def _names(changes: Changes, component: str, enqueue: Callable[[str, Chang
             await trio.sleep(RETRY_AFTER)
             continue
         if gone:
-            enqueue(component, Change(names=gone))
+            announce(Change(component, names=gone))
         return
 
 
-async def _values(changes: Changes, keys: Iterable[ValueKey], enqueue: Callable[[str, Change], None]) -> None:
+async def _values(changes: Changes, keys: Iterable[ValueKey], announce: Announce) -> None:
     for key in keys:
         while True:
             try:
@@ -186,4 +187,4 @@ async def _values(changes: Changes, keys: Iterable[ValueKey], enqueue: Callable[
                 continue
             break
         if not same:
-            enqueue(key.component, Change(values=frozenset({(key.name, key.key)})))
+            announce(Change(key.component, values=frozenset({(key.name, key.key)})))

@@ -5,12 +5,12 @@ Knows the stores of one app, by component, and which of them has been replaced w
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from typing import NamedTuple, TypeVar
 
 import trio
 
-from secretfs.cache.store_cache import Change, shared_deadline
+from secretfs.cache.change import Change
+from secretfs.cache.store_cache import shared_deadline
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, SecretFSError, StoreError
 from secretfs.fs.bulk import render_env, render_json, render_secret
@@ -47,12 +47,12 @@ class Contents:
         """The directories of the stores, by path segment."""
         self._bulks = TTLCache[BulkKey, bytes](self._render, nursery)
         self._unrenderable: dict[BulkKey, str] = {}
-        self._changed: Callable[[str, Change], None] = lambda _, __: None
 
-    def on_change(self, changed: Callable[[str, Change], None]) -> None:
-        """Call ``changed`` with a component and what has changed in it, whenever that turns out."""
-        self._changed = changed
-        self._listen()
+    def observe(self, change: Change) -> Change:
+        """Let no bulk file be served that is older than a change. Returns what of the change this app may see."""
+        self._expire_bulks(change.component)
+        view = self.views.get(change.component)
+        return change if view is None else view.visible(change)
 
     def replace(self, views: Mapping[str, StoreView]) -> list[str]:
         """Show other stores from now on. Returns the components whose files may have other contents now."""
@@ -61,7 +61,6 @@ class Contents:
         different = [name for name, view in self.views.items() if not view.shows_the_same_as(views.get(name))]
         self.views = dict(views)
         self.roots = _roots(views)
-        self._listen()
         return different
 
     def drop_idle(self) -> None:
@@ -135,14 +134,6 @@ class Contents:
             raise
         self._unrenderable.pop(key, None)
         return CachedAnswer(rendered, secrets.fetched, secrets.expires, secrets.fetched_at, secrets.stale)
-
-    def _listen(self) -> None:
-        for component, view in self.views.items():
-            view.on_change(partial(self._pass_on, component))
-
-    def _pass_on(self, component: str, change: Change) -> None:
-        self._expire_bulks(component)
-        self._changed(component, change)
 
     def _expire_bulks(self, component: str) -> None:
         for form in Bulk:

@@ -73,19 +73,16 @@ class DirectoryHandles:
 class PollWaiters:
     """Waiters by inode number. They are in the journal as well: a process that takes over has them poll again."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, wake: Callable[[bytes], None]) -> None:
+        """``wake`` is called with each waiter when it is time, and at once with those of the process before us."""
         self._journal = journal
-        self._wake_up: Callable[[bytes], None] = lambda _: None
+        self._wake = wake
         self._waiters: dict[int, dict[bytes, int]] = {}
+        for waiter in journal.take_waiters():
+            wake(waiter)
 
     def __len__(self) -> int:
         return len(self._waiters)
-
-    def on_wake(self, wake_up: Callable[[bytes], None]) -> None:
-        """Call ``wake_up`` with each waiter when it is time, and at once with those of the process before us."""
-        self._wake_up = wake_up
-        for waiter in self._journal.take_waiters():
-            wake_up(waiter)
 
     def add(self, number: int, waiter: bytes, opens: int) -> None:
         """Remember who polls a file that is open so many times."""
@@ -101,7 +98,7 @@ class PollWaiters:
         """Wake all who poll a file."""
         for waiter, slot in self._waiters.pop(number, {}).items():
             self._journal.drop(slot)
-            self._wake_up(waiter)
+            self._wake(waiter)
 
     def forget(self, number: int) -> None:
         """Forget who polls a file: it is closed."""

@@ -15,14 +15,14 @@ import math
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 import trio
 
-from secretfs.cache.store_cache import Change
+from secretfs.cache.change import Change
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError, log_defect
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.caller import Caller
@@ -67,27 +67,41 @@ class Publisher:
     """
 
     def __init__(
-        self, vfs: SecretVFS, mountpoint: Path, helper: SyscallHelper, published: Callable[[], None] = lambda: None
+        self,
+        vfs: SecretVFS,
+        mountpoint: Path,
+        helper: SyscallHelper,
+        announced: AsyncIterable[Change],
+        published: Callable[[], None] = lambda: None,
     ) -> None:
+        self._announced = announced
+        self._observe = vfs.observe
         self._changes = vfs.changes
         self._helper = helper
         self._published = published
         self._mountpoint = os.fsencode(mountpoint)
-        self._waiting: dict[str, deque[Change | None]] = {}
+        self._waiting: dict[str, deque[Change]] = {}
         self._begin, self._begun = trio.open_memory_channel[str](math.inf)  # no component is in there twice
         self._one_at_a_time = trio.Lock()
         self.grant: PendingSyscall | None = None
         """What is under way."""
-        vfs.on_change(self.enqueue)
 
     async def run(self) -> None:
         """Publish what changes. Runs forever."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._receive)
             async for component in self._begun:
                 nursery.start_soon(self._publish_all, component)
 
-    def enqueue(self, component: str, change: Change | None) -> None:
-        """Take a change to be published; None is for a store that came or went itself."""
+    async def _receive(self) -> None:
+        async for change in self._announced:
+            visible = self._observe(change)
+            if visible:
+                self.enqueue(visible)
+
+    def enqueue(self, change: Change) -> None:
+        """Take a change to be published."""
+        component = change.component
         if component not in self._waiting:
             self._waiting[component] = deque()
             self._begin.send_nowait(component)
@@ -144,8 +158,8 @@ class Publisher:
             raise ReadOnly(call.value)
         return grant
 
-    async def _publish(self, component: str, change: Change | None) -> None:
-        if change is None:
+    async def _publish(self, component: str, change: Change) -> None:
+        if change.whole:
             await self._publish_entry(RootKey(), encode(component), FolderKey(component))
             return
         for name in sorted(change.names):

@@ -18,7 +18,7 @@ from typing import TypeGuard, TypeVar
 
 import trio
 
-from secretfs.cache.store_cache import Change
+from secretfs.cache.change import Change
 from secretfs.errors import (
     NoSuchAttribute,
     NoSuchEntry,
@@ -79,13 +79,18 @@ class SecretVFS:
         nursery: trio.Nursery,
         app_id: str = "",
         journal: Journal | None = None,
+        *,
+        wake: Callable[[bytes], None] = lambda _: None,
     ) -> None:
-        """Begin a file system, or go on with the one that a journal tells of. Raises `JournalUnreadable`."""
+        """Begin a file system, or go on with the one that a journal tells of. Raises `JournalUnreadable`.
+
+        ``wake`` is called with each waiter that `poll` was given, when it is time; at once with those in the journal.
+        """
         self._contents = Contents(views, nursery)
         self._listings = DirectoryHandles()
         self._serials = count(1)
         self._journal = journal or Journal()
-        self._polls = PollWaiters(self._journal)
+        self._polls = PollWaiters(self._journal, wake)
         self._retries = Retries()
         self._tree = Tree(self._journal)
         self._tree.record_stores({name: view.multi_valued for name, view in views.items()})
@@ -99,9 +104,9 @@ class SecretVFS:
             Control.REFRESH: RefreshFile(lambda: self._contents.views, self._tree.invalidate),
         }
 
-    def on_change(self, changed: Callable[[str, Change], None]) -> None:
-        """Call ``changed`` with a component and what has changed in it, whenever that turns out."""
-        self._contents.on_change(changed)
+    def observe(self, change: Change) -> Change:
+        """Take note of a change upstream, before it is published. Returns what of it this app may see."""
+        return self._contents.observe(change)
 
     def replace(self, views: Mapping[str, StoreView], others: frozenset[str] = frozenset()) -> frozenset[str]:
         """Show other stores from now on. Returns the components that came or went, and ``others``.
@@ -238,10 +243,6 @@ class SecretVFS:
             return ()
         secret = self._contents.view(key.component).peek(key.name)
         return tuple(name for name, read in XATTRS.items() if secret is None or read(secret))
-
-    def on_wake(self, wake_up: Callable[[bytes], None]) -> None:
-        """Call ``wake_up`` with each waiter that `poll` was told of, when it is time; at once with those before us."""
-        self._polls.on_wake(wake_up)
 
     def poll(self, number: int, waiter: bytes | None) -> bool:
         """Whether a file has been superseded or deleted. If not, ``waiter`` is woken once when it is, or before."""

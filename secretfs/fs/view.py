@@ -14,9 +14,10 @@ from typing import Any, Final, TypeVar
 
 import trio
 
+from secretfs.cache.change import Change
 from secretfs.cache.client import CONCURRENCY, REFUSAL_TTL
 from secretfs.cache.health import Statistics
-from secretfs.cache.store_cache import CachedStore, Change
+from secretfs.cache.store_cache import CachedStore
 from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreError
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
@@ -56,7 +57,6 @@ class StoreView:
 
     def __init__(self, store: CachedStore, scope: SecretScope) -> None:
         self.component = store.component
-        self.multi_valued = store.multi_valued
         self._store = store
         self._scope = scope
         self._arranged: dict[tuple[str, ...], tuple[CachedAnswer[Names], Entries]] = {}
@@ -64,21 +64,19 @@ class StoreView:
         self._reads = SequentialReads()
 
     @property
+    def multi_valued(self) -> bool:
+        """Whether a secret is a directory of keys, as the store says."""
+        return self._store.multi_valued
+
+    @property
     def idle(self) -> float:
         """Seconds after which what nobody uses is not known any more."""
         return self._store.idle
 
-    def on_change(self, changed: Callable[[Change], None]) -> None:
-        """Call ``changed`` with what has changed among what the scope lets this app see."""
-        allows = self._scope.allows
-
-        def pass_on(change: Change) -> None:
-            values = frozenset(value for value in change.values if allows(value[0]))
-            visible = Change(change.names, values)  # of names, `entries` tells what of them shows
-            if visible != Change():
-                changed(visible)
-
-        self._store.on_change(pass_on)
+    def visible(self, change: Change) -> Change:
+        """Return what of a change the scope lets this app see. Of names, `entries` tells what of them shows."""
+        values = frozenset(value for value in change.values if self._scope.allows(value[0]))
+        return replace(change, values=values)
 
     def shows_the_same_as(self, other: "StoreView | None") -> bool:
         """Whether another view is on the same store, with the same scope."""
@@ -316,6 +314,11 @@ class StoreView:
             waiting |= listing.value.folders
             whole = whole.limited_by(listing)
         return _with_value(whole, frozenset(filter(self._scope.allows, names)))
+
+
+def views_of(stores: Mapping[str, tuple[CachedStore, SecretScope]]) -> dict[str, StoreView]:
+    """Return the views of an app, by component: each of its stores behind its scope."""
+    return {name: StoreView(store, scope) for name, (store, scope) in stores.items()}
 
 
 def _with_value(answer: CachedAnswer[Any], value: T) -> CachedAnswer[T]:

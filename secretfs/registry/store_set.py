@@ -7,18 +7,18 @@ passed: until then somebody may be waiting for it.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import trio
 
-from secretfs.cache.store_cache import CachedStore, Change, Freshness
+from secretfs.cache.change import Announce, Change, discard
+from secretfs.cache.store_cache import CachedStore, Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration
 from secretfs.dapr.references import component_references
 from secretfs.errors import StoreError, log_defect
-from secretfs.fs.view import StoreView
 from secretfs.registry.following import REFRESH_PAUSE, FollowingStore, UnopenedStore
 from secretfs.registry.opening import (
     OpenedStore,
@@ -42,20 +42,30 @@ class RunningStore:
     task: trio.CancelScope
 
 
+class ScopedStore(NamedTuple):
+    """A store, and what of it the app may see."""
+
+    store: CachedStore
+    scope: SecretScope
+
+
 class ReloadResult(NamedTuple):
     """What `StoreSet.replace` put in place."""
 
-    views: Mapping[str, StoreView]
-    changes: Mapping[str, Change]
-    """What no longer shows, or shows now, because of another scope; by component."""
+    stores: Mapping[str, ScopedStore]
+    changes: Sequence[Change]
+    """What no longer shows, or shows now, because of another scope."""
     replaced: frozenset[str]
     """The components that are another kind of store now, of which nothing known before tells anything."""
 
 
 class StoreSet:
-    """All stores of one app. ``nursery`` runs their tasks."""
+    """All stores of one app. ``nursery`` runs their tasks; ``announce`` hears what changes in them."""
 
-    def __init__(self, registry: Registry, default: Freshness, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, registry: Registry, default: Freshness, nursery: trio.Nursery, announce: Announce = discard
+    ) -> None:
+        self._announce = announce
         self._registry = registry
         self._default = default
         self._nursery = nursery
@@ -64,12 +74,12 @@ class StoreSet:
         self.incomplete = False
         """Whether there is a component of the last declaration that is not served as declared, and may be later."""
 
-    async def serve(self, declaration: Declaration) -> dict[str, StoreView]:
+    async def start(self, declaration: Declaration) -> dict[str, ScopedStore]:
         """Begin to serve what the registry has opened."""
         for name, opened in self._registry.stores.items():
             self._running[name] = await self._start(opened)
         self.incomplete = any(isinstance(opened.store, UnopenedStore) for opened in self._registry.stores.values())
-        return self._views(declaration)
+        return self._scoped(declaration)
 
     async def replace(self, declaration: Declaration) -> ReloadResult | None:
         """Serve another declaration. None if there is a mistake in it: then all stays as it is."""
@@ -117,15 +127,15 @@ class StoreSet:
         self._running = now
         gone = [served for name, served in before.items() if now.get(name) is not served]
         self._nursery.start_soon(self._close_later, gone, self._unneeded(registry))
-        views = self._views(declaration)
-        changes = {name: self._rescoped(name, scopes[name]) for name in views if name in scopes}
+        stores = self._scoped(declaration)
+        changes = [change for name in stores if name in scopes if (change := self._rescoped(name, scopes[name]))]
         replaced = frozenset(served.opened.component.name for served in gone if not self._is_same_kind(served))
         for served in gone:
             name = served.opened.component.name
             if name in now and name not in replaced:
                 now[name].cached.inherit(served.cached)
-        log.info("serving %s", ", ".join(views))
-        return ReloadResult(views, changes, replaced & now.keys())
+        log.info("serving %s", ", ".join(stores))
+        return ReloadResult(stores, changes, replaced & now.keys())
 
     def _is_same_kind(self, before: RunningStore) -> bool:
         """Whether there is a store now under the name of this one, of the same kind."""
@@ -148,15 +158,15 @@ class StoreSet:
         self._registry.sources = [opened for key, opened in needed.items() if key not in served]
         return [opened for key, opened in everything.items() if key not in needed]
 
-    def _views(self, declaration: Declaration) -> dict[str, StoreView]:
+    def _scoped(self, declaration: Declaration) -> dict[str, ScopedStore]:
         self._scopes = {name: declaration.scope(name) for name in self._running}
-        return {name: StoreView(served.cached, self._scopes[name]) for name, served in self._running.items()}
+        return {name: ScopedStore(served.cached, self._scopes[name]) for name, served in self._running.items()}
 
     def _rescoped(self, name: str, before: SecretScope) -> Change:
         """Return the names that one scope shows and the other does not."""
         now = self._scopes[name]
         known = self._running[name].cached.known_names().union(before.allowed_names or (), now.allowed_names or ())
-        return Change(names=frozenset(secret for secret in known if before.allows(secret) != now.allows(secret)))
+        return Change(name, names=frozenset(one for one in known if before.allows(one) != now.allows(one)))
 
     def _unchanged(self, declaration: Declaration) -> set[str]:
         """Name the running stores that a declaration leaves as they are, and that take nothing from one it changes."""
@@ -180,7 +190,12 @@ class StoreSet:
     async def _run(self, opened: OpenedStore, *, task_status: trio.TaskStatus[RunningStore]) -> None:
         with trio.CancelScope() as task:
             cached = CachedStore(
-                opened.component.name, opened.store, opened.freshness, self._nursery, opened.component.type
+                opened.component.name,
+                opened.store,
+                opened.freshness,
+                self._nursery,
+                opened.component.type,
+                announce=self._announce,
             )
             task_status.started(RunningStore(opened, cached, task))
             async with trio.open_nursery() as nursery:

@@ -8,9 +8,10 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from secretfs.cache.change import Change
 from secretfs.cache.client import CONCURRENCY, REFUSAL_TTL
 from secretfs.cache.health import SHORTEST
-from secretfs.cache.store_cache import CachedStore, Change, Freshness
+from secretfs.cache.store_cache import CachedStore, Freshness
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import (
     AccessDenied,
@@ -305,15 +306,15 @@ def watched() -> WatchingMemoryStore:
 
 
 @pytest.fixture
-def watching(watched: WatchingMemoryStore, nursery: trio.Nursery, mock_clock: MockClock) -> CachedStore:
-    return AtOnce("vault", watched, Freshness(ttl=60, deadline=5), nursery)
+def told() -> list[Change]:
+    return []
 
 
 @pytest.fixture
-def told(watching: CachedStore) -> list[Change]:
-    told: list[Change] = []
-    watching.on_change(told.append)
-    return told
+def watching(
+    watched: WatchingMemoryStore, told: list[Change], nursery: trio.Nursery, mock_clock: MockClock
+) -> CachedStore:
+    return AtOnce("vault", watched, Freshness(ttl=60, deadline=5), nursery, announce=told.append)
 
 
 async def change(store: WatchingMemoryStore, name: str, value: bytes = b"new") -> None:
@@ -363,24 +364,24 @@ async def test_a_change_ends_what_is_known_of_a_secret_that_was_not_there(
 
 
 def values(*changed: tuple[str, str]) -> Change:
-    return Change(values=frozenset(changed))
+    return Change("vault", values=frozenset(changed))
 
 
 def names(*changed: str) -> Change:
-    return Change(names=frozenset(changed))
+    return Change("vault", names=frozenset(changed))
 
 
 async def test_a_change_is_told_when_the_new_answer_is_there(
-    watching: CachedStore, watched: WatchingMemoryStore
+    watched: WatchingMemoryStore, nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
     told: list[tuple[Change, object]] = []
 
     def changed(change: Change) -> None:
-        known = watching.peek("db")
+        known = watcher.peek("db")
         told.append((change, known and known.value.values))
 
-    await watching.fetch("db")
-    watching.on_change(changed)
+    watcher = AtOnce("vault", watched, Freshness(ttl=60, deadline=5), nursery, announce=changed)
+    await watcher.fetch("db")
     watched.put("db", {"k": b"new"})
     watched.tell("db", "nobody asked for this")
     assert told == []  # it is heard in the thread of trio
@@ -486,9 +487,8 @@ async def test_what_changed_before_a_listing_was_refused_is_told_after_it(
 async def test_a_change_is_told_whoever_finds_it(
     nursery: trio.Nursery, mock_clock: MockClock, store: MemoryStore, *, found_by: str
 ) -> None:
-    cached = AtOnce("vault", store, Freshness(ttl=60), nursery)
     told: list[Change] = []
-    cached.on_change(told.append)
+    cached = AtOnce("vault", store, Freshness(ttl=60), nursery, announce=told.append)
     await cached.names("")
     await cached.fetch("db")
     store.put("db", {"password": b"new"})
@@ -610,8 +610,7 @@ def test_a_change_that_is_told_after_the_end_disturbs_nobody(watched: WatchingMe
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            cached = CachedStore("vault", watched, Freshness(), nursery)
-            cached.on_change(heard.append)
+            cached = CachedStore("vault", watched, Freshness(), nursery, announce=heard.append)
             await cached.fetch("db")
 
     trio.run(main)

@@ -13,20 +13,21 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from secretfs.cache.store_cache import Change, Freshness
+from secretfs.cache.change import Change, discard
+from secretfs.cache.store_cache import Freshness
 from secretfs.daemon.reload import LOOK_EVERY, Reloader
 from secretfs.dapr.load import ConfigSource, Declaration, Fingerprint, fingerprint, load, working_directory
 from secretfs.errors import ConfigurationError, NoSuchEntry, Superseded
 from secretfs.fs.attributes import PermissionPolicy
 from secretfs.fs.inodes import ROOT_INODE
-from secretfs.fs.publish import Publisher
-from secretfs.fs.vfs import SecretVFS
+from secretfs.fs.view import views_of
 from secretfs.registry.opening import open_registry
 from secretfs.registry.store_set import StoreSet
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret
 from tests.support.fake_type import Fakes, FakeStore
+from tests.support.heard_vfs import HeardVFS
 from tests.support.manifests import configuration, scope
 from tests.support.until import until
 
@@ -164,8 +165,9 @@ class Watched:
         self.clock = clock
         self.origin = FakeOrigin()
         self.stores = FakeStores()
-        nothing = cast("SecretVFS", None), cast("Publisher", None)
-        self.reloader = Reloader(cast("ConfigSource", self.origin), cast("StoreSet", self.stores), *nothing)
+        self.reloader = Reloader(
+            cast("ConfigSource", self.origin), cast("StoreSet", self.stores), lambda *_: frozenset(), discard
+        )
 
     async def look(self, content: int | None = None) -> list[int]:
         """Let the reloader look once, after an edit. Returns what has been read so far."""
@@ -318,26 +320,14 @@ def fakes(tmp_path: Path) -> Iterator[Fakes]:
         yield Fakes(tmp_path / "components", site)
 
 
-class HeardPublisher(Publisher):
-    """Takes note of what is to be published."""
-
-    def __init__(self, vfs: SecretVFS) -> None:
-        super().__init__(vfs, Path("/nowhere"), None)  # type: ignore[arg-type]
-        self.told: list[tuple[str, Change | None]] = []
-
-    def heard(self, component: str, change: Change | None) -> None:
-        if change != Change():
-            self.told.append((component, change))
-
-
 class App:
     """What `secretfs.daemon.serve.serve` composes, without the kernel: this plays its part."""
 
-    def __init__(self, reloader: Reloader, stores: StoreSet, vfs: SecretVFS, publisher: HeardPublisher) -> None:
+    def __init__(self, reloader: Reloader, stores: StoreSet, vfs: HeardVFS) -> None:
         self.reload = reloader.reload
         self.stores = stores
         self.vfs = vfs
-        self.told = publisher.told
+        self.told = vfs.told
 
     def store(self, name: str) -> FakeStore:
         store = self.stores._running[name].opened.store
@@ -382,10 +372,12 @@ async def app(fakes: Fakes, config: Path | None = None) -> AsyncIterator[App]:
         open_registry(declaration.components, declaration.context, Freshness()) as registry,
         trio.open_nursery() as nursery,
     ):
-        stores = StoreSet(registry, Freshness(), nursery)
-        vfs = SecretVFS(await stores.serve(declaration), PermissionPolicy(), nursery)
-        publisher = HeardPublisher(vfs)
-        yield App(Reloader(origin, stores, vfs, publisher), stores, vfs, publisher)
+        vfs: HeardVFS
+        stores = StoreSet(registry, Freshness(), nursery, lambda change: vfs.hear(change))  # noqa: PLW0108 - not yet
+        scoped = await stores.start(declaration)
+        vfs = HeardVFS(lambda _: views_of(scoped), PermissionPolicy(), nursery)
+        reloader = Reloader(origin, stores, lambda scoped, others: vfs.replace(views_of(scoped), others), vfs.hear)
+        yield App(reloader, stores, vfs)
         nursery.cancel_scope.cancel()
 
 
@@ -401,7 +393,7 @@ class TestWhatIsSeen:
             path.unlink()
             fakes.add("b", secrets=holding(x="b"))
             await running.reload()
-            assert running.told == [("a", None), ("b", None)]
+            assert running.told == [Change("a", whole=True), Change("b", whole=True)]
             assert await running.names("") == ["b"]
             assert await running.read("b/x/k") == secret("b")
             with pytest.raises(NoSuchEntry):
@@ -412,14 +404,12 @@ class TestWhatIsSeen:
         fakes.add("b")
         async with app(fakes) as running:
             handle = await running.open("a/x/k")
-            woken: list[bytes] = []
-            running.vfs.on_wake(woken.append)
             assert not running.vfs.poll(handle, b"waiter")
             path.unlink()
             await running.reload()
             assert await running.content(handle) == secret("a")
             assert (await running.vfs.getattr(handle)).size == len(secret("a"))
-            assert woken == [b"waiter"]
+            assert running.vfs.woken == [b"waiter"]
             assert running.vfs.poll(handle, None)
             with pytest.raises(NoSuchEntry):
                 await running.vfs.open(handle)
@@ -431,7 +421,7 @@ class TestWhatIsSeen:
             inside, folder = await running.open("a/k/k"), await running.inode("a/k")
             fakes.add("a", secrets={"value": {"k": {"k": secret("same")}}}, multiValued="false")
             await running.reload()
-            assert running.told == [("a", None)]
+            assert running.told == [Change("a", whole=True)]
             assert await running.read("a/k") == secret("same")
             assert await running.inode("a/k") not in (inside, folder)
             assert running.vfs.poll(inside, None)
@@ -442,7 +432,7 @@ class TestWhatIsSeen:
             same, other = await running.open("a/same/k"), await running.open("a/other/k")
             fakes.add("a", secrets=holding(same="1", other="two"))
             await running.reload()
-            await until(lambda: running.told == [("a", Change(values=frozenset({("other", "k")})))])
+            await until(lambda: running.told == [Change("a", values=frozenset({("other", "k")}))])
             assert await running.inode("a/same/k") == same
             assert await running.inode("a/other/k") != other
             assert await running.content(other) == secret("2")
@@ -456,7 +446,7 @@ class TestWhatIsSeen:
             assert await running.names("a") == ["z"]
             configuration(tmp_path, scope("a", denied=["z"]))
             await running.reload()
-            assert running.told == [("a", Change(names=frozenset({"x", "z"})))]
+            assert running.told == [Change("a", names=frozenset({"x", "z"}))]
             assert await running.names("a") == ["x"]
             with pytest.raises(NoSuchEntry):
                 await running.inode("a/z")

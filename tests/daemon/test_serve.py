@@ -11,6 +11,7 @@ import trio
 from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.load import load
 from secretfs.errors import NoSuchEntry
+from secretfs.fs.view import views_of
 from secretfs.linux.mountinfo import mounts
 from secretfs.registry.opening import open_registry
 from secretfs.registry.store_set import StoreSet
@@ -38,7 +39,7 @@ async def test_stores_join_cache_and_scope(
     config = configuration(tmp_path, scope("env", default="deny", allowed=["A"]))
     declaration = load([components], [config], "", {})
     async with open_registry(declaration.components, declaration.context, Freshness()) as registry:
-        views = await StoreSet(registry, Freshness(), nursery).serve(declaration)
+        views = views_of(await StoreSet(registry, Freshness(), nursery).start(declaration))
         assert list(views) == ["empty", "env"]
         assert (await views["env"].secret("A")).value.values == {"A": secret("a").encode()}
         with pytest.raises(NoSuchEntry):

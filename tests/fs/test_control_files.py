@@ -3,15 +3,16 @@
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from secretfs.cache.change import Announce, Change
 from secretfs.cache.health import FAILURES
-from secretfs.cache.store_cache import CachedStore, Change, Freshness
+from secretfs.cache.store_cache import CachedStore, Freshness
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,
@@ -25,15 +26,15 @@ from secretfs.errors import (
 from secretfs.fs.attributes import Attributes, PermissionPolicy
 from secretfs.fs.control_files import LARGEST_REQUEST, parse_request
 from secretfs.fs.inodes import ROOT_INODE
-from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
 from tests.conftest import ExpectLog
 from tests.support.canary import leaked
 from tests.support.canary import secret as canary
+from tests.support.heard_vfs import HeardVFS
 from tests.support.memory_store import MemoryStore
 
-Make = Callable[..., SecretVFS]
+Make = Callable[..., HeardVFS]
 
 OWNER, GROUP = 4711, 4712
 OLD, NEW = canary("old").encode(), canary("new").encode()
@@ -46,22 +47,26 @@ def vault() -> MemoryStore:
 
 @pytest.fixture
 def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
-    def make_vfs(scope: SecretScope = ALLOW_ALL, **stores: MemoryStore) -> SecretVFS:
-        views = {
-            name: StoreView(CachedStore(name, store, Freshness(ttl=3600, deadline=5), nursery, "memory"), scope)
-            for name, store in stores.items()
-        }
-        return SecretVFS(views, PermissionPolicy(0o444, OWNER, GROUP), nursery, "shop")
+    def make_vfs(scope: SecretScope = ALLOW_ALL, **stores: MemoryStore) -> HeardVFS:
+        def views(announce: Announce) -> Mapping[str, StoreView]:
+            freshness = Freshness(ttl=3600, deadline=5)
+            caches = {
+                name: CachedStore(name, store, freshness, nursery, "memory", announce=announce)
+                for name, store in stores.items()
+            }
+            return {name: StoreView(cached, scope) for name, cached in caches.items()}
+
+        return HeardVFS(views, PermissionPolicy(0o444, OWNER, GROUP), nursery, "shop")
 
     return make_vfs
 
 
 @pytest.fixture
-def vfs(make: Make, vault: MemoryStore) -> SecretVFS:
+def vfs(make: Make, vault: MemoryStore) -> HeardVFS:
     return make(vault=vault)
 
 
-async def walk(vfs: SecretVFS, path: str) -> Attributes:
+async def walk(vfs: HeardVFS, path: str) -> Attributes:
     inode = ROOT_INODE
     attributes = await vfs.getattr(inode)
     for segment in path.split("/"):
@@ -70,7 +75,7 @@ async def walk(vfs: SecretVFS, path: str) -> Attributes:
     return attributes
 
 
-async def cat(vfs: SecretVFS, path: str) -> bytes:
+async def cat(vfs: HeardVFS, path: str) -> bytes:
     handle = await vfs.open((await walk(vfs, path)).inode)
     content = await vfs.read(handle, 0, 1 << 20)
     assert (await vfs.getattr(handle)).size == len(content)
@@ -78,7 +83,7 @@ async def cat(vfs: SecretVFS, path: str) -> bytes:
     return content
 
 
-async def refresh(vfs: SecretVFS, text: bytes) -> None:
+async def refresh(vfs: HeardVFS, text: bytes) -> None:
     handle = await vfs.open((await walk(vfs, ".secretfs/refresh")).inode)
     try:
         await vfs.write(handle, text)
@@ -86,31 +91,31 @@ async def refresh(vfs: SecretVFS, text: bytes) -> None:
         vfs.close(handle)
 
 
-async def status(vfs: SecretVFS) -> dict[str, Any]:
+async def status(vfs: HeardVFS) -> dict[str, Any]:
     text = (await cat(vfs, ".secretfs/status.json")).decode()
     assert not leaked(text)
     told: dict[str, Any] = json.loads(text)
     return told
 
 
-async def of_vault(vfs: SecretVFS) -> dict[str, Any]:
+async def of_vault(vfs: HeardVFS) -> dict[str, Any]:
     store: dict[str, Any] = (await status(vfs))["stores"]["vault"]
     return store
 
 
 class TestThePlace:
-    async def test_is_reachable_at_the_root_and_never_listed(self, vfs: SecretVFS) -> None:
+    async def test_is_reachable_at_the_root_and_never_listed(self, vfs: HeardVFS) -> None:
         handle = await vfs.open_directory(ROOT_INODE)
         assert [segment for _, segment, _ in await vfs.read_directory(handle, 0)] == [b"vault"]
         handle = await vfs.open_directory((await walk(vfs, ".secretfs")).inode)
         assert [segment for _, segment, _ in await vfs.read_directory(handle, 0)] == [b"refresh", b"status.json"]
 
     @pytest.mark.parametrize("path", [".secretfs-x", ".secretfs/x", "vault/.secretfs", "vault/db/.secretfs"])
-    async def test_is_nowhere_else(self, vfs: SecretVFS, path: str) -> None:
+    async def test_is_nowhere_else(self, vfs: HeardVFS, path: str) -> None:
         with pytest.raises(NoSuchEntry):
             await walk(vfs, path)
 
-    async def test_has_modes_and_an_owner_of_its_own(self, vfs: SecretVFS) -> None:
+    async def test_has_modes_and_an_owner_of_its_own(self, vfs: HeardVFS) -> None:
         for path, mode in ((".secretfs", 0o500), (".secretfs/status.json", 0o400), (".secretfs/refresh", 0o200)):
             attributes = await walk(vfs, path)
             assert (stat.S_IMODE(attributes.mode), attributes.uid, attributes.gid) == (mode, os.getuid(), os.getgid())
@@ -118,20 +123,20 @@ class TestThePlace:
         directory = await walk(vfs, "vault")
         assert (directory.uid, directory.gid) == (OWNER, GROUP)
 
-    async def test_costs_the_store_nothing(self, vfs: SecretVFS, vault: MemoryStore) -> None:
+    async def test_costs_the_store_nothing(self, vfs: HeardVFS, vault: MemoryStore) -> None:
         await status(vfs)
         assert not vault.calls
 
 
 class TestStatus:
-    async def test_of_the_mount(self, vfs: SecretVFS) -> None:
+    async def test_of_the_mount(self, vfs: HeardVFS) -> None:
         handle = await vfs.open((await walk(vfs, "vault/db/user")).inode)
         mount = (await status(vfs))["mount"]
         assert (mount["app_id"], mount["open_files"], mount["inodes"]) == ("shop", 1, 4)
         vfs.close(handle)
         assert (await status(vfs))["mount"]["open_files"] == 0
 
-    async def test_of_a_store(self, vfs: SecretVFS) -> None:
+    async def test_of_a_store(self, vfs: HeardVFS) -> None:
         await cat(vfs, "vault/db/user")
         store = await of_vault(vfs)
         assert store.pop("last_success") is not None
@@ -151,13 +156,13 @@ class TestStatus:
             },
         }
 
-    async def test_stays_the_same_file_while_nothing_happens(self, vfs: SecretVFS) -> None:
+    async def test_stays_the_same_file_while_nothing_happens(self, vfs: HeardVFS) -> None:
         await cat(vfs, "vault/db/user")
         first = await walk(vfs, ".secretfs/status.json")
         await cat(vfs, ".secretfs/status.json")
         assert await walk(vfs, ".secretfs/status.json") == first
 
-    async def test_that_is_open_keeps_its_version(self, vfs: SecretVFS) -> None:
+    async def test_that_is_open_keeps_its_version(self, vfs: HeardVFS) -> None:
         handle = await vfs.open((await walk(vfs, ".secretfs/status.json")).inode)
         before = await vfs.read(handle, 0, 1 << 20)
         await cat(vfs, "vault/db/user")
@@ -166,7 +171,7 @@ class TestStatus:
         assert (await vfs.getattr(handle)).size == len(before)
         vfs.close(handle)
 
-    async def test_leaves_nothing_behind(self, vfs: SecretVFS) -> None:
+    async def test_leaves_nothing_behind(self, vfs: HeardVFS) -> None:
         before = len(vfs._tree)
         directory = (await walk(vfs, ".secretfs")).inode
         for name in ("status.json", "refresh"):
@@ -181,7 +186,7 @@ class TestStatus:
         assert len(vfs._tree) == before
 
     async def test_of_an_outage_and_of_the_recovery(
-        self, vfs: SecretVFS, vault: MemoryStore, expect_log: ExpectLog, mock_clock: MockClock
+        self, vfs: HeardVFS, vault: MemoryStore, expect_log: ExpectLog, mock_clock: MockClock
     ) -> None:
         expect_log("vault: connection refused")
         await cat(vfs, "vault/db/user")
@@ -204,7 +209,7 @@ class TestStatus:
         assert store["calls"]["fetch"] == {"made": 2 + FAILURES, "failed": FAILURES}
         assert store["last_error"] is not None
 
-    async def test_of_a_refusal(self, vfs: SecretVFS, vault: MemoryStore, expect_log: ExpectLog) -> None:
+    async def test_of_a_refusal(self, vfs: HeardVFS, vault: MemoryStore, expect_log: ExpectLog) -> None:
         expect_log("not for you")
         vault.refused["fetch:db"] = AccessDenied("not for you")
         with pytest.raises(AccessDenied):
@@ -221,19 +226,17 @@ class TestStatus:
 
 class TestRefresh:
     @pytest.mark.parametrize("path", ["vault", "vault/db", "/vault/db/", "vault/db/password", "*", "", "/"])
-    async def test_shows_a_rotation_and_tells_of_it(self, vfs: SecretVFS, vault: MemoryStore, path: str) -> None:
-        changes: list[tuple[str, Change]] = []
-        vfs.on_change(lambda component, change: changes.append((component, change)))
+    async def test_shows_a_rotation_and_tells_of_it(self, vfs: HeardVFS, vault: MemoryStore, path: str) -> None:
         await cat(vfs, "vault/db/password")
         vault.put("db", {"user": OLD, "password": NEW})
         assert await cat(vfs, "vault/db/password") == OLD
         await refresh(vfs, path.encode() + b"\n")
         assert await cat(vfs, "vault/db/password") == NEW
         await wait_all_tasks_blocked()
-        assert changes == [("vault", Change(values=frozenset({("db", "password")})))]
+        assert vfs.told == [Change("vault", values=frozenset({("db", "password")}))]
         assert vault.calls["fetch:db"] == 2
 
-    async def test_leaves_nobody_with_what_was_right_a_moment_ago(self, vfs: SecretVFS, vault: MemoryStore) -> None:
+    async def test_leaves_nobody_with_what_was_right_a_moment_ago(self, vfs: HeardVFS, vault: MemoryStore) -> None:
         """The kernel may still know the old inode by its path: not even that moment is allowed after a refresh."""
         before = await walk(vfs, "vault/db/password")
         assert await cat(vfs, "vault/db/password") == OLD
@@ -243,7 +246,7 @@ class TestRefresh:
             await vfs.open(before.inode)
         assert await cat(vfs, "vault/db/password") == NEW
 
-    async def test_of_a_folder_is_of_what_is_known_in_it(self, vfs: SecretVFS, vault: MemoryStore) -> None:
+    async def test_of_a_folder_is_of_what_is_known_in_it(self, vfs: HeardVFS, vault: MemoryStore) -> None:
         await cat(vfs, "vault/team/api/key")
         await cat(vfs, "vault/db/user")
         vault.put("team/more", {"key": NEW})
@@ -253,7 +256,7 @@ class TestRefresh:
         assert await cat(vfs, "vault/team/more/key") == NEW
         assert vault.calls["fetch:db"] == 1
 
-    async def test_finds_what_is_new(self, vfs: SecretVFS, vault: MemoryStore) -> None:
+    async def test_finds_what_is_new(self, vfs: HeardVFS, vault: MemoryStore) -> None:
         await walk(vfs, "vault/db")
         vault.put("added", {"key": NEW})
         with pytest.raises(NoSuchEntry):
@@ -261,7 +264,7 @@ class TestRefresh:
         await refresh(vfs, b"vault/added")
         assert await cat(vfs, "vault/added/key") == NEW
 
-    async def test_of_what_is_gone_is_enoent_and_it_is_gone(self, vfs: SecretVFS, vault: MemoryStore) -> None:
+    async def test_of_what_is_gone_is_enoent_and_it_is_gone(self, vfs: HeardVFS, vault: MemoryStore) -> None:
         await cat(vfs, "vault/db/user")
         vault.delete("db")
         with pytest.raises(SecretNotFound):
@@ -272,7 +275,7 @@ class TestRefresh:
     @pytest.mark.parametrize(
         "path", ["nope", "vault/nope", "vault/db/nope", "vault/db/user/x", "vault/..", ".secretfs", "\x00", "vault/%zz"]
     )
-    async def test_of_what_is_not_there(self, vfs: SecretVFS, path: str) -> None:
+    async def test_of_what_is_not_there(self, vfs: HeardVFS, path: str) -> None:
         with pytest.raises((NoSuchEntry, SecretNotFound)):
             await refresh(vfs, path.encode())
 
@@ -283,7 +286,7 @@ class TestRefresh:
         assert not vault.calls["fetch:db"]
 
     async def test_of_a_store_nobody_has_looked_at_asks_it_all_the_same(
-        self, vfs: SecretVFS, vault: MemoryStore, expect_log: ExpectLog
+        self, vfs: HeardVFS, vault: MemoryStore, expect_log: ExpectLog
     ) -> None:
         await refresh(vfs, b"vault")
         assert vault.calls == {"names:": 1}
@@ -321,18 +324,18 @@ class TestRefresh:
         assert await cat(vfs, "vault/db/user") == OLD
         vault.gate.set()
 
-    async def test_takes_so_much_and_no_more(self, vfs: SecretVFS) -> None:
+    async def test_takes_so_much_and_no_more(self, vfs: HeardVFS) -> None:
         await refresh(vfs, b"vault\n" * (LARGEST_REQUEST // 6))
         with pytest.raises(TooLarge):
             await refresh(vfs, b"vault\n" * (LARGEST_REQUEST // 6 + 1))
 
-    async def test_is_another_inode_for_everybody(self, vfs: SecretVFS) -> None:
+    async def test_is_another_inode_for_everybody(self, vfs: HeardVFS) -> None:
         first, second = await walk(vfs, ".secretfs/refresh"), await walk(vfs, ".secretfs/refresh")
         assert first.inode != second.inode
         for attributes in (first, second):
             vfs.close(await vfs.open(attributes.inode))
 
-    async def test_is_the_only_file_that_takes_a_write(self, vfs: SecretVFS) -> None:
+    async def test_is_the_only_file_that_takes_a_write(self, vfs: HeardVFS) -> None:
         handle = await vfs.open((await walk(vfs, "vault/db/user")).inode)
         with pytest.raises(ReadOnly):
             await vfs.write(handle, b"vault")

@@ -6,10 +6,11 @@ what was true upstream at some moment that is not too long ago, and that is not 
 """
 
 import logging
+import math
 import os
 import random
 from bisect import bisect_right
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from secretfs.cache.change import Change
 from secretfs.cache.client import SHORTEST_TTL, StoreClient
 from secretfs.cache.health import LONGEST
 from secretfs.cache.store_cache import STALE_TTL, CachedStore, Freshness
@@ -205,6 +207,7 @@ class World:
     readers: trio.Nursery
     stores: dict[str, Upstream]
     caches: dict[str, Direct]
+    announced: AsyncIterable[Change]
     vfs: SecretVFS = field(init=False)
     publisher: Publisher = field(init=False)
     random: random.Random
@@ -218,7 +221,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.vfs = SecretVFS(self._views(SecretScope()), PermissionPolicy(), self.nursery)
-        self.publisher = Publisher(self.vfs, Path("/mnt"), cast("SyscallHelper", FakeHand(self)))
+        self.publisher = Publisher(self.vfs, Path("/mnt"), cast("SyscallHelper", FakeHand(self)), self.announced)
         self.nursery.start_soon(self.publisher.run)
 
     def _views(self, scope: SecretScope) -> Mapping[str, StoreView]:
@@ -594,11 +597,13 @@ async def play(script: list[tuple[Any, ...]], seed: int) -> None:
         "multi": Upstream(multi_valued=True, seed=seed + 1),
     }
     async with trio.open_nursery() as nursery:
-        caches = {name: Direct(name, store, FRESHNESS, nursery) for name, store in stores.items()}
+        changes, announced = trio.open_memory_channel[Change](math.inf)
+        announce = changes.send_nowait
+        caches = {name: Direct(name, store, FRESHNESS, nursery, announce=announce) for name, store in stores.items()}
         for cache in caches.values():
             nursery.start_soon(cache.keep_fresh)
         async with trio.open_nursery() as readers:
-            world = World(nursery, readers, stores, caches, random.Random(seed))
+            world = World(nursery, readers, stores, caches, announced, random.Random(seed))
             idle = len(nursery.child_tasks)
             for operation in script:
                 await carry_out(world, operation)

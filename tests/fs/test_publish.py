@@ -5,10 +5,11 @@ does not know in the course of a system call. That the real one does the same is
 """
 
 import logging
+import math
 import os
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from stat import S_ISDIR
@@ -20,7 +21,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from secretfs.cache.store_cache import Change, Freshness
+from secretfs.cache.change import Announce, Change, discard
+from secretfs.cache.store_cache import Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, ReadOnly, SecretFSError, SecretNotFound, StoreUnavailable
 from secretfs.fs.attributes import Attributes, PermissionPolicy
 from secretfs.fs.caller import Caller
@@ -60,9 +62,14 @@ class FakeHand:
 class FakeKernel(Publisher):
     """A `Publisher` whose system calls go to a kernel that is played here."""
 
-    def __init__(self, vfs: SecretVFS, *, forgetful: bool = False) -> None:
+    def __init__(
+        self, vfs: SecretVFS, announced: AsyncIterable[Change], woken: Sequence[bytes], *, forgetful: bool = False
+    ) -> None:
         self._vfs = vfs
-        super().__init__(vfs, Path("/nowhere"), cast("SyscallHelper", FakeHand()), self._count)
+        super().__init__(vfs, Path("/nowhere"), cast("SyscallHelper", FakeHand()), announced, self._count)
+        self.woken = woken
+        self.deaf = False
+        """Whether what is announced is not heard."""
         self.told = 0
         """How often it was said that something has changed."""
         self.calls: list[tuple[Call, str]] = []
@@ -81,6 +88,10 @@ class FakeKernel(Publisher):
         self.directories = {ROOT_INODE}
         self.dead: set[int] = set()
         self._forgetful = forgetful
+
+    def enqueue(self, change: Change) -> None:
+        if not self.deaf:
+            super().enqueue(change)
 
     def _count(self) -> None:
         self.told += 1
@@ -235,9 +246,16 @@ class FakeKernel(Publisher):
 StoreSet = Mapping[str, WatchingMemoryStore]
 
 
-def make_vfs(stores: StoreSet, nursery: trio.Nursery, scope: SecretScope = ALLOW_ALL) -> SecretVFS:
-    views = {name: StoreView(AtOnce(name, store, Freshness(), nursery), scope) for name, store in stores.items()}
-    return SecretVFS(views, PermissionPolicy(), nursery)
+def make_vfs(
+    stores: StoreSet,
+    nursery: trio.Nursery,
+    scope: SecretScope = ALLOW_ALL,
+    announce: Announce = discard,
+    wake: Callable[[bytes], None] = lambda _: None,
+) -> SecretVFS:
+    caches = {name: AtOnce(name, store, Freshness(), nursery, announce=announce) for name, store in stores.items()}
+    views = {name: StoreView(cached, scope) for name, cached in caches.items()}
+    return SecretVFS(views, PermissionPolicy(), nursery, wake=wake)
 
 
 @asynccontextmanager
@@ -246,7 +264,10 @@ async def fake_kernel(
 ) -> AsyncIterator[FakeKernel]:
     """Publish to a `FakeKernel` what changes."""
     async with trio.open_nursery() as nursery:
-        kernel = FakeKernel(make_vfs(stores, nursery, scope), forgetful=forgetful)
+        announce, announced = trio.open_memory_channel[Change](math.inf)
+        woken: list[bytes] = []
+        vfs = make_vfs(stores, nursery, scope, announce.send_nowait, woken.append)
+        kernel = FakeKernel(vfs, announced, woken, forgetful=forgetful)
         nursery.start_soon(kernel.run)
         yield kernel
         await wait_all_tasks_blocked()
@@ -475,11 +496,9 @@ class TestWhatIsCalled:
     ) -> None:
         await kernel.ls("env")
         handle = await kernel.open("env/TOKEN")
-        woken: list[bytes] = []
-        kernel._vfs.on_wake(woken.append)
         assert not kernel._vfs.poll(handle, b"waiter")
         await put(env, "TOKEN")
-        assert woken == [b"waiter"]
+        assert kernel.woken == [b"waiter"]
         assert kernel._vfs.poll(handle, b"waiter")
         assert await kernel._vfs.read(handle, 0, 999) == OLD
         await kernel.close(handle)
@@ -556,11 +575,9 @@ class TestWhatIsCalled:
         store, name = (vault, "db") if path.startswith("vault") else (env, path.removeprefix("env/"))
         await kernel.tree()
         handle = await kernel.open(path)
-        woken: list[bytes] = []
-        kernel._vfs.on_wake(woken.append)
         assert not kernel._vfs.poll(handle, b"waiter")
         await delete(store, name)
-        assert woken == [b"waiter"]
+        assert kernel.woken == [b"waiter"]
         assert kernel._vfs.poll(handle, b"waiter")
         assert await kernel._vfs.read(handle, 0, 999) == OLD
         await kernel.close(handle)
@@ -571,17 +588,19 @@ class TestWhatIsCalled:
     ) -> None:
         await kernel.tree()
         handle = await kernel.open("vault/db/password")
-        woken: list[bytes] = []
-        kernel._vfs.on_wake(woken.append)
         assert not kernel._vfs.poll(handle, b"waiter")
-        kernel._vfs.on_change(lambda *_: None)
+        kernel.deaf = True
         await delete(vault, "db")
-        changes = [Change(values=frozenset({("db", "password")})), Change(names=frozenset({"db"}))]
+        kernel.deaf = False
+        changes = [
+            Change("vault", values=frozenset({("db", "password")})),
+            Change("vault", names=frozenset({"db"})),
+        ]
         for change in reversed(changes) if directory_first else changes:
-            kernel.enqueue("vault", change)
+            kernel.enqueue(change)
             await wait_all_tasks_blocked()
         assert kernel.calls[-1] == (Call.RMDIR, "vault/db")
-        assert woken == [b"waiter"]
+        assert kernel.woken == [b"waiter"]
         assert kernel._vfs.poll(handle, b"waiter")
         await kernel.close(handle)
 
@@ -730,13 +749,13 @@ class TestWhatIsCalled:
         await kernel._vfs._contents.views["env"].secret("TOKEN")
         mock_clock.jump(3600)
         env.fail_with = failure
-        kernel.enqueue("env", Change(frozenset({"ADDED"}), frozenset({("TOKEN", "TOKEN")})))
-        kernel.enqueue("env", Change(values=frozenset({("TOKEN", "TOKEN")})))
+        kernel.enqueue(Change("env", frozenset({"ADDED"}), frozenset({("TOKEN", "TOKEN")})))
+        kernel.enqueue(Change("env", values=frozenset({("TOKEN", "TOKEN")})))
         await wait_all_tasks_blocked()
         assert kernel.calls == []
         env.fail_with = None
         mock_clock.jump(3600)
-        kernel.enqueue("env", Change(values=frozenset({("TOKEN", "TOKEN")})))
+        kernel.enqueue(Change("env", values=frozenset({("TOKEN", "TOKEN")})))
         await wait_all_tasks_blocked()
         assert set(kernel.calls) == {(Call.RENAME, "env/TOKEN")}
 
@@ -799,7 +818,7 @@ class TestWhatIsCalled:
         expect_log(f"env: more than {BACKLOG} changes at once: not all are announced")
         await kernel.ls("env")
         for _ in range(BACKLOG + 2):  # the first is taken at once
-            kernel.enqueue("env", Change(names=frozenset({"not there"})))
+            kernel.enqueue(Change("env", names=frozenset({"not there"})))
         await wait_all_tasks_blocked()
         await put(env, "ADDED")
         assert kernel.calls == [(Call.RENAME, "env/ADDED")]
@@ -829,7 +848,8 @@ class TestSystemCalls:
         (tmp_path / "env" / "full").mkdir(parents=True)
         (tmp_path / "env" / "full" / "pending").write_text("new")
         (tmp_path / "env" / "full" / "name").write_text("old")
-        return Publisher(make_vfs({"env": env}, nursery), tmp_path, cast("SyscallHelper", hand))
+        _, announced = trio.open_memory_channel[Change](0)
+        return Publisher(make_vfs({"env": env}, nursery), tmp_path, cast("SyscallHelper", hand), announced)
 
     INODE = Version(7, ValueKey("env", "a", "a"))
 

@@ -2,14 +2,15 @@
 
 import json
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import secretfs.fs.vfs
-from secretfs.cache.store_cache import CachedStore, Change, Freshness
+from secretfs.cache.change import Announce, Change
+from secretfs.cache.store_cache import CachedStore, Freshness
 from secretfs.errors import (
     AccessDenied,
     AmbiguousNames,
@@ -26,16 +27,15 @@ from secretfs.fs.estale import PATIENCE
 from secretfs.fs.handles import MAX_WAITERS
 from secretfs.fs.inodes import ROOT_INODE, Version
 from secretfs.fs.keys import Bulk, BulkKey, FolderKey, SecretKey, ValueKey
-from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, SecretScope
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
 from tests.support.canary import secret as canary
+from tests.support.heard_vfs import HeardVFS
 from tests.support.memory_store import MemoryStore, WatchingMemoryStore
 
-Make = Callable[..., SecretVFS]
-Told = tuple[str, Change]
+Make = Callable[..., HeardVFS]
 
 OLD = canary("old").encode()
 NEW = canary("newer and longer").encode()
@@ -61,22 +61,22 @@ def env() -> MemoryStore:
 def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
     def make_vfs(
         permissions: PermissionPolicy | None = None, scope: SecretScope = ALLOW_ALL, **stores: MemoryStore
-    ) -> SecretVFS:
+    ) -> HeardVFS:
         views = {
             name: StoreView(CachedStore(name, store, Freshness(ttl=60, deadline=5), nursery), scope)
             for name, store in stores.items()
         }
-        return SecretVFS(views, permissions or PermissionPolicy(), nursery)
+        return HeardVFS(lambda _: views, permissions or PermissionPolicy(), nursery)
 
     return make_vfs
 
 
 @pytest.fixture
-def vfs(make: Make, vault: MemoryStore, env: MemoryStore) -> SecretVFS:
+def vfs(make: Make, vault: MemoryStore, env: MemoryStore) -> HeardVFS:
     return make(vault=vault, env=env)
 
 
-async def walk(vfs: SecretVFS, path: str) -> Attributes:
+async def walk(vfs: HeardVFS, path: str) -> Attributes:
     """Look a path up as the kernel does; returns the last attributes."""
     inode = ROOT_INODE
     attributes = await vfs.getattr(inode)
@@ -86,7 +86,7 @@ async def walk(vfs: SecretVFS, path: str) -> Attributes:
     return attributes
 
 
-async def cat(vfs: SecretVFS, path: str) -> bytes:
+async def cat(vfs: HeardVFS, path: str) -> bytes:
     """Open, read and close; a `Superseded` on the way means one more look-up, as in the kernel."""
     for attempt in range(2):
         attributes = await walk(vfs, path)
@@ -102,7 +102,7 @@ async def cat(vfs: SecretVFS, path: str) -> bytes:
     raise AssertionError("superseded twice")
 
 
-async def ls(vfs: SecretVFS, path: str = "") -> dict[str, Attributes]:
+async def ls(vfs: HeardVFS, path: str = "") -> dict[str, Attributes]:
     inode = (await walk(vfs, path)).inode if path else ROOT_INODE
     handle = await vfs.open_directory(inode)
     entries = list(await vfs.read_directory(handle, 0))
@@ -110,7 +110,7 @@ async def ls(vfs: SecretVFS, path: str = "") -> dict[str, Attributes]:
     return {segment.decode(): attributes for _, segment, attributes in entries}
 
 
-async def test_the_tree(vfs: SecretVFS) -> None:
+async def test_the_tree(vfs: HeardVFS) -> None:
     assert list(await ls(vfs)) == ["env", "vault"]
     assert list(await ls(vfs, "env")) == ["EMPTY", "TOKEN"]
     assert list(await ls(vfs, "vault")) == ["db", "team"]
@@ -118,13 +118,13 @@ async def test_the_tree(vfs: SecretVFS) -> None:
     assert list(await ls(vfs, "vault/team/api")) == ["key"]
 
 
-async def test_values(vfs: SecretVFS) -> None:
+async def test_values(vfs: HeardVFS) -> None:
     assert await cat(vfs, "vault/db/password") == OLD
     assert await cat(vfs, "env/TOKEN") == OLD
     assert await cat(vfs, "env/EMPTY") == b""
 
 
-async def test_what_is_not_there(vfs: SecretVFS) -> None:
+async def test_what_is_not_there(vfs: HeardVFS) -> None:
     for path in (
         "nope",
         "vault/nope",
@@ -138,7 +138,7 @@ async def test_what_is_not_there(vfs: SecretVFS) -> None:
             await walk(vfs, path)
 
 
-async def test_types_modes_and_sizes(vfs: SecretVFS) -> None:
+async def test_types_modes_and_sizes(vfs: HeardVFS) -> None:
     directory, file = await walk(vfs, "vault/db"), await walk(vfs, "vault/db/password")
     assert directory.mode == stat.S_IFDIR | 0o700
     assert file.mode == stat.S_IFREG | 0o400
@@ -150,7 +150,7 @@ def test_whoever_may_read_files_may_enter_directories_and_their_owner_may_write(
     assert PermissionPolicy(file).directory_mode == directory
 
 
-async def test_look_up_and_listing_read_no_values(vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock) -> None:
+async def test_look_up_and_listing_read_no_values(vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock) -> None:
     attributes = await walk(vfs, "env/TOKEN")
     assert (attributes.size, attributes.attr_timeout) == (0, 0)  # the kernel has to ask for the size
     assert attributes.entry_timeout == 60
@@ -158,7 +158,7 @@ async def test_look_up_and_listing_read_no_values(vfs: SecretVFS, env: MemorySto
     assert not [call for call in env.calls if call.startswith("fetch")]
 
 
-async def test_getattr_tells_the_true_size(vfs: SecretVFS, mock_clock: MockClock) -> None:
+async def test_getattr_tells_the_true_size(vfs: HeardVFS, mock_clock: MockClock) -> None:
     attributes = await vfs.getattr((await walk(vfs, "env/TOKEN")).inode)
     assert attributes.size == len(OLD)
     assert attributes.attr_timeout == 60
@@ -172,7 +172,7 @@ async def test_a_thousand_secrets_are_listed_with_one_call(make: Make) -> None:
     assert store.calls == {"names:": 1}
 
 
-async def test_a_rotation_is_a_new_inode(vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock) -> None:
+async def test_a_rotation_is_a_new_inode(vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock) -> None:
     await cat(vfs, "env/TOKEN")
     before = await walk(vfs, "env/TOKEN")
     env.put("TOKEN", {"TOKEN": NEW})
@@ -186,7 +186,7 @@ async def test_a_rotation_is_a_new_inode(vfs: SecretVFS, env: MemoryStore, mock_
 
 
 async def test_opening_an_inode_whose_value_was_rotated_makes_the_kernel_look_again(
-    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock
+    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock
 ) -> None:
     await cat(vfs, "env/TOKEN")
     before = await walk(vfs, "env/TOKEN")
@@ -198,7 +198,7 @@ async def test_opening_an_inode_whose_value_was_rotated_makes_the_kernel_look_ag
 
 
 async def test_the_same_value_written_again_stays_the_same_inode(
-    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock
+    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock
 ) -> None:
     await cat(vfs, "env/TOKEN")
     before = await walk(vfs, "env/TOKEN")
@@ -209,7 +209,7 @@ async def test_the_same_value_written_again_stays_the_same_inode(
 
 
 async def test_rotating_one_key_leaves_the_other_alone(
-    vfs: SecretVFS, vault: MemoryStore, mock_clock: MockClock
+    vfs: HeardVFS, vault: MemoryStore, mock_clock: MockClock
 ) -> None:
     await cat(vfs, "vault/db/user")
     await cat(vfs, "vault/db/password")
@@ -220,7 +220,7 @@ async def test_rotating_one_key_leaves_the_other_alone(
     assert (await walk(vfs, "vault/db/user")).inode == user.inode
 
 
-async def test_an_open_file_keeps_its_version(vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock) -> None:
+async def test_an_open_file_keeps_its_version(vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock) -> None:
     inode = (await walk(vfs, "env/TOKEN")).inode
     handle = await vfs.open(inode)
     env.put("TOKEN", {"TOKEN": NEW})
@@ -238,7 +238,7 @@ async def test_an_open_file_keeps_its_version(vfs: SecretVFS, env: MemoryStore, 
 
 
 async def test_fstat_works_while_the_store_is_down(
-    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
 ) -> None:
     expect_log("env: down")
     inode = (await walk(vfs, "env/TOKEN")).inode
@@ -251,7 +251,7 @@ async def test_fstat_works_while_the_store_is_down(
         await vfs.getattr(inode)
 
 
-async def test_a_key_that_a_secret_loses_is_gone(vfs: SecretVFS, vault: MemoryStore, mock_clock: MockClock) -> None:
+async def test_a_key_that_a_secret_loses_is_gone(vfs: HeardVFS, vault: MemoryStore, mock_clock: MockClock) -> None:
     await cat(vfs, "vault/db/user")
     inode = (await walk(vfs, "vault/db/user")).inode
     vault.put("db", {"password": OLD})
@@ -263,7 +263,7 @@ async def test_a_key_that_a_secret_loses_is_gone(vfs: SecretVFS, vault: MemorySt
 
 
 async def test_a_key_that_is_lost_while_a_directory_is_read_is_passed_over(
-    vfs: SecretVFS, vault: MemoryStore, mock_clock: MockClock
+    vfs: HeardVFS, vault: MemoryStore, mock_clock: MockClock
 ) -> None:
     handle = await vfs.open_directory((await walk(vfs, "vault/db")).inode)
     vault.put("db", {"password": OLD})
@@ -273,7 +273,7 @@ async def test_a_key_that_is_lost_while_a_directory_is_read_is_passed_over(
 
 
 async def test_a_listing_is_a_snapshot_that_can_be_continued(
-    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock
+    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock
 ) -> None:
     inode = (await walk(vfs, "env")).inode
     handle = await vfs.open_directory(inode)
@@ -299,7 +299,7 @@ async def test_times(make: Make, mock_clock: MockClock) -> None:
     assert (await walk(vfs, "vault/untold/k")).modified == first_seen
 
 
-async def test_extended_attributes(vfs: SecretVFS, env: MemoryStore) -> None:
+async def test_extended_attributes(vfs: HeardVFS, env: MemoryStore) -> None:
     for path in ("vault/db", "vault/db/password"):
         inode = (await walk(vfs, path)).inode
         assert set(vfs.listxattr(inode)) == {
@@ -316,14 +316,14 @@ async def test_extended_attributes(vfs: SecretVFS, env: MemoryStore) -> None:
     assert vfs.listxattr((await walk(vfs, "vault")).inode) == ()
 
 
-async def test_attributes_nobody_knows_cost_no_call(vfs: SecretVFS, env: MemoryStore) -> None:
+async def test_attributes_nobody_knows_cost_no_call(vfs: HeardVFS, env: MemoryStore) -> None:
     inode = (await walk(vfs, "env/TOKEN")).inode
     with pytest.raises(NoSuchAttribute):
         await vfs.getxattr(inode, "system.posix_acl_access")
     assert "fetch:TOKEN" not in env.calls
 
 
-async def test_bulk_files_are_reachable_by_name_and_not_listed(vfs: SecretVFS) -> None:
+async def test_bulk_files_are_reachable_by_name_and_not_listed(vfs: HeardVFS) -> None:
     assert json.loads(await cat(vfs, "vault/.bulk.json")) == {
         "db": {"password": OLD.decode(), "user": "joe"},
         "team/api": {"key": "k"},
@@ -343,7 +343,7 @@ async def test_bulk_is_one_version_and_scope_filtered(make: Make, vault: MemoryS
     vfs.close(handle)
 
 
-async def test_many_readers_of_the_bulk_file_share_one_snapshot(vfs: SecretVFS, vault: MemoryStore) -> None:
+async def test_many_readers_of_the_bulk_file_share_one_snapshot(vfs: HeardVFS, vault: MemoryStore) -> None:
     async with trio.open_nursery() as readers:
         for _ in range(20):
             readers.start_soon(cat, vfs, "vault/.bulk.json")
@@ -359,7 +359,7 @@ async def test_an_ambiguous_shell_name_fails_the_env_file_only(make: Make, expec
 
 
 async def test_listings_that_have_expired_leave_nothing_behind(
-    vfs: SecretVFS, vault: MemoryStore, mock_clock: MockClock
+    vfs: HeardVFS, vault: MemoryStore, mock_clock: MockClock
 ) -> None:
     for path in ("vault", "vault/team"):
         await ls(vfs, path)
@@ -422,7 +422,7 @@ async def test_who_is_sent_on_to_another_store_waits_for_both_no_longer_than_for
 
 
 async def test_a_hung_store_keeps_nobody_from_looking_names_up(
-    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
 ) -> None:
     expect_log("env: no answer within 5 s")
     await ls(vfs, "env")
@@ -444,7 +444,7 @@ async def test_a_hung_store_keeps_nobody_from_looking_names_up(
     env.gate.set()
 
 
-async def test_what_the_kernel_forgets_is_gone(vfs: SecretVFS) -> None:
+async def test_what_the_kernel_forgets_is_gone(vfs: HeardVFS) -> None:
     counts: dict[int, int] = {}
     for _ in range(3):
         for attributes in [await walk(vfs, "env/TOKEN"), *(await ls(vfs, "vault/db")).values()]:
@@ -466,12 +466,12 @@ async def test_what_the_kernel_forgets_is_gone(vfs: SecretVFS) -> None:
         (ValueKey("env", ".bulk.json", ".bulk.json"), b"%2Ebulk.json", b"env"),
     ],
 )
-async def test_the_path_of_a_value(vfs: SecretVFS, key: ValueKey, segment: bytes, directory: bytes) -> None:
+async def test_the_path_of_a_value(vfs: HeardVFS, key: ValueKey, segment: bytes, directory: bytes) -> None:
     own, parent = vfs.changes.place(key)
     assert (own, vfs.changes.path(parent)) == (segment, directory)
 
 
-async def test_what_is_in_a_folder(vfs: SecretVFS, vault: MemoryStore, expect_log: ExpectLog) -> None:
+async def test_what_is_in_a_folder(vfs: HeardVFS, vault: MemoryStore, expect_log: ExpectLog) -> None:
     assert await vfs.changes.folder(FolderKey("vault", ("team",))) == {b"api": SecretKey("vault", "team/api")}
     assert await vfs.changes.folder(FolderKey("vault", ("nope",))) == {}
     expect_log("no list")
@@ -480,7 +480,7 @@ async def test_what_is_in_a_folder(vfs: SecretVFS, vault: MemoryStore, expect_lo
     assert await vfs.changes.folder(FolderKey("vault")) is None
 
 
-async def test_whether_there_is_a_value(vfs: SecretVFS, env: MemoryStore, expect_log: ExpectLog) -> None:
+async def test_whether_there_is_a_value(vfs: HeardVFS, env: MemoryStore, expect_log: ExpectLog) -> None:
     assert await vfs.changes.exists(ValueKey("vault", "db", "user"))
     assert not await vfs.changes.exists(ValueKey("vault", "db", "nope"))
     assert not await vfs.changes.exists(ValueKey("vault", "nope", "user"))
@@ -490,7 +490,7 @@ async def test_whether_there_is_a_value(vfs: SecretVFS, env: MemoryStore, expect
         await vfs.changes.exists(ValueKey("env", "TOKEN", "TOKEN"))
 
 
-async def test_what_the_kernel_may_know_at_a_place(vfs: SecretVFS) -> None:
+async def test_what_the_kernel_may_know_at_a_place(vfs: HeardVFS) -> None:
     assert vfs.changes.known(FolderKey("vault")) is None
     await cat(vfs, "vault/db/user")
     await cat(vfs, "env/TOKEN")
@@ -517,21 +517,24 @@ class TestChangesThatAStoreTells:
 
     @pytest.fixture
     def make(self, nursery: trio.Nursery, mock_clock: MockClock) -> Make:
-        def make_vfs(scope: SecretScope = ALLOW_ALL, **stores: MemoryStore) -> SecretVFS:
-            views = {
-                name: StoreView(AtOnce(name, store, Freshness(ttl=60, deadline=5), nursery), scope)
-                for name, store in stores.items()
-            }
-            return SecretVFS(views, PermissionPolicy(), nursery)
+        def make_vfs(scope: SecretScope = ALLOW_ALL, **stores: MemoryStore) -> HeardVFS:
+            def views(announce: Announce) -> Mapping[str, StoreView]:
+                freshness = Freshness(ttl=60, deadline=5)
+                caches = {
+                    name: AtOnce(name, store, freshness, nursery, announce=announce) for name, store in stores.items()
+                }
+                return {name: StoreView(cached, scope) for name, cached in caches.items()}
+
+            return HeardVFS(views, PermissionPolicy(), nursery)
 
         return make_vfs
 
     @pytest.fixture
-    def told(self, vfs: SecretVFS) -> list[Told]:
-        return listen(vfs)
+    def told(self, vfs: HeardVFS) -> list[Change]:
+        return vfs.told
 
     async def test_with_the_component(
-        self, vfs: SecretVFS, vault: WatchingMemoryStore, env: WatchingMemoryStore, told: list[Told]
+        self, vfs: HeardVFS, vault: WatchingMemoryStore, env: WatchingMemoryStore, told: list[Change]
     ) -> None:
         await cat(vfs, "vault/db/password")
         await cat(vfs, "env/TOKEN")
@@ -540,15 +543,15 @@ class TestChangesThatAStoreTells:
         env.put("TOKEN", {"TOKEN": NEW})
         env.put("ADDED", {"ADDED": NEW})
         await tell(env, "TOKEN", "ADDED")
-        assert told[0] == ("vault", Change(values=frozenset({("db", "password")})))
+        assert told[0] == Change("vault", values=frozenset({("db", "password")}))
         assert sorted(told[1:], key=repr) == [
-            ("env", Change(values=frozenset({("TOKEN", "TOKEN")}))),
-            ("env", Change(names=frozenset({"ADDED"}))),
+            Change("env", values=frozenset({("TOKEN", "TOKEN")})),
+            Change("env", names=frozenset({"ADDED"})),
         ]
 
     async def test_nothing_that_the_scope_hides(self, make: Make, vault: WatchingMemoryStore) -> None:
         vfs = make(vault=vault, scope=SecretScope(denied_secrets=frozenset({"db"})))
-        told = listen(vfs)
+        told = vfs.told
         await cat(vfs, "vault/.bulk.json")
         await cat(vfs, "vault/team/api/key")
         with pytest.raises(NoSuchEntry):
@@ -558,7 +561,7 @@ class TestChangesThatAStoreTells:
         assert told == []
         vault.put("team/api", {"key": NEW, "a/b%": OLD})
         await tell(vault, "db", "team/api")
-        assert told == [("vault", Change(values=frozenset({("team/api", "key")})))]
+        assert told == [Change("vault", values=frozenset({("team/api", "key")}))]
 
     @pytest.mark.parametrize(
         ("path", "name", "key"),
@@ -566,10 +569,10 @@ class TestChangesThatAStoreTells:
     )
     async def test_the_new_content_shows_at_once_as_another_inode_and_an_open_file_keeps_the_old(
         self,
-        vfs: SecretVFS,
+        vfs: HeardVFS,
         vault: WatchingMemoryStore,
         env: WatchingMemoryStore,
-        told: list[Told],
+        told: list[Change],
         mock_clock: MockClock,
         *,
         path: str,
@@ -594,13 +597,13 @@ class TestChangesThatAStoreTells:
         vfs.close(handle)
         with pytest.raises(Superseded):
             await vfs.getattr(before)
-        assert (name, key) in {value for _, change in told for value in change.values}
+        assert (name, key) in {value for change in told for value in change.values}
         told.clear()
         await tell(store, name)
         assert told == []
 
     async def test_the_bulk_file_shows_it_at_once_and_an_open_one_keeps_the_old(
-        self, vfs: SecretVFS, vault: WatchingMemoryStore, told: list[Told], mock_clock: MockClock
+        self, vfs: HeardVFS, vault: WatchingMemoryStore, told: list[Change], mock_clock: MockClock
     ) -> None:
         before = (await stat_of(vfs, "vault/.bulk.json")).inode
         handle = await vfs.open(before)
@@ -619,7 +622,7 @@ class TestChangesThatAStoreTells:
         assert told
 
     async def test_what_is_added_is_there_and_what_is_deleted_is_gone_at_once(
-        self, vfs: SecretVFS, env: WatchingMemoryStore, told: list[Told], mock_clock: MockClock
+        self, vfs: HeardVFS, env: WatchingMemoryStore, told: list[Change], mock_clock: MockClock
     ) -> None:
         await ls(vfs, "env")
         inode = (await stat_of(vfs, "env/TOKEN")).inode
@@ -636,7 +639,7 @@ class TestChangesThatAStoreTells:
             await vfs.getattr(inode)
 
     async def test_the_same_content_is_the_same_inode(
-        self, vfs: SecretVFS, env: WatchingMemoryStore, told: list[Told], mock_clock: MockClock
+        self, vfs: HeardVFS, env: WatchingMemoryStore, told: list[Change], mock_clock: MockClock
     ) -> None:
         before = await stat_of(vfs, "env/TOKEN")
         env.put("TOKEN", {"TOKEN": OLD})
@@ -646,14 +649,14 @@ class TestChangesThatAStoreTells:
         assert env.calls["fetch:TOKEN"] == 2
 
     async def test_it_is_told_when_the_bulk_file_is_out_of_date(
-        self, vfs: SecretVFS, env: WatchingMemoryStore, mock_clock: MockClock
+        self, vfs: HeardVFS, env: WatchingMemoryStore, mock_clock: MockClock
     ) -> None:
-        seen: list[object] = []
         before = await stat_of(vfs, "env/.bulk.json")
-        vfs.on_change(lambda *_: seen.append(vfs._contents._bulks.peek(BulkKey("env", Bulk.JSON))))
+        assert vfs._contents._bulks.peek(BulkKey("env", Bulk.JSON))
         env.put("TOKEN", {"TOKEN": NEW})
         await tell(env, "TOKEN")
-        assert seen == [None]
+        assert vfs.told
+        assert not vfs._contents._bulks.peek(BulkKey("env", Bulk.JSON))
         with pytest.raises(Superseded):
             await vfs.open(before.inode)
 
@@ -661,11 +664,13 @@ class TestChangesThatAStoreTells:
 class Polled:
     """A file of ``env`` that somebody has open."""
 
-    def __init__(self, vfs: SecretVFS, handle: int) -> None:
+    def __init__(self, vfs: HeardVFS, handle: int) -> None:
         self.vfs = vfs
         self.handle = handle
-        self.notified: list[str] = []
-        vfs.on_wake(lambda waiter: self.notified.append(waiter.decode()))
+
+    @property
+    def notified(self) -> list[str]:
+        return [waiter.decode() for waiter in self.vfs.woken]
 
     def poll(self, who: str) -> bool:
         """Poll on behalf of somebody."""
@@ -674,11 +679,11 @@ class Polled:
 
 class TestPoll:
     @pytest.fixture
-    async def polled(self, vfs: SecretVFS) -> Polled:
+    async def polled(self, vfs: HeardVFS) -> Polled:
         return Polled(vfs, await vfs.open((await walk(vfs, "env/TOKEN")).inode))
 
     async def test_whoever_waits_is_woken_once_when_the_file_is_superseded(
-        self, vfs: SecretVFS, env: MemoryStore, polled: Polled, mock_clock: MockClock
+        self, vfs: HeardVFS, env: MemoryStore, polled: Polled, mock_clock: MockClock
     ) -> None:
         for who in ("a", "b", "b"):
             assert polled.poll(who) is False
@@ -698,7 +703,7 @@ class TestPoll:
         assert polled.notified == ["a", "b"]
         assert polled.poll("c") is True
 
-    async def test_a_published_version_supersedes(self, vfs: SecretVFS, polled: Polled) -> None:
+    async def test_a_published_version_supersedes(self, vfs: HeardVFS, polled: Polled) -> None:
         polled.poll("a")
         key = ValueKey("env", "TOKEN", "TOKEN")
         version = vfs.changes.successor(key)
@@ -711,7 +716,7 @@ class TestPoll:
         assert vfs.changes.known(key) is version
 
     async def test_so_does_a_deletion_and_what_comes_then_is_another_file(
-        self, vfs: SecretVFS, polled: Polled, mock_clock: MockClock
+        self, vfs: HeardVFS, polled: Polled, mock_clock: MockClock
     ) -> None:
         polled.poll("a")
         vfs.changes.gone(vfs._tree.inode(polled.handle))
@@ -722,7 +727,7 @@ class TestPoll:
         assert (await walk(vfs, "env/TOKEN")).inode != polled.handle
 
     async def test_nobody_is_remembered_after_close(
-        self, vfs: SecretVFS, env: MemoryStore, polled: Polled, mock_clock: MockClock
+        self, vfs: HeardVFS, env: MemoryStore, polled: Polled, mock_clock: MockClock
     ) -> None:
         await vfs.open(polled.handle)
         polled.poll("a")
@@ -735,11 +740,11 @@ class TestPoll:
         await cat(vfs, "env/TOKEN")
         assert polled.notified == []
 
-    async def test_who_asks_without_waiting_is_not_remembered(self, vfs: SecretVFS, polled: Polled) -> None:
+    async def test_who_asks_without_waiting_is_not_remembered(self, vfs: HeardVFS, polled: Polled) -> None:
         assert vfs.poll(polled.handle, None) is False
         assert not vfs._polls
 
-    async def test_of_polls_that_time_out_a_bounded_number_is_remembered(self, vfs: SecretVFS, polled: Polled) -> None:
+    async def test_of_polls_that_time_out_a_bounded_number_is_remembered(self, vfs: HeardVFS, polled: Polled) -> None:
         for number in range(MAX_WAITERS + 1):
             polled.poll(str(number))
         assert polled.notified == [str(number) for number in range(MAX_WAITERS)]  # who still waits, polls again
@@ -751,14 +756,7 @@ def caller(pid: int) -> Caller:
     return Caller(1000, 1000, pid)
 
 
-def listen(vfs: SecretVFS) -> list[Told]:
-    """Return the list of what is told from now on."""
-    told: list[Told] = []
-    vfs.on_change(lambda component, change: told.append((component, change)))
-    return told
-
-
-async def stat_of(vfs: SecretVFS, path: str) -> Attributes:
+async def stat_of(vfs: HeardVFS, path: str) -> Attributes:
     """Return attributes that may be believed for a while, as the kernel gets them for stat(2)."""
     attributes = await walk(vfs, path)
     try:
@@ -768,7 +766,7 @@ async def stat_of(vfs: SecretVFS, path: str) -> Attributes:
 
 
 async def test_a_version_can_be_opened_for_a_moment_after_it_was_right(
-    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(secretfs.fs.vfs, "GRACE", 0.1)
     await cat(vfs, "env/TOKEN")
@@ -789,7 +787,7 @@ async def test_a_version_can_be_opened_for_a_moment_after_it_was_right(
 
 
 async def test_a_version_that_expired_is_not_opened_once_more(
-    vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(secretfs.fs.vfs, "GRACE", 0.1)
     await cat(vfs, "env/TOKEN")
@@ -802,7 +800,7 @@ class TestWhoComesBackLate:
     """The kernel repeats a call that ended with ESTALE once, on a busy machine not at once."""
 
     @pytest.fixture
-    async def found(self, vfs: SecretVFS, env: MemoryStore) -> int:
+    async def found(self, vfs: HeardVFS, env: MemoryStore) -> int:
         """Let caller 7 open a version that is superseded, look the path up again, and find one that is, too."""
         old = (await walk(vfs, "env/TOKEN")).inode
         await vfs.getattr(old)
@@ -814,11 +812,11 @@ class TestWhoComesBackLate:
         self.rotate(vfs, env, b"third")
         return found
 
-    def rotate(self, vfs: SecretVFS, env: MemoryStore, value: bytes) -> None:
+    def rotate(self, vfs: HeardVFS, env: MemoryStore, value: bytes) -> None:
         env.put("TOKEN", {"TOKEN": value})
         vfs._contents.views["env"]._store._secrets.expire("TOKEN")
 
-    async def test_gets_what_was_right_since(self, vfs: SecretVFS, found: int, mock_clock: MockClock) -> None:
+    async def test_gets_what_was_right_since(self, vfs: HeardVFS, found: int, mock_clock: MockClock) -> None:
         mock_clock.jump(PATIENCE)
         handle = await vfs.open(found, caller(7))
         assert await vfs.read(handle, 0, 99) == b"second"
@@ -827,11 +825,11 @@ class TestWhoComesBackLate:
             await vfs.open(found, caller(7))
         assert await cat(vfs, "env/TOKEN") == b"third"
 
-    async def test_gets_its_size(self, vfs: SecretVFS, found: int) -> None:
+    async def test_gets_its_size(self, vfs: HeardVFS, found: int) -> None:
         attributes = await vfs.getattr(found, caller(7))
         assert (attributes.size, attributes.attr_timeout) == (len(b"second"), 0.0)
 
-    async def test_also_if_somebody_asked_for_a_newer_one_meanwhile(self, vfs: SecretVFS, found: int) -> None:
+    async def test_also_if_somebody_asked_for_a_newer_one_meanwhile(self, vfs: HeardVFS, found: int) -> None:
         """What is written to ``refresh`` is about calls that begin after it."""
         vfs._tree.invalidate("env")
         handle = await vfs.open(found, caller(7))
@@ -839,7 +837,7 @@ class TestWhoComesBackLate:
         vfs.close(handle)
 
     async def test_gets_also_what_was_right_before_already(
-        self, vfs: SecretVFS, env: MemoryStore, mock_clock: MockClock
+        self, vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock
     ) -> None:
         """The call began with what the kernel remembered, when the next version had been there for long."""
         old = (await walk(vfs, "env/TOKEN")).inode
@@ -857,11 +855,11 @@ class TestWhoComesBackLate:
         assert await vfs.read(handle, 0, 99) == b"second"
         vfs.close(handle)
 
-    async def test_and_nobody_else_does(self, vfs: SecretVFS, found: int) -> None:
+    async def test_and_nobody_else_does(self, vfs: HeardVFS, found: int) -> None:
         with pytest.raises(Superseded):
             await vfs.open(found, caller(8))
 
-    async def test_nor_who_does_not_come(self, vfs: SecretVFS, found: int, mock_clock: MockClock) -> None:
+    async def test_nor_who_does_not_come(self, vfs: HeardVFS, found: int, mock_clock: MockClock) -> None:
         mock_clock.jump(PATIENCE + 0.1)
         vfs.evict_idle()
         assert not len(vfs._retries)

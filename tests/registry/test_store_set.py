@@ -9,15 +9,16 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from secretfs.cache.store_cache import Change, Freshness
+from secretfs.cache.change import Change
+from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.configuration import Configuration
 from secretfs.dapr.load import Declaration, load
 from secretfs.dapr.references import TemplateContext
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, StoreUnavailable
-from secretfs.fs.view import StoreView
+from secretfs.fs.view import views_of
 from secretfs.registry.opening import OpenedStore, Registry, open_registry
-from secretfs.registry.store_set import ReloadResult, RunningStore, StoreSet
+from secretfs.registry.store_set import ReloadResult, RunningStore, ScopedStore, StoreSet
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret
@@ -44,16 +45,19 @@ def holding(**secrets: str) -> dict[str, object]:
 class Running:
     """Stores that are served, and the directory that declares them."""
 
-    def __init__(self, stores: StoreSet, fakes: Fakes, configs: list[Path], views: Mapping[str, StoreView]) -> None:
+    def __init__(
+        self, stores: StoreSet, fakes: Fakes, configs: list[Path], scoped: Mapping[str, ScopedStore], told: list[Change]
+    ) -> None:
         self.stores = stores
-        self.views = views
+        self.views = views_of(scoped)
+        self.told = told
         self._fakes = fakes
         self._configs = configs
 
     async def reload(self, *configs: Path) -> ReloadResult | None:
         replacement = await self.stores.replace(load([self._fakes.directory], configs or self._configs, "", {}))
         if replacement is not None:
-            self.views = replacement.views
+            self.views = views_of(replacement.stores)
         return replacement
 
     def is_unanswered(self) -> bool:
@@ -82,8 +86,9 @@ async def serving(fakes: Fakes, *configs: Path, known: Mapping[str, bool] | None
     ):
         if known is None:
             registry.require()
-        stores = StoreSet(registry, Freshness(), nursery)
-        yield Running(stores, fakes, list(configs), await stores.serve(declaration))
+        told: list[Change] = []
+        stores = StoreSet(registry, Freshness(), nursery, told.append)
+        yield Running(stores, fakes, list(configs), await stores.start(declaration), told)
         nursery.cancel_scope.cancel()
 
 
@@ -103,7 +108,9 @@ class TestWhatChanges:
         async with serving(fakes) as running:
             before = running.served("a")
             fakes.add("b", secrets=holding(x="b"))
-            assert await running.reload() == ReloadResult(running.views, {"a": Change()}, frozenset())
+            result = await running.reload()
+            assert result is not None
+            assert (result.changes, result.replaced) == ([], frozenset())
             assert list(running.views) == ["a", "b"]
             assert (await running.read("a", "x"), await running.read("b", "x")) == (secret("a"), secret("b"))
             assert running.served("a") is before
@@ -128,7 +135,7 @@ class TestWhatChanges:
             path.unlink()
             replacement = await running.reload()
             assert replacement is not None
-            assert list(replacement.views) == ["a"]
+            assert list(replacement.stores) == ["a"]
             assert replacement.replaced == frozenset()
             await later(mock_clock, DEADLINE)
             await until(lambda: happened("close") == ["b"])
@@ -173,7 +180,7 @@ class TestWhatChanges:
             replacement = await running.reload()
             assert replacement is not None
             assert replacement.replaced == {"a"}
-            assert not replacement.views["a"].multi_valued
+            assert not replacement.stores["a"].store.multi_valued
 
     async def test_annotations_count(self, fakes: Fakes) -> None:
         fakes.add("a", annotations={"secretfs/deadline": "7s"})
@@ -223,7 +230,7 @@ class TestScopes:
             await running.names("a")
             replacement = await running.reload(configuration(tmp_path, scope("a", denied=["x"])))
             assert replacement is not None
-            assert replacement.changes == {"a": Change(names=frozenset({"x"}))}
+            assert replacement.changes == [Change("a", names=frozenset({"x"}))]
             assert await running.names("a") == [b"z"]
             assert running.views["a"].peek("x") is None
             with pytest.raises(NoSuchEntry):
@@ -236,7 +243,7 @@ class TestScopes:
             assert await running.names("a") == [b"x"]
             replacement = await running.reload(configuration(tmp_path, scope("a")))
             assert replacement is not None
-            assert replacement.changes == {"a": Change(names=frozenset({"z"}))}
+            assert replacement.changes == [Change("a", names=frozenset({"z"}))]
             assert await running.read("a", "z") == secret("z")
 
     async def test_a_name_that_only_the_scope_knows_is_told(self, fakes: Fakes, tmp_path: Path) -> None:
@@ -245,7 +252,7 @@ class TestScopes:
         async with serving(fakes, configuration(tmp_path, scope("a", default="deny", allowed=["x"]))) as running:
             replacement = await running.reload(configuration(tmp_path, scope("a", default="deny", allowed=["x", "z"])))
             assert replacement is not None
-            assert replacement.changes == {"a": Change(names=frozenset({"z"}))}
+            assert replacement.changes == [Change("a", names=frozenset({"z"}))]
 
 
 class TestMistakes:
@@ -494,7 +501,7 @@ class TestTheEndOfAStore:
         opened = OpenedStore(Component("a", "secretstores.fake"), store, Freshness())
         stores = StoreSet(Registry({"a": opened}), Freshness(), nursery)
         nothing = Declaration((), Configuration(), TemplateContext({}, ""), ())
-        await (await stores.serve(nothing))["a"].secret("x")
+        await (await stores.start(nothing))["a"].store.fetch("x")
         await stores.replace(nothing)
         await wait_all_tasks_blocked()
         await later(mock_clock, DEADLINE)
@@ -549,15 +556,13 @@ class TestNothingIsMixedUp:
                 await running.read("a", name)
             fakes.add("a", secrets=holding(same="1", other="two", new="4"))
             await running.reload()
-            told: list[Change] = []
-            running.views["a"].on_change(told.append)
             expected = [
-                Change(names=frozenset({"gone", "new"})),
-                Change(values=frozenset({("gone", "k")})),
-                Change(values=frozenset({("other", "k")})),
+                Change("a", names=frozenset({"gone", "new"})),
+                Change("a", values=frozenset({("gone", "k")})),
+                Change("a", values=frozenset({("other", "k")})),
             ]
-            await until(lambda: len(told) == 3)
-            assert sorted(told, key=str) == sorted(expected, key=str)
+            await until(lambda: len(running.told) == 3)
+            assert sorted(running.told, key=str) == sorted(expected, key=str)
 
     async def test_what_a_new_store_finds_is_told_however_many_there_are(self, fakes: Fakes) -> None:
         """Nobody listens before all have been started."""
@@ -569,7 +574,4 @@ class TestNothingIsMixedUp:
                 await running.read(name, "x")
                 fakes.add(name, secrets=holding(x="new"))
             await running.reload()
-            told: set[str] = set()
-            for name, view in running.views.items():
-                view.on_change(lambda _, name=name: told.add(name))  # type: ignore[misc]
-            await until(lambda: told == set(names))
+            await until(lambda: {change.component for change in running.told} == set(names))

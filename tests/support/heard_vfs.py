@@ -1,0 +1,32 @@
+"""A file system that takes note of what its publisher would be told, and of whom it wakes."""
+
+from collections.abc import Callable, Mapping
+
+import trio
+
+from secretfs.cache.change import Announce, Change
+from secretfs.fs.attributes import PermissionPolicy
+from secretfs.fs.vfs import SecretVFS
+from secretfs.fs.view import StoreView
+
+
+class HeardVFS(SecretVFS):
+    """A `SecretVFS` of views that ``make_views`` makes, given where their stores announce changes."""
+
+    def __init__(
+        self,
+        make_views: Callable[[Announce], Mapping[str, StoreView]],
+        permissions: PermissionPolicy,
+        nursery: trio.Nursery,
+        app_id: str = "",
+    ) -> None:
+        self.told: list[Change] = []
+        """The changes that this app may see."""
+        self.woken: list[bytes] = []
+        super().__init__(make_views(self.hear), permissions, nursery, app_id, wake=self.woken.append)
+
+    def hear(self, change: Change) -> None:
+        """Take what is announced."""
+        visible = self.observe(change)
+        if visible:
+            self.told.append(visible)
