@@ -39,6 +39,9 @@ REQUESTS = 10_000
 EVICT_EVERY = 2.0
 """Seconds."""
 
+ASK_AGAIN = 1.0
+"""Seconds before a new mount that did not answer is asked again."""
+
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 log = logging.getLogger(__name__)
@@ -170,12 +173,12 @@ async def _evict_idle(vfs: SecretVFS) -> None:
 
 
 async def _announce(mountpoint: Path, helper: SyscallHelper, handover: Handover, ready: Callable[[], None]) -> None:
-    """Ask the mount a question through the kernel, as its users will; then go on asking, if somebody watches over us.
+    """Say that the mount is ready when it answers through the kernel, as to its users; then feed the watchdog.
 
-    The question needs no store: what is asked is whether we serve.
+    The question is statvfs(2), which needs no store: it finds out whether we serve. Runs until the mount is gone.
     """
-    if not await _answers(mountpoint, helper):
-        return  # unmounted before it answered, it is not ready
+    while not await _answers(mountpoint, helper):  # noqa: ASYNC110 - nothing tells when
+        await trio.sleep(ASK_AGAIN)
     ready()
     handover.notify(READY=1, STATUS=f"serves {mountpoint}")
     log.info("%s %s", "took over the mount at" if handover.inherited else "mounted at", mountpoint)

@@ -10,6 +10,7 @@ The kernel comes back to us for each of these calls. `Publisher` grants exactly 
 adapter asks it only on behalf of that process: for everybody else the file system is read-only.
 """
 
+import errno
 import logging
 import math
 import os
@@ -34,6 +35,9 @@ from secretfs.linux.syscall_helper import SyscallHelper
 
 BACKLOG = 10_000
 """Changes of one store that may wait to be published. Beyond that they are found out by reading, when ttl is over."""
+
+_OVERTAKEN = (errno.ENOENT, errno.EEXIST, errno.ENOTCONN, errno.ECONNABORTED)
+"""A reader has looked and the kernel knows already, or the mount is gone."""
 
 log = logging.getLogger(__name__)
 
@@ -222,14 +226,15 @@ class Publisher:
         self._changes.discard(inode)
 
     async def _call(self, grant: PendingSyscall, directory: bytes) -> None:
-        """Make the system call. One that fails was overtaken: a reader looked, or the mount is gone."""
+        """Make the system call. One that fails is logged, and the next change is published all the same."""
         base = os.path.join(self._mountpoint, directory)  # noqa: PTH118 - bytes
         names = (grant.pending, grant.segment) if grant.call is Call.RENAME else (grant.segment,)
         self.grant = grant
         try:
             await self._helper.call(grant.call.value, *(os.path.join(base, name) for name in names))  # noqa: PTH118
         except OSError as error:
-            log.debug("a change is not announced: %s: %s", grant.call.value, error.strerror)
+            level = logging.DEBUG if error.errno in _OVERTAKEN else logging.WARNING
+            log.log(level, "a change is not announced: %s: %s", grant.call.value, error.strerror)
         else:
             self._published()
         finally:

@@ -4,6 +4,7 @@
 does not know in the course of a system call. That the real one does the same is up to the tests in ``behaviour``.
 """
 
+import errno
 import logging
 import math
 import os
@@ -32,7 +33,8 @@ from secretfs.fs.names import CONTROL, encode, is_reserved, split
 from secretfs.fs.publish import BACKLOG, Call, PendingSyscall, Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
-from secretfs.linux.syscall_helper import CALLS, SyscallHelper
+from secretfs.linux.syscall_helper import SyscallHelper
+from secretfs.linux.syscall_server import SYSCALLS
 from secretfs.scopes import ALLOW_ALL, SecretScope
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
@@ -46,7 +48,7 @@ class Failed(Exception):
     """A system call that fails."""
 
 
-class FakeHand:
+class FakeHelper:
     """A `SyscallHelper` in this process."""
 
     pid = 4711
@@ -56,7 +58,7 @@ class FakeHand:
 
     async def call(self, name: str, *paths: bytes) -> None:
         self.under_way()
-        CALLS[name](*paths)
+        SYSCALLS[name](*paths)
 
 
 class FakeKernel(Publisher):
@@ -66,7 +68,7 @@ class FakeKernel(Publisher):
         self, vfs: SecretVFS, announced: AsyncIterable[Change], woken: Sequence[bytes], *, forgetful: bool = False
     ) -> None:
         self._vfs = vfs
-        super().__init__(vfs, Path("/nowhere"), cast("SyscallHelper", FakeHand()), announced, self._count)
+        super().__init__(vfs, Path("/nowhere"), cast("SyscallHelper", FakeHelper()), announced, self._count)
         self.woken = woken
         self.deaf = False
         """Whether what is announced is not heard."""
@@ -838,18 +840,18 @@ class TestSystemCalls:
     """What is really called, on a directory that anybody may write to."""
 
     @pytest.fixture
-    def hand(self) -> FakeHand:
-        return FakeHand()
+    def helper(self) -> FakeHelper:
+        return FakeHelper()
 
     @pytest.fixture
     async def publisher(
-        self, tmp_path: Path, env: WatchingMemoryStore, nursery: trio.Nursery, hand: FakeHand
+        self, tmp_path: Path, env: WatchingMemoryStore, nursery: trio.Nursery, helper: FakeHelper
     ) -> Publisher:
         (tmp_path / "env" / "full").mkdir(parents=True)
         (tmp_path / "env" / "full" / "pending").write_text("new")
         (tmp_path / "env" / "full" / "name").write_text("old")
         _, announced = trio.open_memory_channel[Change](0)
-        return Publisher(make_vfs({"env": env}, nursery), tmp_path, cast("SyscallHelper", hand), announced)
+        return Publisher(make_vfs({"env": env}, nursery), tmp_path, cast("SyscallHelper", helper), announced)
 
     INODE = Version(7, ValueKey("env", "a", "a"))
 
@@ -875,17 +877,29 @@ class TestSystemCalls:
         assert publisher.grant is None
         assert f"not announced: {call.value}: No such file or directory" in caplog.text
 
-    async def test_it_is_granted_while_it_is_under_way_and_to_nobody_but_our_hand(
-        self, publisher: Publisher, hand: FakeHand
+    async def test_one_that_fails_for_another_reason_than_a_reader_is_a_warning(
+        self, publisher: Publisher, helper: FakeHelper, expect_log: ExpectLog
+    ) -> None:
+        expect_log("a change is not announced: rename: Permission denied")
+
+        def refuse() -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+        helper.under_way = refuse
+        await publisher._call(PendingSyscall(Call.RENAME, 2, b"name", self.INODE, b"pending"), b"env/full")
+        assert publisher.grant is None
+
+    async def test_it_is_granted_while_it_is_under_way_and_to_nobody_but_our_helper(
+        self, publisher: Publisher, helper: FakeHelper
     ) -> None:
         seen: list[object] = []
-        asking = (hand.pid, os.getpid(), threading.get_native_id(), 0)
+        asking = (helper.pid, os.getpid(), threading.get_native_id(), 0)
 
         def ask() -> None:
             seen.append(publisher.grant)
             seen.extend(publisher.is_asked_by(Caller(0, 0, pid)) for pid in asking)
 
-        hand.under_way = ask
+        helper.under_way = ask
         grant = PendingSyscall(Call.MKDIR, 2, b"made", self.INODE)
         await publisher._call(grant, b"env")
         assert seen == [grant, True, False, False, False]

@@ -12,14 +12,17 @@ from subprocess import PIPE, Popen
 
 import pytest
 
+from secretfs.linux import syscall_helper
 from secretfs.linux.syscall_helper import SyscallHelper
+from tests.conftest import ExpectLog
+from tests.support.canary import secret
 
 
 @pytest.fixture
 def helper() -> Iterator[SyscallHelper]:
     helper = SyscallHelper.fork()
-    process = os.pidfd_open(helper.pid)
     yield helper
+    process = os.pidfd_open(helper.pid)
     helper.close()
     assert select.select([process], [], [], 10)[0], "it does not end with us"
     os.close(process)
@@ -49,17 +52,56 @@ async def test_what_fails_raises_here(helper: SyscallHelper, tmp_path: Path) -> 
     assert raised.value.errno == errno.ENOENT
 
 
-async def test_a_hand_that_is_gone_is_an_error(tmp_path: Path) -> None:
-    helper = SyscallHelper.fork()
+async def test_one_that_has_ended_is_replaced(helper: SyscallHelper, tmp_path: Path, expect_log: ExpectLog) -> None:
+    expect_log("helper process .* has ended")
+    for name in (b"/one", b"/two"):
+        before = helper.pid
+        kill(before)
+        await helper.call("mkdir", os.fsencode(tmp_path) + name)
+        assert helper.pid != before
+        assert not is_there(before)
+    assert sorted(os.listdir(tmp_path)) == ["one", "two"]  # noqa: PTH208
+
+
+async def test_the_replacement_holds_nothing_of_ours_either(
+    helper: SyscallHelper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    expect_log("helper process .* has ended")
+    monkeypatch.setenv("TOKEN", secret("token"))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     kill(helper.pid)
-    with pytest.raises(OSError, match="Broken pipe"):
-        await helper.call("mkdir", os.fsencode(tmp_path) + b"/one")
-    helper.close()
+    try:
+        await helper.call("statvfs", os.fsencode(tmp_path))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+    assert looked_at(helper.pid) == ({"/dev/null", "socket"}, "/", "secretfs-helper")
+    assert secret("token") not in proc(helper.pid, "environ")
+    assert "SigBlk:\t0000000000000000" in proc(helper.pid, "status")
+
+
+async def test_one_that_cannot_be_replaced_is_an_error(
+    helper: SyscallHelper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+) -> None:
+    expect_log("helper process .* has ended")
+    monkeypatch.setattr(syscall_helper, "_PROGRAM", [str(tmp_path / "nothing")])
+    kill(helper.pid)
+    with pytest.raises(OSError, match="No such file"):
+        await helper.call("statvfs", os.fsencode(tmp_path))
+    monkeypatch.undo()
+    await helper.call("statvfs", os.fsencode(tmp_path))
 
 
 async def test_it_holds_nothing_of_ours(helper: SyscallHelper, tmp_path: Path) -> None:
     await helper.call("statvfs", os.fsencode(tmp_path))  # it has come so far
     assert looked_at(helper.pid) == ({"/dev/null", "socket"}, "/", "secretfs-helper")
+
+
+def is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def proc(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}", name).read_text("utf-8", "replace")
 
 
 def looked_at(pid: int) -> tuple[set[str], str, str]:

@@ -1,0 +1,65 @@
+"""The helper process: it makes system calls on request, until the daemon that asks for them has gone.
+
+It never sees a secret: it is forked before any store is opened, or started as a program of its own, and closes every
+descriptor but one, a socket. ``python -m secretfs.linux.syscall_server`` serves the socket that is its standard input.
+"""
+
+import ctypes
+import errno
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from typing import Final, NoReturn
+
+LARGEST: Final = 64 << 10
+"""Bytes of a request at most: two paths of PATH_MAX and some."""
+SYSCALLS: Final[Mapping[str, Callable[..., object]]] = {
+    "statvfs": os.statvfs,
+    "rename": os.rename,
+    "mkdir": os.mkdir,
+    "unlink": os.unlink,
+    "rmdir": os.rmdir,
+}
+"""What may be asked for, by name."""
+
+_NAME: Final = b"secretfs-helper"
+_PR_SET_NAME: Final = 15  # linux/prctl.h
+
+
+def serve(requests: socket.socket) -> NoReturn:
+    """Answer requests, each a name and paths, with an errno or 0. Ends the process when the other end is closed."""
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, _NAME, 0, 0, 0)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+            signal.signal(number, signal.SIG_IGN)  # these are for the daemon; this process ends after it
+        os.chdir("/")
+        _close_all_but(requests)
+        while request := requests.recv(LARGEST):
+            name, *paths = request.split(b"\0")
+            requests.send(_call(name.decode(), paths).to_bytes(2, "big"))
+    finally:
+        os._exit(0)
+
+
+def _close_all_but(kept: socket.socket) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in {0, 1, 2} - {kept.fileno()}:
+        os.dup2(null, stream)
+    last, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if kept.fileno() > 2:
+        os.closerange(3, kept.fileno())
+    os.closerange(max(3, kept.fileno() + 1), last)
+
+
+def _call(name: str, paths: list[bytes]) -> int:
+    try:
+        SYSCALLS[name](*paths)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=0))
