@@ -217,7 +217,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let tests marked ``mount`` or ``root`` skip where that is not to be had, though not in CI."""
+    """Let tests marked ``mount`` or ``root`` skip where that is missing, though not in CI."""
     if item.get_closest_marker("mount"):
         require_fuse()
     for root in item.iter_markers("root"):

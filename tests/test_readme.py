@@ -158,7 +158,7 @@ END
 exec runc --root "$PWD/runc" run --bundle "$bundle" "secretfs-${bundle##*.}"
 """
 
-# A container is there before the mount, and is told on standard input what to do; / is shared, as systemd makes it.
+# A container that is older than the mount reads commands from its standard input; / is shared, as with systemd.
 SCENE = """
 set -eu
 mount --make-rshared /

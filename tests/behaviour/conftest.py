@@ -21,7 +21,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBao]:
-    """Run a server that the tests of a module may hurt."""
+    """Run a server that the tests of a module may stop, hang or break."""
     with openbao(tmp_path_factory.mktemp("own-openbao")) as server:
         yield server
 

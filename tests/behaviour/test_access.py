@@ -1,4 +1,4 @@
-"""Who may do what: nobody may write, and the owner alone may read unless the mount says otherwise."""
+"""Access: nobody may write, and only the owner may read unless the mount says otherwise."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def test_read_only(mount: Mounted, name: str) -> None:
 
 
 def test_programs_that_write(mount: Mounted) -> None:
-    """Programs say it in their way (ro-1)."""
+    """Programs report it in their own words (ro-1)."""
     for command in (["touch", "file/new"], ["rm", "-f", "file/team"], ["sh", "-c", "echo x > file/team"]):
         done = run(*command, cwd=mount.path)
         assert done.returncode != 0
@@ -163,14 +163,14 @@ def test_allow_other(manifests: Path, open_place: Path) -> None:
 
 @as_root
 def test_allow_other_alone(manifests: Path, open_place: Path) -> None:
-    """`--allow-other` by itself gives nobody anything: the files are still 0400 (perm-3)."""
+    """`--allow-other` alone gives nobody access: the files are still 0400 (perm-3)."""
     with mounted(manifests, mountpoint=open_place, options=["--allow-other"]) as mount:
         assert seen_by(NOBODY, mount.path / "file/team") == "Permission denied"
 
 
 @as_root
 def test_everybody(manifests: Path, open_place: Path) -> None:
-    """`--mode 0444` lets everybody in (perm-3)."""
+    """`--mode 0444` admits everybody (perm-3)."""
     with mounted(manifests, mountpoint=open_place, options=["--allow-other", "--mode", "0444"]) as mount:
         assert seen_by(NOBODY, mount.path / "file/team") == secret("team")
         assert stat.S_IMODE((mount.path / "file").stat().st_mode) == 0o755

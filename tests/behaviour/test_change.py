@@ -1,4 +1,4 @@
-"""Secrets that change while they are read, and how soon that is seen."""
+"""Secrets that change while they are read, and how soon the change is visible."""
 
 import json
 import mmap
@@ -181,7 +181,7 @@ def test_never_torn(source: Source) -> None:
 
 
 def test_a_thousand_rotations(tmp_path: Path, own_server: OpenBao) -> None:
-    """Through 1,000 rotations of a value of 200 KB nobody sees a torn one, nor an older after a newer (change-1)."""
+    """In 1,000 rotations of a value of 200 KB no reader sees a torn one, nor an older after a newer one (change-1)."""
     folder = Folder(own_server, "thousand")
     folder.put("large", {"key": sealed(0, LARGE)})
     component(tmp_path / "manifests", "vault", "hashicorp.vault", folder.metadata(), annotations={"secretfs/ttl": "1h"})
@@ -208,7 +208,7 @@ def test_a_thousand_rotations(tmp_path: Path, own_server: OpenBao) -> None:
 
 
 def test_a_ttl_that_is_over_before_the_answer_is_there(source: Source) -> None:
-    """A reader gets a version also when the value changes faster than anybody can read it (change-1)."""
+    """A reader gets a version even if the value changes faster than it can be read (change-1)."""
     with rotating(source, ["hectic"]):
         assert read_until([source.hectic("hectic")], VERSIONS // 5) == []  # an answer lives for 0.1 s at least
 
@@ -223,7 +223,7 @@ COMMANDS: dict[str, Callable[[Path], bytes]] = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_programs_never_see_a_mixture(source: Source, command: str) -> None:
-    """Programs that look at the size, and then read, get one version too (change-1)."""
+    """Programs that ask for the size and then read get one version, too (change-1)."""
     with rotating(source, ["mixed"]):
         path = source.rapid("mixed")
         wait_until(lambda: there(path))

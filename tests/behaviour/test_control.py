@@ -1,4 +1,4 @@
-"""`.secretfs/` at the mount root: how the mount does, and a way to ask stores again at once."""
+"""`.secretfs/` in the root of the mount: the health of the mount, and how to fetch again at once."""
 
 import json
 import os
@@ -231,7 +231,7 @@ def test_nonsense(shop: Path, what: str) -> None:
 
 
 def test_many_at_once(shop: Path, kv: Folder) -> None:
-    """Requests of many end well, side by side (control-1)."""
+    """Requests of many programs succeed side by side (control-1)."""
     look_at(shop / "vault")
     kv.put("db", {"user": NEW, "password": NEW})
     kv.server.forget()

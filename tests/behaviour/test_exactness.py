@@ -1,4 +1,4 @@
-"""Ordinary programs get exact bytes and sizes, from a secret that nobody has read before and from one at hand."""
+"""Ordinary programs get exact bytes and sizes, from a secret that nobody has read before and from a cached one."""
 
 import json
 import mmap

@@ -1,4 +1,4 @@
-"""mount(8) and fstab, in a booted systemd. How options are read is in tests/test_mounthelper.py."""
+"""mount(8) and fstab, in a booted systemd. The parsing of options is tested in tests/cli/test_mount_helper.py."""
 
 import os
 import subprocess
@@ -49,7 +49,7 @@ def daemons(system: System) -> list[str]:
 
 
 def workers(system: System) -> list[str]:
-    """Return who serves: neither the supervisor nor a helper."""
+    """Return the processes that serve: neither the supervisor nor a helper."""
     found = system.run("pgrep", "--full", "--", f"-m secretfs .*{POINT}( |$)").stdout.decode().split()
     commands = {pid: system.run("ps", "-o", "comm=,args=", "-p", pid).stdout.decode() for pid in found}
     return [

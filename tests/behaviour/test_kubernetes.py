@@ -1,4 +1,4 @@
-"""A Kubernetes namespace, mounted: what kubectl does is there at once, and costs the server one watch."""
+"""A Kubernetes namespace, mounted: what kubectl changes is visible at once, and costs the server one watch."""
 
 import os
 import time
@@ -52,7 +52,7 @@ def test_a_change_shows_within_a_second(namespace: Namespace, mount: Mounted) ->
 
 
 def test_an_open_file_keeps_its_version(namespace: Namespace, mount: Mounted) -> None:
-    """Also when the new one comes by a watch (change-2)."""
+    """Even if a watch reports the new one (change-2)."""
     db = mount.path / "k8s/db"
     descriptor = os.open(db / "password", os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""What is seen, by which name, and what looking costs at the server, by its own audit log."""
+"""What is visible under which name, and what that costs the server, by its own audit log."""
 
 import json
 import os
@@ -315,7 +315,7 @@ def test_a_herd_of_threads(thousand: tuple[Path, Folder]) -> None:
 
 
 def test_a_herd_of_processes(thousand: tuple[Path, Folder]) -> None:
-    """They may be processes just as well (cost-5)."""
+    """The readers may be processes as well (cost-5)."""
     mountpoint, folder = thousand
     path = mountpoint / "map/folder/secret-0101/key"
     folder.server.forget()

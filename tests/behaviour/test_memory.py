@@ -142,6 +142,6 @@ def test_idle_values_are_dropped(many: Mounted) -> None:
     with held.open("rb", buffering=0) as file:
         file.read()
         wait_until(lambda: known(many, "hasty") == 0)
-        assert os.pread(file.fileno(), 1000, 0) == secret("0").encode()  # who has it open keeps it
+        assert os.pread(file.fileno(), 1000, 0) == secret("0").encode()  # an open file keeps its value
     read_all(many.path / "hasty", 100)
     assert known(many, "hasty") >= 50

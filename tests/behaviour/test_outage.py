@@ -374,7 +374,7 @@ def test_a_refusal(shop: Shop, refusal: str) -> None:
 
 
 def test_a_refusal_after_an_outage(shop: Shop) -> None:
-    """What was stale and turns out to be refused is not served again (stale-4)."""
+    """A stale value that turns out to be refused is not served again (stale-4)."""
     shop.ready("other")
     doomed = shop.mount.path / "other/doomed/key"
     wait_until(lambda: works(doomed))

@@ -213,7 +213,7 @@ def test_a_watcher_of_a_directory(setup: Setup, tmp_path: Path) -> None:
 
 
 def test_a_watcher_of_a_changed_store(setup: Setup, tmp_path: Path) -> None:
-    """What is different in a store that changed is told one by one, and what is the same is not (reload-3)."""
+    """Watchers of a changed store get events for each difference, and none for what is equal (reload-3)."""
     setup.store("store", {"same": OLD, "other": OLD, "gone": OLD})
     with setup.mounted() as mount:
         store = mount.path / "store"
@@ -336,7 +336,7 @@ def test_no_store_left(setup: Setup) -> None:
 
 
 def test_a_reference_that_leads_nowhere(setup: Setup) -> None:
-    """A mistake that takes several files to see is one, too (reload-9)."""
+    """A mistake that shows only in several files together counts, too (reload-9)."""
     path = setup.store("store", {"a": OLD})
     taker = {"secretsFile": {"secretKeyRef": {"name": "a"}}}
     with setup.mounted("no secret store elsewhere .*; nothing is changed") as mount:
@@ -381,7 +381,7 @@ def test_another_store(setup: Setup) -> None:
 
 
 def shows(store: Path, secrets: object) -> bool:
-    """Whether a store shows this by now; if not, it may be gone for a moment, and a directory open then is empty."""
+    """Whether a store shows this now. If not, it may be gone for a moment, and its open directory is empty then."""
     try:
         seen = contents(store)
         assert seen in (secrets, {})

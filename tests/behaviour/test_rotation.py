@@ -1,4 +1,4 @@
-"""Changes that programs are told of: inotify, poll, `tail -F`, through a real mount and a real kernel."""
+"""Changes that programs are notified of: inotify, poll, `tail -F`, through a real mount and a real kernel."""
 
 import os
 import select
@@ -35,7 +35,7 @@ def store(file: SecretsFile, tmp_path: Path) -> Iterator[Path]:
 
 
 def look_at(directory: Path) -> None:
-    """Read all there is, as a program does that will want to know of changes."""
+    """Read everything, as a program does that wants to hear of changes."""
     for path in sorted(directory.rglob("*")):
         if path.is_file():
             path.read_bytes()
@@ -72,7 +72,7 @@ def test_what_comes_and_goes_is_told(store: Path, file: SecretsFile, tmp_path: P
 
 
 def test_the_same_in_vault(kv: Folder, tmp_path: Path) -> None:
-    """Keys of a secret are replaced one by one, and secrets are directories that come and go (notify-1, notify-2)."""
+    """Keys are replaced one by one; secrets are directories that appear and disappear (notify-1, notify-2)."""
     kv.put("db", {"user": OLD, "password": OLD})
     kv.put("gone", {"key": OLD})
     component(tmp_path / "components", "vault", "hashicorp.vault", kv.metadata(), annotations={"secretfs/ttl": "200ms"})

@@ -1,4 +1,4 @@
-"""`secretfs run`: a command that has secrets nobody else sees, and is otherwise as it would be without."""
+"""`secretfs run`: a command with secrets that nobody else sees; everything else is as it would be without."""
 
 import os
 import re
@@ -234,7 +234,7 @@ def test_a_signal_when_something_comes(manifests: Path, file: SecretsFile, tmp_p
 
 
 def test_nothing_at_a_change(manifests: Path, file: SecretsFile) -> None:
-    """By default nothing happens at a change, but that the files are new (run-8)."""
+    """By default a change only shows in the files (run-8)."""
     script = (
         f'trap "echo told" HUP USR1; while [ "$(cat "$SECRETFS/file/a")" = "{OLD}" ]; do sleep 0.02; done; echo new'
     )

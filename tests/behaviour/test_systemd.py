@@ -116,7 +116,7 @@ def test_start_and_stop(service: System) -> None:
 
 
 def test_stop_while_files_are_open(service: System) -> None:
-    """`systemctl stop` does not care who has a file open, and leaves no process (systemd-1)."""
+    """`systemctl stop` works while files are open, and leaves no process (systemd-1)."""
     service.systemctl("start", UNIT)
     with service.path(PASSWORD).open(encoding="utf-8"):
         service.systemctl("stop", UNIT)
@@ -226,7 +226,7 @@ def test_hanging(service: System) -> None:
 
 
 def test_alive(service: System) -> None:
-    """A daemon that serves is left alone, however long (systemd-5)."""
+    """A daemon that serves is never killed, however long it runs (systemd-5)."""
     drop_in(service, "[Service]", "WatchdogSec=300ms")
     service.systemctl("start", UNIT)
     before = service.show(UNIT, "WatchdogTimestampMonotonic")
@@ -266,7 +266,7 @@ def test_restart_when_the_daemon_leaves_the_mount(service: System) -> None:
 
 @pytest.mark.parametrize(("systemctl", "then"), [("/usr/bin/systemctl", ""), ("/usr/bin/systemctl.gone", "ENOTCONN")])
 def test_a_daemon_that_ends_by_itself(service: System, systemctl: str, then: str) -> None:
-    """The unit unmounts if nothing is to come, and if it knows that (systemd-8)."""
+    """The unit unmounts if no other daemon will follow, and if it knows that (systemd-8)."""
     leave_mounted(service)
     pid = service.show(UNIT, "MainPID")
     service.path("/usr/bin/systemctl").rename(service.path(systemctl))
@@ -405,7 +405,7 @@ EXPOSURE = {"secretfs@.service": 42, "client-credential.service": 77, "client-sa
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_units_are_right(system: System, path: Path) -> None:
-    """`systemd-analyze verify` has nothing to say, not even of unknown values (systemd-1)."""
+    """`systemd-analyze verify` reports nothing, not even unknown values (systemd-1)."""
     unit = shown_to_systemd(system, path)
     done = system.run("systemd-analyze", "verify", "--recursive-errors=no", "--man=no", unit)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -70,7 +70,7 @@ def wchan(thread: threading.Thread) -> str:
 
 @contextmanager
 def down(mount: Mounted) -> Iterator[None]:
-    """Have nobody serve: the worker is killed, and its supervisor cannot start another yet."""
+    """Leave the mount without a worker: it is killed, and the supervisor cannot start another one yet."""
     os.kill(mount.process.pid, signal.SIGSTOP)
     worker = os.pidfd_open(mount.worker)
     signal.pidfd_send_signal(worker, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Everything at once that may happen to who serves, while all use the mount. `benchmarks.unkillable` does more."""
+"""Everything that may happen to the daemon, at once, while the mount is in use. `benchmarks.unkillable` does more."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A file system that takes note of what its publisher would be told, and of whom it wakes."""
+"""A file system that records the changes for its publisher, and the poll waiters that it wakes."""
 
 from collections.abc import Callable, Mapping
 

@@ -177,7 +177,7 @@ def _take_down(mount: Mounted) -> str:
     ended_before = mount.process.poll() is not None
     if not ended_before:
         mount.process.send_signal(signal.SIGTERM)
-    if ended_before:  # a worker that was left behind has nobody who keeps its mount, and unmounts
+    if ended_before:  # a worker without a supervisor unmounts when it ends
         for worker in daemons(mount.path):
             os.kill(worker, signal.SIGTERM)
     try:

@@ -67,7 +67,7 @@ def read_rotated():
                 raise
     assert which == number and version >= newest.get(number, 0), f"{number} holds {version} of {which}"
     newest[number] = version
-    # The kernel locks the directory while it asks for a name, and whoever publishes waits for that lock.
+    # The kernel locks the directory while it asks for a name, and the publisher waits for that lock.
     try:
         os.stat(f"{root}/{random.random()}")
     except FileNotFoundError:
@@ -126,9 +126,9 @@ def install(system: System) -> None:
 
 @contextlib.contextmanager
 def participants(system: System, told: list[Told]) -> Iterator[None]:
-    """Have four readers, a container, a process inside the mount and one with a mapping at it; in the end they tell.
+    """Run four readers, a container, a process inside the mount and one with a mapping; at the end they report.
 
-    Beside them two follow values that are rotated all the time, so that whoever serves is always publishing something.
+    Beside them two follow values that are rotated all the time, so that the daemon is always publishing something.
     """
     program = ("/usr/bin/python3", str(_READER))
     where = str(POINT / "file")

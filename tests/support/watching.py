@@ -20,13 +20,13 @@ class Watch:
         return [line for line in self._log.read_text().splitlines() if any(event in line for event in told)]
 
     def wait_for(self, *events: str) -> None:
-        """Wait until these have been told."""
+        """Wait for these events."""
         wait_until(lambda: set(events) <= set(self.events()))
 
 
 @contextmanager
 def watching(log: Path, *directories: Path) -> Iterator[Watch]:
-    """Watch directories, and write what is told into a file."""
+    """Watch directories, and write the events into a file."""
     with log.open("w") as told:
         command = ["inotifywait", "--monitor", "--format", "%f %e %w", *map(str, directories)]
         with subprocess.Popen(command, stdout=told, stderr=subprocess.PIPE, text=True) as process:

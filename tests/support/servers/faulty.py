@@ -123,7 +123,7 @@ class Faulty:
         self._fault = _drip
 
     def present(self, tls: ssl.SSLContext) -> None:
-        """Show another certificate to who connects from now on."""
+        """Present another certificate on new connections."""
         self._tls = tls
         self.drop()
 
@@ -172,7 +172,7 @@ class Faulty:
                     self._sockets = self._sockets - {plain} | {near}
             buffer = b""
             while data := near.recv(1 << 16):
-                *heads, buffer = (buffer + data).split(_END_OF_HEAD)  # those who ask for secrets send no body
+                *heads, buffer = (buffer + data).split(_END_OF_HEAD)  # a request for a secret has no body
                 for head in heads:
                     self._note(head)
                     fault = self._fault
@@ -182,7 +182,7 @@ class Faulty:
             with self._lock:
                 self._sockets -= {near, far}
             with contextlib.suppress(OSError):
-                far.shutdown(socket.SHUT_RDWR)  # wakes who reads from it
+                far.shutdown(socket.SHUT_RDWR)  # wakes its reader
             near.close()
             far.close()
 

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests, from Debian's package: empty, without passwords for those who come by its socket.
+"""A real PostgreSQL for tests, from Debian's package: empty, without passwords on its socket.
 
     with postgres(tmp_path) as database:
         database.query("SELECT rolname FROM pg_roles")
