@@ -77,7 +77,7 @@ class CachedStore:
         self._announce = announce
         self._freshness = freshness
         self._calls = self.calls(component, store, freshness.ttl, freshness.deadline, nursery)
-        self._names = TTLCache[str, Names | StoreError](self._calls.names, nursery, self._names_loaded)
+        self._names = TTLCache[str, Names | StoreError](self._load_names, nursery, self._names_loaded)
         self._secrets = TTLCache[str, Secret | StoreError](self._calls.fetch, nursery, self._secret_loaded)
         self._withheld: dict[str, Names] = {}
         """The last listings of folders whose listing is refused by now."""
@@ -300,6 +300,12 @@ class CachedStore:
         with time_limit(self._freshness.deadline, _since.get(trio.current_time())):
             return await cache.load(key)
 
+    async def _load_names(self, folder: str) -> CachedAnswer[Names | StoreError]:
+        """Ask for names. While they stay the same it is the same object: what was made of it need not be made again."""
+        answer = await self._calls.names(folder)
+        known = self._names.known(folder)
+        return replace(answer, value=known.value) if known and known.value == answer.value else answer
+
     def _names_loaded(
         self, folder: str, known: CachedAnswer[Names | StoreError] | None, answer: CachedAnswer[Names | StoreError]
     ) -> None:
@@ -308,7 +314,7 @@ class CachedStore:
         now = answer.value
         if isinstance(now, Names):
             self._withheld.pop(folder, None)
-            if before is not None:
+            if before is not None and before is not now:
                 names = (before.secrets ^ now.secrets) | (before.folders ^ now.folders)
                 self._notify(Change(self.component, names=names))
         elif before is not None:

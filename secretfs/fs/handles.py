@@ -3,16 +3,12 @@
 A file needs none: its handle is its inode number.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from secretfs.fs.journal import Journal
-from secretfs.fs.keys import DirectoryKey, LeafKey
-
-Entries = list[tuple[bytes, DirectoryKey | LeafKey, float]]
-"""What is in a directory: segment, place, and until when that holds, on trio's clock."""
+from secretfs.fs.listing import Listing
 
 _NUMBER_BITS = 40
 _NUMBER = (1 << _NUMBER_BITS) - 1
@@ -23,51 +19,54 @@ MAX_WAITERS: Final = 1000
 
 
 @dataclass(slots=True)
-class _Listing:
-    entries: Entries
+class Snapshot:
+    """What was in a directory when it was opened."""
+
+    listing: Listing
+    expires: float
+    """Until when it holds, on trio's clock."""
     opens: int = 0
 
 
 class DirectoryHandles:
     """Snapshots of directories by handle.
 
-    A handle is the inode number and, above that, a digest of the names: a process that takes over can tell whose it is,
-    and whether the directory still holds the same. Who opens a directory with the same names in it shares the snapshot.
+    A handle is the inode number and, above that, the digest of the names, so a process that takes over knows which
+    directory it is for, and whether that still holds the same names. Handles of a directory with the same names share
+    one snapshot.
     """
 
     def __init__(self) -> None:
-        self._listings: dict[int, _Listing] = {}
+        self._snapshots: dict[int, Snapshot] = {}
 
     def __len__(self) -> int:
-        return len(self._listings)
+        return len(self._snapshots)
 
-    def open(self, number: int, entries: Entries) -> int:
+    def open(self, number: int, listing: Listing, expires: float) -> int:
         """Keep a snapshot of a directory; returns the handle."""
-        handle = _handle(number, entries)
-        listing = self._listings.setdefault(handle, _Listing(entries))
-        listing.entries = entries  # the same names, known for longer
-        listing.opens += 1
+        handle = _handle(number, listing)
+        snapshot = self._snapshots.setdefault(handle, Snapshot(listing, expires))
+        snapshot.listing, snapshot.expires = listing, expires  # the same names, known for longer
+        snapshot.opens += 1
         return handle
 
-    def get(self, handle: int) -> Entries | None:
+    def get(self, handle: int) -> Snapshot | None:
         """Return the snapshot; None for a directory that was opened before this process took over."""
-        listing = self._listings.get(handle)
-        return listing.entries if listing else None
+        return self._snapshots.get(handle)
 
-    def restore(self, handle: int, entries: Entries) -> bool:
-        """Take over a directory that holds these entries now. Whether that is what it held when it was opened."""
-        same = _handle(directory_of(handle), entries) == handle
-        if same:
-            self._listings.setdefault(handle, _Listing(entries))
-        return same
+    def restore(self, handle: int, listing: Listing, expires: float) -> Snapshot | None:
+        """Take over a handle from the process before, if the directory holds the same names now."""
+        if _handle(directory_of(handle), listing) != handle:
+            return None
+        return self._snapshots.setdefault(handle, Snapshot(listing, expires))
 
     def close(self, handle: int) -> None:
-        """Drop a snapshot when the last who has it closes it. One from before we took over may never have been used."""
-        listing = self._listings.get(handle)
-        if listing is not None:
-            listing.opens -= 1
-            if listing.opens <= 0:
-                del self._listings[handle]
+        """Drop a snapshot with its last handle. A handle from before the takeover may never have been used here."""
+        snapshot = self._snapshots.get(handle)
+        if snapshot is not None:
+            snapshot.opens -= 1
+            if snapshot.opens <= 0:
+                del self._snapshots[handle]
 
 
 class PollWaiters:
@@ -111,6 +110,5 @@ def directory_of(handle: int) -> int:
     return handle & _NUMBER
 
 
-def _handle(number: int, entries: Entries) -> int:
-    digest = hashlib.blake2b(b"/".join(segment for segment, _, _ in entries), digest_size=3).digest()
-    return number | int.from_bytes(digest, "big") << _NUMBER_BITS
+def _handle(number: int, listing: Listing) -> int:
+    return number | listing.digest << _NUMBER_BITS

@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import count
-from typing import TypeGuard, TypeVar
 
 import trio
 
@@ -40,7 +39,7 @@ from secretfs.fs.control_files import (
     StatusFile,
 )
 from secretfs.fs.estale import Retries
-from secretfs.fs.handles import DirectoryHandles, Entries, PollWaiters, directory_of
+from secretfs.fs.handles import DirectoryHandles, PollWaiters, Snapshot, directory_of
 from secretfs.fs.inodes import Directory, Tree, Version
 from secretfs.fs.journal import Journal
 from secretfs.fs.keys import (
@@ -57,10 +56,9 @@ from secretfs.fs.keys import (
     SecretKey,
     ValueKey,
 )
-from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL, encode
+from secretfs.fs.listing import Listing, make_keys, make_listing
+from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL, decode
 from secretfs.fs.view import StoreView
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -148,10 +146,10 @@ class SecretVFS:
     async def open_directory(self, number: int, caller: Caller = UNKNOWN) -> int:
         """Take a snapshot of a directory's entries; returns a handle for `read_directory` and `close_directory`."""
         directory = self._directory(number).key
-        entries = await self._entries(directory)
+        listing, expires = await self._list(directory)
         if isinstance(directory, FolderKey):
-            self._contents.view(directory.component).note_listing(key.name for _, key, _ in entries if _is_secret(key))
-        return self._listings.open(number, entries)
+            self._contents.view(directory.component).note_listing(listing)
+        return self._listings.open(number, listing, expires)
 
     async def read_directory(self, handle: int, start: int) -> Iterator[tuple[int, bytes, Attributes]]:
         """Return ``(offset of the next, segment, attributes)`` from ``start`` on, without fetching any value.
@@ -159,22 +157,22 @@ class SecretVFS:
         What is yielded counts as a reference that the kernel holds; `forget` what did not reach it. Raises `Superseded`
         if the directory was opened before this process took over, and holds other names by now.
         """
-        entries = self._listings.get(handle)
-        if entries is None:
+        snapshot = self._listings.get(handle)
+        if snapshot is None:
             number = directory_of(handle)
-            entries = await self._entries(self._directory(number).key)
-            if not self._listings.restore(handle, entries):
+            snapshot = self._listings.restore(handle, *await self._list(self._directory(number).key))
+            if snapshot is None:
                 raise Superseded(f"directory {number} has changed since it was opened")
-        return self._read_on(entries, start)
+        return self._read_on(snapshot, start)
 
-    def _read_on(self, entries: Entries, start: int) -> Iterator[tuple[int, bytes, Attributes]]:
-        now = trio.current_time()
-        for offset, (segment, key, expires) in enumerate(entries[start:], start + 1):
+    def _read_on(self, snapshot: Snapshot, start: int) -> Iterator[tuple[int, bytes, Attributes]]:
+        remaining = max(0.0, snapshot.expires - trio.current_time())
+        for place, segment, key in snapshot.listing.starting_at(start):
             try:
-                attributes = self._entry(key, max(0.0, expires - now))
+                attributes = self._entry(key, remaining)
             except NoSuchEntry:  # a key that the secret lost since the directory was opened
                 continue
-            yield offset, segment, attributes
+            yield place + 1, segment, attributes
 
     def close_directory(self, handle: int) -> None:
         """Drop a snapshot."""
@@ -286,26 +284,31 @@ class SecretVFS:
             case SecretKey(component, name) if segment in _BULK_FORMS:
                 secret = await self._contents.ask(component, lambda view: view.secret(name))
                 return SecretBulkKey(component, name, _BULK_FORMS[segment]), secret.remaining
-        for listed, key, expires in await self._entries(parent):
-            if listed == segment:
-                return key, max(0.0, expires - trio.current_time())
-        raise NoSuchEntry(segment.decode(errors="replace"))
+            case SecretKey(component, name):
+                secret = await self._contents.ask(component, lambda view: view.secret(name))
+                key = decode(segment)
+                if key is not None and key in secret.value.values:
+                    return ValueKey(component, name, key), secret.remaining
+        listing, expires = await self._list(parent)
+        if segment not in listing:
+            raise NoSuchEntry(segment.decode(errors="replace"))
+        return listing[segment], max(0.0, expires - trio.current_time())
 
-    async def _entries(self, parent: DirectoryKey) -> Entries:
-        """Return segment, key and expiry of all that is listed in a directory, sorted."""
+    async def _list(self, parent: DirectoryKey) -> tuple[Listing, float]:
+        """Return what is listed in a directory, and until when that holds, on trio's clock."""
         found: Mapping[bytes, DirectoryKey | LeafKey] = self._contents.roots
         remaining = DIRECTORY_TIMEOUT
         match parent:
+            case FolderKey(component, segments):
+                listing, remaining = await self._contents.ask(component, lambda view: view.entries(segments))
+                return listing, trio.current_time() + remaining
             case ControlsKey():
                 found = {name: ControlKey(control) for name, control in FILES.items()}
-            case FolderKey(component, segments):
-                found, remaining = await self._contents.ask(component, lambda view: view.entries(segments))
             case SecretKey(component, name):
                 secret = await self._contents.ask(component, lambda view: view.secret(name))
-                found = {encode(key): ValueKey(component, name, key) for key in sorted(secret.value.values)}
-                remaining = secret.remaining
+                found, remaining = await make_keys(component, name, secret.value.values), secret.remaining
         expires = trio.current_time() + remaining
-        return [(segment, key, expires) for segment, key in found.items()]
+        return await make_listing(found), expires
 
     def _entry(self, key: DirectoryKey | LeafKey, remaining: float) -> Attributes:
         """Count a reference and say what is known without waiting: of a value that is not at hand, only the name."""
@@ -384,7 +387,3 @@ class SecretVFS:
         if before is not None and before is not version:
             self._polls.wake(before.number)
         return version
-
-
-def _is_secret(key: DirectoryKey | LeafKey) -> TypeGuard[SecretKey | ValueKey]:
-    return isinstance(key, SecretKey | ValueKey)

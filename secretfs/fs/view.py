@@ -6,11 +6,11 @@ folder shows up that holds nothing else. A hidden secret is refused before the b
 """
 
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import trio
 
@@ -21,35 +21,23 @@ from secretfs.cache.store_cache import CachedStore
 from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreError
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
+from secretfs.fs.listing import Entry, FolderTree, Listing, Path, SequentialReads, Slices, in_order
 from secretfs.fs.names import decode, encode, split
 from secretfs.scopes import SecretScope
 from secretfs.store import Names, Secret
-
-Entry = FolderKey | SecretKey | ValueKey
-Entries = Mapping[bytes, Entry]
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
-AHEAD: Final = 16
-"""Secrets that are fetched ahead of a program that reads what it has listed."""
+@dataclass(slots=True)
+class _Arranged:
+    """The last answer of a store about one folder, arranged. One task at a time arranges it."""
 
-
-class SequentialReads:
-    """A listing, and how far a program has come that reads it in its order, as ``ls -l`` and ``cat *`` do."""
-
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self._names = tuple(names)
-        self._places = {name: place for place, name in enumerate(self._names)}
-        self._last = -2
-
-    def ahead_of(self, name: str) -> tuple[str, ...]:
-        """Return what to fetch ahead when ``name`` is read: nothing, until two have been read in a row."""
-        place = self._places.get(name, -2)
-        in_a_row, self._last = place == self._last + 1 and place > 0, place
-        return self._names[place + 1 : place + 1 + AHEAD] if in_a_row else ()
+    tree: FolderTree
+    answer: CachedAnswer[Names] | None = None
+    lock: trio.Lock = field(default_factory=trio.Lock)
 
 
 class StoreView:
@@ -59,7 +47,11 @@ class StoreView:
         self.component = store.component
         self._store = store
         self._scope = scope
-        self._arranged: dict[tuple[str, ...], tuple[CachedAnswer[Names], Entries]] = {}
+        allowed = scope.allowed_names
+        self._allowed_listing = None if allowed is None else Names(secrets=allowed)
+        self._doubtful_folders = _folders_above(scope.denied if allowed is None else allowed)
+        """Folders that may or may not hold a visible secret: the store has to say which secrets are there."""
+        self._arranged: dict[str, _Arranged] = {}
         self._shadowed: set[str] = set()
         self._reads = SequentialReads()
 
@@ -101,38 +93,42 @@ class StoreView:
         """Let a secret count as used: somebody has it open, and may wait to be told that it changes."""
         self._store.touch(name)
 
-    def note_listing(self, names: Iterable[str]) -> None:
-        """Take note that a program lists a directory with these secrets, and may go on to read them one by one."""
-        self._reads = SequentialReads(names)
+    def note_listing(self, listing: Listing) -> None:
+        """Take note that a program lists a directory, and may go on to read its secrets one by one."""
+        self._reads = SequentialReads(listing)
 
     def peek(self, name: str) -> CachedAnswer[Secret] | None:
         """Return a secret that may be served without waiting, if there is one."""
         return self._store.peek(name) if self._scope.allows(name) else None
 
-    async def entries(self, segments: tuple[str, ...]) -> tuple[Entries, float]:
-        """Return what a folder holds, by path segment, and for how many seconds that holds.
+    async def entries(self, segments: Path) -> tuple[Listing, float]:
+        """Return what a folder holds, in order, and for how many seconds that holds.
 
         Raises `NoSuchEntry` when there is no such folder (any more), `AccessDenied` when the store lets nobody list it
         and the scope does not enumerate the names.
         """
-        names = await self._listing(segments)
-        known = self._arranged.get(segments)
-        if known is None or known[0] is not names:
-            known = self._arranged[segments] = (names, await self._arrange(segments, names.value))
-        if segments and not known[1]:
-            del self._arranged[segments]
+        folder, names = await self._listing(segments)
+        tree = await self._tree(folder, names)
+        listing = tree.listing(segments)
+        if listing is None:
+            async with self._arranged_of(folder).lock:  # a large one takes a while: it is put in order once
+                listing = await tree.make_listing(segments)
+        if segments and not listing:
+            if not tree:
+                self._arranged.pop(folder, None)  # somebody guesses names of folders
             raise NoSuchEntry("/".join(segments))
-        return known[1], names.remaining
+        return listing, names.remaining
 
-    async def entry(self, segments: tuple[str, ...], segment: bytes) -> tuple[Entry, float]:
+    async def entry(self, segments: Path, segment: bytes) -> tuple[Entry, float]:
         """Return one entry of a folder and for how many seconds it holds. Raises `NoSuchEntry`."""
         try:
-            entries, remaining = await self.entries(segments)
+            folder, names = await self._listing(segments)
         except AccessDenied:
             return await self._probe(segments, segment), 0.0
-        if segment not in entries:
+        entry = (await self._tree(folder, names)).get(segments, segment)
+        if entry is None:
             raise NoSuchEntry(segment.decode(errors="replace"))
-        return entries[segment], remaining
+        return entry, names.remaining
 
     async def every_secret(self) -> CachedAnswer[dict[str, Secret]]:
         """Return all secrets of the store, fresh for as long as the oldest of them.
@@ -142,7 +138,7 @@ class StoreView:
         names = await self._every_name()
         found: dict[str, Secret] = {}
         whole: CachedAnswer[dict[str, Secret]] = _with_value(names, found)
-        waiting = iter(sorted(names.value))
+        waiting = iter(await in_order(names.value))
 
         async def read_on() -> None:
             nonlocal whole
@@ -185,9 +181,10 @@ class StoreView:
             raise NoSuchEntry("/".join(map(_own_name, path)))
 
     def evict_expired(self) -> None:
-        """Forget what was made of listings that have expired: the next one is arranged anew. Call it at times."""
-        for segments in [key for key, (names, _) in self._arranged.items() if not names.remaining]:
-            del self._arranged[segments]
+        """Forget what was made of answers that have expired. To be called now and then."""
+        for folder, arranged in list(self._arranged.items()):
+            if arranged.answer is not None and not arranged.answer.remaining and not arranged.lock.locked():
+                del self._arranged[folder]
 
     def statistics(self) -> Statistics:
         """Say how the store does. What the scope hides is not counted."""
@@ -209,74 +206,88 @@ class StoreView:
         if not self._scope.allows(name):
             raise NoSuchEntry(name)
 
-    async def _listing(self, segments: tuple[str, ...]) -> CachedAnswer[Names]:
-        """Return the answer of the store which tells about this folder: its own, or one from further up.
+    async def _listing(self, segments: Path) -> tuple[str, CachedAnswer[Names]]:
+        """Return the answer of the store that tells about a folder, and which folder it is about: this or one above.
 
         A store without folders tells all of them at once; one with folders may refuse those above ours.
         """
         if not segments:
-            return await self._names("")
+            return "", await self._names("")
         folder = "/".join(segments)
         try:
-            above = await self._listing(segments[:-1])
+            above, names = await self._listing(segments[:-1])
         except AccessDenied:
-            return await self._names(folder)
-        return await self._names(folder) if folder in above.value.folders else above
+            return folder, await self._names(folder)
+        return (folder, await self._names(folder)) if folder in names.value.folders else (above, names)
 
     async def _names(self, folder: str) -> CachedAnswer[Names]:
         """Ask for names; where listing is refused, a scope that enumerates what is allowed is as good an answer."""
         try:
             return await self._store.names(folder)
         except AccessDenied:
-            if self._scope.allowed_names is None:
+            if self._allowed_listing is None:
                 raise
-            listed = Names(secrets=self._scope.allowed_names)
             now = trio.current_time()
-            return CachedAnswer(listed, now, now + REFUSAL_TTL, time.time())
+            return CachedAnswer(self._allowed_listing, now, now + REFUSAL_TTL, time.time())
 
-    async def _arrange(self, segments: tuple[str, ...], names: Names) -> Entries:
-        """Sort visible names into the files and folders directly under ``segments``. Of a name for both, the folder."""
-        depth = len(segments)
-        entries: dict[bytes, Entry] = {}
-        folders: set[tuple[str, ...]] = set()
-        for name in filter(self._scope.allows, names.secrets):
-            path = split(name)
-            if path[:depth] == segments and len(path) == depth + 1:
-                entries[encode(path[-1])] = self._entry_of(name)
-            elif path[:depth] == segments and len(path) > depth:
-                folders.add(path[: depth + 1])
+    def _arranged_of(self, folder: str) -> _Arranged:
+        arranged = self._arranged.get(folder)
+        if arranged is None:
+            arranged = self._arranged[folder] = _Arranged(FolderTree(self.component))
+        return arranged
+
+    async def _tree(self, folder: str, names: CachedAnswer[Names]) -> FolderTree:
+        """Return an answer of the store, arranged in folders. Each answer is arranged once."""
+        arranged = self._arranged_of(folder)
+        if not self._is_arranged(arranged, names):
+            async with arranged.lock:
+                if not self._is_arranged(arranged, names):
+                    arranged.tree = await self._arrange(names.value)
+                arranged.answer = names
+        arranged.answer = names
+        return arranged.tree
+
+    def _is_arranged(self, arranged: _Arranged, names: CachedAnswer[Names]) -> bool:
+        """Whether the tree is that of an answer. Where there are doubtful folders, each answer is arranged anew."""
+        before = arranged.answer
+        if before is None or before.value is not names.value:
+            return False
+        return before is names or names.value.folders.isdisjoint(self._doubtful_folders)
+
+    async def _arrange(self, names: Names) -> FolderTree:
+        """Arrange what is visible of the names."""
+        tree = FolderTree(self.component)
+        slices = Slices()
+        for name in names.secrets:
+            if self._scope.allows(name):
+                tree.add_secret(name, self._key_of(name))
+            await slices.step()
         for folder in names.folders:
-            path = split(folder)
-            if path[:depth] == segments and len(path) > depth and await self._shows_anything(folder):
-                folders.add(path[: depth + 1])
-        for path in folders:
-            self._place_folder(entries, path)
-        return MappingProxyType(dict(sorted(entries.items(), key=lambda item: item[0])))
+            if await self._shows_anything(folder):
+                tree.add_folder(folder)
+            await slices.step()
+        for name in tree.shadowed:
+            if name not in self._shadowed:
+                self._shadowed.add(name)
+                log.warning("%s: the folder %s hides the secret of that name; .bulk.json has it", self.component, name)
+        return tree
 
-    def _entry_of(self, name: str) -> Entry:
+    def _key_of(self, name: str) -> SecretKey | ValueKey:
         return SecretKey(self.component, name) if self.multi_valued else ValueKey(self.component, name, name)
-
-    def _place_folder(self, entries: dict[bytes, Entry], path: tuple[str, ...]) -> None:
-        segment, name = encode(path[-1]), "/".join(path)
-        if segment in entries and name not in self._shadowed:
-            self._shadowed.add(name)
-            log.warning("%s: the folder %s hides the secret of that name; .bulk.json has it", self.component, name)
-        entries[segment] = FolderKey(self.component, path)
 
     async def _shows_anything(self, folder: str) -> bool:
         """Whether a folder the store has not looked into holds a visible secret. Asks the store only if in doubt."""
-        scope, inside = self._scope, folder + "/"
-        allowed = scope.allowed_names
-        if allowed is not None and not any(name.startswith(inside) for name in allowed):
-            return False
-        if allowed is None and not any(name.startswith(inside) for name in scope.denied):
-            return True
+        if folder not in self._doubtful_folders:
+            return self._allowed_listing is None
         try:
             names = (await self._names(folder)).value
         except AccessDenied:
             return True  # nothing is known to be hidden: as much of it as the app may read can be read by name
-        if any(scope.allows(name) for name in names.secrets):
-            return True
+        slices = Slices()
+        for name in names.secrets:
+            if self._scope.allows(name):
+                return True
+            await slices.step()
         for deeper in names.folders:
             if await self._shows_anything(deeper):
                 return True
@@ -295,7 +306,7 @@ class StoreView:
         except (AccessDenied, NoSuchEntry):
             log.debug("%s: %s is no folder that may be listed", self.component, name)
         await self.secret(name)
-        return self._entry_of(name)
+        return self._key_of(name)
 
     async def _every_name(self) -> CachedAnswer[frozenset[str]]:
         root = await self._names("")
@@ -313,7 +324,13 @@ class StoreView:
             names |= listing.value.secrets
             waiting |= listing.value.folders
             whole = whole.limited_by(listing)
-        return _with_value(whole, frozenset(filter(self._scope.allows, names)))
+        allowed = []
+        slices = Slices()
+        for name in names:
+            if self._scope.allows(name):
+                allowed.append(name)
+            await slices.step()
+        return _with_value(whole, frozenset(allowed))
 
 
 def views_of(stores: Mapping[str, tuple[CachedStore, SecretScope]]) -> dict[str, StoreView]:
@@ -324,6 +341,11 @@ def views_of(stores: Mapping[str, tuple[CachedStore, SecretScope]]) -> dict[str,
 def _with_value(answer: CachedAnswer[Any], value: T) -> CachedAnswer[T]:
     """Return another value that was made of an answer, as old as that."""
     return replace(answer, value=value)
+
+
+def _folders_above(names: Iterable[str]) -> frozenset[str]:
+    """Return the names of all folders on the way to these secrets."""
+    return frozenset(name[: match.start()] for name in names for match in re.finditer("/", name))
 
 
 def _above(segments: Sequence[str]) -> frozenset[str]:

@@ -10,7 +10,8 @@ from secretfs.cache.change import Change
 from secretfs.cache.store_cache import CachedStore, Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreUnavailable
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
-from secretfs.fs.view import AHEAD, SequentialReads, StoreView
+from secretfs.fs.listing import READ_AHEAD, Listing, SequentialReads, make_listing
+from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
@@ -263,20 +264,33 @@ class TestBulk:
 NAMES = [f"secret-{number:02}" for number in range(40)]
 
 
+async def listing(*folders: str) -> Listing:
+    """List the names, and folders between them."""
+    entries: dict[bytes, SecretKey | FolderKey] = {name.encode(): SecretKey("vault", name) for name in NAMES}
+    entries |= {folder.encode(): FolderKey("vault", (folder,)) for folder in folders}
+    return await make_listing(entries)
+
+
 class TestReadingAhead:
-    def test_nothing_until_two_are_read_in_a_row(self) -> None:
-        walk = SequentialReads(NAMES)
-        assert walk.ahead_of(NAMES[0]) == ()
-        assert walk.ahead_of(NAMES[1]) == tuple(NAMES[2 : 2 + AHEAD])
-        assert walk.ahead_of(NAMES[20]) == ()
-        assert walk.ahead_of("another") == ()
-        assert walk.ahead_of(NAMES[38]) == ()
-        assert walk.ahead_of(NAMES[39]) == ()
+    async def test_nothing_until_two_are_read_in_a_row(self) -> None:
+        reads = SequentialReads(await listing())
+        assert reads.ahead_of(NAMES[0]) == []
+        assert reads.ahead_of(NAMES[1]) == NAMES[2 : 2 + READ_AHEAD]
+        assert reads.ahead_of(NAMES[20]) == []
+        assert reads.ahead_of("another") == []
+        assert reads.ahead_of("another/" + NAMES[21]) == []
+        assert reads.ahead_of(NAMES[38]) == []
+        assert reads.ahead_of(NAMES[39]) == []
+
+    async def test_a_folder_in_between_changes_nothing(self) -> None:
+        reads = SequentialReads(await listing("secret-01-folder"))
+        assert reads.ahead_of(NAMES[1]) == []
+        assert reads.ahead_of(NAMES[2]) == NAMES[3 : 3 + READ_AHEAD]
 
     async def test_each_secret_is_read_once(self, make: Make, mock_clock: MockClock) -> None:
         store = MemoryStore({name: {"k": b"v"} for name in NAMES})
         view = make(store)
-        view.note_listing(NAMES)
+        view.note_listing(await listing())
         for name in NAMES:
             await view.secret(name)
             await wait_all_tasks_blocked()
@@ -285,7 +299,7 @@ class TestReadingAhead:
     async def test_who_reads_one_gets_one(self, make: Make, mock_clock: MockClock) -> None:
         store = MemoryStore({name: {"k": b"v"} for name in NAMES})
         view = make(store)
-        view.note_listing(NAMES)
+        view.note_listing(await listing())
         await view.secret(NAMES[7])
         await wait_all_tasks_blocked()
         assert store.calls == {f"fetch:{NAMES[7]}": 1}
@@ -297,7 +311,7 @@ class TestReadingAhead:
         store = MemoryStore({name: {"k": b"v"} for name in NAMES})
         store.fail_with = StoreUnavailable("down")
         view = make(store)
-        view.note_listing(NAMES)
+        view.note_listing(await listing())
         for name in NAMES[:2]:
             with pytest.raises(StoreUnavailable):
                 await view.secret(name)

@@ -1,0 +1,203 @@
+"""Listings of directories: names arranged in folders, in order, without ever blocking the loop for long.
+
+A store may have 100,000 names. What takes time in proportion to their number is done once for each answer of the
+store and in slices, between which other tasks run. No request waits for more than one slice of another.
+"""
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from heapq import merge
+from typing import Final, TypeVar
+
+import trio
+
+from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, SecretKey, ValueKey
+from secretfs.fs.names import encode, split
+
+Name = TypeVar("Name", str, bytes)
+
+SLICE: Final = 1000
+"""Names that are worked on between two checkpoints. That takes one to five milliseconds."""
+READ_AHEAD: Final = 16
+"""Entries whose secrets are fetched ahead of a program that reads what it has listed."""
+
+Key = DirectoryKey | LeafKey
+Entry = FolderKey | SecretKey | ValueKey
+"""What is in the directory of a store."""
+Path = tuple[str, ...]
+"""The segments of a folder's name, as `split` gives them; none for the store itself."""
+
+
+class Slices:
+    """Counts the work of a task and lets other tasks run after each slice of it."""
+
+    __slots__ = ("_done",)
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    async def step(self) -> None:
+        """Count one name. A checkpoint after each `SLICE` of them."""
+        self._done += 1
+        if self._done % SLICE == 0:
+            await trio.lowlevel.checkpoint()
+
+
+class Listing(Mapping[bytes, Key]):
+    """The entries of a directory by path segment, in order. Immutable, and shared by all who list the directory."""
+
+    def __init__(self, entries: Mapping[bytes, Key], order: Sequence[bytes], digest: int) -> None:
+        self._entries = entries
+        self._order = order
+        self.digest = digest
+        """24 bits of a hash of the segments: the same names have the same digest, also in another process."""
+
+    def __getitem__(self, segment: bytes) -> Key:
+        return self._entries[segment]
+
+    def __contains__(self, segment: object) -> bool:
+        return segment in self._entries
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def starting_at(self, place: int) -> Iterator[tuple[int, bytes, Key]]:
+        """Yield place, segment and key of each entry from a place on, which is counted from 0."""
+        for index in range(place, len(self._order)):
+            segment = self._order[index]
+            yield index, segment, self._entries[segment]
+
+    def after(self, segment: bytes, count: int) -> list[Key]:
+        """Return the keys of up to so many entries that follow a segment."""
+        place = bisect_left(self._order, segment) + 1
+        return [self._entries[following] for following in self._order[place : place + count]]
+
+
+EMPTY: Final = Listing({}, (), 0)
+
+
+class FolderTree:
+    """Names arranged in folders: what one answer of a store says of the folder asked for and of all below it."""
+
+    def __init__(self, component: str) -> None:
+        self._component = component
+        self._folders: dict[Path, dict[bytes, Entry]] = {(): {}}
+        self._listings: dict[Path, Listing] = {}
+        self.shadowed: list[str] = []
+        """Names of secrets that nobody sees, because a folder has the same name."""
+
+    def __len__(self) -> int:
+        return len(self._folders[()])
+
+    def add_secret(self, name: str, key: SecretKey | ValueKey) -> None:
+        """Add a secret and the folders on the way to it. A folder of the same name wins."""
+        *above, own = split(name)
+        entries = self._folder(tuple(above))
+        segment = encode(own)
+        if isinstance(entries.get(segment), FolderKey):
+            self.shadowed.append(name)
+        else:
+            entries[segment] = key
+
+    def add_folder(self, name: str) -> None:
+        """Add a folder and those on the way to it."""
+        self._folder(split(name))
+
+    def get(self, path: Path, segment: bytes) -> Entry | None:
+        """Return one entry of a folder, if there is one."""
+        return self._folders.get(path, {}).get(segment)
+
+    def listing(self, path: Path) -> Listing | None:
+        """Return the listing of a folder, if it has been made."""
+        return self._listings.get(path)
+
+    async def make_listing(self, path: Path) -> Listing:
+        """Return the listing of a folder. Nothing may be added any more."""
+        if path not in self._folders:
+            return EMPTY
+        if path not in self._listings:
+            self._listings[path] = await make_listing(self._folders[path])
+        return self._listings[path]
+
+    def _folder(self, path: Path) -> dict[bytes, Entry]:
+        depth = len(path)
+        while path[:depth] not in self._folders:
+            depth -= 1
+        for end in range(depth + 1, len(path) + 1):
+            segment, above = encode(path[end - 1]), self._folders[path[: end - 1]]
+            if segment in above:
+                self.shadowed.append("/".join(path[:end]))
+            above[segment] = FolderKey(self._component, path[:end])
+            self._folders[path[:end]] = {}
+        return self._folders[path]
+
+
+class SequentialReads:
+    """A listing, and how far a program has come that reads it in order, as ``ls -l`` and ``cat *`` do."""
+
+    def __init__(self, listing: Listing = EMPTY) -> None:
+        self._listing = listing
+        self._next = ""
+
+    def ahead_of(self, name: str) -> list[str]:
+        """Return the secrets to fetch ahead when one is read: none, until two have been read in a row."""
+        in_a_row = name == self._next
+        following = self._following(name)
+        self._next = following[0] if following else ""
+        return following if in_a_row else []
+
+    def _following(self, name: str) -> list[str]:
+        segment = encode(split(name)[-1])
+        if _secret_name(self._listing.get(segment)) != name:
+            return []  # it is somewhere else
+        names = (_secret_name(key) for key in self._listing.after(segment, READ_AHEAD))
+        return [name for name in names if name is not None]
+
+
+async def make_listing(entries: Mapping[bytes, Key]) -> Listing:
+    """Put the entries of a directory in order, in slices. ``entries`` must not change any more."""
+    order = await in_order(entries)
+    digest = hashlib.blake2b(digest_size=3)
+    for start in range(0, len(order), SLICE):
+        digest.update((b"/" if start else b"") + b"/".join(order[start : start + SLICE]))
+        if start:
+            await trio.lowlevel.checkpoint()
+    return Listing(entries, order, int.from_bytes(digest.digest(), "big"))
+
+
+async def make_keys(component: str, name: str, keys: Iterable[str]) -> Mapping[bytes, ValueKey]:
+    """Return the entries of a multi-valued secret, made in slices, in no order."""
+    entries: dict[bytes, ValueKey] = {}
+    slices = Slices()
+    for key in keys:
+        entries[encode(key)] = ValueKey(component, name, key)
+        await slices.step()
+    return entries
+
+
+async def in_order(items: Collection[Name]) -> list[Name]:
+    """Sort in slices: `sorted` holds the interpreter until it has sorted them all. ``items`` must not change."""
+    if len(items) <= SLICE:
+        return sorted(items)
+    runs: list[list[Name]] = [[]]
+    slices = Slices()
+    for item in items:
+        if len(runs[-1]) == SLICE:
+            runs[-1].sort()
+            runs.append([])
+        runs[-1].append(item)
+        await slices.step()
+    runs[-1].sort()
+    ordered: list[Name] = []
+    for item in merge(*runs):
+        ordered.append(item)
+        await slices.step()
+    return ordered
+
+
+def _secret_name(key: Key | None) -> str | None:
+    return key.name if isinstance(key, SecretKey | ValueKey) else None
