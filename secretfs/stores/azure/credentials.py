@@ -284,7 +284,7 @@ class _Cli:
         self._transport = transport
 
     def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
-        cli = AzureCliCredential(process_timeout=max(1, int(self._transport.remaining())))
+        cli = AzureCliCredential(process_timeout=max(1, int(self._transport.time.remaining())))
         token: AccessTokenInfo = cli.get_token_info(*scopes, options=options)
         return token
 

@@ -118,7 +118,7 @@ class Login:
     def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
         """Return a token for one scope. Raises `StoreError`."""
         (scope,) = scopes
-        if not self._lock.acquire(timeout=self._transport.remaining()):
+        if not self._lock.acquire(timeout=self._transport.time.remaining()):
             raise DeadlineExceeded("the login takes too long")
         try:
             return self._given(scope, options or {})
@@ -127,7 +127,7 @@ class Login:
 
     def forget(self, generation: int) -> None:
         """Log in anew: the vault refuses the token of this generation. One that is newer stays."""
-        if not self._lock.acquire(timeout=self._transport.left()):
+        if not self._lock.acquire(timeout=self._transport.time.left()):
             return  # whoever holds it is logging in
         try:
             if generation == self.generation:

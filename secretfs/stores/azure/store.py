@@ -143,7 +143,7 @@ class KeyVaultStore:
     def _ask(self, subject: str, question: Callable[[], T]) -> T:
         """Put a question to the vault, within the deadline. Errors say what was asked for."""
         try:
-            with self._transport.within():
+            with self._transport.time.within():
                 return self._persist(question)
         except StoreError as error:
             raise type(error)(f"{subject}: {error}") from None
@@ -179,7 +179,7 @@ class KeyVaultStore:
     def _paused(self, error: HttpResponseError) -> bool:
         """Wait for as long as a server that throttles us asks for, if that leaves time for an answer."""
         pause = retry_after(error) if error.status_code == 429 else None
-        if pause is None or pause >= self._transport.left():
+        if pause is None or pause >= self._transport.time.left():
             return False
         return not self._closed.wait(pause)
 
@@ -187,7 +187,7 @@ class KeyVaultStore:
 def open_store(settings: Settings, context: StoreContext) -> KeyVaultStore:
     """Prepare the login and the connections. Raises `ConfigurationError` for what cannot work; contacts nobody."""
     quiet_sdks()
-    transport = DeadlineTransport(context.deadline)
+    transport = DeadlineTransport(context.component, context.deadline)
     try:
         name, place = vault(settings)
         identity = Identity(
@@ -224,12 +224,6 @@ def quiet_sdks() -> None:
     """Keep the SDKs from logging: failures are errors here, and their texts quote answers."""
     for sdk in ("azure", "msal"):
         logging.getLogger(sdk).setLevel(logging.CRITICAL + 1)
-    logging.getLogger("urllib3.connection").addFilter(_shows_no_answer)
-
-
-def _shows_no_answer(record: logging.LogRecord) -> bool:
-    # urllib3 logs headers that it cannot parse, and what follows them.
-    return not str(record.msg).startswith("Failed to parse headers")
 
 
 def _secret(name: str, given: KeyVaultSecret) -> Secret:

@@ -3,9 +3,9 @@
 The SDKs know the protocols; this module knows connections, trust and time. One `DeadlineTransport` carries the requests
 to the vault, to the token authority and to an identity endpoint of the machine. Compared with the transport that the
 SDKs make for themselves (one requests session each): no wait is longer than the deadline (theirs is 300 s),
-certificates are verified against the system's authorities (theirs are those of certifi), and of the environment only
-the proxy variables count, and only for https (requests would also take CA bundles and the passwords in ~/.netrc from
-it).
+certificates are verified against the system's authorities (theirs are those of certifi), no answer is compressed or
+larger than a limit, and of the environment only the proxy variables count, and only for https (requests would also take
+CA bundles and the passwords in ~/.netrc from it).
 
 The transport is safe to use from several threads. All requests that a thread sends within one
 `DeadlineTransport.within` share one deadline. What became of the last one of them is kept, because the SDKs wrap
@@ -14,46 +14,35 @@ failures in texts that quote the answer.
 
 import email.utils
 import re
-import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
-from http.client import HTTPException, responses
+from http.client import responses
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from azure.core.exceptions import (
-    AzureError,
-    DecodeError,
-    HttpResponseError,
-    IncompleteReadError,
-    ServiceRequestTimeoutError,
-    ServiceResponseTimeoutError,
-)
+import urllib3
+from azure.core.exceptions import AzureError, DecodeError, HttpResponseError
 from azure.core.pipeline.transport import RequestsTransport
 from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
-from urllib3.exceptions import NameResolutionError, NewConnectionError, ProxyError, ReadTimeoutError
 
-from secretfs.errors import (
-    AccessDenied,
-    DeadlineExceeded,
-    MalformedAnswer,
-    SecretNotFound,
-    StoreError,
-    StoreUnavailable,
-)
+from secretfs.errors import AccessDenied, MalformedAnswer, SecretNotFound, StoreError, StoreUnavailable
+from secretfs.stores._http.body import read_body
+from secretfs.stores._http.connections import equip
+from secretfs.stores._http.deadline import Deadline
+from secretfs.stores._http.failures import transport_error
+from secretfs.stores._http.trust import Trust, system_trust
 
-# How the pipelines of the SDKs retry: once, at once, when there was no answer, because a connection that was closed
-# while it was idle is noticed by using it. All else is the business of secretfs.cache; `retry_after` says about
-# throttling.
-RETRIES: Mapping[str, Any] = {"retry_total": 1, "retry_connect": 1, "retry_read": 1, "retry_status": 0}
+# The pipelines of the SDKs retry nothing. `secretfs.stores._http.connections` replaces a connection that was closed
+# while it was idle; `retry_after` says about throttling; all else is the business of secretfs.cache.
+RETRIES: Mapping[str, Any] = {"retry_total": 0}
 
 _CONNECTIONS = 16
+_LARGEST_ANSWER = 1 << 20  # a page of 25 secrets, each with its tags
 _FORBIDDEN = {
     "AccessDenied": "no access policy of the vault lets this identity do that",
     "ForbiddenByRbac": "no role assignment lets this identity do that",
@@ -78,40 +67,19 @@ class Outcome:
 class DeadlineTransport(RequestsTransport):  # type: ignore[misc]  # it is imported when asked for, which hides its type
     """Carries the requests of one store."""
 
-    def __init__(self, deadline: float) -> None:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        tls.minimum_version = ssl.TLSVersion.TLSv1_2
-        tls.load_default_certs()
+    def __init__(self, component: str, deadline: float) -> None:
+        trust = system_trust(component)
+        self.time = Deadline(deadline)
+        """What a thread may still wait."""
         session = requests.Session()
         session.trust_env = False
+        session.headers["Accept-Encoding"] = "identity"
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-        session.mount("https://", _SystemTrust(tls))
-        session.mount("http://", HTTPAdapter(pool_maxsize=_CONNECTIONS))
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, _Adapter(trust, self.time))
         super().__init__(session=session, session_owner=False)
         self._requests = session
-        self._deadline = deadline
         self._thread = threading.local()
-
-    @contextmanager
-    def within(self) -> Iterator[None]:
-        """Bound all that this thread asks in the context, together, by the deadline."""
-        self._thread.end = time.monotonic() + self._deadline
-        try:
-            yield
-        finally:
-            del self._thread.end
-
-    def left(self) -> float:
-        """Return the seconds until the deadline of this thread; of none, or less, there are 0."""
-        end = getattr(self._thread, "end", None)
-        return self._deadline if end is None else max(0.0, end - time.monotonic())
-
-    def remaining(self) -> float:
-        """Return the seconds that this thread may wait. Raises `DeadlineExceeded` when none."""
-        left = self.left()
-        if not left:
-            raise DeadlineExceeded("no answer in time")
-        return left
 
     @property
     def outcome(self) -> Outcome:
@@ -126,14 +94,12 @@ class DeadlineTransport(RequestsTransport):  # type: ignore[misc]  # it is impor
     def send(self, request: Any, *, proxies: MutableMapping[str, str] | None = None, **kwargs: Any) -> Any:
         """Send a request of an SDK, and wait no longer than until the deadline."""
         host = urlsplit(request.url).hostname or ""
-        left = self.left()
-        if not left:
-            late = DeadlineExceeded(f"{host}: no answer in time")
-            self._thread.outcome = Outcome(error=late)
-            raise late
         try:
-            kwargs |= {"connection_timeout": left, "read_timeout": left}
+            self.time.remaining(host)
             response = super().send(request, proxies=_proxies(request.url), **kwargs)
+        except StoreError as error:
+            self._thread.outcome = Outcome(error=error)
+            raise
         except AzureError as error:
             self._thread.outcome = Outcome(host, error=error)
             raise
@@ -142,10 +108,11 @@ class DeadlineTransport(RequestsTransport):  # type: ignore[misc]  # it is impor
 
     def answers(self, url: str, patience: float) -> bool:
         """Say whether anything at all answers a GET of a plain http URL in time."""
-        timeout = min(patience, self.remaining())
+        self.time.remaining()
         try:
-            self._requests.get(url, timeout=timeout, allow_redirects=False, stream=True).close()
-        except requests.RequestException:
+            with self.time.within(patience):
+                self._requests.get(url, allow_redirects=False)
+        except (requests.RequestException, StoreError):
             return False
         return True
 
@@ -154,21 +121,38 @@ class DeadlineTransport(RequestsTransport):  # type: ignore[misc]  # it is impor
         self._requests.close()
 
 
-class _SystemTrust(HTTPAdapter):
-    """Verifies with one TLS context, in which requests changes nothing."""
+class _Adapter(HTTPAdapter):
+    """Sends what requests has prepared through our pools, and reads the whole answer before requests sees it."""
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
-        self._tls = tls
+    def __init__(self, trust: Trust, deadline: Deadline) -> None:
+        self._trust = trust
+        self._deadline = deadline
         super().__init__(pool_maxsize=_CONNECTIONS)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs, ssl_context=self._tls)
+        super().init_poolmanager(*args, **kwargs)
+        equip(self.poolmanager, self._trust)
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        return super().proxy_manager_for(proxy, **kwargs, ssl_context=self._tls)
+        if proxy.lower().startswith("socks"):  # its pools would have none of what ours do
+            raise requests.exceptions.InvalidProxyURL("the proxy is no HTTP proxy")
+        known = proxy in self.proxy_manager
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        if not known:
+            equip(manager, self._trust)
+        return manager
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        conn.cert_reqs = "CERT_REQUIRED"
+        """Leave it to `Trust`."""
+
+    def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        where = urlsplit(request.url).hostname or ""
+        kwargs["timeout"] = urllib3.Timeout(total=self._deadline.remaining(where))
+        response = super().send(request, **kwargs)
+        # As requests itself does when it reads an answer, with a limit.
+        response._content = read_body(where, response.raw, _LARGEST_ANSWER)  # noqa: SLF001
+        response._content_consumed = True  # noqa: SLF001
+        return response
 
 
 def _proxies(url: str) -> dict[str, str]:
@@ -182,51 +166,17 @@ def _proxies(url: str) -> dict[str, str]:
 def unanswered(outcome: Outcome) -> StoreError:
     """Say what went wrong before there was an answer."""
     error = outcome.error
-    where = f"{outcome.host}: " if outcome.host else ""
     if isinstance(error, StoreError):
-        return type(error)(f"{where}{error}")
-    cause = getattr(error, "inner_exception", None) or error
-    if _is_timeout(error, cause):
-        return DeadlineExceeded(f"{where}no answer in time")
-    if isinstance(error, IncompleteReadError):
-        return StoreUnavailable(f"{where}the connection broke")
-    return StoreUnavailable(where + _reason(cause))
+        return type(error)(str(error))
+    return transport_error(outcome.host, _innermost(error))
 
 
-def _is_timeout(error: Exception | None, cause: Any) -> bool:
-    if isinstance(error, ServiceRequestTimeoutError | ServiceResponseTimeoutError):
-        return True
-    # The timeout of a read within a body is a ConnectionError to requests.
-    return isinstance(cause, requests.Timeout) or any(isinstance(inner, ReadTimeoutError) for inner in _args(cause))
-
-
-def _reason(cause: Any) -> str:
-    inner = getattr(next(iter(_args(cause)), None), "reason", None)
-    match cause, inner:
-        case requests.exceptions.ProxyError(), ProxyError() if not isinstance(inner.original_error, HTTPException):
-            reason = "the proxy of the environment does not connect us"
-        case requests.exceptions.SSLError(), _:
-            reason = f"TLS: {_tls_reason(inner)}"
-        case _, NameResolutionError():
-            reason = "the host name cannot be resolved"
-        case _, NewConnectionError():
-            os_error = inner.__cause__
-            reason = f"cannot connect: {(isinstance(os_error, OSError) and os_error.strerror) or 'no connection'}"
-        case _:
-            reason = "the connection broke"
-    return reason
-
-
-def _tls_reason(error: Any) -> str:
-    cause = next(iter(_args(error)), None)
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"the server's certificate is refused: {getattr(cause, 'verify_message', 'it is another one')}"
-    reason = (cause.reason if isinstance(cause, ssl.SSLError) else None) or "handshake failed"
-    return reason.replace("_", " ").lower()
-
-
-def _args(error: Any) -> tuple[Any, ...]:
-    return error.args if isinstance(error, BaseException) else ()
+def _innermost(error: Any) -> BaseException | None:
+    """Find the error of urllib3 in those of azure-core and requests."""
+    error = getattr(error, "inner_exception", None) or error
+    if isinstance(error, requests.RequestException):
+        error = next(iter(error.args), None)
+    return getattr(error, "reason", None) if isinstance(error, urllib3.exceptions.MaxRetryError) else error
 
 
 def refusal(where: str, error: HttpResponseError) -> StoreError:

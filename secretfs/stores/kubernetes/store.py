@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from secretfs.errors import AccessDenied, ConfigurationError, SecretNotFound, StoreError
+from secretfs.errors import AccessDenied, ConfigurationError, SecretNotFound
 from secretfs.settings import setting
 from secretfs.store import CachedRead, Names, Secret, StoreContext
+from secretfs.stores._http.failures import about
 from secretfs.stores.kubernetes.http import Api
 from secretfs.stores.kubernetes.login import find_login, own_namespace
 from secretfs.stores.kubernetes.objects import ListScope, is_namespace
@@ -56,7 +57,7 @@ class KubernetesStore:
         """Ask for one name of each list. Without the right to list, that to get some secret is enough."""
         for scope in self._scopes.values():
             try:
-                _about(str(scope), partial(scope.first_name, self._api))
+                self._ask(str(scope), partial(scope.first_name, self._api))
             except AccessDenied:
                 if not self._may_get(scope):
                     raise
@@ -79,7 +80,7 @@ class KubernetesStore:
             raise SecretNotFound(f"secret {name}: not found")
         read = partial(scope.read, self._api, namespace, rest)
         copy = self._caches.get(scope.namespace)
-        return _about(f"secret {name}", read if copy is None else partial(copy.fetch, name, read))
+        return self._ask(f"secret {name}", read if copy is None else partial(copy.fetch, name, read))
 
     def fetch_in(self, namespace: str, name: str) -> Secret:
         """Read a secret of any namespace, as a reference to it in a component of that namespace means it."""
@@ -89,7 +90,7 @@ class KubernetesStore:
         elif namespace in self._scopes:
             return self.fetch(name)
         scope = next(iter(self._scopes.values()))
-        return _about(f"secret {name} of namespace {namespace}", partial(scope.read, self._api, namespace, name))
+        return self._ask(f"secret {name} of namespace {namespace}", partial(scope.read, self._api, namespace, name))
 
     def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
         """Compare with the live copies: that costs the server nothing."""
@@ -108,13 +109,18 @@ class KubernetesStore:
             copy.close()
         self._api.close()
 
+    def _ask(self, subject: str, call: Callable[[], T]) -> T:
+        """Ask the server or the live copy, within the deadline. Errors say what was asked for."""
+        with self._api.time.within():
+            return about(subject, call)
+
     def _scope_of(self, namespace: str) -> ListScope | None:
         return self._scopes.get(namespace) or self._scopes.get("")
 
     def _names(self, scope: ListScope) -> frozenset[str]:
         read = partial(scope.names, self._api)
         copy = self._caches.get(scope.namespace)
-        return _about(str(scope), read if copy is None else partial(copy.names, read))
+        return self._ask(str(scope), read if copy is None else partial(copy.names, read))
 
     def _may_get(self, scope: ListScope) -> bool:
         """Ask whether there is a secret that we may read without the right to list."""
@@ -165,11 +171,3 @@ def _scopes(settings: Settings, context: StoreContext) -> list[ListScope]:
             subject = "the namespace" if listed is None else NAMESPACES
             raise ConfigurationError(f"{subject}: {namespace!r} cannot be the name of a namespace")
     return [ListScope(namespace, labels, fields, in_folders=listed is not None) for namespace in namespaces]
-
-
-def _about(subject: str, call: Callable[[], T]) -> T:
-    """Let errors say what was asked for."""
-    try:
-        return call()
-    except StoreError as error:
-        raise type(error)(f"{subject}: {error}") from None

@@ -14,8 +14,9 @@ from urllib.parse import quote
 
 from secretfs.errors import AccessDenied, ConfigurationError, MalformedAnswer, StoreUnavailable
 from secretfs.settings import specs
+from secretfs.stores._http.failures import about
+from secretfs.stores._http.trust import file_identity
 from secretfs.stores.vault.http import PoolAdapter
-from secretfs.stores.vault.response import about
 from secretfs.stores.vault.settings import Settings, given
 
 _FIELDS = {
@@ -109,26 +110,24 @@ class Certificate:
     def __init__(self, settings: Settings) -> None:
         self._texts = (settings.client_cert, settings.client_key)
         self._paths = (settings.client_cert_path, settings.client_key_path)
-        self._shown = self._read()
+        self._read()
 
-    def changed(self) -> bool:
-        """Say whether the files hold something else than what was loaded."""
-        return self._read() != self._shown
+    def identity(self) -> object:
+        """Return what changes when the files do."""
+        return [file_identity(path) for path in self._paths if path]
 
     def load(self, tls: ssl.SSLContext) -> None:
         """Let connections of this context show the certificate. Raises `ConfigurationError`."""
-        shown = self._read()
         # OpenSSL's functions for memory are not in Python's ssl; this file is in memory, too, and has no name.
         descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
         try:
-            os.write(descriptor, shown)
+            os.write(descriptor, self._read())
             tls.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")
         except (OSError, ValueError):
             where = "vaultClientCert" if any(self._texts) else "vaultClientCertPath"
             raise ConfigurationError(f"{where}: there is no certificate with its private key in it") from None
         finally:
             os.close(descriptor)
-        self._shown = shown
 
     def _read(self) -> bytes:
         if any(self._texts):
@@ -147,21 +146,18 @@ class Login:
     path: str
     """Under ``auth/``, as in a URL."""
     body: Callable[[PoolAdapter], dict[str, str]] = field(repr=False)
-    prepare: Callable[[], None] = lambda: None
-    """What to do before."""
 
     def __call__(self, adapter: PoolAdapter) -> dict[str, Any]:
         """Log in, and return what the server says of the new token. Raises `StoreError`."""
         return about(f"login with {self.method}", lambda: self._log_in(adapter))
 
     def _log_in(self, adapter: PoolAdapter) -> dict[str, Any]:
-        self.prepare()
         auth: dict[str, Any] = adapter.post(f"/v1/auth/{self.path}", json=self.body(adapter)).auth
         _text(auth, "client_token")
         return auth
 
 
-def login_of(settings: Settings, prepare: Callable[[], None]) -> Login | None:
+def login_of(settings: Settings) -> Login | None:
     """Return the way to log in that the properties describe, or None for a token that is given.
 
     Raises `ConfigurationError` for properties that belong to another method or are missing.
@@ -172,27 +168,25 @@ def login_of(settings: Settings, prepare: Callable[[], None]) -> Login | None:
         case "kubernetes":
             role = {"role": _needed(settings, "kubernetes_role")}
             account = _source(settings, "", "service_account_path")
-            return Login("kubernetes", _login(settings.kubernetes_mount), lambda _: role | {"jwt": account()}, prepare)
+            return Login("kubernetes", _login(settings.kubernetes_mount), lambda _: role | {"jwt": account()})
         case "approle":
             role = {"role_id": _needed(settings, "role_id")}
             secret_id = _secret_id(settings)
-            return Login(
-                "approle", _login(settings.approle_mount), lambda to: role | {"secret_id": secret_id(to)}, prepare
-            )
+            return Login("approle", _login(settings.approle_mount), lambda to: role | {"secret_id": secret_id(to)})
         case "jwt":
             role = {"role": settings.jwt_role} if settings.jwt_role else {}
             jwt = _source(settings, "jwt", "jwt_path")
-            return Login("jwt", _login(settings.jwt_mount), lambda _: role | {"jwt": jwt()}, prepare)
+            return Login("jwt", _login(settings.jwt_mount), lambda _: role | {"jwt": jwt()})
         case "userpass":
             name = quote(_needed(settings, "username"), safe="")
             password = _source(settings, "password", "password_path", _line)
             path = f"{_login(settings.userpass_mount)}/{name}"
-            return Login("userpass", path, lambda _: {"password": password()}, prepare)
+            return Login("userpass", path, lambda _: {"password": password()})
         case "cert":
             role = {"name": settings.cert_role} if settings.cert_role else {}
             if not settings.client_cert and not settings.client_cert_path:
                 raise ConfigurationError("vaultAuthMethod cert needs vaultClientCert or vaultClientCertPath")
-            return Login("cert", _login(settings.cert_mount), lambda _: role, prepare)
+            return Login("cert", _login(settings.cert_mount), lambda _: role)
     return None
 
 

@@ -24,9 +24,10 @@ from secretfs.errors import (
     StoreUnavailable,
 )
 from secretfs.store import Names, Secret
+from secretfs.stores._http.failures import about
 from secretfs.stores.vault.http import Credential, PoolAdapter
 from secretfs.stores.vault.renewal import Clock, LeaseTerm, Scheduler, retry_at
-from secretfs.stores.vault.response import Response, about, addressable
+from secretfs.stores.vault.response import Response, addressable
 from secretfs.stores.vault.token import CLOSE_TIMEOUT
 
 T = TypeVar("T")

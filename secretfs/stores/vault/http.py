@@ -5,22 +5,17 @@ adapter on requests that hvac brings along: half the CPU time for each read, not
 (requests reads proxies and CA bundles from it), no redirect is followed, and every failure is a
 `secretfs.errors.StoreError`. hvac's own exceptions carry the text of the answer; here none is ever made.
 
-The pool is safe to use from several threads and keeps their connections alive. All requests that a thread sends within
-one `Connections.within` share one deadline, which holds to the last byte, however slowly they drip.
+The pool is safe to use from several threads and keeps their connections alive (`secretfs.stores._http.connections`).
+All requests that a thread sends within one `Connections.within` share one deadline.
 """
 
 import http.client
-import io
 import json as jsonlib
-import logging
-import math
-import socket
 import ssl
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 from urllib.parse import urlencode
@@ -28,18 +23,20 @@ from urllib.parse import urlencode
 import urllib3
 from hvac.adapters import Adapter
 from hvac.utils import format_url
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
-from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, MalformedAnswer, SecretNotFound
-from secretfs.stores.vault.http_errors import refusal, transport_error
+from secretfs.errors import AccessDenied, ConfigurationError, SecretNotFound
+from secretfs.stores._http.body import read_body
+from secretfs.stores._http.connections import NO_RETRIES, SOCKET_OPTIONS, PlainPool, TLSPool, log_no_headers
+from secretfs.stores._http.deadline import Deadline
+from secretfs.stores._http.failures import transport_error
+from secretfs.stores._http.trust import Trust
+from secretfs.stores.vault.http_errors import refusal
 from secretfs.stores.vault.response import Response
 
-__all__ = ["Connections", "Credential", "Endpoint", "PoolAdapter", "Response", "tls_context"]
+__all__ = ["Connections", "Credential", "Endpoint", "PoolAdapter", "Response"]
 
-_LARGEST_ANSWER = 64 << 20  # Vault takes no request over 32 MiB; a folder's listing may be longer than a secret
 _CONNECTIONS = 32
-_NO_RETRIES = urllib3.Retry(total=False, redirect=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +46,11 @@ class Endpoint:
     address: str
     deadline: float
     """Seconds that connecting and answering may take together."""
-    tls: ssl.SSLContext
+    trust: Trust
     server_name: str | None = None
     """Sent as SNI and expected in the certificate, instead of the host of the address."""
     namespace: str = ""
     """Sent as X-Vault-Namespace."""
-
-
-def tls_context(authorities: Iterable[str] | None, *, verify: bool = True) -> ssl.SSLContext:
-    """Trust exactly the given PEM texts, or the system's authorities for None. Raises ConfigurationError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.hostname_checks_common_name = False
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        return context
-    if authorities is None:
-        context.load_default_certs()
-        return context
-    # As in Go, every given certificate is an anchor, also an intermediate one or the server's own.
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    for pem in authorities:
-        try:
-            context.load_verify_locations(cadata=pem)
-        except (ssl.SSLError, ValueError):
-            raise ConfigurationError("couldn't read PEM: there is no certificate in it") from None
-    return context
 
 
 class Credential(Protocol):
@@ -99,13 +74,13 @@ class Credential(Protocol):
 
 
 class Connections:
-    """The connections to one server, and how long a thread may still use them."""
+    """The connections to one server. Thread-safe."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._url = _parse(endpoint.address)
-        self._endpoint = endpoint
+        self._namespace = endpoint.namespace
         self._pool = _pool(self._url, endpoint)
-        self._until = threading.local()
+        self._deadline = Deadline(endpoint.deadline)
         self.where = f"{self._url.scheme}://{self._url.netloc}"
         self.clock_skew: float | None = None
         """Seconds by which the server's clock is ahead of ours, as far as its latest answer told (to the second)."""
@@ -113,56 +88,33 @@ class Connections:
     @contextmanager
     def within(self, seconds: float | None = None) -> Iterator[None]:
         """Bound all that this thread asks in the context, together: by the endpoint's deadline, or by ``seconds``."""
-        outer = getattr(self._until, "end", math.inf)
-        self._until.end = min(outer, time.monotonic() + (self._endpoint.deadline if seconds is None else seconds))
-        try:
+        with self._deadline.within(seconds):
             yield
-        finally:
-            self._until.end = outer
 
     def remaining(self) -> float:
         """Return the seconds that this thread may wait for its next answer. Raises `DeadlineExceeded` when none."""
-        left = min(getattr(self._until, "end", math.inf) - time.monotonic(), self._endpoint.deadline)
-        if left <= 0:
-            raise DeadlineExceeded(f"{self.where}: no answer in time")
-        return left
-
-    def reconnect(self, tls: ssl.SSLContext) -> None:
-        """Let all requests from now on use new connections."""
-        self._endpoint = replace(self._endpoint, tls=tls)
-        old, self._pool = self._pool, _pool(self._url, self._endpoint)
-        old.close()
+        return self._deadline.remaining(self.where)
 
     def exchange(self, method: str, target: str, token: str, body: bytes | None) -> tuple[int, bytes]:
         """Send a request. Returns the status and the body of the answer."""
         headers = {"X-Vault-Request": "true"}
         if token:
             headers["X-Vault-Token"] = token
-        if self._endpoint.namespace:
-            headers["X-Vault-Namespace"] = self._endpoint.namespace
+        if self._namespace:
+            headers["X-Vault-Namespace"] = self._namespace
         timeout = urllib3.Timeout(total=self.remaining())
         target = (self._url.path or "").rstrip("/") + target
         try:
-            return self._exchange(method, target, headers=headers, body=body, timeout=timeout)
+            response = self._pool.urlopen(
+                method, target, headers=headers, body=body, timeout=timeout,
+                retries=NO_RETRIES, redirect=False, preload_content=False,
+            )  # fmt: skip
         except (HTTPError, http.client.HTTPException, OSError) as error:
             # from None: some of these quote what the server sent.
             raise transport_error(self.where, error) from None
-
-    def _exchange(self, method: str, target: str, **request: Any) -> tuple[int, bytes]:
-        response = self._pool.urlopen(
-            method, target, retries=_NO_RETRIES, redirect=False, preload_content=False, **request
-        )
-        try:
-            body = response.read(_LARGEST_ANSWER + 1)
-        except BaseException:
-            response.close()  # a connection with unread bytes is of no further use
-            raise
-        if len(body) > _LARGEST_ANSWER:
-            response.close()
-            raise MalformedAnswer(f"{self.where}: the answer is larger than {_LARGEST_ANSWER >> 20} MiB")
-        response.release_conn()
+        content = read_body(self.where, response)
         self.clock_skew = _clock_skew(response.headers.get("Date"))
-        return response.status, body
+        return response.status, content
 
     def close(self) -> None:
         """Close all connections."""
@@ -238,46 +190,6 @@ class PoolAdapter(Adapter):  # type: ignore[misc]  # hvac has no types
         return Response.parse(content)
 
 
-class _Drip(io.RawIOBase):
-    """What arrives at a socket until its timeout, counted from now on and not from one byte to the next."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._end = time.monotonic() + (sock.gettimeout() or 0)
-        self._sock = sock
-        self._raw = sock.makefile("rb", buffering=0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._sock.settimeout(left)
-        return self._raw.readinto(buffer)
-
-    def makefile(self, _mode: str) -> io.BufferedReader:
-        """Be the socket that `http.client.HTTPResponse` asks for a file."""
-        return io.BufferedReader(self)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Response(http.client.HTTPResponse):
-    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
-        super().__init__(_Drip(sock), *args, **options)  # type: ignore[arg-type]
-
-
-class _Plain(HTTPConnection):
-    response_class = _Response
-
-
-class _Encrypted(HTTPSConnection):
-    response_class = _Response
-
-
 def _clock_skew(date: str | None) -> float | None:
     """Compare the date of an answer (RFC 9110, 6.6.1) with our clock."""
     try:
@@ -298,32 +210,19 @@ def _parse(address: str) -> urllib3.util.Url:
     return url
 
 
-def _pool(url: urllib3.util.Url, endpoint: Endpoint) -> urllib3.HTTPConnectionPool:
+def _pool(url: urllib3.util.Url, endpoint: Endpoint) -> PlainPool | TLSPool:
+    log_no_headers()
     host = str(url.host)
-    logging.getLogger("urllib3.connection").addFilter(_shows_no_answer)
-    if endpoint.tls.verify_mode == ssl.CERT_NONE:
+    options: dict[str, Any] = {"maxsize": _CONNECTIONS, "socket_options": SOCKET_OPTIONS}
+    if url.scheme == "http":
+        return PlainPool(host, url.port or 80, **options)
+    context = endpoint.trust.context()
+    if context.verify_mode == ssl.CERT_NONE:
         # urllib3 would warn at every request; the store has said it once.
         urllib3.disable_warnings(InsecureRequestWarning)
-    if url.scheme == "http":
-        pool = urllib3.HTTPConnectionPool(host, url.port or 80, maxsize=_CONNECTIONS)
-        pool.ConnectionCls = _Plain
-        return pool
     if endpoint.server_name is not None:
         try:
-            endpoint.tls.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=endpoint.server_name)
+            context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=endpoint.server_name)
         except ValueError:
             raise ConfigurationError("tlsServerName is not a host name") from None
-    pool = urllib3.HTTPSConnectionPool(
-        host,
-        url.port or 443,
-        maxsize=_CONNECTIONS,
-        ssl_context=endpoint.tls,
-        server_hostname=endpoint.server_name,
-    )
-    pool.ConnectionCls = _Encrypted
-    return pool
-
-
-def _shows_no_answer(record: logging.LogRecord) -> bool:
-    # urllib3 logs headers that it cannot parse, and what follows them.
-    return not str(record.msg).startswith("Failed to parse headers")
+    return TLSPool(host, url.port or 443, trust=endpoint.trust, server_hostname=endpoint.server_name, **options)

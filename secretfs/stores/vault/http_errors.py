@@ -1,67 +1,9 @@
-"""What a failure to get an answer from Vault means, as an error that shows nothing of the answer."""
+"""What a refusal of Vault means, as an error that shows nothing of the answer."""
 
 import http.client
-import ssl
-from typing import Any
 
-from urllib3.exceptions import (
-    ConnectTimeoutError,
-    DecodeError,
-    NameResolutionError,
-    NewConnectionError,
-    ProtocolError,
-    ReadTimeoutError,
-    SSLError,
-)
-
-from secretfs.errors import (
-    AccessDenied,
-    DeadlineExceeded,
-    MalformedAnswer,
-    SecretNotFound,
-    StoreError,
-    StoreUnavailable,
-)
-
-
-def transport_error(where: str, error: Exception) -> StoreError:
-    """Say what went wrong before there was an answer."""
-    kind: type[StoreError] = StoreUnavailable
-    match error:
-        case NameResolutionError():
-            reason = "the host name cannot be resolved"
-        case NewConnectionError():  # which is a ConnectTimeoutError, too
-            reason = f"cannot connect: {_os_reason(error.__cause__)}"
-        case ConnectTimeoutError() | ReadTimeoutError():
-            kind, reason = DeadlineExceeded, "no answer in time"
-        case SSLError():
-            reason = f"TLS: {_tls_reason(error)}"
-        case ProtocolError() if any(_not_http(inner) for inner in error.args):
-            kind, reason = MalformedAnswer, "the answer is not HTTP"
-        case DecodeError():
-            kind, reason = MalformedAnswer, "the answer cannot be decompressed"
-        case _:
-            reason = "the connection broke"
-    return kind(f"{where}: {reason}")
-
-
-def _not_http(error: Any) -> bool:
-    # RemoteDisconnected is a BadStatusLine for an answer of no bytes at all: a closed connection.
-    return isinstance(error, http.client.HTTPException) and not isinstance(
-        error, http.client.RemoteDisconnected | http.client.IncompleteRead
-    )
-
-
-def _tls_reason(error: SSLError) -> str:
-    cause = error.args[0] if error.args else None
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return f"the server's certificate is refused: {cause.verify_message}"
-    reason = (cause.reason if isinstance(cause, ssl.SSLError) else None) or "handshake failed"
-    return reason.replace("_", " ").lower()
-
-
-def _os_reason(cause: BaseException | None) -> str:
-    return (isinstance(cause, OSError) and cause.strerror) or "no connection"
+from secretfs.errors import AccessDenied, MalformedAnswer, SecretNotFound, StoreError, StoreUnavailable
+from secretfs.stores._http.failures import SPEAKS_TLS, wants_tls
 
 
 def refusal(where: str, method: str, status: int, body: bytes) -> StoreError:
@@ -94,8 +36,8 @@ def _objection(method: str, status: int, body: bytes) -> tuple[type[StoreError],
     match status:
         case 404:
             what: tuple[type[StoreError], str] = SecretNotFound, "not found"
-        case 400 if b"HTTP request to an HTTPS server" in body:
-            what = MalformedAnswer, "the server speaks TLS, so vaultAddr must start with https://"
+        case 400 if wants_tls(status, body):
+            what = MalformedAnswer, SPEAKS_TLS
         case 400 if not body:  # go-cleanhttp's PrintablePathCheckHandler, which guards every path of the server
             what = SecretNotFound, "the server takes no such name"
         case 400 if b"Upgrading from non-versioned" in body:

@@ -2,13 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-from secretfs.errors import MalformedAnswer, StoreError
-
-T = TypeVar("T")
+from secretfs.errors import MalformedAnswer
+from secretfs.stores._http.body import parse_json
 
 _BETWEEN = re.compile(r"[ \t\r\n:,]*")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -27,7 +25,7 @@ class Response:
         """Read a body. Raises `MalformedAnswer`."""
         try:
             text = body.decode()
-            top = json.loads(text)
+            top = parse_json(text)
         except (ValueError, RecursionError):
             # from None: the error carries the whole document.
             raise MalformedAnswer("the answer is not JSON") from None
@@ -75,14 +73,6 @@ class Response:
         if not isinstance(member, dict):
             raise MalformedAnswer(f"the answer has no {name}")
         return member
-
-
-def about(subject: str, call: Callable[[], T]) -> T:
-    """Let errors say what was asked for."""
-    try:
-        return call()
-    except StoreError as error:
-        raise type(error)(f"{subject}: {error}") from None
 
 
 def addressable(name: str) -> bool:

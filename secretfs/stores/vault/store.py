@@ -22,11 +22,13 @@ from secretfs.durations import parse_duration
 from secretfs.errors import AccessDenied, ConfigurationError, MalformedAnswer, SecretNotFound, StoreUnavailable
 from secretfs.settings import specs
 from secretfs.store import Names, Secret, StoreContext
+from secretfs.stores._http.failures import about
+from secretfs.stores._http.trust import Trust, file_identity, system_identity, tls_context
 from secretfs.stores.vault.auth import certificate_of, given_token, login_of
 from secretfs.stores.vault.dynamic import DynamicStore, Engine
-from secretfs.stores.vault.http import Connections, Credential, Endpoint, PoolAdapter, tls_context
+from secretfs.stores.vault.http import Connections, Credential, Endpoint, PoolAdapter
 from secretfs.stores.vault.renewal import Scheduler
-from secretfs.stores.vault.response import Response, about, addressable
+from secretfs.stores.vault.response import Response, addressable
 from secretfs.stores.vault.settings import Settings, given
 from secretfs.stores.vault.token import FileToken, Session, StaticToken
 
@@ -145,25 +147,22 @@ def open_store(settings: Settings, context: StoreContext) -> VaultStore | Dynami
 
 def _open(settings: Settings, context: StoreContext) -> VaultStore | DynamicStore:
     certificate = certificate_of(settings)
-    authorities = _authorities(settings)
+    authorities = _Authorities(settings)
 
     def tls() -> ssl.SSLContext:
-        fresh = tls_context(authorities, verify=not settings.skip_verify)
+        fresh = tls_context(authorities.read(), verify=not settings.skip_verify)
         if certificate is not None:
             certificate.load(fresh)
         return fresh
 
-    def follow_certificate() -> None:
-        try:
-            if certificate is not None and certificate.changed():
-                connections.reconnect(tls())
-        except ConfigurationError as error:  # while somebody replaces one file after the other
-            raise StoreUnavailable(str(error)) from None
+    def identity() -> object:
+        return authorities.identity(), certificate and certificate.identity()
 
-    login = login_of(settings, follow_certificate)
+    login = login_of(settings)
     token = "" if login else given_token(settings)
+    trust = Trust(context.component, tls, identity)
     connections = Connections(
-        Endpoint(settings.address, context.deadline, tls(), settings.tls_server_name or None, settings.namespace)
+        Endpoint(settings.address, context.deadline, trust, settings.tls_server_name or None, settings.namespace)
     )
     unproven, scheduler = PoolAdapter(connections), Scheduler(context.component)
     credential: Credential
@@ -201,20 +200,33 @@ def _refuse_other_engine(settings: Settings) -> None:
             raise ConfigurationError(f"{spec.name} has no meaning with vaultEngineType {settings.engine_type}")
 
 
-def _authorities(settings: Settings) -> list[str] | None:
-    """Return the PEM texts to trust: caPem, else those of caPath, else caCert; None is the system's."""
-    if settings.skip_verify or not (settings.ca_pem or settings.ca_path or settings.ca_cert):
-        return None
-    if settings.ca_pem:
-        return [settings.ca_pem]
-    if settings.ca_path:
-        folder = Path(settings.ca_path)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        if not files:
-            raise ConfigurationError(f"caPath: couldn't read PEM: {folder} holds no file")
-    else:
-        files = [Path(settings.ca_cert)]
-    return [_pem(path) for path in files]
+class _Authorities:
+    """The authorities to trust: caPem, else those of caPath, else caCert, else the system's."""
+
+    def __init__(self, settings: Settings) -> None:
+        ignored = settings.skip_verify
+        self._pem = "" if ignored else settings.ca_pem
+        self._folder = Path(settings.ca_path) if settings.ca_path and not (self._pem or ignored) else None
+        self._file = Path(settings.ca_cert) if settings.ca_cert and not (self._pem or self._folder or ignored) else None
+
+    def read(self) -> list[str] | None:
+        """Return PEM texts; None is the system's. Raises `ConfigurationError`."""
+        if self._pem:
+            return [self._pem]
+        if self._folder is not None and not self._files():
+            raise ConfigurationError(f"caPath: couldn't read PEM: {self._folder} holds no file")
+        return [_pem(path) for path in self._files()] or None
+
+    def identity(self) -> object:
+        """Return what changes when the files do."""
+        if self._pem:
+            return None
+        return [(path, file_identity(path)) for path in self._files()] or system_identity()
+
+    def _files(self) -> list[Path]:
+        if self._folder is not None:
+            return sorted(path for path in self._folder.rglob("*") if path.is_file())
+        return [] if self._file is None else [self._file]
 
 
 def _pem(path: Path) -> str:

@@ -19,6 +19,7 @@ from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, 
 from secretfs.registry.following import FollowingStore
 from secretfs.settings import Property, decode
 from secretfs.store import SecretStore, StoreContext
+from secretfs.stores._http.failures import TLSFailure
 from secretfs.stores.azure import login as azure_login
 from secretfs.stores.azure.credentials import CLOUDS, Identity, credential_sources
 from secretfs.stores.azure.store import Settings, open_store
@@ -496,7 +497,7 @@ def test_service_fabric(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(failure(NOTHING | {"azureClientId": USER_ASSIGNED})) is AccessDenied
     monkeypatch.setenv("IDENTITY_SERVER_THUMBPRINT", "00" * 20)
     error = failure(NOTHING)
-    assert (type(error), "managed identity: TLS: " in str(error)) == (StoreUnavailable, True)
+    assert (type(error), "managed identity: TLS: " in str(error)) == (TLSFailure, True)
     assert azure.requests["fabric"] == 1
 
 
@@ -580,7 +581,7 @@ def test_an_azure_cli_that_fails(azure: Azure, tmp_path: Path) -> None:
 
 
 def chain(identity: Identity | None = None, methods: str = "") -> list[str]:
-    transport = DeadlineTransport(1)
+    transport = DeadlineTransport("store", 1)
     try:
         return [
             source.name for source in credential_sources("store", identity or Identity(CLOUDS[0]), methods, transport)
@@ -671,7 +672,7 @@ def test_the_way_that_worked_is_kept(imds: Azure, tmp_path: Path, monkeypatch: p
 
 
 def test_no_time_left_is_no_refusal() -> None:
-    transport = DeadlineTransport(0.0)
+    transport = DeadlineTransport("store", 0.0)
     for source in credential_sources(
         "store", Identity(CLOUDS[0], TENANT, CLIENT, secret("client-secret")), "creds,mi,cli", transport
     ):

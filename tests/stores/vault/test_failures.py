@@ -16,7 +16,7 @@ from secretfs.errors import (
     StoreUnavailable,
 )
 from secretfs.store import Names, SecretStore
-from secretfs.stores.vault import http as vault_http
+from secretfs.stores._http.body import LARGEST_ANSWER
 from tests.support.canary import CANARY, secret
 from tests.support.opened import opened
 from tests.support.servers.fake_vault import FakeVault
@@ -203,7 +203,7 @@ def test_lists_that_are_not_vaults(fake: FakeVault, store: SecretStore, body: by
         (b"", StoreUnavailable, "the connection broke"),
         (CANARY.encode() + b" not http\r\n\r\n", MalformedAnswer, "the answer is not HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + CANARY.encode(), StoreUnavailable, "the connection broke"),
-        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + CANARY.encode(), MalformedAnswer, "decompressed"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + CANARY.encode(), MalformedAnswer, "compressed"),
         (b"HTTP/1.1 200 OK\r\nno header " + CANARY.encode() + b"\r\n\r\n", MalformedAnswer, "not JSON"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + CANARY.encode(), StoreUnavailable, "broke"),
     ],
@@ -217,12 +217,11 @@ def test_answers_that_are_not_http(
     assert text in str(raised)
 
 
-def test_an_answer_without_end(fake: FakeVault, store: SecretStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vault_http, "_LARGEST_ANSWER", 1 << 20)
-    fake.respond(200, CANARY.encode() + b"x" * (2 << 20))
+def test_an_answer_without_end(fake: FakeVault, store: SecretStore) -> None:
+    fake.answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + CANARY.encode() + b"x" * LARGEST_ANSWER
     error = failure(store)
-    assert type(error) is MalformedAnswer
-    assert "larger than 1 MiB" in str(error)
+    assert isinstance(error, MalformedAnswer)
+    assert "larger than 16 MiB" in str(error)
 
 
 def test_what_is_sent(fake: FakeVault, store: SecretStore) -> None:

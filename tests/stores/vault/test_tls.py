@@ -10,7 +10,7 @@ import pytest
 import trustme
 
 from secretfs.errors import ConfigurationError, MalformedAnswer, StoreUnavailable
-from secretfs.stores.vault.http import tls_context
+from secretfs.stores._http.trust import tls_context
 from tests.support.canary import secret
 from tests.support.opened import opened
 from tests.support.servers.fake_vault import FakeVault
@@ -195,7 +195,7 @@ def test_skip_verify(folder: Folder, expect_log: Callable[[str], None]) -> None:
 
 
 def test_plain_text_for_a_tls_server(folder: Folder) -> None:
-    with pytest.raises(MalformedAnswer, match="the server speaks TLS, so vaultAddr must start with https://"):
+    with pytest.raises(MalformedAnswer, match="the server speaks TLS, so the address must start with https://"):
         reads(folder.server.address.replace("https", "http"))
 
 

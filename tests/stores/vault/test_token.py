@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from secretfs.errors import AccessDenied, DeadlineExceeded, MalformedAnswer, StoreError, StoreUnavailable
-from secretfs.stores.vault.http import Connections, Endpoint, PoolAdapter, tls_context
+from secretfs.stores._http.trust import Trust, tls_context
+from secretfs.stores.vault.http import Connections, Endpoint, PoolAdapter
 from secretfs.stores.vault.renewal import LeaseTerm, Scheduler, retry_at
 from secretfs.stores.vault.response import Response
 from secretfs.stores.vault.token import FileToken, Session
@@ -56,8 +57,8 @@ class Server(PoolAdapter):
     """Vault's answers about tokens, and a count of the questions."""
 
     def __init__(self, clock: Clock) -> None:
-        tls = tls_context([])
-        super().__init__(Connections(Endpoint("http://127.0.0.1:1", 5, tls)))
+        trust = Trust("store", lambda: tls_context([]))
+        super().__init__(Connections(Endpoint("http://127.0.0.1:1", 5, trust)))
         self.clock = clock
         self.asked: list[str] = []
         self.logins = 0

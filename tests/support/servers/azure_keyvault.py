@@ -35,6 +35,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from tests.support.canary import secret
+from tests.support.servers.keep_alive import End, close
 
 TENANT = "11111111-2222-3333-4444-555555555555"
 CLIENT = "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee"
@@ -102,7 +103,7 @@ def saying(raw: bytes, status: int = 200, **headers: str) -> Fault:
 
 
 def dropped() -> None:
-    """Close the connection without an answer."""
+    """End the connection without an answer, as `Azure.ends` says."""
 
 
 def refused(status: int, code: str, message: str, inner: str = "") -> Answer:
@@ -120,6 +121,8 @@ class Azure:
         self.complaints: list[str] = []
         self.requests: Counter[str] = Counter()
         """What was asked, by kind: challenge, list, get, login, discovery, imds, probe, ..."""
+        self.ends: End = close
+        """How a connection ends whose request was `dropped`."""
         self.bearers: list[str] = []
         """The identities whose tokens were accepted, in order."""
         self.hosts: list[str] = []
@@ -667,6 +670,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer = refused(500, "Complaint", "The test server does not understand.")
         if answer is None:
             self.close_connection = True
+            if azure.ends(self.connection):
+                self.rfile.read()  # until the client has had enough
             return
         self._send(answer)
 
