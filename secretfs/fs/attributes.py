@@ -85,6 +85,8 @@ class Attributes(NamedTuple):
     modified: float
     attr_timeout: float
     entry_timeout: float
+    links: int = 1
+    """Of a directory too: 1 says "not counted", so that find(1) does not conclude that it has no folders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +105,14 @@ class AttributePolicy:
         """Return the attributes of a file."""
         uid, gid, mode = self.permissions.of(version.key)
         modified = version.modified or self.born
-        return Attributes(version.number, S_IFREG | mode, uid, gid, version.size, modified, attr_timeout, entry_timeout)
+        return Attributes(
+            version.number,
+            S_IFREG | mode,
+            uid,
+            gid,
+            version.size,
+            modified,
+            attr_timeout,
+            entry_timeout,
+            int(version.linked),  # else a watch on a file that is open would not hear that it is gone when it is closed
+        )

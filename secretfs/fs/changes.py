@@ -16,7 +16,7 @@ from secretfs.cache.change import Announce, Change
 from secretfs.cache.store_cache import BACKGROUND
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound
 from secretfs.fs.attributes import DIRECTORY_TIMEOUT, AttributePolicy, Attributes
-from secretfs.fs.content import Contents
+from secretfs.fs.content import Content, Contents
 from secretfs.fs.handles import PollWaiters
 from secretfs.fs.inodes import Directory, Inode, Tree, Version, is_of
 from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, SecretKey, ValueKey
@@ -57,11 +57,24 @@ class Changes:
             return self._attributes.of_directory(inode, DIRECTORY_TIMEOUT)
         return self._attributes.of_file(inode, 0.0, DIRECTORY_TIMEOUT)
 
-    def succeed(self, version: Version) -> None:
-        """Let a version take its place, and wake who polls the one before."""
-        superseded = self._tree.promote(version)
-        if superseded is not None:
-            self._polls.wake(superseded.number)
+    def overtaken(self, key: LeafKey) -> list[tuple[Version, Version]]:
+        """Return which version is to be renamed over which because readers found it before it was published.
+
+        The kernel may still have each older one somewhere: who watches one of them is told only if it is replaced.
+        """
+        superseded = self._tree.superseded(key)
+        return list(zip([*superseded[1:], self._tree.current(key)], superseded, strict=True)) if superseded else []
+
+    def has_content(self, key: LeafKey, content: Content) -> bool:
+        """Whether the version that a path leads to has this content."""
+        current = self._tree.known(key)
+        return isinstance(current, Version) and self._tree.has_content(current, content.data, content.modified)
+
+    def promote(self, version: Version, replaced: Version | None) -> None:
+        """Let a version take its place, and wake those who poll the ones before."""
+        for past in (self._tree.promote(version, replaced), replaced):
+            if past is not None and past is not version:
+                self._polls.wake(past.number)
 
     def gone(self, inode: Inode) -> None:
         """Let no path lead to what was deleted upstream, and wake who polls it."""
@@ -72,13 +85,12 @@ class Changes:
         """Drop an inode that the kernel did not come to know."""
         self._tree.discard(inode)
 
-    async def exists(self, key: ValueKey) -> bool:
-        """Whether there is such a value now."""
+    async def content(self, key: ValueKey) -> Content | None:
+        """Return what a value is now; None if it is gone."""
         try:
-            await self._contents.get(key)
+            return await self._contents.get(key)
         except (NoSuchEntry, SecretNotFound):
-            return False
-        return True
+            return None
 
     async def folder(self, key: RootKey | FolderKey) -> Mapping[bytes, DirectoryKey | LeafKey] | None:
         """Return what is listed in a folder; nothing if it is gone, None if it may not be listed."""
@@ -129,6 +141,8 @@ class Changes:
     async def is_unchanged(self, key: ValueKey) -> bool:
         """Whether a file has the content that the kernel knows of it. Raises what keeps us from finding out."""
         version = self._tree.known(key)
+        if self._tree.superseded(key):
+            return False  # a reader was faster than we
         if not isinstance(version, Version) or not version.digest:
             return True
         try:

@@ -12,6 +12,7 @@ What the kernel knows is in the journal before it knows it, so that a process wh
 
 import hashlib
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from secretfs.errors import JournalUnreadable
@@ -68,6 +69,9 @@ class Version:
     """When an answer was last found to have this content, on the owner's clock; `Tree.invalidate` takes it back."""
     right_at: float = 0.0
     """When it was last known to be right, on the same clock. That is past, and nothing takes it back."""
+    linked: bool = True
+    """Whether the kernel still has it at its path, as far as we have told: no rename has replaced it, no unlink removed
+    it."""
     slot: int = 0
     """Where the journal has it; 0 until the kernel hears of it."""
 
@@ -86,6 +90,8 @@ class Tree:
         self._inodes: dict[int, Inode] = {}
         self._directories: dict[DirectoryKey, Directory] = {}
         self._current: dict[LeafKey, Version] = {}
+        self._superseded: defaultdict[LeafKey, list[Version]] = defaultdict(list)
+        """The versions that are linked and not current any more, oldest first."""
         self.inherited: dict[LeafKey, float] = {}
         """The files that were opened in the time of who kept the journal before us, and when, since the epoch."""
         for record in self._journal.records():
@@ -150,9 +156,7 @@ class Tree:
             return version
         digest = self._digest(content)
         if version.digest and version.digest != digest:
-            superseded, version = version, self._replace(key)
-            if not _is_known(superseded):
-                del self._inodes[superseded.number]
+            version = self._replace(key)
         if not version.digest:
             self._give(version, digest, content, modified)
         version.answer = answer
@@ -166,15 +170,26 @@ class Tree:
         """
         return self._new_version(key)
 
-    def promote(self, version: Version) -> Version | None:
-        """Make a version the current one of its place. Returns the one that it supersedes."""
+    def superseded(self, key: LeafKey) -> list[Version]:
+        """Return the versions that are not current and that the kernel may still have at this place, oldest first.
+
+        A reader has found the version after them before it was published. A watch on one of them hears of that when
+        `promote` has put the next one in its place.
+        """
+        return list(self._superseded.get(key, ()))
+
+    def promote(self, version: Version, replaced: Version | None = None) -> Version | None:
+        """Make a version the current one of its place. Returns the one that it supersedes.
+
+        ``replaced`` is the one that the kernel had there until now.
+        """
         superseded = self._current.get(version.key)
         self._current[version.key] = version
         self._mark(version)
-        if superseded is not None:
-            self._mark(superseded)
-            if not _is_known(superseded):
-                self._inodes.pop(superseded.number, None)
+        if replaced is not None:
+            self._detach(replaced)
+        if superseded is not None and superseded is not version:
+            self._supersede(superseded)
         return superseded
 
     def unlink(self, inode: Inode) -> None:
@@ -182,8 +197,10 @@ class Tree:
         if isinstance(inode, Directory):
             if self._directories.get(inode.key) is inode:
                 del self._directories[inode.key]
-        elif self.is_current(inode):
-            del self._current[inode.key]
+        else:
+            if self.is_current(inode):
+                del self._current[inode.key]
+            self._detach(inode)
         self._mark(inode)
         self.discard(inode)
 
@@ -299,10 +316,13 @@ class Tree:
             if current:
                 self._current[key] = max(inode, self._current.get(key, inode), key=lambda version: version.number)
                 self.inherited[key] = record.used
+            elif inode.linked:
+                self._superseded[key] = sorted([*self._superseded[key], inode], key=lambda version: version.number)
         self._inodes[record.number] = inode
 
     def _restored_version(self, record: Record, key: LeafKey) -> Version:
-        version = Version(record.number, key, record.lookups, record.opens, slot=record.slot)
+        linked = bool(record.flags & (Flag.CURRENT | Flag.LINKED))
+        version = Version(record.number, key, record.lookups, record.opens, linked=linked, slot=record.slot)
         if record.flags & Flag.BOUND:
             version.digest, version.size, version.modified = record.digest, record.size, record.modified
         return version
@@ -323,6 +343,8 @@ class Tree:
             flags = Flag(0)
             if self.known(inode.key) is inode:
                 flags |= Flag.CURRENT
+            elif isinstance(inode, Version) and inode.linked:
+                flags |= Flag.LINKED
             if isinstance(inode, Directory) and inode.outdated:
                 flags |= Flag.OUTDATED
             self._journal.flag(inode.slot, flags)
@@ -337,10 +359,30 @@ class Tree:
         if isinstance(inode, Directory):
             if self._directories.get(inode.key) is inode:
                 del self._directories[inode.key]
-        elif self.is_current(inode):
+            return
+        self._detach(inode)
+        if self.is_current(inode):
             del self._current[inode.key]
         elif inode.key in self._current:  # a successor that nobody has come to look at yet
             self._drop_unknown(self._current[inode.key])
+
+    def _supersede(self, version: Version) -> None:
+        """Let another version be the current one. This one stays as long as the kernel has it."""
+        if not _is_known(version):
+            self._detach(version)
+            self._inodes.pop(version.number, None)
+        elif version.linked and version not in self._superseded[version.key]:
+            self._superseded[version.key].append(version)
+        self._mark(version)
+
+    def _detach(self, version: Version) -> None:
+        """Take note that the kernel has it at no path any more."""
+        version.linked = False
+        if version in self._superseded.get(version.key, ()):
+            self._superseded[version.key].remove(version)
+            if not self._superseded[version.key]:
+                del self._superseded[version.key]
+        self._mark(version)
 
     def _is_let_go(self, version: Version) -> bool:
         if version.opens or isinstance(version.key, ControlKey):  # nobody could give a control file's content again
@@ -360,7 +402,7 @@ class Tree:
         superseded = self._current.get(key)
         version = self._current[key] = self._new_version(key)
         if superseded is not None:
-            self._mark(superseded)
+            self._supersede(superseded)
         return version
 
     def _new_version(self, key: LeafKey) -> Version:

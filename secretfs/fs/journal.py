@@ -75,6 +75,8 @@ class Flag(IntFlag):
     """Size, time and digest are those of its content."""
     OUTDATED = 4
     """It is the directory of a store that has gone."""
+    LINKED = 8
+    """Its path leads to another version, and the kernel has not been told: it may still have this one there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from secretfs.cache.change import Change
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError, log_defect
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.caller import Caller
+from secretfs.fs.content import Content
 from secretfs.fs.inodes import Directory, Inode, Version
 from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey
 from secretfs.fs.names import CONTROL, encode, split
@@ -61,6 +62,9 @@ class PendingSyscall:
     inode: Inode
     pending: bytes = b""
     """The name a new version is renamed from."""
+    replaced: Version | None = None
+    """The version it is renamed over: the one that programs know, whatever has been found since. A watch on that file
+    itself hears of it then."""
 
 
 class Publisher:
@@ -139,6 +143,8 @@ class Publisher:
             return self._changes.entry_of(grant.inode)
         if segment == grant.segment and grant.call is Call.MKDIR:
             raise NoSuchEntry("not made yet")
+        if segment == grant.segment and grant.replaced is not None:
+            return self._changes.entry_of(grant.replaced)
         return None
 
     def rename(self, parent: int, segment: bytes, new_parent: int, new_segment: bytes) -> None:
@@ -146,7 +152,7 @@ class Publisher:
         grant = self._granted(Call.RENAME, new_parent, new_segment)
         if not isinstance(grant.inode, Version) or (parent, segment) != (grant.parent, grant.pending):
             raise ReadOnly(Call.RENAME.value)
-        self._changes.succeed(grant.inode)
+        self._changes.promote(grant.inode, grant.replaced)
 
     def mkdir(self, parent: int, segment: bytes) -> Attributes:
         """Let a directory appear. Raises `ReadOnly` for any other."""
@@ -178,17 +184,27 @@ class Publisher:
         segment, parent = self._changes.place(key)
         if self._changes.known(parent) is None and self._changes.known(key) is None:
             return  # the kernel knows nothing of the directory, so nobody watches it
-        exists = await self._changes.exists(key)
+        content = await self._changes.content(key)
         async with self._one_at_a_time:
-            directory, version = self._changes.known(parent), self._changes.known(key)
-            if exists and directory is not None:
-                await self._put_in_place(directory.number, self._changes.path(parent), segment, key)
-            elif not exists and version is not None:
-                if directory is not None:
-                    await self._call(
-                        PendingSyscall(Call.UNLINK, directory.number, segment, version), self._changes.path(parent)
-                    )
+            directory = self._changes.known(parent)
+            if directory is not None:
+                await self._replace(directory.number, self._changes.path(parent), segment, key, content)
+            version = self._changes.known(key)
+            if content is None and version is not None:
                 self._changes.gone(version)  # for those who poll it, if it went with its directory
+
+    async def _replace(
+        self, parent: int, directory: bytes, segment: bytes, key: ValueKey, content: Content | None
+    ) -> None:
+        """Have the kernel see the versions of a value one after the other, up to this content or to none."""
+        overtaken = self._changes.overtaken(key)
+        for version, before in overtaken:
+            await self._rename(parent, directory, segment, version, before)
+        last = self._changes.known(key)
+        if content is None and last is not None:
+            await self._call(PendingSyscall(Call.UNLINK, parent, segment, last), directory)
+        elif content is not None and not (overtaken and self._changes.has_content(key, content)):
+            await self._put_in_place(parent, directory, segment, key)
 
     async def _publish_name(self, component: str, name: str) -> None:
         """Publish that a secret or folder is new or gone, in each directory on the way to it that the kernel knows."""
@@ -217,13 +233,20 @@ class Publisher:
                 await self._put_in_place(directory.number, path, segment, entry)
 
     async def _put_in_place(self, parent: int, directory: bytes, segment: bytes, key: DirectoryKey | LeafKey) -> None:
+        before = self._changes.known(key)
         inode = self._changes.successor(key)
         if isinstance(inode, Version):
-            pending = CONTROL + b"-" + secrets.token_hex(16).encode()
-            await self._call(PendingSyscall(Call.RENAME, parent, segment, inode, pending), directory)
+            there = before if isinstance(before, Version) and before.lookups else None
+            await self._rename(parent, directory, segment, inode, there)
         else:
             await self._call(PendingSyscall(Call.MKDIR, parent, segment, inode), directory)
         self._changes.discard(inode)
+
+    async def _rename(
+        self, parent: int, directory: bytes, segment: bytes, version: Version, before: Version | None
+    ) -> None:
+        pending = CONTROL + b"-" + secrets.token_hex(16).encode()
+        await self._call(PendingSyscall(Call.RENAME, parent, segment, version, pending, before), directory)
 
     async def _call(self, grant: PendingSyscall, directory: bytes) -> None:
         """Make the system call. One that fails is logged, and the next change is published all the same."""

@@ -275,7 +275,7 @@ class SecretOperations(ReadOnlyOperations):
         entry = EntryAttributes()
         entry.st_ino = attributes.inode
         entry.st_mode = attributes.mode
-        entry.st_nlink = 1  # of a directory too: "not counted", so that find does not conclude it has no folders
+        entry.st_nlink = attributes.links
         entry.st_uid = attributes.uid
         entry.st_gid = attributes.gid
         entry.st_size = attributes.size

@@ -54,6 +54,40 @@ def test_a_watcher_of_a_directory_is_told_of_a_new_version(store: Path, file: Se
         assert watch.events() == [f"a MOVED_TO {store}/team/", f"token MOVED_TO {store}/"]
 
 
+@pytest.mark.parametrize("reader_first", [False, True])
+def test_a_watcher_of_a_file_itself_is_told(
+    store: Path, file: SecretsFile, tmp_path: Path, *, reader_first: bool
+) -> None:
+    """notify-6: A watch on a file gets IN_ATTRIB when it is superseded, IN_DELETE_SELF once it is closed."""
+    look_at(store)
+    token, held = store / "token", store / "team/a"
+    reader = f"while :; do cat {token} {held}; done" if reader_first else ":"
+    with (
+        held.open("rb") as opened,
+        subprocess.Popen(["sh", "-c", reader], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as reading,
+        watching(tmp_path / "log", token, held) as watch,
+    ):
+        try:
+            file.write({**FIRST, "token": NEW, "team": {"a": NEW, "b": OLD}})
+            watch.wait_for(f" ATTRIB {token}", f" DELETE_SELF {token}", f" ATTRIB {held}")
+        finally:
+            reading.kill()
+        assert os.fstat(opened.fileno()).st_nlink == 0  # as of any file that was replaced
+        assert opened.read() == OLD.encode()
+        assert f" DELETE_SELF {held}" not in watch.events()
+        opened.close()
+        watch.wait_for(f" DELETE_SELF {held}")
+    assert (token.read_text(), held.read_text(), token.stat().st_nlink) == (NEW, NEW, 1)
+
+
+def test_a_watcher_of_a_file_is_told_that_it_is_deleted(store: Path, file: SecretsFile, tmp_path: Path) -> None:
+    """The same for a secret that is deleted (notify-6)."""
+    look_at(store)
+    with watching(tmp_path / "log", store / "token") as watch:
+        file.write({"team": {"a": OLD, "b": OLD}})
+        watch.wait_for(f" ATTRIB {store}/token", f" DELETE_SELF {store}/token")
+
+
 def test_what_comes_and_goes_is_told(store: Path, file: SecretsFile, tmp_path: Path) -> None:
     """notify-2: Watchers get IN_MOVED_TO for a new secret (a directory: IN_CREATE), IN_DELETE for a deleted one."""
     look_at(store)

@@ -27,7 +27,9 @@ from secretfs.cache.store_cache import Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, ReadOnly, SecretFSError, SecretNotFound, StoreUnavailable
 from secretfs.fs.attributes import Attributes, PermissionPolicy
 from secretfs.fs.caller import Caller
-from secretfs.fs.inodes import ROOT_INODE, Directory, Version
+from secretfs.fs.content import Content
+from secretfs.fs.inodes import ROOT_INODE, Directory, Tree, Version
+from secretfs.fs.journal import Journal
 from secretfs.fs.keys import FolderKey, ValueKey
 from secretfs.fs.names import CONTROL, encode, is_reserved, split
 from secretfs.fs.publish import BACKLOG, Call, PendingSyscall, Publisher
@@ -151,6 +153,14 @@ class FakeKernel(Publisher):
                 self.drop(known)
             return None
 
+    async def find_anew(self, parent: int, segment: bytes) -> int | None:
+        """Ask for an entry, known or not, as Linux does for what is about to be replaced (LOOKUP_RENAME_TARGET)."""
+        try:
+            return await self.look_up(parent, segment)
+        except NoSuchEntry:
+            self.drop(self.entries[parent].pop(segment, None))
+            return None
+
     async def walk(self, path: str) -> int:
         """Find a path, as all system calls do."""
         inode = ROOT_INODE
@@ -219,7 +229,7 @@ class FakeKernel(Publisher):
         segment = grant.segment
         if grant.call is Call.RENAME:
             pending = await self.look_up(parent, grant.pending)
-            before = await self.find(parent, segment)
+            before = await self.find_anew(parent, segment)
             try:
                 if before in self.directories:
                     raise Failed("is a directory")
@@ -523,6 +533,35 @@ class TestWhatIsCalled:
         assert kernel.calls == [(Call.RENAME, "env/TOKEN")]
         assert await kernel.walk("env/TOKEN") == kernel.grants[0].inode.number
 
+    async def test_versions_that_readers_found_are_replaced_one_after_the_other(
+        self, kernel: FakeKernel, env: WatchingMemoryStore
+    ) -> None:
+        """Whoever watches one of them, or has it open, hears of it; and a process that takes over goes on with that."""
+        await kernel.ls("env")
+        parent = await kernel.walk("env")
+        found = [await kernel.open("env/TOKEN")]
+        kernel.deaf = True
+        for value in (NEW, b"third"):
+            await put(env, "TOKEN", TOKEN=value)
+            found.append(await kernel.look_up(parent, b"TOKEN"))
+            kernel.pinned.add(found[-1])
+
+        def inherited() -> list[int]:
+            tree = Tree(Journal(os.dup(kernel._vfs._journal.file)))
+            return [version.number for version in tree.superseded(ValueKey("env", "TOKEN", "TOKEN"))]
+
+        assert [(await kernel._vfs.getattr(inode)).links for inode in found] == [1, 1, 1]
+        assert inherited() == found[:2]
+        kernel.deaf = False
+        kernel.enqueue(Change("env", values=frozenset({("TOKEN", "TOKEN")})))
+        await wait_all_tasks_blocked()
+        assert [(grant.inode.number, grant.replaced and grant.replaced.number) for grant in kernel.grants] == [
+            (found[1], found[0]),
+            (found[2], found[1]),
+        ]
+        assert [(await kernel._vfs.getattr(inode)).links for inode in found] == [0, 0, 1]
+        assert inherited() == []
+
     async def test_keys_that_come_and_go(self, kernel: FakeKernel, vault: WatchingMemoryStore) -> None:
         inode = await kernel.ls("vault/db")
         await put(vault, "db", user=b"joe", added=NEW)
@@ -767,14 +806,14 @@ class TestWhatIsCalled:
         for path in ("env/TOKEN", "vault/db/password"):
             await kernel.cat(path)
         answers = trio.Event()
-        exists = kernel._vfs.changes.exists
+        content = kernel._vfs.changes.content
 
-        async def hang(key: ValueKey) -> bool:
+        async def hang(key: ValueKey) -> Content | None:
             if key.component == "vault":
                 await answers.wait()
-            return await exists(key)
+            return await content(key)
 
-        monkeypatch.setattr(kernel._vfs.changes, "exists", hang)
+        monkeypatch.setattr(kernel._vfs.changes, "content", hang)
         await put(vault, "db", user=b"joe", password=NEW)
         await put(env, "TOKEN")
         assert kernel.calls == [(Call.RENAME, "env/TOKEN")]

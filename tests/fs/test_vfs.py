@@ -481,13 +481,13 @@ async def test_what_is_in_a_folder(vfs: HeardVFS, vault: MemoryStore, expect_log
 
 
 async def test_whether_there_is_a_value(vfs: HeardVFS, env: MemoryStore, expect_log: ExpectLog) -> None:
-    assert await vfs.changes.exists(ValueKey("vault", "db", "user"))
-    assert not await vfs.changes.exists(ValueKey("vault", "db", "nope"))
-    assert not await vfs.changes.exists(ValueKey("vault", "nope", "user"))
+    assert await vfs.changes.content(ValueKey("vault", "db", "user"))
+    assert await vfs.changes.content(ValueKey("vault", "db", "nope")) is None
+    assert await vfs.changes.content(ValueKey("vault", "nope", "user")) is None
     expect_log("env: down")
     env.fail_with = StoreUnavailable("down")
     with pytest.raises(StoreUnavailable):
-        await vfs.changes.exists(ValueKey("env", "TOKEN", "TOKEN"))
+        await vfs.changes.content(ValueKey("env", "TOKEN", "TOKEN"))
 
 
 async def test_what_the_kernel_may_know_at_a_place(vfs: HeardVFS) -> None:
@@ -710,7 +710,7 @@ class TestPoll:
         assert isinstance(version, Version)
         assert polled.notified == []
         assert polled.poll("b") is False
-        vfs.changes.succeed(version)
+        vfs.changes.promote(version, None)
         assert polled.notified == ["a", "b"]
         assert polled.poll("c") is True
         assert vfs.changes.known(key) is version

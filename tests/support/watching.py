@@ -1,4 +1,4 @@
-"""A program that watches directories: inotifywait."""
+"""A program that watches directories and files: inotifywait."""
 
 import subprocess
 from collections.abc import Iterator
@@ -9,14 +9,17 @@ from tests.support.shell import wait_until
 
 
 class Watch:
-    """inotifywait on some directories, and what it has said so far."""
+    """inotifywait on some paths, and what it has said so far."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
 
     def events(self) -> list[str]:
-        """Return ``DIRECTORY EVENT NAME`` for all entries that came, went or were replaced."""
-        told = ("MOVED_TO", "CREATE", "DELETE")
+        """Return ``NAME EVENT DIRECTORY`` for all entries that came, went or were replaced.
+
+        Of a file that is watched itself: `` EVENT PATH``.
+        """
+        told = ("MOVED_TO", "CREATE", "DELETE", "ATTRIB")
         return [line for line in self._log.read_text().splitlines() if any(event in line for event in told)]
 
     def wait_for(self, *events: str) -> None:
@@ -25,10 +28,10 @@ class Watch:
 
 
 @contextmanager
-def watching(log: Path, *directories: Path) -> Iterator[Watch]:
-    """Watch directories, and write the events into a file."""
+def watching(log: Path, *paths: Path) -> Iterator[Watch]:
+    """Watch directories or files, and write the events into a file."""
     with log.open("w") as told:
-        command = ["inotifywait", "--monitor", "--format", "%f %e %w", *map(str, directories)]
+        command = ["inotifywait", "--monitor", "--format", "%f %e %w", *map(str, paths)]
         with subprocess.Popen(command, stdout=told, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             try:
