@@ -8,11 +8,13 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from secretfs.errors import SecretFSError
+from secretfs.linux.runtime_directory import runtime_file
 from tests.support.canary import leaked
 from tests.support.lacking import require_fuse, require_root
 from tests.support.mounted import fuse_mounts
@@ -50,6 +52,19 @@ def clean_environ() -> Iterator[None]:
         for name in [name for name in os.environ if _FOREIGN.match(name)]:
             patch.delenv(name)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_runtime_logs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Remove the logs of mounts that have no syslog to log to: a log outlives its mount."""
+    yield
+    ours = runtime_file(tmp_path_factory.getbasetemp())
+    with suppress(FileNotFoundError):
+        for log in ours.parent.iterdir():
+            if log.name.startswith(ours.name):
+                log.unlink()
+    with suppress(OSError):  # it was not there, or holds what is not ours
+        ours.parent.rmdir()
 
 
 @pytest.fixture

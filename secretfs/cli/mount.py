@@ -20,7 +20,10 @@ from secretfs.linux.process import require_owner
 @freshness
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")
 @click.option(
-    "--log-file", type=PATH, metavar="FILE", help="Where to log.  [default: syslog, or with -f standard error]"
+    "--log-file",
+    type=PATH,
+    metavar="FILE",
+    help="The regular file to log to.  [default: syslog, or with -f standard error]",
 )
 @audience
 @click.argument("mountpoint", type=PATH)

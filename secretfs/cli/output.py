@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import click
 
 from secretfs.errors import SecretFSError, log_defect
-from secretfs.linux.log import printable
+from secretfs.linux.log import printable, say
 
 _LACKS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """What the machine may have too little of, whatever is done. The text of such an error names no file of ours."""
@@ -36,12 +36,12 @@ def report(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, SecretFSError):
         for line in str(error).splitlines():
-            click.echo(f"secretfs: {printable(line)}", err=True)
+            say(f"secretfs: {printable(line)}")
         return error.exit_code
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return 128 + signal.SIGINT
     if isinstance(error, OSError) and error.errno in _LACKS:
-        click.echo(f"secretfs: {error.strerror}", err=True)
+        say(f"secretfs: {error.strerror}")
         return os.EX_IOERR
     if isinstance(error, Exception):
         log_defect(log, error)

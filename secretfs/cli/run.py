@@ -15,7 +15,7 @@ from secretfs.daemon.handover import Handover
 from secretfs.daemon.serve import MountOptions, Observer
 from secretfs.daemon.worker import Request, work
 from secretfs.errors import ConfigurationError
-from secretfs.linux.log import log_to, log_to_stderr, open_log
+from secretfs.linux.log import log_in_thread, log_to, log_to_stderr, open_log
 from secretfs.linux.mountpoint import require_directory, resolve
 from secretfs.linux.namespace import empty_directory, enter
 from secretfs.linux.preflight import require_device
@@ -78,6 +78,7 @@ def run_command(
         def ready() -> None:
             if handler is not None:
                 log_to(handler)
+            log_in_thread()
             line.ready()
 
         return work(request, Handover(), Observer(ready, line.changed), line.ended)

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 from secretfs.errors import MountError
 from secretfs.linux.mountinfo import MountInfo, is_mounted, require_mounted
 from secretfs.linux.mountpoint import abort, is_dead, unmount
 from secretfs.linux.process import set_name
+from secretfs.linux.runtime_directory import runtime_file
 
 _PATIENCE: Final = 2.0  # seconds that they have to end by themselves, and that the kernel has to end them
 
@@ -158,7 +158,7 @@ def _comes_true(condition: Callable[[], bool]) -> bool:
 
 def record_failure(mountpoint: str, reason: str) -> None:
     """Keep a reason. Where that cannot be done the log has it alone."""
-    path = _failure_file(mountpoint)
+    path = runtime_file(mountpoint)
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, exist_ok=True)
         path.write_text(reason, encoding="utf-8", errors="backslashreplace")
@@ -167,19 +167,14 @@ def record_failure(mountpoint: str, reason: str) -> None:
 def last_failure(mountpoint: str) -> str:
     """Return the reason; nothing if there is none."""
     try:
-        return _failure_file(mountpoint).read_text(encoding="utf-8")
+        return runtime_file(mountpoint).read_text(encoding="utf-8")
     except OSError:
         return ""
 
 
 def clear_failure(mountpoint: str) -> None:
     """Forget the reason."""
-    path = _failure_file(mountpoint)
+    path = runtime_file(mountpoint)
     with contextlib.suppress(OSError):
         path.unlink()
         path.parent.rmdir()  # the last one
-
-
-def _failure_file(mountpoint: str) -> Path:
-    runtime = "/run" if os.geteuid() == 0 else os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}"
-    return Path(runtime, "secretfs", quote(os.fsencode(mountpoint), safe=""))

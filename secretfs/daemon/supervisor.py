@@ -29,7 +29,7 @@ from typing import Final, NoReturn
 from secretfs.daemon.processes import record_failure, set_process_name
 from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux.daemonize import leave_terminal
-from secretfs.linux.log import log_to, log_to_stderr, open_log, printable
+from secretfs.linux.log import describe_fallback, log_to, log_to_stderr, open_log, open_syslog, printable, say
 from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import unmount
 
@@ -296,6 +296,8 @@ class Supervisor:
     def _announce(self) -> None:
         """Tell who waits for the mount that it is there, and leave the terminal."""
         if self._log:
+            if notice := describe_fallback(self._log):
+                log.warning("%s", notice)
             log_to(self._log)
         if self._tell_ready < 0:
             return
@@ -376,14 +378,20 @@ def _protect() -> None:
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
+def _open_log(log_file: str, mountpoint: Path) -> logging.Handler | None:
+    if log_file == "-":
+        return None
+    return open_log(Path(log_file)) if log_file else open_syslog(mountpoint)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run as a program. Returns the exit status."""
     ready, log_file, mountpoint, *command = arguments
     log_to_stderr()
     try:
-        handler = None if log_file == "-" else open_log(Path(log_file) if log_file else None)
+        handler = _open_log(log_file, Path(mountpoint))
     except ConfigurationError as error:
-        sys.stderr.write(f"secretfs: {printable(str(error))}\n")
+        say(f"secretfs: {printable(str(error))}")
         return error.exit_code
     _protect()
     return Supervisor(command, mountpoint, int(ready), handler).run()

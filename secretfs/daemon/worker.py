@@ -22,7 +22,7 @@ from secretfs.daemon.serve import MountOptions, Observer, serve
 from secretfs.dapr.load import ConfigSource, Declaration, declare
 from secretfs.errors import ConfigurationError, SecretFSError
 from secretfs.linux.daemonize import leave_terminal, start_in_background
-from secretfs.linux.log import log_to, open_log
+from secretfs.linux.log import log_in_thread, log_to, open_log, open_syslog
 from secretfs.linux.mountpoint import prepare
 from secretfs.linux.process import protect_memory
 from secretfs.linux.syscall_helper import SyscallHelpers
@@ -153,13 +153,16 @@ def _become_ready(request: Request, handover: Handover) -> None:
     clear_failure(str(request.options.mountpoint))
     if not handover.takes_over:
         _log_as_asked(request)
+    log_in_thread()
     if not request.foreground:
         leave_terminal()
 
 
 def _log_as_asked(request: Request) -> None:
-    if request.log_file or not request.foreground:
+    if request.log_file:
         log_to(open_log(request.log_file))
+    elif not request.foreground:
+        log_to(open_syslog(request.options.mountpoint))
 
 
 def _reason(error: BaseException) -> str:

@@ -322,7 +322,9 @@ class TestStoresThatFail:
         point = tmp_path / "there"
         point.mkdir()
         try:
-            done = secretfs("mount", "--resources-path", fakes.directory, point, env=fakes.env)
+            done = secretfs(
+                "mount", "--resources-path", fakes.directory, "--log-file", tmp_path / "log", point, env=fakes.env
+            )
             assert [child.name for child in point.iterdir()] == ["bad"]
         finally:
             end_daemons(point)

@@ -1,17 +1,13 @@
-"""The background process: when the caller gets its answer, what the process leaves behind, and where it logs."""
+"""The background process: when the caller gets its answer, and what the process leaves behind."""
 
 import os
-import re
-import shutil
 import signal
-import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from secretfs.linux.log import printable
 from tests.support import fake_type
 from tests.support.canary import leaked, secret
 from tests.support.command import (
@@ -19,13 +15,11 @@ from tests.support.command import (
     background,
     end_daemons,
     environment,
-    in_namespace,
     secretfs,
 )
 from tests.support.fake_type import Fakes
 from tests.support.manifests import component
 from tests.support.mounted import daemons, fuse_mounts, supervisor, wait_for_end
-from tests.support.shell import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -68,7 +62,7 @@ class TestOnceItIsUp:
     def test_nobody_waits_for_the_callers_pipe(self, components: Path, tmp_path: Path) -> None:
         point = tmp_path / "mnt"
         point.mkdir()
-        line = f"{' '.join(SECRETFS)} mount --resources-path {components} {point} 2>&1 | cat"
+        line = f"{' '.join(SECRETFS)} mount --resources-path {components} --log-file {tmp_path}/log {point} 2>&1 | cat"
         try:
             done = subprocess.run(
                 ["bash", "-c", f'{line}; echo "${{PIPESTATUS[0]}}"'],
@@ -153,80 +147,6 @@ class TestBeforeItIsUp:
             end_daemons(point)
 
 
-class TestLog:
-    def test_a_file_gets_a_line_with_the_time_for_each_message(self, fakes: Fakes, tmp_path: Path) -> None:
-        log = tmp_path / "log"
-        log.write_text("what was there\n", encoding="utf-8")
-        fakes.add("a", {"secrets": {"value": {"x": {"k": secret()}}}, "fail": "fetch:x=StoreUnavailable"})
-        point = tmp_path / "mnt"
-        arguments = ("--resources-path", str(fakes.directory), "--log-file", str(log))
-        with background(point, *arguments, env=fakes.env), pytest.raises(OSError, match="Input/output"):
-            os.listdir(point / "a" / "x")  # noqa: PTH208
-        first, *lines = log.read_text(encoding="utf-8").splitlines()
-        assert first == "what was there"
-        stamp = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING) \S")
-        assert [line for line in lines if not stamp.match(line)] == []
-        assert any(line.endswith("WARNING a: the fake says so") for line in lines)
-        assert not leaked("\n".join(lines))
-
-    def test_a_file_that_is_moved_away_is_followed_by_a_new_one(self, components: Path, tmp_path: Path) -> None:
-        """As logrotate does it; and while no file can be made, what is read is still answered."""
-        logs, point = tmp_path / "logs", tmp_path / "mnt"
-        logs.mkdir()
-        log = logs / "log"
-        with background(point, "--resources-path", components, "--log-file", log, cwd=tmp_path):
-            log.rename(logs / "log.1")
-            component(components, "second", "local.env")
-            wait_until(lambda: log.exists() and "INFO serving file, second" in log.read_text(encoding="utf-8"))
-            assert stat.S_IMODE(log.stat().st_mode) == 0o600
-            assert "serving" not in (logs / "log.1").read_text(encoding="utf-8")
-            shutil.rmtree(logs)
-            component(components, "third", "local.env")
-            wait_until((point / "third").exists)
-            assert (point / "file/password").read_text(encoding="utf-8") == secret("password")
-            logs.mkdir()
-            os.kill(supervisor(point), signal.SIGTERM)
-            wait_for_end(point)
-        assert "INFO ending after SIGTERM" in log.read_text(encoding="utf-8")
-
-    def test_syslog_is_the_default(self) -> None:
-        done = in_namespace("""
-            mkdir m
-            env_component
-            bare_dev
-            cat > listen.py <<-'END'
-import socket
-with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
-    log.bind("/dev/log")
-    print("listening", flush=True)
-    log.settimeout(20)
-    print(log.recv(4096))
-END
-            mkfifo listening
-            /mnt/python/bin/python listen.py > listening & listener=$!
-            exec 3< listening
-            read -r line <&3; echo "$line"
-            secretfs mount --resources-path c m
-            kill "$(pgrep -f 'secretfs[.]daemon[.]supervisor')"
-            cat <&3
-            wait $listener
-        """)
-        assert done.err == ""
-        assert re.fullmatch(r"listening\nb'<30>secretfs\[\d+\]: INFO mounted at .*\\x00'\n", done.out), done.out
-
-    @pytest.mark.parametrize("log", ["rm -f /dev/log", "mknod -m 666 /dev/log p", "/mnt/python/bin/python bind.py"])
-    def test_without_a_syslog_it_mounts_all_the_same(self, log: str) -> None:
-        done = in_namespace(f"""
-            mkdir m
-            env_component
-            bare_dev
-            echo 'import socket; socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).bind("/dev/log")' > bind.py
-            {log}
-            secretfs mount --resources-path c m && ls m && secretfs unmount m
-        """)
-        assert (done.status, done.out, done.err) == (0, "env\n", "")
-
-
 def test_neither_arguments_nor_environment_nor_log_hold_a_secret_that_was_read(
     components: Path, tmp_path: Path
 ) -> None:
@@ -237,42 +157,3 @@ def test_neither_arguments_nor_environment_nor_log_hold_a_secret_that_was_read(
         for file in ("cmdline", "environ", "comm", "status"):
             assert not leaked(Path(f"/proc/{pid}/{file}").read_text(encoding="utf-8"))
     assert not leaked(log.read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain text ├── grün", "plain text ├── grün"),
-        ("a\nb\r\tc", r"a\nb\r\tc"),
-        ("\x1b[2J\x07\x7f\x9b", r"\x1b[2J\x07\x7f\x9b"),
-        ("\u202e\u2028\ud800", r"\u202e\u2028\ud800"),
-    ],
-)
-def test_control_characters_are_shown_as_escapes(text: str, shown: str) -> None:
-    assert printable(text) == shown
-
-
-def test_a_syslog_that_hangs_holds_up_nobody() -> None:
-    done = in_namespace("""
-        mkdir m
-        env_component TOKEN_
-        bare_dev
-        cat > deaf.py <<-'END'
-import socket, time
-log = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-log.bind("/dev/log")
-time.sleep(60)
-END
-        /mnt/python/bin/python deaf.py & deaf=$!
-        until [ -S /dev/log ]; do :; done
-        TOKEN_A=value secretfs mount --resources-path c m
-        for i in $(seq $(($(cat /proc/sys/net/unix/max_dgram_qlen) + 5))); do
-            pkill -HUP -f 'secretfs[.]daemon[.]supervisor'
-            timeout 5 cat m/env/A > /dev/null || echo "hangs"
-            sleep 0.05
-        done
-        pkill -KILL -n secretfs:
-        timeout 10 cat m/env/A; echo
-        secretfs unmount m; kill $deaf
-    """)
-    assert (done.status, done.out, done.err) == (0, "value\n", "")

@@ -35,7 +35,7 @@ def point(tmp_path: Path) -> Path:
 
 
 def mount(components: Path, point: Path) -> Done:
-    return secretfs("mount", "--resources-path", components, point)
+    return secretfs("mount", "--resources-path", components, "--log-file", point.with_name("log"), point)
 
 
 class TestResolve:

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.support.canary import leaked
@@ -61,7 +61,12 @@ def run(command: list[str], env: Mapping[str, str] | None = None, cwd: Path | No
 def background(
     mountpoint: Path, *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Iterator[int]:
-    """Mount in the background; yields the process id of the daemon. In the end the mount and the daemon are gone."""
+    """Mount in the background; yields the process id of the daemon. In the end the mount and the daemon are gone.
+
+    It logs to a file beside the mount point unless the arguments name another.
+    """
+    if "--log-file" not in arguments:
+        arguments = ("--log-file", mountpoint.with_name(f"{mountpoint.name}.log"), *arguments)
     with contextlib.suppress(OSError):  # there is one; it may be a dead mount
         mountpoint.mkdir()
     try:
@@ -80,18 +85,20 @@ def end_daemons(mountpoint: Path) -> None:
     wait_for_end(mountpoint)
 
 
-def in_namespace(script: str, env: Mapping[str, str] | None = None) -> Done:
+def in_namespace(script: str, env: Mapping[str, str] | None = None, *, says_where_it_logs: bool = False) -> Done:
     """Run a bash script as root of mount and process namespaces that end with it.
 
     There ``secretfs`` is the command, ``as_nobody`` runs what follows as a user without rights, ``kill_daemon`` kills
     all that serve a mount, supervisors first, ``env_component`` makes ./c with the store env of variables that begin
     with its argument, and ``bare_dev`` leaves nothing in /dev but what it takes to mount. /mnt/repo is this project,
-    /mnt/nobody that user's home and current directory, and /dev/fuse is open to everybody.
+    /mnt/nobody that user's home and current directory, /run is empty, and /dev/fuse is open to everybody. Whether this
+    machine has a syslog makes no difference, unless ``says_where_it_logs`` asks for it.
     """
     require_root("only root may make a mount namespace with a device in it")
     prelude = f"""
         set -eu
         mount -t tmpfs none /mnt
+        mount -t tmpfs none /run
         mkdir /mnt/repo /mnt/python /mnt/nobody
         mount --bind {shlex.quote(str(ROOT))} /mnt/repo
         mount --bind {shlex.quote(sys.prefix)} /mnt/python
@@ -116,4 +123,9 @@ def in_namespace(script: str, env: Mapping[str, str] | None = None) -> Done:
         PATH=/mnt:$PATH
     """
     unshare = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    return run([*unshare, "bash", "-c", prelude + script], env=os.environ | dict(env or {}))
+    done = run([*unshare, "bash", "-c", prelude + script], env=os.environ | dict(env or {}))
+    if says_where_it_logs:
+        return done
+    return replace(
+        done, err="".join(line for line in done.err.splitlines(keepends=True) if "there is no syslog" not in line)
+    )
