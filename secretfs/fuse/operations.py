@@ -135,11 +135,16 @@ class SecretOperations(ReadOnlyOperations):
         ours = self._publisher.lookup(parent_inode, name) if self._is_ours(ctx) else None
         return self._reply(ours or await self._vfs.lookup(parent_inode, name, _caller(ctx)))
 
-    @_answers
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        """Take back references of the kernel."""
+        """Take back references of the kernel.
+
+        FORGET has no reply, so pyfuse3 lets even a FUSEError through, and that ends the mount: nothing is raised here.
+        """
         for inode, lookups in inode_list:
-            self._vfs.forget(inode, lookups)
+            try:
+                self._vfs.forget(inode, lookups)
+            except Exception as error:  # noqa: BLE001 - a defect costs one inode, which stays in memory
+                log_defect(log, error)
 
     @_answers
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:

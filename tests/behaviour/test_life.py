@@ -170,7 +170,7 @@ def test_a_defect(site: Path, tmp_path: Path) -> None:
         assert "in go_wrong" in mount.log  # the place; `mounted` sees to it that the text of the error is not there
 
 
-DEFECT = ["^ERROR a defect in secretfs or in a store$", "^Traceback", "^  ", "^Exception: ValueError"]
+DEFECT = ["^ERROR a defect in secretfs or in a store$", "^Traceback", "^  ", "^Exception: (?:Value|Key)Error"]
 
 
 def test_a_defect_says_where(site: Path, tmp_path: Path) -> None:
@@ -197,3 +197,25 @@ def test_a_hung_store_does_not_keep_the_daemon(site: Path, tmp_path: Path) -> No
         mount.process.send_signal(signal.SIGTERM)
         assert mount.process.wait(10) == 0
         assert time.monotonic() - begin < 5
+
+
+FORGETS_BADLY = """
+from secretfs.fs.vfs import SecretVFS
+
+def forget(self, inode, lookups):
+    raise KeyError(inode)
+
+SecretVFS.forget = forget
+"""
+
+
+def test_a_defect_in_forget_costs_nobody_the_mount(manifests: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FORGETS_BADLY)
+    env = ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    with mounted(manifests, env=env, expect_log=DEFECT) as mount:
+        worker = mount.worker
+        for _ in range(3):  # another inode each time, so the kernel forgets the one before
+            (mount.path / ".secretfs/refresh").write_text("env")
+        wait_until(lambda: mount.log.count("a defect in secretfs") >= 2)
+        assert (mount.path / "env/TOKEN").read_text() == secret("life")
+        assert mount.worker == worker

@@ -48,7 +48,6 @@ def fields(*changed: str) -> SimpleNamespace:
 
 HANDLERS: dict[str, tuple[object, ...]] = {
     "lookup": (1, b"name", NOBODY),
-    "forget": ([(2, 1)],),
     "getattr": (2, NOBODY),
     "opendir": (1, NOBODY),
     "readdir": (1, 0, None),
@@ -134,7 +133,6 @@ class FailingVFS:
 
     def __getattr__(self, name: str) -> Callable[..., object]:
         if name in (
-            "forget",
             "close_directory",
             "close",
             "listxattr",
@@ -167,6 +165,7 @@ def test_this_list_of_handlers_is_complete() -> None:
         *CHANGES,
         *WRITES,
         "flush",
+        "forget",
         "statfs",
     }
     assert own == inherited
@@ -183,6 +182,19 @@ async def test_a_defect_in_any_handler_is_eio_for_that_caller(
     assert raised.value.errno == errno.EIO
     assert raised.value.__cause__ is None
     assert not leaked(caplog.text)
+
+
+async def test_a_defect_in_forget_is_logged_and_costs_that_inode_alone(expect_log: ExpectLog) -> None:
+    class Vfs:
+        def forget(self, inode: int, lookups: int) -> None:
+            if inode == 2:
+                raise KeyError(inode)
+            forgotten.append((inode, lookups))
+
+    expect_log("a defect in secretfs or in a store")
+    forgotten: list[tuple[int, int]] = []
+    await serving(Vfs()).forget([(pyfuse3.InodeT(2), 1), (pyfuse3.InodeT(3), 4)])
+    assert forgotten == [(3, 4)]
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
