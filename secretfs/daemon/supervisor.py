@@ -12,7 +12,6 @@ descriptor that gets a byte when the mount answers, or -1 for a supervisor that 
 
 import contextlib
 import ctypes
-import fcntl
 import logging
 import math
 import os
@@ -22,11 +21,13 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from secretfs.daemon.processes import record_failure, set_process_name
+from secretfs.daemon.restarts import End, Restarts
+from secretfs.daemon.worker_process import WorkerProcess
 from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux.daemonize import leave_terminal
 from secretfs.linux.log import describe_fallback, log_to, log_to_stderr, open_log, open_syslog, printable, say
@@ -38,12 +39,6 @@ CHANNEL: Final = "supervisor"
 
 WATCHDOG: Final = 20.0
 """Seconds after which a worker that has not shown that it serves is killed."""
-FAILURES: Final = 6
-"""Workers in a row that end at once; then we give up, and readers get ENOTCONN instead of waiting for ever."""
-AT_ONCE: Final = 2.0
-"""Seconds. A worker that crashes sooner after it was ready has ended at once."""
-PAUSES: Final = (0.0, 0.0, 0.1, 0.5, 1.0, 2.0)
-"""Seconds before the next worker, by how many in a row have ended at once."""
 LACKING: Final = 2.0
 """Seconds before we try again to start a worker that the machine had no room for."""
 LAST_WORDS: Final = 10.0
@@ -53,33 +48,12 @@ GOOD_BYE: Final = 1.0
 START: Final = 30.0
 """Seconds that a worker has to be ready. The first one may take its time: whoever waits for it sees that."""
 
-_FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 _PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15  # linux/prctl.h
 _NAME = b"secretfs"
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _LARGEST = 8192
 
 log = logging.getLogger(__name__)
-
-
-class Worker:
-    """A process that serves the mount, from its start to its end."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.process = os.pidfd_open(pid)
-        self.ready = False
-        self.said = ""
-        """The last it said of itself (``STATUS=``)."""
-        self.heard_at = self.ready_at = time.monotonic()
-        self.killed_by_us = False
-        self.abandoned = False
-        """The kernel has ended the connection, as it does when it is unmounted: the worker has to end."""
-
-    @property
-    def ended_at_once(self) -> bool:
-        """Whether it did not get so far as to serve, or not for long."""
-        return not self.ready or time.monotonic() < self.ready_at + AT_ONCE
 
 
 class Supervisor:
@@ -93,9 +67,7 @@ class Supervisor:
         self._directory = _working_directory()
         self._kept: dict[str, int] = {}
         self._stopping = False
-        self._failures = 0
-        self._hurried = 0
-        """Workers in a row that ended at once, whoever ended them: one that is killed for its memory will be again."""
+        self._restarts = Restarts()
         self._was_ready = False
         self._device = -1
         """Minor number of the mount, by which another one at the same place is told from it."""
@@ -121,16 +93,18 @@ class Supervisor:
             done = self._conclude(worker, code)
             if done is not None:
                 return done
-            self._sleep(PAUSES[min(self._hurried, len(PAUSES) - 1)])
+            gone = self._wait(self._restarts.pause)
             if self._stopping:
                 return self._unmount()
+            if gone:
+                return _exit_status(code)
 
     # --- a worker's life ---
 
-    def _start_when_possible(self) -> Worker | None:
+    def _start_when_possible(self) -> WorkerProcess | None:
         """Start a worker, however long the machine lacks memory or processes for it; None if we are asked to stop.
 
-        To hold the connection takes neither, and who reads waits.
+        To hold the connection takes neither, and readers wait.
         """
         while not self._stopping:
             try:
@@ -139,67 +113,36 @@ class Supervisor:
                 log.error("cannot start a process: %s; trying again", error.strerror)  # noqa: TRY400 - not a defect
                 if not self._was_ready:
                     raise
-                self._sleep(LACKING)
+                self._wait(LACKING)
         return None
 
-    def _start(self) -> Worker:
+    def _start(self) -> WorkerProcess:
         environment = os.environ | {"WATCHDOG_USEC": str(int(WATCHDOG * 1e6))}
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (*_STOP, signal.SIGHUP))  # what comes now is for the worker
-        pid = os.fork()
-        if pid:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        else:
-            try:
-                self._become_worker(environment, mask)
-            except OSError as error:
-                os.write(2, f"secretfs: cannot become a worker: {error.strerror}\n".encode())
-            finally:
-                os._exit(127)
-        try:
-            return Worker(pid)
-        except OSError:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
+        kept = {**self._kept, CHANNEL: self._workers_end.fileno()}
+        return WorkerProcess.start(self._command, environment, self._directory, kept, (*_STOP, signal.SIGHUP))
 
-    def _become_worker(self, environment: Mapping[str, str], mask: Collection[int]) -> NoReturn:
-        """Run the worker's program in this forked process, with what is kept for it."""
-        signal.set_wakeup_fd(-1)
-        for number in (*_STOP, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the worker listens: it is about to read everything anyway
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        os.fchdir(self._directory)
-        passed = {**self._kept, CHANNEL: self._workers_end.fileno()}
-        last = _FIRST_DESCRIPTOR + len(passed)
-        high = [fcntl.fcntl(held, fcntl.F_DUPFD, last) for held in passed.values()]
-        for target, held in enumerate(high, _FIRST_DESCRIPTOR):
-            os.dup2(held, target)
-        os.closerange(last, os.sysconf("SC_OPEN_MAX"))
-        names = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": ":".join(passed)}
-        os.execve(self._command[0], self._command, {**environment, **names})  # noqa: S606 - no shell
-
-    def _attend(self, worker: Worker) -> int:
+    def _attend(self, worker: WorkerProcess) -> int:
         """Do what a worker asks for, and what signals ask for, until it has ended. Returns its wait status."""
         poll = select.poll()
-        for source in (worker.process, self._channel.fileno(), self._signals.fileno()):
+        for source in (worker.descriptor, self._channel.fileno(), self._signals.fileno()):
             poll.register(source, select.POLLIN)
         poll.register(self._mounts, select.POLLPRI)  # something was mounted or unmounted (proc_pid_mountinfo(5))
         ended: int | None = None
         while ended is None:
-            patience = self._patience(worker) - (time.monotonic() - worker.heard_at)
-            happened = dict(poll.poll(None if patience == math.inf else max(0.0, patience) * 1000))
+            left = self._patience(worker) - (time.monotonic() - worker.heard_at)
+            happened = dict(poll.poll(None if left == math.inf else max(0.0, left) * 1000))
             self._take_signals(worker)
             if self._mounts in happened and not worker.abandoned and self._is_disconnected():
                 worker.abandoned, worker.heard_at = True, time.monotonic()
-            ended = _reap(worker.pid)  # before its messages: what it said last counts
+            ended = worker.reap()  # before its messages: what it said last counts
             self._take_messages(worker)
-            if patience <= 0 and ended is None and not worker.killed_by_us:
-                self._kill(worker)
-        os.close(worker.process)
+            if left <= 0 and ended is None and not worker.killed_by_us:
+                log.error("process %d does not answer: it is killed", worker.pid)
+                worker.kill()
+        os.close(worker.descriptor)
         return ended
 
-    def _patience(self, worker: Worker) -> float:
+    def _patience(self, worker: WorkerProcess) -> float:
         """Return for how many seconds a worker may be silent."""
         if self._stopping:
             return LAST_WORDS
@@ -209,36 +152,39 @@ class Supervisor:
             return WATCHDOG
         return START if self._was_ready else math.inf
 
-    def _kill(self, worker: Worker) -> None:
-        worker.killed_by_us = True
-        log.error("process %d does not answer: it is killed", worker.pid)
-        os.kill(worker.pid, signal.SIGKILL)
-
-    def _conclude(self, worker: Worker, code: int) -> int | None:
+    def _conclude(self, worker: WorkerProcess, code: int) -> int | None:
         """Decide what follows from the end of a worker: an exit status, or None for another worker."""
-        if self._was_ready and not self._kept and code == 0:
+        if self._was_ready and not self._kept and (code == 0 or worker.abandoned):
             return 0  # it was unmounted
         if self._stopping:
             return self._unmount()
         if not self._was_ready:
             self._abandon()
-            return code if code >= 0 else 128 - code
-        crashed = worker.ended_at_once and not (worker.ready and code == -signal.SIGKILL and not worker.killed_by_us)
-        self._failures = self._failures + 1 if crashed else 0
-        self._hurried = self._hurried + 1 if worker.ended_at_once else 0
-        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else worker.said or f"exit status {code}"
+            return _exit_status(code)
+        served = time.monotonic() - worker.ready_at if worker.ready else None
+        self._restarts.count(End(code, served, hung=worker.killed_by_us))
+        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else worker.status or f"exit status {code}"
         if worker.killed_by_us:
             reason = "it did not answer"
-        if self._failures < FAILURES:
+        if not self._restarts.given_up:
             log.warning("process %d ended (%s): another takes over", worker.pid, reason)
             return None
-        log.critical("%d processes in a row ended at once, the last with: %s; giving up", self._failures, reason)
+        return self._give_up(code, reason)
+
+    def _give_up(self, code: int, reason: str) -> int | None:
+        """Let readers have ENOTCONN, and say why. Returns an exit status if there is no use in trying again later."""
+        for name in list(self._kept):
+            self._let_go(name)
         record_failure(self._mountpoint, reason)
-        return code if code >= 0 else 128 - code
+        if code == MountError.exit_code:
+            log.critical("giving up: %s", reason)
+            return code
+        log.critical("giving up, trying again in %g s or at SIGHUP: %s", self._restarts.pause, reason)
+        return None
 
     # --- what it hears ---
 
-    def _take_signals(self, worker: Worker) -> None:
+    def _take_signals(self, worker: WorkerProcess) -> None:
         try:
             numbers = self._signals.recv(64)
         except BlockingIOError:
@@ -251,7 +197,7 @@ class Supervisor:
             elif number == signal.SIGHUP:
                 os.kill(worker.pid, number)
 
-    def _take_messages(self, worker: Worker) -> None:
+    def _take_messages(self, worker: WorkerProcess) -> None:
         while True:
             try:
                 # socket.recv_fds drops the flags in Python 3.11, and every worker would inherit what it receives.
@@ -269,11 +215,11 @@ class Supervisor:
                 os.close(descriptor)
             self._hear(worker, state)
 
-    def _hear(self, worker: Worker, state: Mapping[str, str]) -> None:
+    def _hear(self, worker: WorkerProcess, state: Mapping[str, str]) -> None:
         if not worker.abandoned:
             worker.heard_at = time.monotonic()
         if not worker.ready or "READY" not in state:
-            worker.said = state.get("STATUS", worker.said)
+            worker.status = state.get("STATUS", worker.status)
         if "FDSTOREREMOVE" in state:
             self._let_go(state.get("FDNAME", ""))
         if "READY" in state and not worker.ready:
@@ -322,12 +268,30 @@ class Supervisor:
 
     # --- the end ---
 
-    def _sleep(self, seconds: float) -> None:
-        """Wait, unless a signal asks us to stop."""
+    def _wait(self, seconds: float) -> bool:
+        """Wait until it is time for the next worker, or a signal asks for it or for the end.
+
+        Returns whether the mount is gone: after giving up nothing else tells us that.
+        """
+        poll = select.poll()
+        poll.register(self._signals, select.POLLIN)
+        if self._restarts.given_up:
+            poll.register(self._mounts, select.POLLPRI)
         end = time.monotonic() + seconds
-        while not self._stopping and (left := end - time.monotonic()) > 0:
-            if select.select([self._signals], [], [], left)[0]:
-                self._stopping = any(number in _STOP for number in self._signals.recv(64))
+        while (left := end - time.monotonic()) > 0:
+            if self._restarts.given_up and not self._is_there():
+                return True
+            if self._signals.fileno() in dict(poll.poll(left * 1000)):
+                numbers = set(self._signals.recv(64))
+                self._stopping = not numbers.isdisjoint(_STOP)
+                if self._stopping or signal.SIGHUP in numbers:
+                    return False
+        return False
+
+    def _is_there(self) -> bool:
+        """Whether our mount, alive or dead, is at its place."""
+        there = secretfs_at(Path(self._mountpoint))
+        return there is not None and self._device in (there.minor, -1)
 
     def _abandon(self) -> None:
         """Leave nothing of a mount that has never answered."""
@@ -337,8 +301,7 @@ class Supervisor:
     def _unmount(self) -> int:
         path = Path(self._mountpoint)
         try:
-            there = secretfs_at(path)
-            if there is not None and self._device in (there.minor, -1) and not self._is_disconnected():
+            if self._is_there() and not self._is_disconnected():
                 unmount(path, lazy=True)
         except MountError as error:
             log.error("%s", error)  # noqa: TRY400 - not a defect
@@ -346,18 +309,9 @@ class Supervisor:
         return 0
 
 
-def _reap(worker: int) -> int | None:
-    """Bury the dead: who is process 1 of a container gets more than its own. Returns the worker's status if it died."""
-    status = None
-    while True:
-        try:
-            pid, its = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return status
-        if not pid:
-            return status
-        if pid == worker:
-            status = its
+def _exit_status(code: int) -> int:
+    """Return an exit status as a shell has it: 128 and the signal for a process that was killed."""
+    return code if code >= 0 else 128 - code
 
 
 def _working_directory() -> int:

@@ -222,7 +222,7 @@ def test_a_worker_that_always_ends_at_once(components: Path) -> None:
         (components / "broken.yaml").write_text("kind: Component\nmetadata: [", encoding="utf-8")
         wait_until(lambda: "nothing is changed" in mount.log)
         os.kill(mount.worker, signal.SIGKILL)
-        assert mount.process.wait(20) == 2
+        wait_until(lambda: "giving up" in mount.log, within=20)
         assert errno_of(os.listdir, mount.path) == "ENOTCONN"
         reason = f"{components}/broken.yaml"
         assert reason in mount.log
@@ -230,7 +230,48 @@ def test_a_worker_that_always_ends_at_once(components: Path) -> None:
         assert done.status == 3
         assert reason in done.err
         assert secretfs("unmount", mount.path).status == 0
+        assert mount.process.wait(20) == 2
         assert last_failure(str(mount.path)) == ""
+
+
+def test_after_giving_up(components: Path) -> None:
+    """takeover-23: After giving up, the supervisor tries again: after 30 s, then up to 5 min, and at SIGHUP at once."""
+    with mounted(components, expect_log=[ENDED, "giving up", "broken.yaml"]) as mount:
+        (components / "broken.yaml").write_text("kind: Component\nmetadata: [", encoding="utf-8")
+        wait_until(lambda: "nothing is changed" in mount.log)
+        os.kill(mount.worker, signal.SIGKILL)
+        wait_until(lambda: "giving up, trying again in 30 s" in mount.log, within=20)
+        mount.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "giving up, trying again in 60 s" in mount.log)
+        assert errno_of(os.listdir, mount.path) == "ENOTCONN"
+        (components / "broken.yaml").unlink()
+        mount.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: mount.log.count("INFO mounted at ") == 2)
+        assert (mount.path / "file/token").read_text() == OLD
+        assert secretfs("status", mount.path).status == 0
+        killed(mount)
+        assert (mount.path / "file/token").read_text() == OLD
+
+
+def test_kills_from_outside(components: Path) -> None:
+    """takeover-24: A daemon that is killed from outside is always replaced, even if it is killed before it is ready."""
+    with mount_of(components) as mount, (mount.path / "file/token").open("rb", buffering=0) as token:
+        os.kill(mount.worker, signal.SIGKILL)
+        killed_young = {kill_unready(mount) for _ in range(7)}
+        assert len(killed_young) == 7
+        wait_until(lambda: "took over" in mount.log, within=20)
+        assert token.read() == OLD.encode()
+        assert "giving up" not in mount.log
+
+
+def kill_unready(mount: Mounted) -> int:
+    """Kill a worker as soon as it exists: it takes longer to be ready than to be found. Returns its process id."""
+    children = Path(f"/proc/{mount.process.pid}/task/{mount.process.pid}/children")
+    wait_until(lambda: children.read_text("ascii"), within=20)
+    pid = int(children.read_text("ascii"))
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: children.read_text("ascii").strip() != str(pid))
+    return pid
 
 
 def test_an_upgrade(components: Path) -> None:
@@ -345,10 +386,11 @@ def test_what_cannot_be_taken_over_while_a_store_is_down(components: Path, file:
     """takeover-16: A mount that can be neither taken over nor mounted anew is ENOTCONN, with a reason, never empty."""
     with mounted(components, expect_log=[ENDED, "cannot be taken over", "giving up", "secrets.json"]) as mount:
         spoil_journal(mount, *OTHER_VERSION, file.path.unlink)
-        assert mount.process.wait(30) == 2
+        wait_until(lambda: "giving up" in mount.log, within=30)
         assert errno_of(os.listdir, mount.path) == "ENOTCONN"
         assert "secrets.json" in secretfs("status", mount.path).err
         assert secretfs("unmount", mount.path).status == 0
+        assert mount.process.wait(20) == 2
 
 
 def spoil_journal(mount: Mounted, offset: int, data: bytes, meanwhile: Callable[[], object] = lambda: None) -> None:

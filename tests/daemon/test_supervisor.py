@@ -28,6 +28,9 @@ lives = os.path.getsize({lives!r})
 """
 
 
+NO_PAUSES = "from secretfs.daemon import restarts as r; r.PAUSES = (0.0,)"
+
+
 @dataclass(frozen=True)
 class Supervised:
     """A supervisor and what its workers leave behind."""
@@ -128,10 +131,10 @@ def test_who_ends_at_once_again_and_again_is_given_up_with_the_reason(tmp_path: 
     """
     mountpoint = str(tmp_path / "mnt")
     try:
-        with supervised(tmp_path, worker, settings="s.PAUSES = (0.0,)") as s:
+        with supervised(tmp_path, worker, settings=NO_PAUSES) as s:
             assert s.process.wait(20) == 4
             assert s.count == 1 + 6
-            assert "6 processes in a row ended at once, the last with: it is Tuesday" in s.log.read_text("utf-8")
+            assert "giving up, trying again in 30 s or at SIGHUP: it is Tuesday" in s.log.read_text("utf-8")
         assert last_failure(mountpoint) == "it is Tuesday"
     finally:
         clear_failure(mountpoint)
@@ -141,8 +144,8 @@ def test_who_ends_at_once_again_and_again_is_given_up_with_the_reason(tmp_path: 
 def test_a_signal_that_comes_before_the_program_does_is_not_lost(tmp_path: Path) -> None:
     """The supervisor passes it on while its child is no worker yet."""
     settings = (
-        "import signal; become = s.Supervisor._become_worker; "
-        "s.Supervisor._become_worker = lambda *a: (s.os.kill(s.os.getpid(), signal.SIGTERM), become(*a))"
+        "import signal; from secretfs.daemon import worker_process as w; become = w._become_worker; "
+        "w._become_worker = lambda *a: (w.os.kill(w.os.getpid(), signal.SIGTERM), become(*a))"
     )
     with supervised(tmp_path, "time.sleep(60)", settings=settings) as s:
         assert s.process.wait(5) == 128 + signal.SIGTERM
@@ -158,7 +161,24 @@ def test_who_is_killed_from_outside_is_never_given_up(tmp_path: Path) -> None:
             os.kill(os.getpid(), 9)
         manager.remove("connection")
     """
-    with supervised(tmp_path, worker, settings="s.PAUSES = (0.0,)") as s:
+    with supervised(tmp_path, worker, settings=NO_PAUSES) as s:
+        assert s.process.wait(30) == 0
+        assert s.count == 20
+
+
+def test_who_is_killed_before_it_is_ready_is_never_given_up_either(tmp_path: Path) -> None:
+    """As by the kernel, in a minute in which it lacks memory."""
+    worker = """
+        if lives == 1:
+            manager.store("connection", os.memfd_create("x"))
+            manager.notify(READY=1)
+        if lives < 20:
+            os.kill(os.getpid(), 9)
+        assert "connection" in kept
+        manager.notify(READY=1)
+        manager.remove("connection")
+    """
+    with supervised(tmp_path, worker, settings=NO_PAUSES) as s:
         assert s.process.wait(30) == 0
         assert s.count == 20
 

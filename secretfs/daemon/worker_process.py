@@ -1,0 +1,98 @@
+"""A worker as its supervisor sees it: a process that is started with the descriptors which are kept for it."""
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Collection, Mapping
+from typing import Final, NoReturn
+
+_FIRST_DESCRIPTOR: Final = 3  # SD_LISTEN_FDS_START
+
+
+class WorkerProcess:
+    """A process that serves the mount, from its start to its end."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.descriptor = os.pidfd_open(pid)
+        """Readable when it has ended."""
+        self.ready = False
+        self.status = ""
+        """The last it said of itself (``STATUS=``)."""
+        self.heard_at = self.ready_at = time.monotonic()
+        self.killed_by_us = False
+        self.abandoned = False
+        """The kernel has ended the connection, as it does when it is unmounted: the worker has to end."""
+
+    @classmethod
+    def start(
+        cls,
+        command: list[str],
+        environment: Mapping[str, str],
+        directory: int,
+        kept: Mapping[str, int],
+        blocked: Collection[signal.Signals],
+    ) -> "WorkerProcess":
+        """Start a worker in a working directory, with descriptors as sd_listen_fds(3) passes them. Raises OSError.
+
+        Signals that are ``blocked`` meanwhile are for the worker, if they come.
+        """
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        pid = os.fork()
+        if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        else:
+            try:
+                _become_worker(command, environment, directory, kept, mask)
+            except OSError as error:
+                os.write(2, f"secretfs: cannot become a worker: {error.strerror}\n".encode())
+            finally:
+                os._exit(127)
+        try:
+            return cls(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+
+    def kill(self) -> None:
+        """Kill it because it does not answer."""
+        self.killed_by_us = True
+        os.kill(self.pid, signal.SIGKILL)
+
+    def reap(self) -> int | None:
+        """Reap all exited children; process 1 of a container gets those of others. Returns this one's wait status."""
+        status = None
+        while True:
+            try:
+                pid, exited = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return status
+            if not pid:
+                return status
+            if pid == self.pid:
+                status = exited
+
+
+def _become_worker(
+    command: list[str],
+    environment: Mapping[str, str],
+    directory: int,
+    kept: Mapping[str, int],
+    mask: Collection[int],
+) -> NoReturn:
+    """Run the worker's program in this forked process."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the worker listens: it is about to read everything anyway
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    os.fchdir(directory)
+    last = _FIRST_DESCRIPTOR + len(kept)
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, last) for descriptor in kept.values()]
+    for target, descriptor in enumerate(high, _FIRST_DESCRIPTOR):
+        os.dup2(descriptor, target)
+    os.closerange(last, os.sysconf("SC_OPEN_MAX"))
+    names = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": ":".join(kept)}
+    os.execve(command[0], command, {**environment, **names})  # noqa: S606 - no shell
