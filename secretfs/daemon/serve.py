@@ -126,10 +126,11 @@ async def serve(
             nursery.start_soon(task)
         nursery.start_soon(_evict_idle, vfs)
         nursery.start_soon(catch_up, vfs.changes, announce)
-        nursery.start_soon(_announce, options.mountpoint, helpers.asking, handover, observer.ready)
+        nursery.start_soon(_announce, options.mountpoint, app_id, helpers.asking, handover, observer.ready)
         asked_to_stop = await _until_unmounted_or_asked_to_stop()
         pyfuse3.close(unmount=False)
         if not asked_to_stop:
+            log.info("unmounted %s", options.mountpoint)
             handover.release()
         elif not handover.outlives_us and (there := secretfs_at(options.mountpoint)) and there.minor == device:
             unmount(options.mountpoint, lazy=True)
@@ -172,7 +173,9 @@ async def _evict_idle(vfs: SecretVFS) -> None:
         vfs.evict_idle()
 
 
-async def _announce(mountpoint: Path, helper: SyscallHelper, handover: Handover, ready: Callable[[], None]) -> None:
+async def _announce(
+    mountpoint: Path, app_id: str, helper: SyscallHelper, handover: Handover, ready: Callable[[], None]
+) -> None:
     """Say that the mount is ready when it answers through the kernel, as to its users; then feed the watchdog.
 
     The question is statvfs(2), which needs no store: it finds out whether we serve. Runs until the mount is gone.
@@ -181,7 +184,11 @@ async def _announce(mountpoint: Path, helper: SyscallHelper, handover: Handover,
         await trio.sleep(ASK_AGAIN)
     ready()
     handover.notify(READY=1, STATUS=f"serves {mountpoint}")
-    log.info("%s %s", "took over the mount at" if handover.inherited else "mounted at", mountpoint)
+    how, app = (
+        "took over the mount at" if handover.inherited else "mounted at",
+        f"app id {app_id}" if app_id else "no app id",
+    )
+    log.info("%s %s: %s, process %d", how, mountpoint, app, os.getpid())
     while handover.watchdog is not None:
         await trio.sleep(handover.watchdog / 4)
         if await _answers(mountpoint, helper):

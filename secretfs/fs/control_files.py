@@ -4,6 +4,7 @@ A `RenderedFile` can be read, a `RequestFile` can be written to. Their modes are
 """
 
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ FILES: Final = {b"refresh": Control.REFRESH, b"status.json": Control.STATUS}
 """What is in the directory, by path segment."""
 
 LARGEST_REQUEST: Final = 65536
+
+log = logging.getLogger(__name__)
 """Bytes of one write(2). The kernel splits a larger one, into pieces of at least this size."""
 
 Path = tuple[bytes, ...]
@@ -97,9 +100,12 @@ class RefreshFile(RequestFile):
 
     async def write(self, text: bytes) -> None:
         """Refresh the paths, of several stores side by side. Raises the first error when all is done."""
-        views = dict(self._views())
+        views, paths = dict(self._views()), parse_request(text)
+        roots = {path[:1] for path in paths}
+        concerned = [component for component in views if roots & {(), (encode(component),)}]
+        log.info("a refresh is asked for: %s", ", ".join(concerned) or "of no store that is here")
         try:
-            await _refresh({encode(component): view for component, view in views.items()}, parse_request(text))
+            await _refresh({encode(component): view for component, view in views.items()}, paths)
         finally:
             for component in views:
                 self._refreshed(component)

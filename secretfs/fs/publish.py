@@ -177,6 +177,7 @@ class Publisher:
         for name, key in sorted(change.values):
             await self._publish_value(ValueKey(component, name, key))
         if change.values:
+            log.info("%s: values changed: %d", component, len(change.values))
             self._published()  # whoever has read them may be told, also where the kernel has forgotten the files
 
     async def _publish_value(self, key: ValueKey) -> None:

@@ -270,6 +270,24 @@ class TestLog:
         assert any(line.endswith("WARNING a: the fake says so") for line in lines)
         assert not leaked("\n".join(lines))
 
+    def test_what_becomes_of_a_mount_is_in_it(self, components: Path, tmp_path: Path) -> None:
+        point, log = tmp_path / "mnt", tmp_path / "log"
+        arguments = ("--resources-path", components, "--log-file", log, "--app-id", "shop")
+        with background(point, *arguments) as pid:
+            assert read(point / "file/password") == secret("password")
+            (tmp_path / "new.json").write_text(f'{{"password": "{secret("rotated")}"}}', encoding="utf-8")
+            (tmp_path / "new.json").rename(tmp_path / "secrets.json")
+            wait_until(lambda: "values changed" in log.read_text(encoding="utf-8"))
+            assert secretfs("refresh", point, "file/password").status == 0
+            assert secretfs("unmount", point).status == 0
+        lines = [line.partition(" INFO ")[2] for line in log.read_text(encoding="utf-8").splitlines()]
+        assert [line for line in lines if not line.startswith("serving")] == [
+            f"mounted at {point}: app id shop, process {pid}",
+            "file: values changed: 1",
+            "a refresh is asked for: file",
+            f"unmounted {point}",
+        ]
+
     def test_a_file_that_is_moved_away_is_followed_by_a_new_one(self, components: Path, tmp_path: Path) -> None:
         """As logrotate does it; and while no file can be made, what is read is still answered."""
         logs, point = tmp_path / "logs", tmp_path / "mnt"
