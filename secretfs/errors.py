@@ -194,7 +194,21 @@ class Superseded(SecretFSError):
     errno = errno.ESTALE
 
 
-def log_defect(logger: logging.Logger, error: Exception) -> None:
+def log_defect(logger: logging.Logger, error: BaseException) -> None:
     """Log where an unexpected exception came from, without its text: that may quote a value."""
     bare = Exception(f"{type(error).__name__} (its text is withheld: it may quote a secret)")
     logger.error("a defect in secretfs or in a store", exc_info=(type(bare), bare, error.__traceback__))
+
+
+def as_store_error(logger: logging.Logger | None, error: BaseException) -> StoreError:
+    """Make an error of a store of whatever it raised. ``logger`` gets the place of a defect.
+
+    The text of a defect stays unsaid: it may quote a secret.
+    """
+    if isinstance(error, StoreError):
+        return error
+    if isinstance(error, SecretFSError):
+        return StoreError(str(error))
+    if logger is not None:
+        log_defect(logger, error)
+    return StoreError(f"unexpected {type(error).__name__}; the log has the place")

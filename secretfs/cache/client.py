@@ -1,24 +1,35 @@
-"""Calls of one store: in threads of which there is a bounded number, and none is waited for longer than the deadline.
+"""Calls to one store: in a bounded number of threads, each with a deadline, behind a circuit breaker.
 
-What they say is an answer, also "no such secret" and "forbidden"; every other error is a failure. After a few failures
-nobody calls any more, until a trial shows that the store answers again. Of all that people can know about a store, what
-it was asked is counted here, and each trouble is told once.
+A call has an answer, which may be "no such secret" or "forbidden", or it fails. Whatever a store raises that is not a
+`StoreError` is a defect of that store, and counts as a failure of it: it never leaves this module as anything else.
+After three consecutive failures the circuit breaker opens and calls fail at once; a probe closes it again.
 
 Belongs to one trio thread; nothing here is thread-safe but the calls into the store.
 """
 
 import contextlib
 import copy
+import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
 
 from secretfs.cache.health import CallStats, CircuitBreaker, FailureLog, Kind, State
 from secretfs.cache.ttl_cache import CachedAnswer
-from secretfs.errors import AccessDenied, DeadlineExceeded, SecretNotFound, StoreError, StoreUnavailable
-from secretfs.store import CachedRead, Names, RevalidatingStore, Secret, SecretStore
+from secretfs.errors import (
+    AccessDenied,
+    DeadlineExceeded,
+    MalformedAnswer,
+    SecretNotFound,
+    StoreError,
+    StoreUnavailable,
+    as_store_error,
+)
+from secretfs.store import CachedRead, Names, NamespacedStore, RevalidatingStore, Secret, SecretStore
 
 T = TypeVar("T")
 
@@ -32,25 +43,35 @@ SHORTEST_TTL: Final = 0.1
 """Seconds that an answer lives from when it arrives, whatever ttl says. The kernel repeats a call once when a file was
 superseded; an answer that had expired by then would end it with ESTALE."""
 
+_ANSWERS: Final = {Kind.NAMES: Names, Kind.FETCH: Secret, Kind.COMPARE: frozenset}
+
+log = logging.getLogger(__name__)
+
 
 class StoreClient:
-    """A store as it can be called. ``ttl`` and ``deadline`` are seconds.
+    """Calls one store, for its cache and for the stores that take their credentials from it.
 
-    A thread whose call outlives the deadline is left behind and keeps its place among the `CONCURRENCY` of this store
-    until the SDK gives up: a store that hangs slows down nobody else and cannot pile up threads. ``nursery`` runs the
-    trials.
+    ``ttl`` and ``deadline`` are seconds. A thread whose call outlives the deadline is abandoned, and keeps its place
+    among the `CONCURRENCY` of this store until the SDK gives up: a store that hangs slows down no other store, and
+    cannot pile up threads. `keep_probing` has to run beside the calls.
     """
 
-    def __init__(self, component: str, store: SecretStore, ttl: float, deadline: float, nursery: trio.Nursery) -> None:
+    def __init__(self, component: str, store: SecretStore, ttl: float, deadline: float, store_type: str = "") -> None:
+        self.component = component
         self.store = store
+        self.store_type = store_type
         self.stats = CallStats()
         self._ttl = ttl
         self._deadline = deadline
-        self._nursery = nursery
         self._limiter = trio.CapacityLimiter(CONCURRENCY)
         self._breaker = CircuitBreaker()
         self._log = FailureLog(component)
-        self._over = False
+        self._failed = trio.Event()
+        """Set while the store is in doubt."""
+        self._opened = trio.Event()
+        """Set when the circuit breaker opens, until it is probed."""
+        self._defects: frozenset[tuple[str, str, int]] = frozenset()
+        self._ended = False
 
     @property
     def in_doubt(self) -> bool:
@@ -59,58 +80,88 @@ class StoreClient:
 
     @property
     def down(self) -> bool:
-        """Whether several in a row did: nobody calls until a trial has succeeded."""
+        """Whether the circuit breaker is open: calls fail at once, until a probe succeeds."""
         return self._breaker.open
 
     @property
     def state(self) -> State:
-        """What is to be thought of the store."""
+        """The health of the store."""
         if self.in_doubt:
             return State.DOWN if self.down else State.IN_DOUBT
         return State.REFUSED if self.stats.last_refused else State.OK
 
     @property
     def next_try(self) -> float | None:
-        """When a store that is down is tried again, in seconds since the epoch."""
+        """When a store that is down is probed next, in seconds since the epoch."""
         if self.stats.last_error is None or not self.down:
             return None
         return self.stats.last_error.at + self._breaker.pause
 
     async def names(self, folder: str) -> CachedAnswer[Names | StoreError]:
-        """Call `SecretStore.names`, if the store is worth asking. Raises what is no answer."""
+        """Call `SecretStore.names`, unless the circuit breaker is open. Raises any failure."""
         return await self._guarded(Kind.NAMES, self.store.names, folder)
 
     async def fetch(self, name: str) -> CachedAnswer[Secret | StoreError]:
-        """Call `SecretStore.fetch`, if the store is worth asking. Raises what is no answer."""
+        """Call `SecretStore.fetch`, unless the circuit breaker is open. Raises any failure."""
         return await self._guarded(Kind.FETCH, self.store.fetch, name)
 
+    async def fetch_reference(self, name: str, namespace: str = "") -> Secret:
+        """Read a secret as a reference to it in a component of ``namespace`` means it.
+
+        A store that is down is probed first, if it is time to: whether it is used for anything else does not matter.
+        Raises any `StoreError`, also a refusal.
+        """
+        if self.down and trio.current_time() >= self._breaker.retry_at:
+            await self._probe()
+        read: Callable[[str], Secret] = self.store.fetch
+        if namespace and isinstance(self.store, NamespacedStore):
+            read = partial(self.store.fetch_in, namespace)
+        answer = await self._guarded(Kind.FETCH, read, name)
+        if isinstance(answer.value, StoreError):
+            raise copy.copy(answer.value)
+        return answer.value
+
     async def unchanged(self, known: Mapping[str, CachedRead]) -> CachedAnswer[frozenset[str] | StoreError]:
-        """Call `RevalidatingStore.unchanged`, if the store has it and is worth asking. Raises what is no answer."""
+        """Call `RevalidatingStore.unchanged`, unless the circuit breaker is open. Raises any failure."""
         store = self.store
         if not isinstance(store, RevalidatingStore):
-            raise StoreError("this store does not compare")
+            raise StoreError("this store cannot revalidate")
         return await self._guarded(Kind.COMPARE, lambda _: store.unchanged(known), "")
 
     async def check(self) -> None:
-        """Call `SecretStore.check`, whatever is thought of the store. Raises what is no answer."""
+        """Call `SecretStore.check`, also while the circuit breaker is open. Raises any failure."""
         await self._call(Kind.CHECK, lambda _: self.store.check(), "")
 
-    async def probe(self) -> None:
-        """Find out whether a store that failed answers again, if it is time to."""
-        if trio.current_time() >= self._breaker.retry_at:
-            await self._probe()
+    def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
+        """Call `WatchingStore.watch`, if the store has it. One that fails is not watched, and the log says so."""
+        watch = getattr(self.store, "watch", None)
+        if watch is None:
+            return
+        try:
+            watch(changed)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a store may be anybody's
+            log.error("%s: its changes show after ttl: %s", self.component, as_store_error(log, error))  # noqa: TRY400
+
+    async def keep_probing(self) -> None:
+        """Probe the store while it fails, until it answers again. Runs forever.
+
+        At once when the circuit breaker opens: it may have been the question that failed, and not the store. Then after
+        1 s to 30 s, with exponential back-off.
+        """
+        while True:
+            await self._failed.wait()
+            with trio.move_on_at(self._breaker.retry_at):
+                await self._opened.wait()
+            if self.in_doubt and (self._opened.is_set() or trio.current_time() >= self._breaker.retry_at):
+                self._opened = trio.Event()
+                await self._probe()
 
     def end(self) -> None:
         """Call the store no more: it may be closed."""
-        self._over = True
-
-    @property
-    def over(self) -> bool:
-        """Whether it is called no more."""
-        return self._over
+        self._ended = True
 
     async def _probe(self) -> None:
-        with contextlib.suppress(StoreError):  # told where it happened
+        with contextlib.suppress(StoreError):  # logged where it happened
             await self.check()
 
     async def _guarded(self, kind: Kind, call: Callable[[str], T], argument: str) -> CachedAnswer[T | StoreError]:
@@ -119,33 +170,52 @@ class StoreClient:
         return await self._call(kind, call, argument)
 
     async def _call(self, kind: Kind, call: Callable[[str], T], argument: str) -> CachedAnswer[T | StoreError]:
-        if self._over:
+        if self._ended:
             raise StoreUnavailable("it is not served any more")
         asked, asked_at = trio.current_time(), time.time()
         ttl = self._ttl
         answer: T | StoreError
         subject = (kind.value, argument)
         try:
-            answer = await self._in_thread(call, argument)
+            answer = _checked(kind, await self._in_thread(call, argument))
         except SecretNotFound as error:
             answer = error
         except AccessDenied as error:
             answer, ttl = error, min(ttl, REFUSAL_TTL)
-        except StoreError as error:
-            self.stats.failed(kind, time.time(), error)
-            self._log.failed(subject, error)
-            if self._breaker.failed(error, trio.current_time(), asked) and kind is not Kind.CHECK:
-                self._nursery.start_soon(self._probe)  # it may have been the question: then nobody else is to suffer
-            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it costs this store, not the mount
+            failure = self._as_failure(error)
+            self.stats.failed(kind, time.time(), failure)
+            self._log.failed(subject, failure)
+            if failure is error or kind not in (Kind.NAMES, Kind.FETCH):  # a defect met by one question is no outage
+                self._note_failure(kind, failure, asked)
+            raise failure from None
         if isinstance(answer, AccessDenied):
             self.stats.refused(kind, time.time(), answer)
             self._log.refused(subject, answer)
         else:
             self.stats.answered(kind, time.time())
             self._log.answered(subject)
-        self._breaker.answered()
-        self._log.over()
+        self._note_recovery()
         return CachedAnswer(answer, asked, max(asked + ttl, trio.current_time() + SHORTEST_TTL), asked_at)
+
+    def _as_failure(self, error: BaseException) -> StoreError:
+        """Make a failure of whatever was raised. The log gets the place of each defect once: a probe meets it again."""
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        defect = (type(error).__name__, frame.f_code.co_filename, line)
+        known, self._defects = defect in self._defects, self._defects | {defect}
+        return as_store_error(None if known else log, error)
+
+    def _note_failure(self, kind: Kind, failure: StoreError, asked: float) -> None:
+        if self._breaker.failed(failure, trio.current_time(), asked) and kind is not Kind.CHECK:
+            self._opened.set()
+        self._failed.set()
+
+    def _note_recovery(self) -> None:
+        if self._breaker.answered():
+            self._failed = trio.Event()
+            if self._opened.is_set():
+                self._opened = trio.Event()
+        self._log.over()
 
     async def _in_thread(self, call: Callable[[str], T], argument: str) -> T:
         with time_limit(self._deadline, trio.current_time()):
@@ -154,9 +224,19 @@ class StoreClient:
 
 @contextlib.contextmanager
 def time_limit(deadline: float, since: float) -> Iterator[None]:
-    """Wait no longer than so many seconds ``since`` a moment. Raises `DeadlineExceeded`."""
+    """Wait no longer than ``deadline`` seconds after ``since``, on trio's clock. Raises `DeadlineExceeded`."""
     try:
         with trio.fail_at(since + deadline):
             yield
     except trio.TooSlowError:
         raise DeadlineExceeded(f"no answer within {deadline:g} s") from None
+
+
+def _checked(kind: Kind, answer: T) -> T:
+    """Return what a store answered. Raises `MalformedAnswer` if that is not what the contract says."""
+    wanted = _ANSWERS.get(kind)
+    if wanted is not None and not isinstance(answer, wanted):
+        raise MalformedAnswer(f"the store answered {kind.value} with a {type(answer).__name__}, not {wanted.__name__}")
+    if isinstance(answer, Secret) and not all(isinstance(value, bytes) for value in answer.values.values()):
+        raise MalformedAnswer("the store answered with a value that is not bytes")
+    return answer

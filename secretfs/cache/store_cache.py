@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import trio
 
@@ -27,7 +27,7 @@ from secretfs.cache.client import StoreClient, time_limit
 from secretfs.cache.health import Statistics
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import StoreError
-from secretfs.store import CachedRead, Names, RevalidatingStore, Secret, SecretStore, WatchingStore
+from secretfs.store import CachedRead, Names, RevalidatingStore, Secret
 
 T = TypeVar("T")
 
@@ -60,37 +60,26 @@ class CachedStore:
     ``nursery`` runs the questions; cancel it to stop. `keep_fresh` has to run beside it.
     """
 
-    calls: ClassVar[type[StoreClient]] = StoreClient
-
     def __init__(
-        self,
-        component: str,
-        store: SecretStore,
-        freshness: Freshness,
-        nursery: trio.Nursery,
-        store_type: str = "",
-        *,
-        announce: Announce = discard,
+        self, client: StoreClient, freshness: Freshness, nursery: trio.Nursery, announce: Announce = discard
     ) -> None:
-        self.component = component
-        self._store_type = store_type
-        self._announce = announce
+        self.component = client.component
+        self._client = client
         self._freshness = freshness
-        self._calls = self.calls(component, store, freshness.ttl, freshness.deadline, nursery)
+        self._announce = announce
         self._names = TTLCache[str, Names | StoreError](self._load_names, nursery, self._names_loaded)
-        self._secrets = TTLCache[str, Secret | StoreError](self._calls.fetch, nursery, self._secret_loaded)
+        self._secrets = TTLCache[str, Secret | StoreError](client.fetch, nursery, self._secret_loaded)
         self._withheld: dict[str, Names] = {}
         """The last listings of folders whose listing is refused by now."""
         self._nursery = nursery
-        self._revalidates = isinstance(store, RevalidatingStore)
-        if isinstance(store, WatchingStore):
-            self._token = trio.lowlevel.current_trio_token()
-            store.watch(self._changed_upstream)
+        self._ended = False
+        self._token = trio.lowlevel.current_trio_token()
+        client.watch(self._changed_upstream)
 
     @property
     def multi_valued(self) -> bool:
         """Whether a secret of this store is a map of keys or one value, as the store says."""
-        return self._calls.store.multi_valued
+        return self._client.store.multi_valued
 
     @property
     def idle(self) -> float:
@@ -121,7 +110,7 @@ class CachedStore:
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Ask for secrets that somebody is about to want, if they are not known and the store is in no doubt."""
-        if not self._calls.in_doubt:
+        if not self._client.in_doubt:
             for name in names:
                 self._nursery.start_soon(self._prefetch, name)
 
@@ -149,7 +138,7 @@ class CachedStore:
 
     def statistics(self, visible: Callable[[str], bool] = lambda _: True) -> Statistics:
         """Say how the store does, and how much is known of the secrets that are ``visible``."""
-        doubted, stats = self._calls.in_doubt, self._calls.stats
+        doubted, stats = self._client.in_doubt, self._client.stats
         cached = stale = 0
         for name in filter(visible, self._secrets):
             answer = self._secrets.known(name)
@@ -158,11 +147,11 @@ class CachedStore:
                 if answer.stale or (doubted and not answer.remaining):
                     stale += len(answer.value.values)
         return Statistics(
-            self._store_type,
-            self._calls.state,
+            self._client.store_type,
+            self._client.state,
             stats.last_success,
             stats.last_error,
-            self._calls.next_try,
+            self._client.next_try,
             sum(map(visible, self._listed())),
             cached,
             stale,
@@ -171,8 +160,8 @@ class CachedStore:
         )
 
     async def _reload(self, asked: list[tuple[TTLCache[str, Any], str]]) -> None:
-        if self._calls.down:
-            await self._calls.check()
+        if self._client.down:
+            await self._client.check()
         for cache, key in asked:
             cache.expire(key)
         waiting = iter(asked)
@@ -218,25 +207,28 @@ class CachedStore:
     async def keep_fresh(self) -> None:
         """Ask again for what is in use before it expires, drop what is not, try a store that failed. Runs forever.
 
-        When it is cancelled the store is asked no more: it may be closed.
+        When it is cancelled, changes that the store tells of are of no interest any more.
         """
         try:
-            while True:
-                await trio.sleep(min(5.0, self._freshness.ttl / 16))
-                if self._calls.in_doubt:
-                    await self._calls.probe()
-                    if self._calls.in_doubt:
-                        continue
-                for cache in (self._names, self._secrets):
-                    cache.drop_idle(self._freshness.idle)
-                    await self._renew(cache)
-                self._withheld = {key: names for key, names in self._withheld.items() if self._names.known(key)}
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._client.keep_probing)
+                nursery.start_soon(self._keep_renewing)
         finally:
-            self._calls.end()
+            self._ended = True
+
+    async def _keep_renewing(self) -> None:
+        while True:
+            await trio.sleep(min(5.0, self._freshness.ttl / 16))
+            if self._client.in_doubt:
+                continue
+            for cache in (self._names, self._secrets):
+                cache.drop_idle(self._freshness.idle)
+                await self._renew(cache)
+            self._withheld = {key: names for key, names in self._withheld.items() if self._names.known(key)}
 
     async def _serve(self, cache: TTLCache[str, T | StoreError], key: str) -> CachedAnswer[T | StoreError]:
         answer = cache.use(key)
-        if answer is None and self._calls.in_doubt:
+        if answer is None and self._client.in_doubt:
             answer = self._stale(cache, key)
         if answer is not None:
             return answer
@@ -267,7 +259,7 @@ class CachedStore:
                 due.append(key)
             elif known is not None and not known.remaining and key not in self._withheld:
                 cache.drop(key)
-        if due and cache is self._secrets and self._revalidates:
+        if due and cache is self._secrets and isinstance(self._client.store, RevalidatingStore):
             await self._revalidate()
         waiting = filter(cache.is_due, due)  # when its turn comes: a reader may have been faster, or `_revalidate`
         async with trio.open_nursery() as nursery:
@@ -283,14 +275,15 @@ class CachedStore:
             if isinstance(answer.value, Secret) and answer.fetched > -math.inf  # what was inherited is not from here
         }
         with contextlib.suppress(StoreError):  # logged where it happened; what is due will be read
-            said = await self._calls.unchanged(known)
+            said = await self._client.unchanged(known)
             for name in said.value if isinstance(said.value, frozenset) else ():
-                if self._secrets.known(name) is answers[name]:  # nothing has been found out meanwhile
-                    self._secrets.keep(name, said.revalidated(answers[name]))
+                before = answers.get(name)
+                if before is not None and self._secrets.known(name) is before:  # else somebody was faster
+                    self._secrets.keep(name, said.revalidated(before))
 
     async def _load_quietly(self, cache: TTLCache[str, Any], keys: Iterable[str]) -> None:
         for key in keys:
-            if self._calls.down:
+            if self._client.down:
                 return
             with contextlib.suppress(StoreError):  # logged where it happened; readers are served what is known
                 await self._load(cache, key)
@@ -302,7 +295,7 @@ class CachedStore:
 
     async def _load_names(self, folder: str) -> CachedAnswer[Names | StoreError]:
         """Ask for names. While they stay the same it is the same object: what was made of it need not be made again."""
-        answer = await self._calls.names(folder)
+        answer = await self._client.names(folder)
         known = self._names.known(folder)
         return replace(answer, value=known.value) if known and known.value == answer.value else answer
 
@@ -340,7 +333,7 @@ class CachedStore:
 
     def _expire(self, names: frozenset[str]) -> None:
         """Ask again for what is known and may have changed."""
-        if self._calls.over:
+        if self._ended:
             return
         for cache, keys in ((self._names, list(self._names)), (self._secrets, list(names))):
             known = [key for key in keys if cache.known(key)]

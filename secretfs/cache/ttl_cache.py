@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-from secretfs.errors import SecretFSError, StoreError, log_defect
+from secretfs.errors import SecretFSError, StoreError, as_store_error
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -195,8 +195,7 @@ class TTLCache(Generic[K, T]):
         except SecretFSError as error:
             pending.error = error
         except Exception as error:  # noqa: BLE001 - a defect costs those who asked EIO, never everybody the mount
-            log_defect(log, error)
-            pending.error = StoreError(f"unexpected {type(error).__name__}; the log has the place")
+            pending.error = as_store_error(log, error)
         finally:
             pending.done.set()
             if not pending.outdated:

@@ -1,5 +1,6 @@
 """``secretfs check``: what a mount would do, without mounting. Shows names, never values."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from secretfs.cli.output import progress, warn
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration, load_declaration, named_paths
 from secretfs.dapr.references import component_references
-from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, Notice, StoreError
+from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, Notice, StoreError, as_store_error
 from secretfs.fs.keys import FolderKey, ValueKey
 from secretfs.fs.view import StoreView
 from secretfs.linux.log import printable
@@ -24,13 +25,14 @@ from secretfs.registry.annotations import freshness
 from secretfs.registry.opening import (
     OpenedStore,
     OpenFailure,
-    as_store_error,
     check_references,
     open_registry,
     open_store,
 )
 from secretfs.settings import unknown_properties
 from secretfs.stores import load_store_type
+
+log = logging.getLogger(__name__)
 
 EXIT_WARNINGS = 1
 
@@ -121,7 +123,7 @@ def _inspect(component: Component, declaration: Declaration, default: Freshness,
     except (ConfigurationError, StoreError) as error:
         report.failures.append(OpenFailure(component, error))
     except Exception as error:  # noqa: BLE001 - a store may be anybody's
-        report.failures.append(OpenFailure(component, as_store_error(error)))
+        report.failures.append(OpenFailure(component, as_store_error(log, error)))
 
 
 async def _connect(
@@ -131,7 +133,7 @@ async def _connect(
 
     async def look_into(opened: OpenedStore, nursery: trio.Nursery) -> None:
         component = opened.component
-        cached = CachedStore(component.name, opened.store, opened.freshness, nursery)
+        cached = CachedStore(opened.client, opened.freshness, nursery)
         view, unlistable = StoreView(cached, declaration.scope(component.name)), list[str]()
         try:
             stores[component.name] = await _names(view, (), unlistable)

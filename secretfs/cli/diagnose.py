@@ -5,6 +5,7 @@ only put together. The machine is looked at first; then what is declared; then t
 """
 
 import json
+import logging
 import os
 import platform
 import re
@@ -35,13 +36,16 @@ from secretfs.errors import (
     SecretNotFound,
     StoreError,
     StoreUnavailable,
+    as_store_error,
 )
 from secretfs.linux import preflight
 from secretfs.linux.mountinfo import is_mounted, mount_ids, surrounding
 from secretfs.linux.mountpoint import is_dead, require_place, resolve
 from secretfs.linux.process import forbid_dumps, lock_memory
-from secretfs.registry.opening import OpenedStore, as_store_error, open_registry
+from secretfs.registry.opening import OpenedStore, open_registry
 from secretfs.store import ClockedStore
+
+log = logging.getLogger(__name__)
 
 RESEND: Final = (6, 9)
 """The first Linux with FUSE_NOTIFY_RESEND (linux/fuse.h, protocol 7.40)."""
@@ -290,7 +294,7 @@ async def examine_stores(declaration: Declaration, default: Freshness, step: Cal
         except SecretFSError as error:
             found[component.name] = _failed(component, error)
         except Exception as error:  # noqa: BLE001 - a store may be anybody's
-            found[component.name] = _failed(component, as_store_error(error))
+            found[component.name] = _failed(component, as_store_error(log, error))
         step()
 
     async with open_registry(declaration.components, declaration.context, default, lambda _: step()) as registry:

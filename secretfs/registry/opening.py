@@ -13,14 +13,24 @@ from types import MappingProxyType
 
 import trio
 
+from secretfs.cache.client import StoreClient
 from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.references import ReadSecret, TemplateContext, component_references, resolve
-from secretfs.errors import ConfigurationError, DeadlineExceeded, Notice, SecretFSError, StoreError, log_defect
+from secretfs.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    Notice,
+    SecretFSError,
+    StoreError,
+    StoreUnavailable,
+    as_store_error,
+    log_defect,
+)
 from secretfs.registry.annotations import freshness, store_annotations
 from secretfs.registry.following import FollowingStore, UnopenedStore
 from secretfs.settings import Property, decode
-from secretfs.store import NamespacedStore, SecretStore, StoreContext
+from secretfs.store import Secret, SecretStore, StoreContext
 from secretfs.stores import load_store_type
 
 _CLOSING_TIME = 2.0  # seconds in all; a store that does not close in time is left to the end of the process
@@ -33,10 +43,23 @@ class OpenedStore:
     """A store that is open, and how fresh its answers have to be."""
 
     component: Component
-    store: SecretStore
+    client: StoreClient
     freshness: Freshness
     source: "OpenedStore | None" = None
     """The store it takes its credentials from, now and whenever they are rotated."""
+
+    @classmethod
+    def of(
+        cls, component: Component, store: SecretStore, freshness: Freshness, source: "OpenedStore | None" = None
+    ) -> "OpenedStore":
+        """Give a store its client."""
+        client = StoreClient(component.name, store, freshness.ttl, freshness.deadline, component.type)
+        return cls(component, client, freshness, source)
+
+    @property
+    def store(self) -> SecretStore:
+        """The store itself. What may be asked for again is asked through the client."""
+        return self.client.store
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +106,6 @@ class Registry:
             raise ComponentsFailed(fatal)
 
 
-def as_store_error(error: Exception) -> StoreError:
-    """Log where a defect is, and make it an error of its store. Its text stays unsaid: it may quote a credential."""
-    log_defect(log, error)
-    return StoreError(f"unexpected {type(error).__name__}; the log has the place")
-
-
 def check_references(components: Sequence[Component]) -> list[OpenFailure]:
     """Return the components whose references lead to no store, or back to themselves."""
     by_name = {component.name: component for component in components}
@@ -121,9 +138,12 @@ def open_store(
         settings, unknown = decode(module.Settings, properties, component.source)
         remarks.extend(unknown)
         try:
-            return module.open_store(settings, context)
+            store: SecretStore = module.open_store(settings, context)
         except ConfigurationError as error:
             raise ConfigurationError(error.args[0], error.source or component.source) from None
+        if not isinstance(store.multi_valued, bool):
+            raise StoreError("the store does not say whether it is multi-valued")
+        return store
 
     if read is None:
         return open_with(look()), remarks
@@ -155,7 +175,7 @@ async def open_registry(
         registry.failures.sort(key=lambda failure: order[failure.component.name])
         yield registry
     finally:
-        await close_stores(opened_store.store for opened_store in registry.open)
+        await close_stores(registry.open)
 
 
 async def open_components(
@@ -211,8 +231,8 @@ class _Opening:
             self._fail(component, DeadlineExceeded(f"init timeout for component {component.log_name}"))
         except SecretFSError as error:
             self._fail(component, error)
-        except Exception as error:  # noqa: BLE001 - a defect in one store must not keep the others from opening
-            self._fail(component, as_store_error(error))
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a defect of one store must not keep others from opening
+            self._fail(component, as_store_error(log, error))
 
     async def _open(self, component: Component) -> None:
         chosen = freshness(component, self._default)
@@ -221,7 +241,7 @@ class _Opening:
         opening = partial(open_store, component, self._templates, chosen, read, multi_valued=known)
         store, remarks = await trio.to_thread.run_sync(opening, abandon_on_cancel=True)
         self.remarks[component.name] = remarks
-        self._registry.stores[component.name] = OpenedStore(component, store, chosen, source)
+        self._registry.stores[component.name] = OpenedStore.of(component, store, chosen, source)
         if known is None:
             await trio.to_thread.run_sync(store.check, abandon_on_cancel=True)
 
@@ -238,13 +258,19 @@ class _Opening:
         self._registry.failures.append(OpenFailure(component, error))
         if component.name in self._known and component.name not in self._registry.stores:
             store = UnopenedStore(error, multi_valued=self._known[component.name])
-            self._registry.stores[component.name] = OpenedStore(component, store, self._default)
+            self._registry.stores[component.name] = OpenedStore.of(component, store, self._default)
 
 
 def _reader(source: OpenedStore, namespace: str) -> ReadSecret:
-    if namespace and isinstance(source.store, NamespacedStore):
-        return partial(source.store.fetch_in, namespace)
-    return source.store.fetch
+    """Return a function for worker threads that reads from a store as everybody does: with its deadline and breaker."""
+
+    def read(name: str) -> Secret:
+        try:
+            return trio.from_thread.run(source.client.fetch_reference, name, namespace)
+        except trio.RunFinishedError:
+            raise StoreUnavailable("nothing is served any more") from None
+
+    return read
 
 
 def _broken_chain(component: Component, by_name: Mapping[str, Component]) -> ConfigurationError | None:
@@ -262,16 +288,17 @@ def _broken_chain(component: Component, by_name: Mapping[str, Component]) -> Con
     return None
 
 
-async def close_stores(stores: Iterable[SecretStore]) -> None:
+async def close_stores(stores: Iterable[OpenedStore]) -> None:
     """Close stores side by side. One that does not close in time is left to the end of the process."""
 
     async def close(store: SecretStore) -> None:
         try:
             await trio.to_thread.run_sync(store.close, abandon_on_cancel=True)
-        except Exception as error:  # noqa: BLE001 - the others must be closed too
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the others must be closed too
             log_defect(log, error)
 
     with trio.move_on_after(_CLOSING_TIME, shield=True):
         async with trio.open_nursery() as nursery:
-            for store in stores:
-                nursery.start_soon(close, store)
+            for opened in stores:
+                opened.client.end()
+                nursery.start_soon(close, opened.store)

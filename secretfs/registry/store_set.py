@@ -189,14 +189,7 @@ class StoreSet:
 
     async def _run(self, opened: OpenedStore, *, task_status: trio.TaskStatus[RunningStore]) -> None:
         with trio.CancelScope() as task:
-            cached = CachedStore(
-                opened.component.name,
-                opened.store,
-                opened.freshness,
-                self._nursery,
-                opened.component.type,
-                announce=self._announce,
-            )
+            cached = CachedStore(opened.client, opened.freshness, self._nursery, self._announce)
             task_status.started(RunningStore(opened, cached, task))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(cached.keep_fresh)
@@ -208,7 +201,7 @@ class StoreSet:
         finally:
             for served in gone:
                 served.task.cancel()
-            await close_stores(opened.store for opened in unneeded)
+            await close_stores(unneeded)
 
 
 async def _refresh_references(opened: OpenedStore) -> None:

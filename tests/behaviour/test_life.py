@@ -170,7 +170,13 @@ def test_a_defect(site: Path, tmp_path: Path) -> None:
         assert "in go_wrong" in mount.log  # the place; `mounted` sees to it that the text of the error is not there
 
 
-DEFECT = ["^ERROR a defect in secretfs or in a store$", "^Traceback", "^  ", "^Exception: (?:Value|Key)Error"]
+DEFECT = [
+    "^ERROR a defect in secretfs or in a store$",
+    "^Traceback",
+    "^  ",
+    "^Exception: (?:Value|Key)Error",
+    ": unexpected ",
+]
 
 
 def test_a_defect_says_where(site: Path, tmp_path: Path) -> None:

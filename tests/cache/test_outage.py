@@ -20,6 +20,7 @@ from secretfs.errors import (
 )
 from secretfs.store import CachedRead, Secret
 from tests.conftest import ExpectLog
+from tests.support.cached import Cached
 from tests.support.canary import secret as canary
 from tests.support.memory_store import MemoryStore
 
@@ -47,7 +48,7 @@ def store() -> MemoryStore:
 
 @pytest.fixture
 def cached(store: MemoryStore, nursery: trio.Nursery, mock_clock: MockClock) -> CachedStore:
-    cached = CachedStore("vault", store, FRESHNESS, nursery)
+    cached = Cached("vault", store, FRESHNESS, nursery)
     nursery.start_soon(cached.keep_fresh)
     return cached
 
@@ -93,7 +94,7 @@ async def test_what_a_reader_has_asked_for_meanwhile_is_not_asked_for_again(
 ) -> None:
     """When much is due at once, the last of it has to wait for its turn."""
     store = HoldingStore({f"{number}": {"k": OLD} for number in range(BACKGROUND + 1)})
-    cached = CachedStore("vault", store, FRESHNESS, nursery)
+    cached = Cached("vault", store, FRESHNESS, nursery)
     for name in store.secrets:
         await cached.fetch(name)
     mock_clock.jump(55)
@@ -134,7 +135,7 @@ async def test_what_a_store_can_compare_is_read_again_only_if_it_has_changed(
 ) -> None:
     expect_log("vault: down")
     store = Comparing({str(number): {"k": OLD} for number in range(50)})
-    cached = CachedStore("vault", store, FRESHNESS, nursery)
+    cached = Cached("vault", store, FRESHNESS, nursery)
     nursery.start_soon(cached.keep_fresh)
     before = {name: await cached.fetch(name) for name in store.secrets}
     store.put("7", {"k": NEW})
@@ -161,7 +162,7 @@ async def test_what_changes_while_it_is_compared_is_not_taken_for_the_same(
     nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
     store = Comparing({"db": {"k": OLD}})
-    cached = CachedStore("vault", store, FRESHNESS, nursery)
+    cached = Cached("vault", store, FRESHNESS, nursery)
     await cached.fetch("db")
     async with trio.open_nursery() as comparing:
         gate = store.gate

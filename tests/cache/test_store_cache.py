@@ -24,6 +24,7 @@ from secretfs.errors import (
 from secretfs.store import Names, Secret
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
+from tests.support.cached import Cached
 from tests.support.canary import leaked
 from tests.support.canary import secret as canary
 from tests.support.memory_store import MemoryStore, WatchingMemoryStore
@@ -38,7 +39,7 @@ def store() -> MemoryStore:
 
 @pytest.fixture
 def cached(store: MemoryStore, nursery: trio.Nursery, mock_clock: MockClock) -> CachedStore:
-    return CachedStore("vault", store, Freshness(ttl=60, deadline=5), nursery)
+    return Cached("vault", store, Freshness(ttl=60, deadline=5), nursery)
 
 
 async def test_a_fresh_answer_costs_one_call(cached: CachedStore, store: MemoryStore, mock_clock: MockClock) -> None:
@@ -198,7 +199,7 @@ async def test_a_store_that_hangs_is_called_a_bounded_number_of_times_at_once(
 async def test_a_store_that_hangs_delays_no_other(
     nursery: trio.Nursery, mock_clock: MockClock, cached: CachedStore, store: MemoryStore, expect_log: ExpectLog
 ) -> None:
-    other = CachedStore("other", MemoryStore({"a": {"k": b"v"}}), Freshness(), nursery)
+    other = Cached("other", MemoryStore({"a": {"k": b"v"}}), Freshness(), nursery)
     store.gate.clear()
     async with trio.open_nursery() as readers:
         for number in range(3 * CONCURRENCY):
@@ -251,7 +252,7 @@ async def test_a_trouble_is_logged_once_and_so_is_its_end(
     store.fail_with = None
     mock_clock.jump(2 * SHORTEST)
     with caplog.at_level(logging.INFO):
-        await cached._calls.probe()  # as `keep_fresh` does
+        await cached._client._probe()  # as `keep_fresh` does
         await cached.fetch("db")
     told = [record.getMessage() for record in caplog.records if record.name == "secretfs.cache.health"]
     assert told == ["vault: down", "vault: answers again"]
@@ -264,14 +265,15 @@ async def test_a_defect_in_a_store_is_an_error_of_the_reader_and_its_text_is_wit
     monkeypatch: pytest.MonkeyPatch,
     expect_log: ExpectLog,
 ) -> None:
-    expect_log("a defect in secretfs or in a store")
+    for line in ("a defect in secretfs or in a store", "vault: unexpected KeyError"):
+        expect_log(line)
 
     def broken(name: str) -> Secret:
         raise KeyError(VALUE)
 
     monkeypatch.setattr(store, "fetch", broken)
     with caplog.at_level(logging.DEBUG), pytest.raises(StoreError, match="unexpected KeyError"):
-        await CachedStore("vault", store, Freshness(), nursery).fetch("db")
+        await Cached("vault", store, Freshness(), nursery).fetch("db")
     assert "broken" in caplog.text  # the place is told
     assert not leaked(caplog.text)
 
@@ -544,7 +546,7 @@ async def test_never_an_older_answer_after_a_newer(
     nursery: trio.Nursery, mock_clock: MockClock, *, newer_lands_first: bool
 ) -> None:
     store = _Retelling({"db": {"k": b"old"}})
-    cached = CachedStore("vault", store, Freshness(), nursery)
+    cached = Cached("vault", store, Freshness(), nursery)
     answers: list[object] = []
 
     async def list_names() -> None:
@@ -581,7 +583,7 @@ async def test_what_changes_all_the_time_is_not_waited_for_longer_than_the_deadl
 ) -> None:
     expect_log("vault: no answer within 5 s")
     store = WatchingMemoryStore({"db": {"k": b"old"}, "cold": {"k": b"v"}})
-    cached = CachedStore("vault", store, Freshness(ttl=60, deadline=5), nursery)
+    cached = Cached("vault", store, Freshness(ttl=60, deadline=5), nursery)
     await cached.fetch("db")
     store.gate.clear()
     begin, waited = trio.current_time(), {}
@@ -610,7 +612,7 @@ def test_a_change_that_is_told_after_the_end_disturbs_nobody(watched: WatchingMe
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            cached = CachedStore("vault", watched, Freshness(), nursery, announce=heard.append)
+            cached = Cached("vault", watched, Freshness(), nursery, announce=heard.append)
             await cached.fetch("db")
 
     trio.run(main)

@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Announce, Change
 from secretfs.cache.health import FAILURES
-from secretfs.cache.store_cache import CachedStore, Freshness
+from secretfs.cache.store_cache import Freshness
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,
@@ -29,6 +29,7 @@ from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
 from tests.conftest import ExpectLog
+from tests.support.cached import Cached
 from tests.support.canary import leaked
 from tests.support.canary import secret as canary
 from tests.support.heard_vfs import HeardVFS
@@ -51,7 +52,7 @@ def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
         def views(announce: Announce) -> Mapping[str, StoreView]:
             freshness = Freshness(ttl=3600, deadline=5)
             caches = {
-                name: CachedStore(name, store, freshness, nursery, "memory", announce=announce)
+                name: Cached(name, store, freshness, nursery, "memory", announce=announce)
                 for name, store in stores.items()
             }
             return {name: StoreView(cached, scope) for name, cached in caches.items()}

@@ -25,7 +25,7 @@ from trio.testing import MockClock
 from secretfs.cache.change import Change
 from secretfs.cache.client import SHORTEST_TTL, StoreClient
 from secretfs.cache.health import LONGEST
-from secretfs.cache.store_cache import STALE_TTL, CachedStore, Freshness
+from secretfs.cache.store_cache import STALE_TTL, Freshness
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,
@@ -45,6 +45,7 @@ from secretfs.fs.view import StoreView
 from secretfs.linux.syscall_helper import SyscallHelper
 from secretfs.scopes import Access, SecretScope
 from secretfs.store import Names, Secret
+from tests.support.cached import Cached
 
 FRESHNESS = Freshness(ttl=10.0, max_stale=40.0, deadline=2.0, idle=30.0)
 LATENCY = 0.3
@@ -185,10 +186,10 @@ class DirectCalls(StoreClient):
             raise DeadlineExceeded("no answer") from None
 
 
-class Direct(CachedStore):
+class Direct(Cached):
     """A cache that calls its store like that."""
 
-    calls = DirectCalls
+    client_type = DirectCalls
 
 
 @dataclass

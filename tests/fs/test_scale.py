@@ -7,13 +7,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from secretfs.cache.store_cache import CachedStore, Freshness
+from secretfs.cache.store_cache import Freshness
 from secretfs.fs.attributes import PermissionPolicy
 from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, SecretScope
 from secretfs.store import Names
+from tests.support.cached import Cached
 from tests.support.memory_store import MemoryStore
 from tests.support.work import Work, counted
 
@@ -49,7 +50,7 @@ Make = Callable[..., SecretVFS]
 @pytest.fixture
 def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
     def make_vfs(store: MemoryStore, scope: SecretScope = ALLOW_ALL) -> SecretVFS:
-        view = StoreView(CachedStore("vault", store, Freshness(ttl=3600), nursery), scope)
+        view = StoreView(Cached("vault", store, Freshness(ttl=3600), nursery), scope)
         return SecretVFS({"vault": view}, PermissionPolicy(), nursery)
 
     return make_vfs

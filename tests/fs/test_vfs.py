@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import secretfs.fs.vfs
 from secretfs.cache.change import Announce, Change
-from secretfs.cache.store_cache import CachedStore, Freshness
+from secretfs.cache.store_cache import Freshness
 from secretfs.errors import (
     AccessDenied,
     AmbiguousNames,
@@ -31,6 +31,7 @@ from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, SecretScope
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
+from tests.support.cached import Cached
 from tests.support.canary import secret as canary
 from tests.support.heard_vfs import HeardVFS
 from tests.support.memory_store import MemoryStore, WatchingMemoryStore
@@ -63,7 +64,7 @@ def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
         permissions: PermissionPolicy | None = None, scope: SecretScope = ALLOW_ALL, **stores: MemoryStore
     ) -> HeardVFS:
         views = {
-            name: StoreView(CachedStore(name, store, Freshness(ttl=60, deadline=5), nursery), scope)
+            name: StoreView(Cached(name, store, Freshness(ttl=60, deadline=5), nursery), scope)
             for name, store in stores.items()
         }
         return HeardVFS(lambda _: views, permissions or PermissionPolicy(), nursery)
@@ -409,7 +410,7 @@ async def test_who_is_sent_on_to_another_store_waits_for_both_no_longer_than_for
     other.gate.clear()
     nursery.start_soon(look)
     await trio.to_thread.run_sync(env.entered.acquire)
-    vfs.replace({"env": StoreView(CachedStore("env", other, Freshness(), nursery), SecretScope())})
+    vfs.replace({"env": StoreView(Cached("env", other, Freshness(), nursery), SecretScope())})
     mock_clock.jump(3)
     env.gate.set()
     await trio.to_thread.run_sync(other.entered.acquire)

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Change
-from secretfs.cache.store_cache import CachedStore, Freshness
+from secretfs.cache.store_cache import Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreUnavailable
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
 from secretfs.fs.listing import READ_AHEAD, Listing, SequentialReads, make_listing
@@ -15,6 +15,7 @@ from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
+from tests.support.cached import Cached
 from tests.support.memory_store import MemoryStore, WatchingMemoryStore
 
 Make = Callable[..., StoreView]
@@ -29,7 +30,7 @@ def folders(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
     def make_view(store: MemoryStore, scope: SecretScope = ALLOW_ALL) -> StoreView:
-        return StoreView(CachedStore("vault", store, Freshness(), nursery), scope)
+        return StoreView(Cached("vault", store, Freshness(), nursery), scope)
 
     return make_view
 

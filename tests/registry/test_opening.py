@@ -4,19 +4,22 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
+from secretfs.cache.health import FAILURES, SHORTEST, Kind
 from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.load import Declaration, load
-from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError
+from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError, StoreUnavailable
 from secretfs.registry.opening import ComponentsFailed, Registry, check_references, open_registry
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret
-from tests.support.fake_type import Fakes, reference
+from tests.support.fake_type import Fakes, FakeStore, reference
 
 IGNORED = {"ignoreErrors": True}
 WITHOUT_ITS_TEXT = "a defect in secretfs or in a store"
@@ -175,6 +178,42 @@ class TestBrokenReferences:
         assert fake_type.tokens["a"] == secret("x")
 
 
+class TestReadingReferences:
+    """References are read as everybody reads: with the deadline, statistics and circuit breaker of their store."""
+
+    async def test_they_count(self, fakes: Fakes) -> None:
+        fakes.add("needy", {"token": reference("x", "k")}, secret_store="source")
+        fakes.add("source", secrets={"value": '{"x": {"k": "v"}}'})
+        async with opening(fakes) as registry:
+            registry.require()
+            assert registry.stores["source"].client.stats.asked == {Kind.FETCH: 1}
+
+    async def test_one_that_hangs_has_the_deadline_of_its_store(self, fakes: Fakes, expect_log: ExpectLog) -> None:
+        expect_log("source: no answer within 0.1 s")
+        fakes.add("needy", {"token": reference("x", "k")}, secret_store="source", spec={"initTimeout": "50s"})
+        fakes.add("source", {"fail": "fetch:x=hang"}, annotations={"secretfs/deadline": "100ms"})
+        async with opening(fakes) as registry:
+            assert [str(failure.error) for failure in registry.failures] == ["no answer within 0.1 s"]
+
+    async def test_a_store_that_is_down_is_not_asked_and_one_that_is_back_is(
+        self, fakes: Fakes, mock_clock: MockClock, expect_log: ExpectLog
+    ) -> None:
+        """Whether it is served or only others refer to it: so nothing else may be needed to find out."""
+        expect_log("source: down")
+        fakes.add("source", secrets={"value": '{"x": {"k": "v"}}'})
+        async with opening(fakes) as registry:
+            client = registry.stores["source"].client
+            store = cast("FakeStore", client.store)
+            store.fail_with = StoreUnavailable("down")
+            for _ in range(FAILURES + 1):
+                with pytest.raises(StoreUnavailable):
+                    await client.fetch_reference("x")
+            assert store.calls["fetch:x"] == FAILURES
+            store.fail_with = None
+            mock_clock.jump(2 * SHORTEST)
+            assert (await client.fetch_reference("x")).values == {"k": b"v"}
+
+
 class TestIgnoreErrors:
     """Which failures stop a mount, and which stores are there all the same."""
 
@@ -225,7 +264,10 @@ class TestIgnoreErrors:
                 registry.require()
         assert re.findall(r"component (\w+):", str(caught.value)) == fatal
 
-    async def test_a_source_that_opens_but_does_not_answer_is_asked_all_the_same(self, fakes: Fakes) -> None:
+    async def test_a_source_that_opens_but_does_not_answer_is_asked_all_the_same(
+        self, fakes: Fakes, expect_log: ExpectLog
+    ) -> None:
+        expect_log("source: the fake says so")
         fakes.add("needy", {"token": reference("x")}, secret_store="source", spec=IGNORED)
         fakes.add("source", {"fail": "check=StoreUnavailable fetch:x=StoreUnavailable"}, spec=IGNORED)
         async with opening(fakes) as registry:

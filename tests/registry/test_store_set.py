@@ -498,7 +498,7 @@ class TestTheEndOfAStore:
         self, mock_clock: MockClock, nursery: trio.Nursery
     ) -> None:
         store = WatchingMemoryStore({"x": {"k": b"v"}})
-        opened = OpenedStore(Component("a", "secretstores.fake"), store, Freshness())
+        opened = OpenedStore.of(Component("a", "secretstores.fake"), store, Freshness())
         stores = StoreSet(Registry({"a": opened}), Freshness(), nursery)
         nothing = Declaration((), Configuration(), TemplateContext({}, ""), ())
         await (await stores.start(nothing))["a"].store.fetch("x")

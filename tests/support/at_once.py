@@ -7,7 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from secretfs.cache.client import StoreClient
-from secretfs.cache.store_cache import CachedStore
+from tests.support.cached import Cached
 from tests.support.memory_store import WatchingMemoryStore
 
 T = TypeVar("T")
@@ -19,10 +19,10 @@ class _CallsAtOnce(StoreClient):
         return question(argument)
 
 
-class AtOnce(CachedStore):
+class AtOnce(Cached):
     """A `CachedStore` whose store answers in no time."""
 
-    calls = _CallsAtOnce
+    client_type = _CallsAtOnce
 
 
 async def tell(store: WatchingMemoryStore, *names: str) -> None:

@@ -101,7 +101,9 @@ def go_wrong(how: str) -> None:
     elif hasattr(errors, how):
         raise getattr(errors, how)("the fake says so")
     elif how:
-        raise {"ValueError": ValueError, "OSError": OSError}[how](f"token is {secret('in-an-error')}")
+        raise {"ValueError": ValueError, "OSError": OSError, "SystemExit": SystemExit}[how](
+            f"token is {secret('in-an-error')}"
+        )
 
 
 @contextmanager
