@@ -10,6 +10,7 @@ import logging
 import os
 import select
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
@@ -44,9 +45,14 @@ Handler = Callable[Concatenate["SecretOperations", P], Coroutine[Any, Any, R]]
 
 log = logging.getLogger(__name__)
 
+_OUT_OF_MEMORY = pyfuse3.FUSEError(errno.ENOMEM)  # made while there is memory
+
 
 def _answers(handler: Handler[P, R]) -> Handler[P, R]:
-    """Give a handler's errors to the caller they belong to, as an errno: our own have theirs, a defect is EIO."""
+    """Give a handler's errors to the caller they belong to, as an errno: our own have theirs, a defect is EIO.
+
+    Where memory is short the answer comes first: it takes the least memory. The log may miss a line.
+    """
 
     @functools.wraps(handler)
     async def guarded(self: "SecretOperations", /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -56,8 +62,13 @@ def _answers(handler: Handler[P, R]) -> Handler[P, R]:
             raise pyfuse3.FUSEError(error.errno) from None
         except pyfuse3.FUSEError:
             raise
+        except MemoryError:
+            with suppress(MemoryError):
+                log.error("out of memory: a request ends with ENOMEM")  # noqa: TRY400 - a traceback takes memory
+            raise _OUT_OF_MEMORY.with_traceback(None) from None
         except Exception as error:  # noqa: BLE001 - see the module's docstring
-            log_defect(log, error)
+            with suppress(MemoryError):
+                log_defect(log, error)
             raise pyfuse3.FUSEError(errno.EIO) from None
 
     return guarded

@@ -3,6 +3,8 @@
 import gc
 import json
 import os
+import re
+import resource
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -22,12 +24,20 @@ from tests.support.at_once import AtOnce
 from tests.support.canary import secret
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, mounted
-from tests.support.shell import wait_until
+from tests.support.shell import errno_of, wait_until
 
 pytestmark = pytest.mark.mount
 
 COUNT = 10_000
 SIZE = 200
+LARGE = 40_000_000
+OUT_OF_MEMORY = [
+    "^ERROR a defect in secretfs or in a store$",
+    "^Traceback",
+    "^  ",
+    "^Exception: MemoryError",
+    "out of memory",
+]
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -145,3 +155,22 @@ def test_idle_values_are_dropped(many: Mounted) -> None:
         assert os.pread(file.fileno(), 1000, 0) == secret("0").encode()  # an open file keeps its value
     read_all(many.path / "hasty", 100)
     assert known(many, "hasty") >= 50
+
+
+def test_what_does_not_fit_into_memory_is_an_error_of_its_reader(tmp_path: Path) -> None:
+    """Rendering a bulk file takes memory that the daemon does not get; the mount lives (error-11)."""
+    (tmp_path / "secrets.json").write_text(json.dumps({"large": secret("large") * (LARGE // len(secret("large")))}))
+    component(tmp_path / "manifests", "file", "local.file", {"secretsFile": tmp_path / "secrets.json"})
+    with mounted(tmp_path / "manifests", expect_log=OUT_OF_MEMORY) as mount:
+        worker = mount.worker
+        store = mount.path / "file"
+        size = (store / "large").stat().st_size
+        status = Path(f"/proc/{worker}/status").read_text()
+        used = int(re.findall(r"VmSize:\s+(\d+) kB", status)[0]) << 10
+        resource.prlimit(worker, resource.RLIMIT_AS, (used + LARGE // 4, resource.RLIM_INFINITY))
+        for _ in range(3):
+            assert errno_of((store / ".bulk.json").read_bytes) in ("EIO", "ENOMEM")
+        resource.prlimit(worker, resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert len((store / "large").read_bytes()) == size
+        assert (store / ".bulk.json").stat().st_size > size
+        assert mount.worker == worker

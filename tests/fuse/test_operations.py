@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import logging
 import os
 import select
 import stat
@@ -195,6 +196,20 @@ async def test_a_defect_in_forget_is_logged_and_costs_that_inode_alone(expect_lo
     forgotten: list[tuple[int, int]] = []
     await serving(Vfs()).forget([(pyfuse3.InodeT(2), 1), (pyfuse3.InodeT(3), 4)])
     assert forgotten == [(3, 4)]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError()], ids=["asked too much", "a defect"])
+@pytest.mark.parametrize("handler", HANDLERS)
+async def test_without_memory_a_request_fails_although_nothing_can_be_logged(
+    handler: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def handle(record: logging.LogRecord) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr(logging.getLogger("secretfs.fuse.operations"), "handle", handle)
+    with pytest.raises(pyfuse3.FUSEError) as raised:
+        await getattr(serving(FailingVFS(error)), handler)(*HANDLERS[handler])
+    assert raised.value.errno == (errno.ENOMEM if isinstance(error, MemoryError) else errno.EIO)
 
 
 @pytest.mark.parametrize("handler", HANDLERS)
