@@ -177,7 +177,7 @@ class StoreClient:
         answer: T | StoreError
         subject = (kind.value, argument)
         try:
-            answer = _checked(kind, await self._in_thread(call, argument))
+            answer = await self._in_thread(lambda argument: _checked(kind, call(argument)), argument)
         except SecretNotFound as error:
             answer = error
         except AccessDenied as error:
