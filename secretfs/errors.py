@@ -118,6 +118,8 @@ class StoreError(SecretFSError):
     """A secret store could not give an answer."""
 
     exit_code = 4
+    meaning: ClassVar[str] = "a call failed; the log has the reason"
+    """The error without its text, which may name a secret: for the status of a store."""
 
 
 class SecretNotFound(StoreError):
@@ -130,22 +132,27 @@ class AccessDenied(StoreError):
     """The store refuses: the credentials are not good, or not good enough for this."""
 
     errno = errno.EACCES
+    meaning = "a call was refused; the log says which"
 
 
 class DeadlineExceeded(StoreError):
     """The store did not answer in time."""
 
     errno = errno.ETIMEDOUT
+    meaning = "a call was not answered in time"
 
 
 class StoreUnavailable(StoreError):
     """The store cannot answer now and may later: connection refused, overloaded, sealed, a server error."""
+
+    meaning = "the store cannot answer now; the log has the reason"
 
 
 class MalformedAnswer(StoreError):
     """The store answered something that is not what its protocol promises."""
 
     errno = errno.EBADMSG
+    meaning = "an answer could not be read; the log says which"
 
 
 class AmbiguousNames(StoreError):

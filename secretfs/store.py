@@ -65,7 +65,10 @@ class SecretStore(Protocol):
         """
 
     def check(self) -> None:
-        """Make the cheapest round trip which shows that the store answers and accepts our credentials."""
+        """Make the cheapest round trip which shows that the store answers and accepts our credentials.
+
+        The text of its errors is shown in the status of the mount.
+        """
 
     def names(self, folder: str) -> Names:
         """Say what is in ``folder`` ("" is the whole store, or its root where it has folders). Reads no values.

@@ -41,7 +41,7 @@ class Failure(NamedTuple):
     error: str
     """Name of the error's class."""
     message: str
-    """That of a `StoreError` carries no value."""
+    """What went wrong. It names no secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,8 @@ class CallStats:
         """Take note of a failure."""
         self.asked[kind] += 1
         self.failures[kind] += 1
-        self.last_error = Failure(at, type(error).__name__, str(error))
+        message = str(error) if kind is Kind.CHECK else error.meaning  # what was asked for is part of the error's text
+        self.last_error = Failure(at, type(error).__name__, message)
 
 
 FAILURES = 3

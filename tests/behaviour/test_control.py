@@ -208,6 +208,19 @@ def test_what_it_tells(kv: Folder, tmp_path: Path) -> None:
         assert (told["names"], told["cached_values"]) == (1, 1)
 
 
+def test_the_status_of_a_failure_names_no_secret(kv: Folder, tmp_path: Path) -> None:
+    kv.put("not-for-us", {"password": OLD})
+    listing = f"{kv.engine}/metadata/{kv.prefix}"
+    token = kv.server.limited_token(**{listing: "list", f"{listing}/": "list"})
+    component(tmp_path / "components", "vault", "hashicorp.vault", kv.metadata(vaultToken=token), annotations=LONG)
+    with mounted(tmp_path / "components", expect_log=["not-for-us"]) as mount:
+        assert errno_of(os.listdir, mount.path / "vault/not-for-us") == "EACCES"
+        text = (mount.path / ".secretfs/status.json").read_text()
+        assert json.loads(text)["stores"]["vault"]["last_error"]["class"] == "AccessDenied"
+        assert "not-for-us" not in text
+        assert "not-for-us" not in secretfs("status", mount.path).out
+
+
 NONSENSE = {
     "a store that is not there": (b"nope", "ENOENT"),
     "a secret that is not there": (b"vault/nope", "ENOENT"),
