@@ -31,7 +31,7 @@ traces() {
 
 before=$(traces)
 status=0
-TMPDIR=$scratch .venv/bin/python -m pytest --basetemp="$scratch/pytest" --cov "$@" || status=$?
+TMPDIR=$scratch .venv/bin/python -m pytest --basetemp="$scratch/pytest" "$@" --cov || status=$?
 left=$(comm -13 <(sort <<<"$before") <(traces | sort))
 if [[ -n $left ]]; then
     printf 'The tests left something behind:\n%s\n' "$left" >&2
