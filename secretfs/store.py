@@ -125,6 +125,20 @@ class NamespacedStore(SecretStore, Protocol):
 
 
 @runtime_checkable
+class IssuingStore(SecretStore, Protocol):
+    """A store that may issue a credential when it is read: a database user, a certificate, a one-time password.
+
+    `fetch` returns the credential that is valid, and issues one only where there is none. secretfs calls it for those
+    who open a value, or ask for its size, by name. It does not call it to prefetch, to refresh, to list, to render a
+    whole store or to find out whether something has changed: values of such a store are not listed.
+    """
+
+    @property
+    def reads_have_effects(self) -> bool:
+        """Whether this store issues credentials, with its settings. False means that it is like any other."""
+
+
+@runtime_checkable
 class ClockedStore(SecretStore, Protocol):
     """A store whose backend tells the time along with its answers: tokens and certificates go by both clocks."""
 
@@ -133,3 +147,8 @@ class ClockedStore(SecretStore, Protocol):
 
         Asks nobody: the latest answer counts.
         """
+
+
+def reads_have_effects(store: SecretStore) -> bool:
+    """Say whether a store may issue a credential when it is read."""
+    return isinstance(store, IssuingStore) and store.reads_have_effects

@@ -34,7 +34,7 @@ from typing import ClassVar
 import pytest
 
 from secretfs.errors import AccessDenied, DeadlineExceeded, SecretNotFound, StoreError, StoreUnavailable
-from secretfs.store import Names, SecretStore
+from secretfs.store import Names, SecretStore, reads_have_effects
 
 Seed = Callable[[str, Mapping[str, bytes]], None]
 """Puts a secret into the backend, or a new version of it: the name, then all its values."""
@@ -92,6 +92,8 @@ class StoreContract:
     """The backend can be gone. Provide the fixture `unreachable`."""
     counts_reads: ClassVar[bool] = True
     """The backend knows how many values were read. Provide the fixture `reads`."""
+    issues: ClassVar[bool] = False
+    """A fetch may issue a credential: `secretfs.store.IssuingStore`."""
 
     # --- what a subclass provides ---
 
@@ -134,6 +136,10 @@ class StoreContract:
     def test_declares_its_shape(self, store: SecretStore) -> None:
         """A store says whether its secrets are directories or files, before any is read."""
         assert store.multi_valued is self.multi_valued
+
+    def test_declares_whether_a_read_has_effects(self, store: SecretStore) -> None:
+        """A store that issues credentials says so before any is read: its values are not listed."""
+        assert reads_have_effects(store) is self.issues
 
     def test_check_passes_while_the_backend_is_well(self, store: SecretStore) -> None:
         """`check` returns."""

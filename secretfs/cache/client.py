@@ -12,7 +12,7 @@ import copy
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Final, TypeVar
 
@@ -240,3 +240,21 @@ def _checked(kind: Kind, answer: T) -> T:
     if isinstance(answer, Secret) and not all(isinstance(value, bytes) for value in answer.values.values()):
         raise MalformedAnswer("the store answered with a value that is not bytes")
     return answer
+
+
+async def in_parallel(work: Callable[[], Awaitable[None]]) -> None:
+    """Run ``work`` as often at once as a store takes calls; the first error of a store ends all and is raised."""
+    errors: list[StoreError] = []
+
+    async def until_error() -> None:
+        try:
+            await work()
+        except StoreError as error:
+            errors.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(CONCURRENCY):
+            nursery.start_soon(until_error)
+    if errors:
+        raise errors[0]

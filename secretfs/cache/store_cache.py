@@ -6,6 +6,7 @@ no answer longer than the store's deadline.
 * What is younger than ttl is served. "No such secret" and "forbidden" are answers, and take effect at once.
 * What is in use is asked for again in the background before it expires, so that readers do not wait; what nobody has
   used for ``idle`` is dropped from memory.
+* A store whose reads have effects is asked for a secret when somebody uses it, and never in the background.
 * While a store fails, what is known is served up to ``max_stale`` old, at once and marked as stale. What is not known
   fails in time, and after a few failures at once, until the store answers again; that is found out in the background.
 
@@ -28,6 +29,7 @@ from secretfs.cache.health import Statistics
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import StoreError
 from secretfs.store import CachedRead, Names, RevalidatingStore, Secret
+from secretfs.store import reads_have_effects as has_effects
 
 T = TypeVar("T")
 
@@ -82,6 +84,11 @@ class CachedStore:
         return self._client.store.multi_valued
 
     @property
+    def reads_have_effects(self) -> bool:
+        """Whether a fetch may issue a credential: see `secretfs.store.IssuingStore`."""
+        return has_effects(self._client.store)
+
+    @property
     def idle(self) -> float:
         """Seconds after which what nobody uses is dropped."""
         return self._freshness.idle
@@ -110,7 +117,7 @@ class CachedStore:
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Ask for secrets that somebody is about to want, if they are not known and the store is in no doubt."""
-        if not self._client.in_doubt:
+        if not self._client.in_doubt and not self.reads_have_effects:
             for name in names:
                 self._nursery.start_soon(self._prefetch, name)
 
@@ -123,7 +130,11 @@ class CachedStore:
 
         Returns when all is answered. Raises the first failure, and asks for no more then. A refusal is an answer.
         """
-        known = [(cache, key) for cache in (self._names, self._secrets) for key in cache if concerned(key)]
+        if self.reads_have_effects:
+            for name in filter(concerned, self._secrets):
+                self._secrets.expire(name)  # its next user asks
+        caches = (self._names,) if self.reads_have_effects else (self._names, self._secrets)
+        known = [(cache, key) for cache in caches for key in cache if concerned(key)]
         await self._reload(known or [(self._names, "")])
 
     async def list_anew(self, folders: frozenset[str]) -> None:
@@ -132,7 +143,7 @@ class CachedStore:
         await self._reload(known or [(self._names, "")])
 
     async def fetch_anew(self, name: str) -> CachedAnswer[Secret]:
-        """`fetch`, and never what is known already."""
+        """`fetch`, and never what is known already. Not for a store whose reads have effects: see `refresh`."""
         await self._reload([(self._secrets, name)])
         return await self.fetch(name)
 
@@ -193,8 +204,11 @@ class CachedStore:
     def inherit(self, before: "CachedStore") -> None:
         """Ask again for what another store knew, and tell how it differs here. Nothing of it is ever served."""
         self._withheld.update(before._withheld)  # noqa: SLF001 - one class
-        for own, other in ((self._names, before._names), (self._secrets, before._secrets)):  # noqa: SLF001 - one class
-            self._inherit(own, other)
+        self._inherit(self._names, before._names)  # noqa: SLF001 - one class
+        if self.reads_have_effects:
+            self._notify(before._all_values(before._secrets))  # noqa: SLF001 - one class
+        else:
+            self._inherit(self._secrets, before._secrets)  # noqa: SLF001 - one class
 
     def _inherit(self, own: TTLCache[str, Any], other: TTLCache[str, Any]) -> None:
         keys = list(other)
@@ -259,6 +273,8 @@ class CachedStore:
                 due.append(key)
             elif known is not None and not known.remaining and key not in self._withheld:
                 cache.drop(key)
+        if cache is self._secrets and self.reads_have_effects:
+            return
         if due and cache is self._secrets and isinstance(self._client.store, RevalidatingStore):
             await self._revalidate()
         waiting = filter(cache.is_due, due)  # when its turn comes: a reader may have been faster, or `_revalidate`
@@ -335,11 +351,25 @@ class CachedStore:
         """Ask again for what is known and may have changed."""
         if self._ended:
             return
+        if self.reads_have_effects:
+            change = self._all_values(names)
+            for name in names:
+                self._secrets.expire(name)
+                self._secrets.drop(name)  # its next user loads it, which is no further change
+            self._notify(change)
+            names = frozenset()
         for cache, keys in ((self._names, list(self._names)), (self._secrets, list(names))):
             known = [key for key in keys if cache.known(key)]
             for key in keys:
                 cache.expire(key)
             self._nursery.start_soon(self._load_quietly, cache, known)
+
+    def _all_values(self, names: Iterable[str]) -> Change:
+        """Return all known values of these secrets as changed."""
+        known = ((name, answer) for name in names if (answer := self._secrets.known(name)) is not None)
+        return Change(
+            self.component, values=frozenset((name, key) for name, answer in known for key in _values(answer))
+        )
 
 
 @contextlib.contextmanager

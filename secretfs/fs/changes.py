@@ -16,7 +16,7 @@ from secretfs.cache.change import Announce, Change
 from secretfs.cache.store_cache import BACKGROUND
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound
 from secretfs.fs.attributes import DIRECTORY_TIMEOUT, AttributePolicy, Attributes
-from secretfs.fs.content import Content, Contents
+from secretfs.fs.content import UNREAD, Content, Contents
 from secretfs.fs.handles import PollWaiters
 from secretfs.fs.inodes import Directory, Inode, Tree, Version, is_of
 from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, SecretKey, ValueKey
@@ -39,6 +39,10 @@ class Changes:
     def components(self) -> list[str]:
         """The stores."""
         return list(self._contents.views)
+
+    def reads_have_effects(self, key: DirectoryKey | LeafKey) -> bool:
+        """Whether to read what is at a place may issue a credential."""
+        return isinstance(key, ValueKey) and self._contents.view(key.component).reads_have_effects
 
     def known(self, key: DirectoryKey | LeafKey) -> Inode | None:
         """Return the inode of a place if the kernel may know it."""
@@ -86,8 +90,10 @@ class Changes:
         self._tree.discard(inode)
 
     async def content(self, key: ValueKey) -> Content | None:
-        """Return what a value is now; None if it is gone."""
+        """Return what a value is now; None if it is gone. Where a read has effects the next reader finds out."""
         try:
+            if self.reads_have_effects(key):
+                return self._contents.peek(key) or UNREAD
             return await self._contents.get(key)
         except (NoSuchEntry, SecretNotFound):
             return None
@@ -145,6 +151,8 @@ class Changes:
             return False  # a reader was faster than we
         if not isinstance(version, Version) or not version.digest:
             return True
+        if self.reads_have_effects(key):
+            return True  # the next reader finds out
         try:
             content = await self._contents.get(key)
         except (NoSuchEntry, SecretNotFound):

@@ -5,7 +5,7 @@ Knows the stores of one app, by component, and which of them has been replaced w
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import trio
 
@@ -35,6 +35,10 @@ class Content(NamedTuple):
     modified: float
     remaining: float
     serial: int
+
+
+UNREAD: Final = Content(b"", 0.0, 0.0, 0)
+"""Stands for a content that nobody may ask for now, because that might issue a credential."""
 
 
 class Contents:

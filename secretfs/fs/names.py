@@ -8,6 +8,7 @@ only one that cannot be turned back.
 
 import hashlib
 import re
+from collections.abc import Iterable, Sequence
 from urllib.parse import unquote_to_bytes
 
 NAME_MAX = 255
@@ -26,6 +27,11 @@ _WHOLE_ESCAPES = re.compile(rb"(?:[^%]|%[0-9A-F]{2})*")
 def is_reserved(segment: bytes) -> bool:
     """Whether a path segment is one that secretfs keeps for itself, in every directory."""
     return segment in (BULK_JSON, BULK_ENV) or segment.startswith(CONTROL)
+
+
+def is_probe(segment: bytes) -> bool:
+    """Whether programs look for a name in every directory: dot files, and the mark of a cache, which backups skip."""
+    return segment.startswith(b".") or segment == b"CACHEDIR.TAG"
 
 
 def split(name: str) -> tuple[str, ...]:
@@ -60,6 +66,21 @@ def decode(encoded: bytes) -> str | None:
     """Return the segment that `encode` turns into ``encoded``; None if there is none or its tail is a hash."""
     segment = "" if encoded == b"%" else unquote_to_bytes(encoded).decode("utf-8", "surrogateescape")
     return segment if encode(segment) == encoded else None
+
+
+def folders_of(names: Iterable[str]) -> frozenset[str]:
+    """Return the names of all folders on the way to these secrets."""
+    return frozenset(name[: match.start()] for name in names for match in re.finditer("/", name))
+
+
+def ancestors(segments: Sequence[str]) -> frozenset[str]:
+    """Return the names of the folders on the way to a path, with that of the store itself."""
+    return frozenset("/".join(segments[:depth]) for depth in range(len(segments)))
+
+
+def display_name(segment: bytes) -> str:
+    """Return a path segment for a message: decoded, where that is possible."""
+    return decode(segment) or segment.decode(errors="replace")
 
 
 def _to_bytes(segment: str) -> bytes:

@@ -145,6 +145,8 @@ class Publisher:
             raise NoSuchEntry("not made yet")
         if segment == grant.segment and grant.replaced is not None:
             return self._changes.entry_of(grant.replaced)
+        if segment == grant.segment and self._changes.reads_have_effects(grant.inode.key):
+            raise NoSuchEntry("the store is not asked on our own behalf")
         return None
 
     def rename(self, parent: int, segment: bytes, new_parent: int, new_segment: bytes) -> None:

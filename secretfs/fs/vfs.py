@@ -56,8 +56,8 @@ from secretfs.fs.keys import (
     SecretKey,
     ValueKey,
 )
-from secretfs.fs.listing import Listing, make_keys, make_listing
-from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL, decode
+from secretfs.fs.listing import Listing, make_listing
+from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL
 from secretfs.fs.view import StoreView
 
 log = logging.getLogger(__name__)
@@ -135,6 +135,8 @@ class SecretVFS:
             return self._attributes.of_directory(inode)
         if isinstance(inode.key, ControlKey):
             return self._attributes.of_file(inode)
+        if inode.opens and self._reads_have_effects(inode.key):
+            return self._attributes.of_file(inode)  # fstat: lsof asks for what others have open
         try:
             content = await self._content_for(caller, inode)
         except SecretFSError:
@@ -229,7 +231,8 @@ class SecretVFS:
         key = self._tree.inode(number).key
         if not isinstance(key, SecretKey | ValueKey) or name not in XATTRS:
             raise NoSuchAttribute(name)
-        value = XATTRS[name](await self._contents.ask(key.component, lambda view: view.secret(key.name)))
+        secret = await self._contents.ask(key.component, lambda view: view.secret_without_effects(key.name))
+        value = XATTRS[name](secret) if secret else ""
         if not value:
             raise NoSuchAttribute(name)
         return value.encode()
@@ -240,7 +243,8 @@ class SecretVFS:
         if not isinstance(key, SecretKey | ValueKey):
             return ()
         secret = self._contents.view(key.component).peek(key.name)
-        return tuple(name for name, read in XATTRS.items() if secret is None or read(secret))
+        unknown = not self._reads_have_effects(key)
+        return tuple(name for name, read in XATTRS.items() if (read(secret) if secret else unknown))
 
     def poll(self, number: int, waiter: bytes | None) -> bool:
         """Whether a file has been superseded or deleted. If not, ``waiter`` is woken once when it is, or before."""
@@ -259,6 +263,10 @@ class SecretVFS:
         for key in self._tree.open_files():
             if isinstance(key, ValueKey | SecretBulkKey) and key.component in self._contents.views:
                 self._contents.views[key.component].touch(key.name)
+
+    def _reads_have_effects(self, key: LeafKey | SecretKey) -> bool:
+        view = None if isinstance(key, ControlKey) else self._contents.views.get(key.component)
+        return view is not None and view.reads_have_effects
 
     def _directory(self, number: int) -> Directory:
         inode = self._tree.inode(number)
@@ -285,10 +293,7 @@ class SecretVFS:
                 secret = await self._contents.ask(component, lambda view: view.secret(name))
                 return SecretBulkKey(component, name, _BULK_FORMS[segment]), secret.remaining
             case SecretKey(component, name):
-                secret = await self._contents.ask(component, lambda view: view.secret(name))
-                key = decode(segment)
-                if key is not None and key in secret.value.values:
-                    return ValueKey(component, name, key), secret.remaining
+                return await self._contents.ask(component, lambda view: view.value(name, segment))
         listing, expires = await self._list(parent)
         if segment not in listing:
             raise NoSuchEntry(segment.decode(errors="replace"))
@@ -300,13 +305,12 @@ class SecretVFS:
         remaining = DIRECTORY_TIMEOUT
         match parent:
             case FolderKey(component, segments):
-                listing, remaining = await self._contents.ask(component, lambda view: view.entries(segments))
+                listing, remaining = await self._contents.ask(component, lambda view: view.listing(segments))
                 return listing, trio.current_time() + remaining
             case ControlsKey():
                 found = {name: ControlKey(control) for name, control in FILES.items()}
             case SecretKey(component, name):
-                secret = await self._contents.ask(component, lambda view: view.secret(name))
-                found, remaining = await make_keys(component, name, secret.value.values), secret.remaining
+                found, remaining = await self._contents.ask(component, lambda view: view.values(name))
         expires = trio.current_time() + remaining
         return await make_listing(found), expires
 

@@ -6,23 +6,32 @@ folder shows up that holds nothing else. A hidden secret is refused before the b
 """
 
 import logging
-import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import trio
 
 from secretfs.cache.change import Change
-from secretfs.cache.client import CONCURRENCY, REFUSAL_TTL
+from secretfs.cache.client import REFUSAL_TTL, in_parallel
 from secretfs.cache.health import Statistics
 from secretfs.cache.store_cache import CachedStore
 from secretfs.cache.ttl_cache import CachedAnswer
-from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreError
+from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
-from secretfs.fs.listing import Entry, FolderTree, Listing, Path, SequentialReads, Slices, in_order
-from secretfs.fs.names import decode, encode, split
+from secretfs.fs.listing import (
+    Entry,
+    FolderTree,
+    Listing,
+    Path,
+    SequentialReads,
+    Slices,
+    in_order,
+    make_keys,
+    make_listing,
+)
+from secretfs.fs.names import ancestors, decode, display_name, encode, folders_of, is_probe, split
 from secretfs.scopes import SecretScope
 from secretfs.store import Names, Secret
 
@@ -49,7 +58,7 @@ class StoreView:
         self._scope = scope
         allowed = scope.allowed_names
         self._allowed_listing = None if allowed is None else Names(secrets=allowed)
-        self._doubtful_folders = _folders_above(scope.denied if allowed is None else allowed)
+        self._doubtful_folders = folders_of(scope.denied if allowed is None else allowed)
         """Folders that may or may not hold a visible secret: the store has to say which secrets are there."""
         self._arranged: dict[str, _Arranged] = {}
         self._shadowed: set[str] = set()
@@ -59,6 +68,11 @@ class StoreView:
     def multi_valued(self) -> bool:
         """Whether a secret is a directory of keys, as the store says."""
         return self._store.multi_valued
+
+    @property
+    def reads_have_effects(self) -> bool:
+        """Whether to read a value may issue a credential. Such values are not listed: they are found by name only."""
+        return self._store.reads_have_effects
 
     @property
     def idle(self) -> float:
@@ -97,6 +111,31 @@ class StoreView:
         """Take note that a program lists a directory, and may go on to read its secrets one by one."""
         self._reads = SequentialReads(listing)
 
+    async def secret_without_effects(self, name: str) -> CachedAnswer[Secret] | None:
+        """`secret`; None where to ask for it might issue a credential."""
+        return self.peek(name) if self.reads_have_effects else await self.secret(name)
+
+    async def values(self, name: str) -> tuple[Mapping[bytes, ValueKey], float]:
+        """Return what a listing of a multi-valued secret shows, in no order, and for how many seconds that holds."""
+        if self.reads_have_effects:  # what walks a tree opens what it finds
+            return {}, 0.0
+        secret = await self.secret(name)
+        return await make_keys(self.component, name, secret.value.values), secret.remaining
+
+    async def value(self, name: str, segment: bytes) -> tuple[ValueKey, float]:
+        """Find a value of a multi-valued secret by its path segment, and for how many seconds it holds.
+
+        Raises `NoSuchEntry`. What programs look for in every directory is no reason to issue a credential.
+        """
+        if not (self.reads_have_effects and is_probe(segment) and self.peek(name) is None):
+            secret = await self.secret(name)
+            key = decode(segment)
+            if key is None:  # it may end in a hash
+                key = next((key for key in secret.value.values if encode(key) == segment), None)
+            if key is not None and key in secret.value.values:
+                return ValueKey(self.component, name, key), secret.remaining
+        raise NoSuchEntry(segment.decode(errors="replace"))
+
     def peek(self, name: str) -> CachedAnswer[Secret] | None:
         """Return a secret that may be served without waiting, if there is one."""
         return self._store.peek(name) if self._scope.allows(name) else None
@@ -119,6 +158,13 @@ class StoreView:
             raise NoSuchEntry("/".join(segments))
         return listing, names.remaining
 
+    async def listing(self, segments: Path) -> tuple[Listing, float]:
+        """Return `entries` as a listing shows them: without values whose reads have effects."""
+        entries, remaining = await self.entries(segments)
+        if self.reads_have_effects and not self.multi_valued:
+            entries = await make_listing({at: key for at, key in entries.items() if not isinstance(key, ValueKey)})
+        return entries, remaining
+
     async def entry(self, segments: Path, segment: bytes) -> tuple[Entry, float]:
         """Return one entry of a folder and for how many seconds it holds. Raises `NoSuchEntry`."""
         try:
@@ -134,7 +180,10 @@ class StoreView:
         """Return all secrets of the store, fresh for as long as the oldest of them.
 
         One that is gone or refused by the time it is read is left out, and logged; any other failure fails the whole.
+        Raises `NoSuchEntry` where a read has effects: nobody means to have all credentials issued at once.
         """
+        if self.reads_have_effects:
+            raise NoSuchEntry("a store whose reads have effects has no bulk file")
         names = await self._every_name()
         found: dict[str, Secret] = {}
         whole: CachedAnswer[dict[str, Secret]] = _with_value(names, found)
@@ -151,7 +200,7 @@ class StoreView:
                 found[name] = secret.value
                 whole = whole.limited_by(secret)
 
-        await _in_parallel(read_on)
+        await in_parallel(read_on)
         return whole
 
     async def refresh(self, path: tuple[bytes, ...]) -> None:
@@ -165,20 +214,23 @@ class StoreView:
         try:
             entry, below = await self._follow(path)
         except NoSuchEntry:  # it may be newer than our listing
-            await self._store.list_anew(_above(list(map(_own_name, path))))
+            await self._store.list_anew(ancestors(list(map(display_name, path))))
             entry, below = await self._follow(path)
         if isinstance(entry, FolderKey):
             name = "/".join(entry.segments)
-            above = _above(entry.segments)
+            above = ancestors(entry.segments)
             await self._store.refresh(lambda known: known == name or known in above or known.startswith(name + "/"))
+            return
+        if self.reads_have_effects:  # the next user of the secret has it fetched
+            await self._store.refresh(lambda known: known in {entry.name, *ancestors(split(entry.name))})
             return
         try:
             secret = await self._store.fetch_anew(entry.name)
         except SecretNotFound:
-            await self._store.list_anew(_above(split(entry.name)))
+            await self._store.list_anew(ancestors(split(entry.name)))
             raise
         if below and below not in [(encode(key),) for key in secret.value.values]:
-            raise NoSuchEntry("/".join(map(_own_name, path)))
+            raise NoSuchEntry("/".join(map(display_name, path)))
 
     def evict_expired(self) -> None:
         """Forget what was made of answers that have expired. To be called now and then."""
@@ -197,7 +249,7 @@ class StoreView:
             entry, _ = await self.entry(segments, segment)
             if not isinstance(entry, FolderKey):
                 if isinstance(entry, ValueKey) and path[depth:]:
-                    raise NoSuchEntry("/".join(map(_own_name, path)))
+                    raise NoSuchEntry("/".join(map(display_name, path)))
                 return entry, path[depth:]
             segments = entry.segments
         return FolderKey(self.component, segments), ()
@@ -305,7 +357,11 @@ class StoreView:
                 return FolderKey(self.component, path)
         except (AccessDenied, NoSuchEntry):
             log.debug("%s: %s is no folder that may be listed", self.component, name)
-        await self.secret(name)
+        if not self.reads_have_effects:
+            await self.secret(name)
+        elif is_probe(segment):
+            raise NoSuchEntry(name)
+        self._require(name)
         return self._key_of(name)
 
     async def _every_name(self) -> CachedAnswer[frozenset[str]]:
@@ -341,35 +397,3 @@ def views_of(stores: Mapping[str, tuple[CachedStore, SecretScope]]) -> dict[str,
 def _with_value(answer: CachedAnswer[Any], value: T) -> CachedAnswer[T]:
     """Return another value that was made of an answer, as old as that."""
     return replace(answer, value=value)
-
-
-def _folders_above(names: Iterable[str]) -> frozenset[str]:
-    """Return the names of all folders on the way to these secrets."""
-    return frozenset(name[: match.start()] for name in names for match in re.finditer("/", name))
-
-
-def _above(segments: Sequence[str]) -> frozenset[str]:
-    """Return the names of the folders on the way to a path, with that of the store itself."""
-    return frozenset("/".join(segments[:depth]) for depth in range(len(segments)))
-
-
-def _own_name(segment: bytes) -> str:
-    return decode(segment) or segment.decode(errors="replace")
-
-
-async def _in_parallel(work: Callable[[], Awaitable[None]]) -> None:
-    """Run ``work`` as often at once as a store takes calls; the first error of a store ends all and is raised."""
-    errors: list[StoreError] = []
-
-    async def until_error() -> None:
-        try:
-            await work()
-        except StoreError as error:
-            errors.append(error)
-            nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(CONCURRENCY):
-            nursery.start_soon(until_error)
-    if errors:
-        raise errors[0]

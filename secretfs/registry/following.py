@@ -21,7 +21,16 @@ from typing import TypeVar
 
 from secretfs.errors import AccessDenied, SecretFSError, StoreError, StoreUnavailable
 from secretfs.settings import Property
-from secretfs.store import CachedRead, ClockedStore, Names, RevalidatingStore, Secret, SecretStore, WatchingStore
+from secretfs.store import (
+    CachedRead,
+    ClockedStore,
+    Names,
+    RevalidatingStore,
+    Secret,
+    SecretStore,
+    WatchingStore,
+    reads_have_effects,
+)
 
 T = TypeVar("T")
 
@@ -100,6 +109,11 @@ class FollowingStore:
         self._changed = changed
         if self._current is not None:
             self._watch(self._current.store)
+
+    @property
+    def reads_have_effects(self) -> bool:
+        """`IssuingStore.reads_have_effects`, as the open store says."""
+        return self._current is not None and reads_have_effects(self._current.store)
 
     def clock_skew(self) -> float | None:
         """`ClockedStore.clock_skew`, if the store does tell."""

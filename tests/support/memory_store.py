@@ -117,3 +117,14 @@ class WatchingMemoryStore(MemoryStore):
         """Say that these secrets have changed, from a thread of the store. Raises what the listener raises."""
         with ThreadPoolExecutor(1) as thread:
             thread.submit(self._changed, frozenset(names)).result()
+
+
+class IssuingMemoryStore(WatchingMemoryStore):
+    """A `MemoryStore` that is an `IssuingStore`: each fetch counts as a credential that it issues."""
+
+    reads_have_effects = True
+
+    @property
+    def issued(self) -> int:
+        """How many credentials have been issued."""
+        return sum(count for call, count in self.calls.items() if call.startswith("fetch:"))

@@ -39,7 +39,7 @@ def run(
 def output(*command: Argument, cwd: Path | None = None, stdin: bytes = b"") -> bytes:
     """Return what a program prints. It must succeed, and complain about nothing."""
     done = run(*command, cwd=cwd, stdin=stdin)
-    assert (done.returncode, done.stderr) == (0, b""), command[0]
+    assert (done.returncode, done.stderr) == (0, b""), f"{command[0]!r}: {done.stderr!r}"
     return done.stdout
 
 

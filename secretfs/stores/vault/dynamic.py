@@ -35,6 +35,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _STRIPES = 16
+_STATIC = ("static-creds", "static-cred")
+"""Where the engines database, LDAP and AWS keep the passwords of static roles, which they rotate and do not issue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Lease:
 
 
 class DynamicStore:
-    """Secrets that an engine makes: a `WatchingStore`."""
+    """Credentials that an engine issues: an `IssuingStore` and a `WatchingStore`."""
 
     def __init__(  # noqa: PLR0913 - a clock for each of the two times there are
         self,
@@ -80,6 +82,7 @@ class DynamicStore:
         wall: Clock = time.time,
     ) -> None:
         self.multi_valued = not text
+        self.reads_have_effects = engine.credentials not in _STATIC
         self._component = component
         self._adapter = adapter
         self._credential = credential

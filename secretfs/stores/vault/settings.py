@@ -147,7 +147,7 @@ class Settings:
 
     engine_type: str = setting(
         "vaultEngineType",
-        "kv: a secret is what is stored. dynamic: reading a secret makes credentials, which live on a lease.",
+        "kv: a secret is what is stored. dynamic: reading a secret issues a credential, which lives on a lease.",
         default="kv",
         parse=_engine_type,
     )
@@ -166,7 +166,7 @@ class Settings:
     )
     dynamic_idle: str = setting(
         "vaultDynamicIdle",
-        "dynamic: for how long after it was last fetched a secret's lease is renewed.",
+        "dynamic: for how long after a secret was last opened its lease is renewed.",
         default="24h",
         parse=_duration,
     )

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,75 +12,20 @@ from secretfs.store import Names, WatchingStore
 from secretfs.stores.vault import token as vault_token
 from secretfs.stores.vault.dynamic import DynamicStore
 from tests.conftest import ExpectLog
+from tests.support.database_engine import Engine, database
 from tests.support.opened import opened
 from tests.support.servers.openbao import OpenBao
-from tests.support.servers.postgres import Postgres, postgres
-from tests.support.vault_auth import approle, count, logins, policy, revoke_tokens
+from tests.support.servers.postgres import Postgres
+from tests.support.vault_auth import count, logins, revoke_tokens
 from tests.support.vault_fixtures import openbao_server
 from tests.support.waiting import PATIENCE, eventually, reading_all_the_time
 
-__all__ = ["openbao_server"]
+__all__ = ["database", "openbao_server"]
 
 TYPE = "secretstores.hashicorp.vault"
 
 
 # --- the database engine ---
-
-
-@pytest.fixture(scope="session")
-def database() -> Iterator[Postgres]:
-    with postgres() as server:
-        yield server
-
-
-class Engine:
-    """A database engine with a role ``app`` whose leases live for a while."""
-
-    def __init__(self, server: OpenBao, database: Postgres, ttl: str = "1h", most: str = "24h") -> None:
-        self.server = server
-        self.database = database
-        self.path = server.mount(enable_path(), type="database")
-        connection = {"connection_url": database.url, "username": "root", "password": database.password}
-        plugin = {"plugin_name": "postgresql-database-plugin", "allowed_roles": "*"}
-        server.call("POST", f"{self.path}/config/postgres", {**plugin, **connection})
-        self.role("app", ttl, most)
-        self.allowed = policy(
-            server, **{f"{self.path}/creds/*": "read", f"{self.path}/roles": "list", "sys/leases/revoke": "update"}
-        )
-        server.forget()
-
-    def role(self, name: str, ttl: str, most: str) -> None:
-        """Make a role."""
-        create = """CREATE ROLE "{{name}}" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"""
-        of = {"db_name": "postgres", "creation_statements": [create], "default_ttl": ttl, "max_ttl": most}
-        self.server.call("POST", f"{self.path}/roles/{name}", of)
-
-    def login(self, **role: Any) -> dict[str, str]:
-        """Return the properties of a component that logs in."""
-        login = approle(self.server, self.allowed, **role)
-        self.server.forget()
-        return {"vaultAddr": self.server.address, "enginePath": self.path, "vaultEngineType": "dynamic", **login}
-
-    def given(self, token: str, **more: str) -> dict[str, str]:
-        """Return the properties of a component with a token."""
-        address = {"vaultAddr": self.server.address, "vaultToken": token}
-        return {**address, "enginePath": self.path, "vaultEngineType": "dynamic", **more}
-
-    def made(self) -> int:
-        """Count the credentials made since `OpenBao.forget`."""
-        return count(self.server, f"{self.path}/creds/app")
-
-    def works(self, values: Any) -> bool:
-        """Say whether credentials open the database."""
-        return self.database.accepts(values["username"].decode(), values["password"].decode())
-
-
-def enable_path() -> str:
-    return f"database-{time.monotonic_ns()}"
-
-
-def leases_live(engine: Engine) -> bool:
-    return bool(engine.database.query("SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-%'"))
 
 
 def test_one_read_for_everybody_and_revoked_at_the_end(openbao_server: OpenBao, database: Postgres) -> None:
