@@ -40,7 +40,7 @@ from secretfs.errors import (
 )
 from secretfs.linux import preflight
 from secretfs.linux.mountinfo import is_mounted, mount_ids, surrounding
-from secretfs.linux.mountpoint import is_dead, require_place, resolve
+from secretfs.linux.mountpoint import is_dead, is_empty, require_place, resolve
 from secretfs.linux.process import forbid_dumps, lock_memory
 from secretfs.registry.opening import OpenedStore, open_registry
 from secretfs.store import ClockedStore
@@ -121,7 +121,7 @@ def to_json(findings: Sequence[Finding]) -> str:
 # --- the machine ---
 
 
-def examine_machine(mountpoint: Path | None, *, allow_other: bool) -> Iterator[Finding]:
+def examine_machine(mountpoint: Path | None, *, allow_other: bool, nonempty: bool) -> Iterator[Finding]:
     """Look at the kernel, at what this user may do in it, and at the place of the mount, if one is named."""
     yield _kernel(platform.release())
     yield _passes("device", preflight.require_device, _device)
@@ -133,7 +133,7 @@ def examine_machine(mountpoint: Path | None, *, allow_other: bool) -> Iterator[F
     yield _unless(lock_memory(), "memory", "no secret is swapped out")
     yield _packages()
     if mountpoint is not None:
-        yield from _place(mountpoint)
+        yield from _place(mountpoint, nonempty=nonempty)
 
 
 def _passes(check: str, require: Callable[[], object], tell: Callable[[], str]) -> Finding:
@@ -203,13 +203,17 @@ def _namespace() -> Finding:
     )
 
 
-def _place(named: Path) -> Iterator[Finding]:
+def _place(named: Path, *, nonempty: bool) -> Iterator[Finding]:
     check = "mount point"
     try:
         path = resolve(named)
         if not is_mounted(path):
-            require_place(path)
-            yield _empty(path)
+            require_place(path, nonempty=nonempty)
+            if is_empty(path):
+                yield Finding(check, f"{path} is there, and nothing in it")
+            else:
+                hidden = f"{path} is not empty: what is in it is hidden while secrets are mounted there"
+                yield Finding.warn(check, hidden, "name an empty directory, unless that is meant")
         elif is_dead(path):
             fix = f"`secretfs mount` replaces it, secretfs unmount {path} clears it"
             yield Finding.warn(check, f"{path} has the dead mount of a secretfs that was killed", fix)
@@ -219,20 +223,6 @@ def _place(named: Path) -> Iterator[Finding]:
         yield Finding.fail(check, error)
         return
     yield _propagation(path)
-
-
-def _empty(path: Path) -> Finding:
-    try:
-        empty = not any(path.iterdir())
-    except OSError:  # one may mount where one may not look
-        empty = True
-    if empty:
-        return Finding("mount point", f"{path} is there, and nothing in it")
-    return Finding.warn(
-        "mount point",
-        f"{path} is not empty: what is in it is hidden while secrets are mounted there",
-        "name an empty directory",
-    )
 
 
 def _propagation(path: Path) -> Finding:

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import click
 
-from secretfs.cli.options import PATH, audience, freshness, sources, take_freshness
+from secretfs.cli.options import NONEMPTY, PATH, audience, freshness, sources, take_freshness
 from secretfs.daemon import worker
 from secretfs.daemon.serve import MountOptions
 from secretfs.daemon.worker import Request
@@ -25,6 +25,7 @@ from secretfs.linux.process import require_owner
     metavar="FILE",
     help="The regular file to log to.  [default: syslog, or with -f standard error]",
 )
+@NONEMPTY
 @audience
 @click.argument("mountpoint", type=PATH)
 def mount_command(
@@ -38,7 +39,7 @@ def mount_command(
     mode: int,
     **flags: Any,
 ) -> NoReturn:
-    """Mount the secrets at MOUNTPOINT, an existing directory.
+    """Mount the secrets at MOUNTPOINT, an existing empty directory.
 
     Returns once the mount answers and every store has accepted our credentials; a store that does not stops the mount,
     unless its component says ignoreErrors: true. Then it serves in the background until `secretfs unmount`.

@@ -1,5 +1,7 @@
 """The flags that commands share, and what is read because of them."""
 
+import grp
+import pwd
 import signal
 from collections.abc import Callable
 from dataclasses import fields
@@ -28,7 +30,28 @@ PATH = _Path()
 """A path as a flag or an argument."""
 
 
-_ID = click.IntRange(0, 2**32 - 2)  # the last one means "nobody in particular" to the kernel
+_LARGEST_ID = 2**32 - 2  # the next one means "nobody in particular" to the kernel
+
+
+def _user(text: str) -> int:
+    """Read a user: a name that this machine knows, or an id."""
+    return _id(text, "user", lambda: pwd.getpwnam(text).pw_uid)
+
+
+def _group(text: str) -> int:
+    """Read a group: a name that this machine knows, or an id."""
+    return _id(text, "group", lambda: grp.getgrnam(text).gr_gid)
+
+
+def _id(text: str, kind: str, by_name: Callable[[], int]) -> int:
+    if text.isdecimal():
+        if int(text) > _LARGEST_ID:
+            raise click.BadParameter(f"{text!r} is more than the largest id, {_LARGEST_ID}")
+        return int(text)
+    try:
+        return by_name()
+    except (KeyError, ValueError):
+        raise click.BadParameter(f"{text!r} is neither a {kind} of this machine nor an id") from None
 
 
 def _mode(text: str) -> int:
@@ -161,6 +184,11 @@ def sources(command: F) -> F:
     return command
 
 
+NONEMPTY = click.option(
+    "--nonempty", is_flag=True, help="Mount over a directory that is not empty, and hide what is in it."
+)
+
+
 def audience(command: F) -> F:
     """Add the flags that say for whom the files are."""
     for option in (
@@ -172,8 +200,12 @@ def audience(command: F) -> F:
             show_default=True,
             help="Permission bits of the files.",
         ),
-        click.option("--gid", type=_ID, metavar="GID", help="Group of the files.  [default: yours]"),
-        click.option("--uid", type=_ID, metavar="UID", help="Owner of the files.  [default: yours]"),
+        click.option(
+            "--gid", type=_group, metavar="GROUP", help="Group of the files, a name or an id.  [default: yours]"
+        ),
+        click.option(
+            "--uid", type=_user, metavar="USER", help="Owner of the files, a name or an id.  [default: yours]"
+        ),
         click.option(
             "--allow-other", is_flag=True, help="Let other users in, as far as --uid, --gid and --mode allow."
         ),

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from secretfs.cli.options import ON_CHANGE, PATH, audience, freshness_for_a_command, sources, take_freshness
+from secretfs.cli.options import NONEMPTY, ON_CHANGE, PATH, audience, freshness_for_a_command, sources, take_freshness
 from secretfs.cli.output import reporting
 from secretfs.daemon.command import OnChange, ParentPipe, end_as, run
 from secretfs.daemon.handover import Handover
@@ -34,8 +34,9 @@ from secretfs.linux.preflight import require_device
     "--at",
     type=PATH,
     metavar="DIR",
-    help="An existing directory to mount at.  [default: an empty one such as /mnt]",
+    help="An existing empty directory to mount at.  [default: an empty one such as /mnt]",
 )
+@NONEMPTY
 @click.option("--log-file", type=PATH, metavar="FILE", help="Where to log.  [default: warnings, to standard error]")
 @audience
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -70,7 +71,7 @@ def run_command(
     flags["idle"] = math.inf if flags["idle"] is None else flags["idle"]
     default = take_freshness(flags)
     builtin = not flags.pop("no_builtin")
-    place = _private_place(at, flags["uid"], flags["gid"])
+    place = _private_place(at, nonempty=flags["nonempty"], uid=flags["uid"], gid=flags["gid"])
     options = MountOptions(place, default=default, **flags)
     request = Request(resources, configs, app_id, builtin, options, foreground=True)
 
@@ -86,11 +87,11 @@ def run_command(
     end_as(run(lambda line: reporting(lambda: serve(line)), command, place, on_change))
 
 
-def _private_place(at: Path | None, uid: int | None, gid: int | None) -> Path:
+def _private_place(at: Path | None, *, nonempty: bool, uid: int | None, gid: int | None) -> Path:
     """Leave for a mount namespace of our own; returns where to mount in it."""
     if at is not None:
         at = resolve(at)
-        require_directory(at)
+        require_directory(at, nonempty=nonempty)
     require_device()
     if not enter() and not ({uid, gid} <= {None} or (uid, gid) == (os.getuid(), os.getgid())):
         raise ConfigurationError("--uid, --gid: a user without the right to mount can show files to himself only")

@@ -53,6 +53,8 @@ class MountOptions:
 
     mountpoint: Path
     allow_other: bool = False
+    nonempty: bool = False
+    """Mount also where there are files, which the mount hides."""
     uid: int | None = None
     gid: int | None = None
     mode: int = 0o400

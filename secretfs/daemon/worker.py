@@ -104,7 +104,7 @@ def _work(request: Request, handover: Handover, observer: Observer, end: Callabl
     if not handover.inherit(options.mountpoint, allow_other=options.allow_other):
         return
     if handover.inherited is None:
-        prepare(options.mountpoint, allow_other=options.allow_other)
+        prepare(options.mountpoint, allow_other=options.allow_other, nonempty=options.nonempty)
     declaration, origin = declare(request.resources, request.configs, request.app_id, builtin=request.builtin)
     for notice in (*declaration.notices, *options.notices):
         log.warning("%s", notice)

@@ -49,7 +49,7 @@ def resolve(path: Path) -> Path:
     raise MountError(f"{path} is a link in a circle")
 
 
-def prepare(path: Path, *, allow_other: bool = False) -> None:
+def prepare(path: Path, *, allow_other: bool = False, nonempty: bool = False) -> None:
     """Make sure that we can mount at ``path``. Raises `MountError` with the reason and, where known, the way out."""
     require_device()
     require_privilege()
@@ -58,19 +58,19 @@ def prepare(path: Path, *, allow_other: bool = False) -> None:
     if is_mounted(path):
         _require_dead(path)
     else:
-        require_place(path)
+        require_place(path, nonempty=nonempty)
 
 
-def require_place(path: Path) -> None:
+def require_place(path: Path, *, nonempty: bool = False) -> None:
     """Make sure that ``path``, where no secretfs is mounted, is a place for one. Raises `MountError`."""
-    require_directory(path)
+    require_directory(path, nonempty=nonempty)
     if not may_mount() and not os.access(path, os.W_OK):
         reason = f"cannot mount at {path}: fusermount3 mounts only on a directory you may write to"
         raise MountError(reason, f"as root: chown {os.getuid()} {path}; or name another directory")
 
 
-def require_directory(path: Path) -> None:
-    """Accept only an existing directory. Raises `MountError`."""
+def require_directory(path: Path, *, nonempty: bool) -> None:
+    """Accept only an existing directory, and an empty one unless it may be ``nonempty``. Raises `MountError`."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -82,6 +82,17 @@ def require_directory(path: Path) -> None:
         raise MountError(f"cannot mount at {path}: {error.strerror}", "name another directory") from None
     if not stat.S_ISDIR(mode):
         raise MountError(f"cannot mount at {path}: it is not a directory", "name another one, or make it one")
+    if not nonempty and not is_empty(path):
+        fix = "name an empty directory, or hide what is in this one while secrets are mounted there: --nonempty"
+        raise MountError(f"cannot mount at {path}: it is not empty", fix)
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a directory has no entries, or none that this user may see: one may mount where one may not look."""
+    try:
+        return not any(path.iterdir())
+    except OSError:
+        return True
 
 
 def clear(path: Path) -> None:

@@ -41,7 +41,7 @@ def point(tmp_path: Path) -> Path:
 def test_what_it_says(manifests: Path, point: Path) -> None:
     """doctor-1: `secretfs doctor` reports PASS, WARN or FAIL for all that a mount needs; WARN and FAIL have a fix."""
     (point / "in the way").touch()
-    done = secretfs("doctor", "--resources-path", manifests, point)
+    done = secretfs("doctor", "--nonempty", "--resources-path", manifests, point)
     *lines, summary = done.out.splitlines()
     findings = [line for line in lines if not line.lstrip().startswith("fix: ")]
     assert tuple(line[6:].split("  ")[0] for line in findings) == CHECKS
@@ -74,13 +74,14 @@ def test_exit_codes(manifests: Path, point: Path, tmp_path: Path) -> None:
         assert secretfs("doctor", "--resources-path", resources, place).status == code
         assert secretfs("mount", "--resources-path", resources, place).status == code
     (point / "x").touch()
-    assert secretfs("doctor", "--resources-path", manifests, point).status == 1
+    assert secretfs("doctor", "--resources-path", manifests, point).status == 3
+    assert secretfs("doctor", "--nonempty", "--resources-path", manifests, point).status == 1
 
 
 def test_for_programs(manifests: Path, point: Path) -> None:
     """doctor-3: `secretfs doctor --json` reports the same for programs."""
     (point / "in the way").touch()
-    arguments = ("--resources-path", manifests, point)
+    arguments = ("--nonempty", "--resources-path", manifests, point)
     plain, document = secretfs("doctor", *arguments), secretfs("doctor", "--json", *arguments)
     assert document.status == plain.status
     told = json.loads(document.out)

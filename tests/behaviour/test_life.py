@@ -35,6 +35,20 @@ def test_ready_when_it_returns(manifests: Path, tmp_path: Path) -> None:
         assert Path(f"/proc/{daemon}").exists()
 
 
+def test_a_mount_point_that_is_not_empty(manifests: Path, tmp_path: Path) -> None:
+    """life-13: `secretfs mount` refuses a mount point that is not empty (exit code 3), unless `--nonempty` is given."""
+    point = tmp_path / "mnt"
+    point.mkdir()
+    (point / "a file").write_text("still there")
+    done = secretfs("mount", "--resources-path", manifests, point)
+    assert done.status == 3
+    assert f"cannot mount at {point}: it is not empty; name an empty directory" in done.err
+    assert str(point) not in fuse_mounts()
+    with background(point, "--nonempty", "--resources-path", manifests, env=ENVIRONMENT):
+        assert os.listdir(point) == ["env"]  # noqa: PTH208
+    assert (point / "a file").read_text() == "still there"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_signals(manifests: Path, number: signal.Signals) -> None:
     """life-3: SIGTERM and SIGINT unmount and end the daemon with exit code 0; SIGHUP does not."""

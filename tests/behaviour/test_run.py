@@ -296,3 +296,15 @@ def test_a_killed_daemon(manifests: Path) -> None:
         command.process.send_signal(signal.SIGUSR1)
         wait_until(lambda: "Transport endpoint is not connected" in command.said)
         assert command.process.poll() is None
+
+
+def test_a_place_that_is_not_empty(manifests: Path, tmp_path: Path) -> None:
+    """run-13: `secretfs run --at` refuses a directory that is not empty (exit code 3), unless `--nonempty` is given."""
+    (tmp_path / "place").mkdir()
+    (tmp_path / "place/a file").touch()
+    flags = ("--at", f"{tmp_path}/place")
+    done = secretfs_run(manifests, *flags, "--", "touch", f"{tmp_path}/started")
+    assert (done.status, (tmp_path / "started").exists()) == (3, False)
+    assert f"cannot mount at {tmp_path}/place: it is not empty; name an empty directory" in done.err
+    done = secretfs_run(manifests, *flags, "--nonempty", "--", "ls", f"{tmp_path}/place")
+    assert (done.status, done.out, done.err) == (0, "file\n", "")

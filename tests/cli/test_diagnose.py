@@ -160,7 +160,8 @@ class TestMountPoint:
 
         assert found()["mount point"] == ("PASS", f"{point} is there, and nothing in it")
         (point / "x").touch()
-        assert found()["mount point"][0] == "WARN"
+        assert (found().code, found()["mount point"]) == (3, ("FAIL", f"cannot mount at {point}: it is not empty"))
+        assert doctor("--nonempty", "--resources-path", components, point)["mount point"][0] == "WARN"
         (point / "x").unlink()
         with mounted(components, mountpoint=point) as mount:
             assert found()["mount point"] == ("PASS", f"{point} has a secretfs mounted, which answers")

@@ -100,14 +100,14 @@ class TestHelp:
                 "mount",
                 [
                     *(*SOURCES, "--ttl", "--max-stale", "--deadline", "--idle", "--foreground", "--log-file"),
-                    *("--allow-other", "--uid", "--gid", "--mode", "--help"),
+                    *("--nonempty", "--allow-other", "--uid", "--gid", "--mode", "--help"),
                 ],
             ),
             (
                 "run",
                 [
                     *(*SOURCES, "--ttl", "--max-stale", "--deadline", "--idle", "--on-change", "--at", "--log-file"),
-                    *("--allow-other", "--uid", "--gid", "--mode", "--help"),
+                    *("--nonempty", "--allow-other", "--uid", "--gid", "--mode", "--help"),
                 ],
             ),
             ("check", [*SOURCES, "--strict", "--connect", "--help"]),
@@ -146,8 +146,13 @@ class TestHelp:
         (["check", "extra"], "Got unexpected extra argument (extra)"),
         (["mount", "--mode", "rw", "m"], "Invalid value for '--mode': 'rw' is not an octal mode such as 0440"),
         (["mount", "--mode", "0640", "m"], "'0640': files here can be read and nothing else (0400, 0440, 0444)"),
-        (["mount", "--uid", "-1", "m"], "Invalid value for '--uid': -1 is not in the range 0<=x<=4294967294."),
-        (["mount", "--gid", "staff", "m"], "Invalid value for '--gid': 'staff' is not a valid integer range."),
+        (["mount", "--uid", "-1", "m"], "'-1' is neither a user of this machine nor an id"),
+        (["mount", "--uid", "4294967295", "m"], "'4294967295' is more than the largest id, 4294967294"),
+        (
+            ["mount", "--gid", "stuff", "m"],
+            "Invalid value for '--gid': 'stuff' is neither a group of this machine nor an id",
+        ),
+        (["run", "--uid", "a\0b", "true"], "is neither a user of this machine nor an id"),
     ],
 )
 def test_usage_errors(inside: Inside, arguments: list[str], message: str) -> None:
