@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from secretfs.errors import MountError
+from secretfs.linux.mountinfo import mounts
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000  # linux/sched.h
 _MS_REC, _MS_SLAVE = 1 << 14, 1 << 19  # linux/mount.h
@@ -26,6 +27,12 @@ _SWITCHES: Final = (
     ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),  # Ubuntu's
 )
 """What forbids namespaces: sysctl, its value then, and one that allows them."""
+
+
+_CHROOT: Final = (
+    "this is a chroot, in which the kernel makes none: run it outside; or, as root, make the new root directory a mount"
+    " point (mount --rbind DIR DIR) before chroot DIR"
+)
 
 
 def enter() -> bool:
@@ -64,8 +71,10 @@ def remedy(failed: int, sysctls: Path = _SYSCTLS) -> str:
             continue
         if value == forbids:
             return f" ({name.replace('/', '.')} is {forbids}; as root: sysctl -w {name.replace('/', '.')}={allows})"
+    if failed in (errno.EPERM, errno.EINVAL) and not any(mount.path == "/" for mount in mounts()):
+        return f" ({_CHROOT})"
     if failed == errno.EPERM:
-        return " (a container: it needs --security-opt seccomp=unconfined, or --cap-add SYS_ADMIN and to run as root)"
+        return " (in a container it needs --security-opt seccomp=unconfined, or --cap-add SYS_ADMIN and to run as root)"
     if failed in (errno.ENOSPC, errno.EUSERS):
         return " (too many of them: see user.max_user_namespaces and user.max_mnt_namespaces)"
     return ""

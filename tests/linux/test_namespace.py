@@ -125,3 +125,27 @@ class TestEmptyDirectory:
         monkeypatch.setattr(namespace, "PLACES", (Path("/proc"), Path("/sys")))
         with pytest.raises(MountError, match=r"none of .* is an empty directory; say where to mount: --at DIR"):
             empty_directory()
+
+
+CHROOT = """
+mkdir -p new
+for directory in usr bin lib lib64 proc mnt; do
+    [ -e "/$directory" ] || continue
+    mkdir -p "new/$directory"; mount --rbind "/$directory" "new/$directory"
+done
+"""
+
+
+@pytest.mark.parametrize("user", ["", "--userspec=65534:65534 "])
+def test_in_a_chroot_it_does_not_claim_to_be_in_a_container(user: str) -> None:
+    script = f"{CHROOT} chroot {user}new /mnt/python/bin/python /mnt/nobody/enter.py true"
+    done = in_namespace(f"cat > enter.py <<-'END'\n{ENTER}\nEND\n{script}")
+    assert done.status == 1
+    assert "(this is a chroot, in which the kernel makes none: run it outside;" in done.err
+    assert "container" not in done.err
+
+
+def test_in_a_chroot_that_is_a_mount_point_root_gets_its_own_mounts() -> None:
+    script = f"{CHROOT} mount --rbind new new; chroot new /mnt/python/bin/python /mnt/nobody/enter.py true"
+    done = in_namespace(f"cat > enter.py <<-'END'\n{ENTER}\nEND\n{script}")
+    assert (done.status, done.out.split()[0]) == (0, "True"), done.err
