@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from secretfs.cache.store_cache import Freshness
 from secretfs.daemon.handover import Handover
 from secretfs.daemon.processes import set_process_name
 from secretfs.daemon.reload import Reloader
+from secretfs.daemon.store_records import record_stores, replaced_stores
 from secretfs.dapr.load import ConfigSource, Declaration
 from secretfs.errors import MountError, Notice
 from secretfs.fs.attributes import PermissionPolicy
@@ -31,7 +32,7 @@ from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import clear, unmount
 from secretfs.linux.syscall_helper import SyscallHelper, SyscallHelpers
 from secretfs.registry.opening import Registry
-from secretfs.registry.store_set import StoreSet
+from secretfs.registry.store_set import ScopedStore, StoreSet
 
 REQUESTS = 10_000
 """Kernel requests served at once. Each costs a task; a wait for one store must never keep another's readers out."""
@@ -112,14 +113,23 @@ async def serve(
         changes, announced = trio.open_memory_channel[Change](math.inf)  # emptied at once, into queues with a limit
         announce = changes.send_nowait
         stores = StoreSet(registry, options.default, nursery, announce)
-        views = views_of(await stores.start(declaration))
+        started = await stores.start(declaration)
         connection = inherited or _mount(options, journal)
         if not inherited:
             handover.keep(connection)
         app_id = declaration.context.app_id
-        vfs = SecretVFS(views, options.permissions, nursery, app_id, journal, wake=connection.send)
+        vfs = SecretVFS(views_of(started), options.permissions, nursery, app_id, journal, wake=connection.send)
         publisher = Publisher(vfs, options.mountpoint, helpers.publishing, announced, observer.changed)
-        reloader = Reloader(origin, stores, lambda stores, others: vfs.replace(views_of(stores), others), announce)
+
+        def show(scoped: Mapping[str, ScopedStore], others: frozenset[str]) -> frozenset[str]:
+            changed = vfs.replace(views_of(scoped), others)
+            record_stores(journal, stores.running)
+            return changed
+
+        replaced = replaced_stores(journal, stores.running) if inherited else frozenset()
+        for component in sorted(show(started, replaced)):
+            announce(Change(component, whole=True))
+        reloader = Reloader(origin, stores, show, announce)
         device: int | None = None
         with suppress(MountError):  # covered, or detached and still in use: it is served all the same
             device = set_process_name(options.mountpoint)

@@ -19,6 +19,7 @@ import trio
 from secretfs.daemon.handover import Handover
 from secretfs.daemon.processes import clear_failure
 from secretfs.daemon.serve import MountOptions, Observer, serve
+from secretfs.daemon.store_records import known_stores
 from secretfs.dapr.load import ConfigSource, Declaration, declare
 from secretfs.errors import ConfigurationError, SecretFSError
 from secretfs.linux.daemonize import leave_terminal, start_in_background
@@ -135,8 +136,8 @@ async def _serve(
     handover: Handover,
     observer: Observer,
 ) -> None:
-    known = handover.inherited.journal.stores if handover.inherited else {}
     components = declaration.components
+    known = known_stores(handover.inherited.journal, components) if handover.inherited else {}
     async with open_registry(components, declaration.context, options.default, known=known) as registry:
         for notice in registry.notices:
             log.warning("%s", notice)

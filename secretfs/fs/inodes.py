@@ -210,16 +210,6 @@ class Tree:
             if isinstance(inode, Version) and is_of(component, inode.key):
                 inode.confirmed = -math.inf
 
-    def record_stores(self, stores: dict[str, bool]) -> None:
-        """Write down which stores there are, and whether they are multi-valued.
-
-        What the journal has of another store, or of another kind of store, under the name of one is `detach_store`.
-        """
-        for component, multi_valued in self._journal.stores.items():
-            if stores.get(component) != multi_valued:
-                self.detach_store(component)
-        self._journal.stores = stores
-
     def detach_store(self, component: str) -> list[Version]:
         """Let no path lead to what is in the directory of a store that has gone. Returns its files."""
         for key, directory in list(self._directories.items()):

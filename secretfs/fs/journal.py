@@ -16,7 +16,7 @@ import struct
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
@@ -33,6 +33,7 @@ _NOTE: Final = 2**64 - 1  # number of a record that is no inode, as is the next
 _WAITER: Final = 2**64 - 2
 _LONGEST_INIT: Final = 256  # bytes; FUSE_INIT has 104 (protocol 7.45)
 _DIGEST: Final = 16
+_DETAILS: Final = ""  # no component has this name; versions that know nothing of it take it for one that is gone
 
 
 class _Head(IntEnum):
@@ -77,6 +78,17 @@ class Flag(IntFlag):
     """It is the directory of a store that has gone."""
     LINKED = 8
     """Its path leads to another version, and the kernel has not been told: it may still have this one there."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRecord:
+    """A store as it was served."""
+
+    multi_valued: bool
+    type: str = ""
+    """The component's; empty if a version of secretfs that did not write it down has served the store."""
+    declaration: str = ""
+    """A keyed digest of how the component was declared; empty likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,14 +254,17 @@ class Journal:
         return messages
 
     @property
-    def stores(self) -> dict[str, bool]:
-        """Which stores were served last, and whether they are multi-valued."""
-        known: dict[str, bool] = json.loads(self._note() or b"{}")
-        return known
+    def stores(self) -> dict[str, StoreRecord]:
+        """The stores that were served last, by component."""
+        known = json.loads(self._note() or b"{}")
+        details = known.pop(_DETAILS, {})
+        return {name: StoreRecord(multi_valued, *details.get(name, ())) for name, multi_valued in known.items()}
 
     @stores.setter
-    def stores(self, stores: dict[str, bool]) -> None:
-        self._keep_note(json.dumps(stores).encode())
+    def stores(self, stores: Mapping[str, StoreRecord]) -> None:
+        note: dict[str, object] = {name: store.multi_valued for name, store in stores.items()}
+        note[_DETAILS] = {name: (store.type, store.declaration) for name, store in stores.items()}
+        self._keep_note(json.dumps(note).encode())
 
     def _note(self) -> bytes:
         """Return what was written by `_keep_note` last."""

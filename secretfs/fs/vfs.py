@@ -91,7 +91,6 @@ class SecretVFS:
         self._polls = PollWaiters(self._journal, wake)
         self._retries = Retries()
         self._tree = Tree(self._journal)
-        self._tree.record_stores({name: view.multi_valued for name, view in views.items()})
         self._attributes = AttributePolicy(permissions, self._journal.born)
         self.changes = Changes(self._tree, self._contents, self._polls, self._attributes)
         """For those who publish what changes."""
@@ -116,7 +115,6 @@ class SecretVFS:
             self._tree.invalidate(component)
         for version in [version for component in changed for version in self._tree.detach_store(component)]:
             self._polls.wake(version.number)
-        self._tree.record_stores({name: view.multi_valued for name, view in views.items()})
         return changed
 
     async def lookup(self, parent: int, segment: bytes, caller: Caller = UNKNOWN) -> Attributes:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 import trio
 
@@ -60,6 +61,14 @@ class OpenedStore:
     def store(self) -> SecretStore:
         """The store itself. What may be asked for again is asked through the client."""
         return self.client.store
+
+
+class KnownStore(NamedTuple):
+    """A store that another process has served until a moment ago."""
+
+    multi_valued: bool
+    edited: bool = False
+    """Its component has been edited since: it may be multi-valued or not by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +165,13 @@ async def open_registry(
     templates: TemplateContext,
     default: Freshness,
     opened: Callable[[Component], None] = lambda _: None,
-    known: Mapping[str, bool] = MappingProxyType({}),
+    known: Mapping[str, KnownStore] = MappingProxyType({}),
 ) -> AsyncIterator[Registry]:
     """Open all components side by side, call ``opened`` as each is done, and close them all at the end.
 
     Each store must also answer and accept our credentials. One with ``ignoreErrors`` that does not stays open: it may
-    answer later. So may those that are ``known``, by name and whether they are multi-valued: another process has served
-    them until a moment ago, and what cannot be opened of them stays as a store that answers with the reason.
+    answer later. So may those that are ``known``, by name: another process has served them until a moment ago, and what
+    cannot be opened of them stays as a store that answers with the reason.
     """
     registry = Registry(failures=check_references(components))
     broken = {failure.component.name for failure in registry.failures}
@@ -184,7 +193,7 @@ async def open_components(
     templates: TemplateContext,
     default: Freshness,
     opened: Callable[[Component], None] = lambda _: None,
-    known: Mapping[str, bool] = MappingProxyType({}),
+    known: Mapping[str, KnownStore] = MappingProxyType({}),
 ) -> None:
     """Open components into a registry, each after those it refers to, which are among them or in there already."""
     opening = _Opening(registry, templates, default, known)
@@ -214,7 +223,7 @@ class _Opening:
     """Opens one component after the other into a registry."""
 
     def __init__(
-        self, registry: Registry, templates: TemplateContext, default: Freshness, known: Mapping[str, bool]
+        self, registry: Registry, templates: TemplateContext, default: Freshness, known: Mapping[str, KnownStore]
     ) -> None:
         self._registry = registry
         self._known = known
@@ -238,7 +247,8 @@ class _Opening:
         chosen = freshness(component, self._default)
         source, known = self._source(component), self._known.get(component.name)
         read = None if source is None else _reader(source, component.namespace)
-        opening = partial(open_store, component, self._templates, chosen, read, multi_valued=known)
+        multi_valued = None if known is None or known.edited else known.multi_valued
+        opening = partial(open_store, component, self._templates, chosen, read, multi_valued=multi_valued)
         store, remarks = await trio.to_thread.run_sync(opening, abandon_on_cancel=True)
         self.remarks[component.name] = remarks
         self._registry.stores[component.name] = OpenedStore.of(component, store, chosen, source)
@@ -257,7 +267,7 @@ class _Opening:
     def _fail(self, component: Component, error: SecretFSError) -> None:
         self._registry.failures.append(OpenFailure(component, error))
         if component.name in self._known and component.name not in self._registry.stores:
-            store = UnopenedStore(error, multi_valued=self._known[component.name])
+            store = UnopenedStore(error, multi_valued=self._known[component.name].multi_valued)
             self._registry.stores[component.name] = OpenedStore.of(component, store, self._default)
 
 

@@ -74,6 +74,11 @@ class StoreSet:
         self.incomplete = False
         """Whether there is a component of the last declaration that is not served as declared, and may be later."""
 
+    @property
+    def running(self) -> Mapping[str, RunningStore]:
+        """All of them, by component."""
+        return self._running
+
     async def start(self, declaration: Declaration) -> dict[str, ScopedStore]:
         """Begin to serve what the registry has opened."""
         for name, opened in self._registry.stores.items():

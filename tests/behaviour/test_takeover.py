@@ -338,6 +338,36 @@ def test_what_cannot_be_taken_over(components: Path, offset: int, data: bytes, w
         assert (mount.path / "file/token").read_text() == OLD
 
 
+def test_a_store_of_another_shape(components: Path, file: SecretsFile) -> None:
+    """takeover-25: A component that was edited while no daemon served is shown as what it is now."""
+    other = {"secretsFile": {"secretKeyRef": {"name": "FILE", "key": "FILE"}}}
+    component(components, "env", "local.env", {"prefix": "SECRETS_"})
+    component(components, "kv", "local.file", other, secret_store="env")
+    file.write({"db": {"user": OLD}})
+    with mounted(components, expect_log=[ENDED], env={"SECRETS_FILE": str(file.path)}) as mount:
+        assert (mount.path / "kv/db:user").read_text() == OLD
+        with down(mount):
+            component(components, "kv", "local.file", {**other, "multiValued": "true"}, secret_store="env")
+        wait_until(lambda: os.listdir(mount.path / "kv") == ["db"])  # noqa: PTH208 - one removed just now is empty
+        assert (mount.path / "kv/db/user").read_text() == OLD
+        assert errno_of((mount.path / "kv/db:user").stat) == "ENOENT"
+
+
+def test_a_store_of_another_type(components: Path, file: SecretsFile, tmp_path: Path) -> None:
+    """Watchers of the root see that the store is another one, as after a reload (takeover-25, reload-5)."""
+    component(components, "kv", "local.env", {"prefix": "KV_"})
+    with mounted(components, expect_log=[ENDED], env={"KV_TOKEN": OLD}) as mount:
+        assert (mount.path / "kv/TOKEN").read_text() == OLD
+        before = (mount.path / "kv").stat().st_ino
+        with watching(tmp_path / "log", mount.path) as watch:
+            with down(mount):
+                component(components, "kv", "local.file", {"secretsFile": file.path, "nestedSeparator": "/"})
+            watch.wait_for(f"kv DELETE,ISDIR {mount.path}/", f"kv CREATE,ISDIR {mount.path}/")
+        assert (mount.path / "kv/token").read_text() == OLD
+        assert errno_of((mount.path / "kv/TOKEN").stat) == "ENOENT"
+        assert (mount.path / "kv").stat().st_ino != before
+
+
 def test_a_user_is_taken_over_too() -> None:
     """takeover-13: None of this needs root."""
     done = in_namespace("""

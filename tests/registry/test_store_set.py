@@ -17,7 +17,7 @@ from secretfs.dapr.load import Declaration, load
 from secretfs.dapr.references import TemplateContext
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, StoreUnavailable
 from secretfs.fs.view import views_of
-from secretfs.registry.opening import OpenedStore, Registry, open_registry
+from secretfs.registry.opening import KnownStore, OpenedStore, Registry, open_registry
 from secretfs.registry.store_set import ReloadResult, RunningStore, ScopedStore, StoreSet
 from tests.conftest import ExpectLog
 from tests.support import fake_type
@@ -78,7 +78,9 @@ class Running:
 
 
 @asynccontextmanager
-async def serving(fakes: Fakes, *configs: Path, known: Mapping[str, bool] | None = None) -> AsyncIterator[Running]:
+async def serving(
+    fakes: Fakes, *configs: Path, known: Mapping[str, KnownStore] | None = None
+) -> AsyncIterator[Running]:
     declaration = load([fakes.directory], configs, "", {})
     async with (
         open_registry(declaration.components, declaration.context, Freshness(), known=known or {}) as registry,
@@ -356,7 +358,7 @@ class TestMistakes:
         self, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         fakes.add("a", secrets=holding(x="a"), fail="open=StoreUnavailable")
-        async with serving(fakes, known={"a": True}) as running:
+        async with serving(fakes, known={"a": KnownStore(multi_valued=True)}) as running:
             assert running.is_unanswered()
             monkeypatch.setattr(fake_type, "go_wrong", lambda _: None)
             await running.reload()

@@ -1,0 +1,61 @@
+"""What kind of store each component was when it was served last: in the journal, and compared after a takeover."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+
+from secretfs.dapr.component import Component
+from secretfs.fs.journal import Journal, StoreRecord
+from secretfs.registry.opening import KnownStore
+from secretfs.registry.store_set import RunningStore
+
+
+def known_stores(journal: Journal, components: Iterable[Component]) -> dict[str, KnownStore]:
+    """Return what our predecessor knew of these components."""
+    records = journal.stores
+    return {
+        component.name: KnownStore(record.multi_valued, edited=_is_edited(component, record, journal))
+        for component in components
+        if (record := records.get(component.name)) is not None
+    }
+
+
+def replaced_stores(journal: Journal, running: Mapping[str, RunningStore]) -> frozenset[str]:
+    """Return the components that came, went, or are another kind of store than the journal says."""
+    before, now = journal.stores, _records(journal, running)
+    both = before.keys() & now.keys()
+    return frozenset(before.keys() ^ now.keys()) | {name for name in both if not _same_kind(before[name], now[name])}
+
+
+def record_stores(journal: Journal, running: Mapping[str, RunningStore]) -> None:
+    """Write down what is served from now on."""
+    journal.stores = _records(journal, running)
+
+
+def _records(journal: Journal, running: Mapping[str, RunningStore]) -> dict[str, StoreRecord]:
+    return {
+        name: StoreRecord(store.cached.multi_valued, component.type.lower(), _declaration(component, journal))
+        for name, store in running.items()
+        for component in (store.opened.component,)
+    }
+
+
+def _same_kind(before: StoreRecord, now: StoreRecord) -> bool:
+    return before.multi_valued == now.multi_valued and before.type in ("", now.type)
+
+
+def _is_edited(component: Component, record: StoreRecord, journal: Journal) -> bool:
+    if not record.declaration:
+        return False
+    return (record.type, record.declaration) != (component.type.lower(), _declaration(component, journal))
+
+
+def _declaration(component: Component, journal: Journal) -> str:
+    """Return a keyed digest of what decides whether a store is multi-valued. It tells nothing about a property."""
+    items = [
+        (item.name, item.value, item.env_ref, ref and (ref.name, ref.key))
+        for item in component.items
+        for ref in (item.secret_key_ref,)
+    ]
+    text = json.dumps([component.version, component.secret_store, items])
+    return hashlib.blake2b(text.encode(), key=journal.digest_key, digest_size=16).hexdigest()
