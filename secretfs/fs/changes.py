@@ -7,7 +7,10 @@ than the background refresh would have.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from heapq import heappop, heappush
 from typing import Final
 
 import trio
@@ -22,8 +25,10 @@ from secretfs.fs.inodes import Directory, Inode, Tree, Version, is_of
 from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, SecretKey, ValueKey
 from secretfs.fs.names import encode, split
 
-RETRY_AFTER: Final = 5.0
-"""Seconds until a question that a store could not answer is asked again."""
+RETRY_AFTER, RETRY_AFTER_AT_MOST = 5.0, 60.0
+"""Seconds until a question of `catch_up` that a store could not answer is asked again; the time doubles."""
+PAUSE: Final = 0.5
+"""Seconds for which nothing else is asked after a failure: failures open the circuit, and a probe closes it again."""
 
 
 class Changes:
@@ -144,8 +149,15 @@ class Changes:
             del self._tree.inherited[key]
         return [key for key, used in mine.items() if used > now - view.idle]
 
-    async def is_unchanged(self, key: ValueKey) -> bool:
-        """Whether a file has the content that the kernel knows of it. Raises what keeps us from finding out."""
+    async def change_of_value(self, key: ValueKey) -> Change:
+        """Return how a file differs from what the kernel knows of it. Raises what keeps us from finding out."""
+        try:
+            same = await self._is_unchanged(key)
+        except AccessDenied:  # until that ends there is nothing to see
+            same = True
+        return Change(key.component, values=frozenset() if same else frozenset({(key.name, key.key)}))
+
+    async def _is_unchanged(self, key: ValueKey) -> bool:
         version = self._tree.known(key)
         if self._tree.superseded(key):
             return False  # a reader was faster than we
@@ -159,18 +171,35 @@ class Changes:
             return False
         return self._tree.has_content(version, content.data, content.modified)
 
-    async def removed_names(self, component: str) -> frozenset[str]:
-        """Return the names of secrets and folders that the kernel knows and that are not listed any more.
+    async def change_of_names(self, folder: FolderKey, names: Iterable[str]) -> Change:
+        """Return which of the names that the kernel knows in a folder are not listed any more.
 
         Raises what keeps us from finding out.
         """
-        gone = set()
+        listed = await self.folder(folder)
+        gone = [name for name in names if listed is not None and encode(split(name)[-1]) not in listed]
+        return Change(folder.component, names=frozenset(gone))
+
+    def known_names(self, component: str) -> Mapping[FolderKey, Sequence[str]]:
+        """Return the names of the secrets and folders of a store that the kernel knows, by the folder they are in."""
+        names: dict[FolderKey, list[str]] = {}
         for name in self._tree.known_names(component):
-            *above, own = split(name)
-            listed = await self.folder(FolderKey(component, tuple(above)))
-            if listed is not None and encode(own) not in listed:
-                gone.add(name)
-        return frozenset(gone)
+            names.setdefault(FolderKey(component, split(name)[:-1]), []).append(name)
+        return names
+
+
+@dataclass(slots=True)
+class _Question:
+    """What `catch_up` has to find out, and when to ask it."""
+
+    ask: Callable[[], Awaitable[Change]]
+    due: float = 0.0
+    """On trio's clock."""
+    pause: float = RETRY_AFTER
+    """Seconds until it is asked again, should it fail."""
+
+    def __lt__(self, other: "_Question") -> bool:
+        return self.due < other.due
 
 
 async def catch_up(changes: Changes, announce: Announce) -> None:
@@ -178,35 +207,27 @@ async def catch_up(changes: Changes, announce: Announce) -> None:
     async with trio.open_nursery() as nursery:
         for component in changes.components:
             files = [key for key in changes.inherited(component) if isinstance(key, ValueKey)]
-            if files:
-                nursery.start_soon(_names, changes, component, announce)
-                waiting = iter(files)
-                for _ in range(min(BACKGROUND, len(files))):
-                    nursery.start_soon(_values, changes, waiting, announce)
-
-
-async def _names(changes: Changes, component: str, announce: Announce) -> None:
-    while True:
-        try:
-            gone = await changes.removed_names(component)
-        except SecretFSError:
-            await trio.sleep(RETRY_AFTER)
-            continue
-        if gone:
-            announce(Change(component, names=gone))
-        return
-
-
-async def _values(changes: Changes, keys: Iterable[ValueKey], announce: Announce) -> None:
-    for key in keys:
-        while True:
-            try:
-                same = await changes.is_unchanged(key)
-            except AccessDenied:  # until that ends there is nothing to see; the others must not wait for it
-                same = True
-            except SecretFSError:  # logged where it happened
-                await trio.sleep(RETRY_AFTER)
+            if not files:
                 continue
-            break
-        if not same:
-            announce(Change(key.component, values=frozenset({(key.name, key.key)})))
+            folders = changes.known_names(component).items()
+            questions = [_Question(partial(changes.change_of_names, folder, names)) for folder, names in folders]
+            questions += [_Question(partial(changes.change_of_value, key)) for key in files]
+            for _ in range(min(BACKGROUND, len(questions))):
+                nursery.start_soon(_ask, questions, announce)
+
+
+async def _ask(questions: list[_Question], announce: Announce) -> None:
+    """Ask what is due first, until all is answered. What fails is put off, so that nothing else waits for it."""
+    while questions:
+        question = heappop(questions)
+        await trio.sleep_until(question.due)
+        try:
+            change = await question.ask()
+        except SecretFSError:  # logged where it happened
+            question.due = trio.current_time() + question.pause
+            question.pause = min(2 * question.pause, RETRY_AFTER_AT_MOST)
+            heappush(questions, question)
+            await trio.sleep(PAUSE)
+            continue
+        if change:
+            announce(change)

@@ -19,7 +19,8 @@ import pytest
 from secretfs.daemon.processes import daemon_pids, last_failure
 from secretfs.linux.mountinfo import require_mounted
 from tests.support.canary import secret
-from tests.support.command import SECRETFS, end_daemons, environment, in_namespace, secretfs
+from tests.support.command import ROOT, SECRETFS, end_daemons, environment, in_namespace, secretfs
+from tests.support.fake_type import Fakes
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, daemons, mounted
 from tests.support.readers import Readers
@@ -199,6 +200,30 @@ def test_changes_meanwhile_are_told(components: Path, file: SecretsFile, tmp_pat
                 f"token MOVED_TO {directory}/", f"large DELETE {directory}/", f"member-2 MOVED_TO {directory}/team/"
             )
         assert not [event for event in watch.events() if event.startswith("member-1 ")]
+
+
+def test_secrets_that_keep_failing_do_not_keep_the_rest_from_being_announced(tmp_path: Path) -> None:
+    information = tmp_path / "site/fake_store-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-store\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[secretfs.stores]\nsecretstores.fake = tests.support.fake_type\n")
+    fakes = Fakes(tmp_path / "components", tmp_path / "site")
+    failing = [f"bad-{number}" for number in range(8)]
+
+    def declare(value: str, trouble: str = "") -> None:
+        values = json.dumps({name: {name: value} for name in (*failing, "good")})
+        fakes.add("fake", secrets=values, multiValued="false", fail=trouble)
+
+    declare(OLD)
+    env = {"PYTHONPATH": f"{ROOT}:{tmp_path / 'site'}"}
+    with mounted(tmp_path / "components", env=env, expect_log=[ENDED, "the fake says so"]) as mount:
+        for name in (*failing, "good"):
+            assert (mount.path / "fake" / name).read_text() == OLD
+        with watching(tmp_path / "log", mount.path / "fake") as watch:
+            with down(mount):
+                declare(NEW, " ".join(f"fetch:{name}=MalformedAnswer" for name in failing))
+            watch.wait_for(f"good MOVED_TO {mount.path}/fake/")
+            assert (mount.path / "fake/good").read_text() == NEW
 
 
 def test_a_store_that_is_down(components: Path, own_server: OpenBao) -> None:
