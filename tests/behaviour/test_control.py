@@ -209,6 +209,7 @@ def test_what_it_tells(kv: Folder, tmp_path: Path) -> None:
 
 
 def test_the_status_of_a_failure_names_no_secret(kv: Folder, tmp_path: Path) -> None:
+    """The last error says what kind of failure it was, and not of which secret (control-7)."""
     kv.put("not-for-us", {"password": OLD})
     listing = f"{kv.engine}/metadata/{kv.prefix}"
     token = kv.server.limited_token(**{listing: "list", f"{listing}/": "list"})

@@ -39,7 +39,7 @@ def fakes(tmp_path: Path) -> Iterator[Fakes]:
 
 @pytest.mark.parametrize("exception", ["ValueError", "ConfigurationError", "SystemExit"])
 def test_a_check_that_raises(fakes: Fakes, exception: str) -> None:
-    """error-14: A store that raises anything unexpected in the background counts as failing; the mount lives."""
+    """error-14: A store that raises an unexpected error in the background counts as failing; the mount lives."""
     fakes.add("bad", {"fail": f"check={exception} names:=StoreUnavailable"}, spec={"ignoreErrors": True})
     with mounted(fakes.directory, env=fakes.env, expect_log=DEFECT) as mount:
         worker = mount.worker

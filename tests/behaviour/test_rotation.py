@@ -58,7 +58,7 @@ def test_a_watcher_of_a_directory_is_told_of_a_new_version(store: Path, file: Se
 def test_a_watcher_of_a_file_itself_is_told(
     store: Path, file: SecretsFile, tmp_path: Path, *, reader_first: bool
 ) -> None:
-    """notify-6: A watch on a file gets IN_ATTRIB when its value changes, and IN_DELETE_SELF when closed or before."""
+    """notify-6: A watch on a file gets IN_ATTRIB when its value changes, and IN_DELETE_SELF by its last close."""
     look_at(store)
     token, held = store / "token", store / "team/a"
     reader = f"while :; do cat {token} {held}; done" if reader_first else ":"
