@@ -230,6 +230,7 @@ SecretVFS.forget = forget
 
 
 def test_a_defect_in_forget_costs_nobody_the_mount(manifests: Path, tmp_path: Path) -> None:
+    """A defect while the kernel forgets a file ends no mount either (error-11)."""
     (tmp_path / "sitecustomize.py").write_text(FORGETS_BADLY)
     env = ENVIRONMENT | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
     with mounted(manifests, env=env, expect_log=DEFECT) as mount:
