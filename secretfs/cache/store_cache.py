@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import trio
 
@@ -38,8 +38,16 @@ BACKGROUND: Final = 4
 STALE_TTL: Final = 1.0
 """Seconds that a stale answer is served before its age is looked at again."""
 
-_since: ContextVar[float] = ContextVar("_since")
-"""When the wait began that the waits of this task are parts of."""
+
+class _Request(NamedTuple):
+    """The request of a user that the waits of this task are parts of."""
+
+    since: float
+    bulk: bool
+    """Whether it concerns a whole store."""
+
+
+_request: ContextVar[_Request] = ContextVar("_request")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,8 @@ class Freshness:
     """Age up to which it is served while the store fails."""
     deadline: float = 5.0
     """Longest wait for an answer."""
+    bulk_deadline: float = 0.0
+    """Longest wait for all the answers that a bulk file or a refresh takes, if that is longer than ``deadline``."""
     idle: float = 600.0
     """Time without a reader after which a value is dropped from memory."""
 
@@ -306,7 +316,11 @@ class CachedStore:
 
     async def _load(self, cache: TTLCache[str, T], key: str) -> CachedAnswer[T]:
         """Load within one deadline, also what changes again and again while it is asked for."""
-        with time_limit(self._freshness.deadline, _since.get(trio.current_time())):
+        request = _request.get(_Request(trio.current_time(), bulk=False))
+        deadline = self._freshness.deadline
+        if request.bulk:
+            deadline = max(deadline, self._freshness.bulk_deadline)
+        with time_limit(deadline, request.since):
             return await cache.load(key)
 
     async def _load_names(self, folder: str) -> CachedAnswer[Names | StoreError]:
@@ -373,13 +387,17 @@ class CachedStore:
 
 
 @contextlib.contextmanager
-def shared_deadline() -> Iterator[None]:
-    """Let the waits for one store within count as one: they end together, its deadline after the first began."""
-    token = _since.set(trio.current_time())
+def shared_deadline(*, bulk: bool = False) -> Iterator[None]:
+    """Let the waits for one store within share a deadline, which begins now; with ``bulk``, its bulk deadline.
+
+    Within another one, that one goes on to count.
+    """
+    request = _request.get(_Request(trio.current_time(), bulk=bulk))
+    token = _request.set(request)
     try:
         yield
     finally:
-        _since.reset(token)
+        _request.reset(token)
 
 
 def _values(answer: CachedAnswer[Secret | StoreError]) -> Mapping[str, bytes]:

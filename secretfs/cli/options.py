@@ -135,7 +135,7 @@ def _freshness(command: F) -> F:
 
 def take_freshness(flags: dict[str, Any]) -> Freshness:
     """Take the values of these flags out of all that a command was given."""
-    return Freshness(**{field.name: flags.pop(field.name) for field in fields(Freshness)})
+    return Freshness(**{field.name: flags.pop(field.name) for field in fields(Freshness) if field.name in flags})
 
 
 def _duration_flag(command: F, name: str, help_text: str, default: str | None) -> F:

@@ -105,7 +105,8 @@ class Contents:
     async def get(self, key: ValueKey | BulkKey | SecretBulkKey) -> Content:
         """Return what is in a file, fresh. Raises `NoSuchEntry` or `SecretNotFound` if it is gone."""
         if isinstance(key, BulkKey):
-            return _bulk_content(await self._bulks.get(key))
+            with shared_deadline(bulk=True):
+                return _bulk_content(await self._bulks.get(key))
         secret = self.view(key.component).use(key.name)  # mostly it is there: all the rest of this is about waiting
         if secret is None:
             secret = await self.ask(key.component, lambda view: view.secret(key.name))
@@ -122,7 +123,11 @@ class Contents:
     async def _render(self, key: BulkKey) -> CachedAnswer[bytes]:
         """Render a bulk file from one snapshot of its store, in a thread: the store may be large."""
         view = self.view(key.component)
-        secrets = await view.every_secret()
+        try:
+            secrets = await view.every_secret()
+        except DeadlineExceeded as error:  # of them all: of a single call the log has it
+            self._log_once(key, f".bulk.{key.form.value} is not complete: {error}")
+            raise
 
         def render() -> bytes:
             if key.form is Bulk.JSON:
@@ -132,12 +137,15 @@ class Contents:
         try:
             rendered = await trio.to_thread.run_sync(render)
         except StoreError as error:  # not the store's fault, so nobody has logged it
-            if self._unrenderable.get(key) != str(error):
-                self._unrenderable[key] = str(error)
-                log.warning("%s: %s", key.component, error)
+            self._log_once(key, str(error))
             raise
         self._unrenderable.pop(key, None)
         return CachedAnswer(rendered, secrets.fetched, secrets.expires, secrets.fetched_at, secrets.stale)
+
+    def _log_once(self, key: BulkKey, trouble: str) -> None:
+        if self._unrenderable.get(key) != trouble:
+            self._unrenderable[key] = trouble
+            log.warning("%s: %s", key.component, trouble)
 
     def _expire_bulks(self, component: str) -> None:
         for form in Bulk:

@@ -15,6 +15,7 @@ import trio
 
 import secretfs
 from secretfs.cache.health import Kind, State, Statistics
+from secretfs.cache.store_cache import shared_deadline
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
 from secretfs.fs.keys import Control
 from secretfs.fs.names import encode
@@ -105,7 +106,8 @@ class RefreshFile(RequestFile):
         concerned = [component for component in views if roots & {(), (encode(component),)}]
         log.info("a refresh is asked for: %s", ", ".join(concerned) or "of no store that is here")
         try:
-            await _refresh({encode(component): view for component, view in views.items()}, paths)
+            with shared_deadline(bulk=True):
+                await _refresh({encode(component): view for component, view in views.items()}, paths)
         finally:
             for component in views:
                 self._refreshed(component)

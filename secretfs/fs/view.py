@@ -18,7 +18,7 @@ from secretfs.cache.client import REFUSAL_TTL, in_parallel
 from secretfs.cache.health import Statistics
 from secretfs.cache.store_cache import CachedStore
 from secretfs.cache.ttl_cache import CachedAnswer
-from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound
+from secretfs.errors import AccessDenied, DeadlineExceeded, NoSuchEntry, SecretNotFound
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
 from secretfs.fs.listing import (
     Entry,
@@ -200,7 +200,10 @@ class StoreView:
                 found[name] = secret.value
                 whole = whole.limited_by(secret)
 
-        await in_parallel(read_on)
+        try:
+            await in_parallel(read_on)
+        except DeadlineExceeded as error:
+            raise DeadlineExceeded(f"{len(found)} of {len(names.value)} secrets are read: {error}") from None
         return whole
 
     async def refresh(self, path: tuple[bytes, ...]) -> None:

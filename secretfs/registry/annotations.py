@@ -16,6 +16,7 @@ FRESHNESS: Final = {
     "secretfs/ttl": "ttl",
     "secretfs/max-stale": "max_stale",
     "secretfs/deadline": "deadline",
+    "secretfs/bulk-deadline": "bulk_deadline",
     "secretfs/idle": "idle",
 }
 """Annotation to field of `Freshness`; the values are durations such as 30s."""

@@ -34,6 +34,7 @@ from tests.support.canary import leaked
 from tests.support.canary import secret as canary
 from tests.support.heard_vfs import HeardVFS
 from tests.support.memory_store import MemoryStore
+from tests.support.until import until
 
 Make = Callable[..., HeardVFS]
 
@@ -55,6 +56,8 @@ def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
                 name: Cached(name, store, freshness, nursery, "memory", announce=announce)
                 for name, store in stores.items()
             }
+            for cached in caches.values():
+                nursery.start_soon(cached.keep_fresh)
             return {name: StoreView(cached, scope) for name, cached in caches.items()}
 
         return HeardVFS(views, PermissionPolicy(0o444, OWNER, GROUP), nursery, "shop")
@@ -200,7 +203,8 @@ class TestStatus:
         for _ in range(FAILURES - 1):
             with pytest.raises(StoreUnavailable):
                 await refresh(vfs, b"vault/db")
-        await wait_all_tasks_blocked()
+        await until(lambda: vault.calls["check"] == 1 and not vault.running)
+        await wait_all_tasks_blocked(0.01)
         store = await of_vault(vfs)
         assert (store["state"], store["breaker"]["open"]) == ("down", True)
         assert store["last_error"]["message"] == "connection refused"  # of the probe, which asks for no secret

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class Settings:
         default=(),
         parse=lambda text: tuple((what, how) for what, _, how in (word.partition("=") for word in text.split())),
     )
+    delay: float = setting("delay", "Seconds that each call takes.", default=0.0, parse=float)
     record: str = setting("record", "File to write the process group and session into when it is opened.")
 
 
@@ -64,6 +66,7 @@ class FakeStore(MemoryStore):
         )
         self._name = name
         self._fail = dict(settings.fail)
+        self._delay = settings.delay
 
     def check(self) -> None:
         events.append(f"check {self._name}")
@@ -76,6 +79,7 @@ class FakeStore(MemoryStore):
 
     def _called(self, call: str) -> None:
         super()._called(call)
+        time.sleep(self._delay)
         self._go_wrong(call)
 
     def _go_wrong(self, call: str) -> None:
