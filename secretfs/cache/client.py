@@ -12,17 +12,17 @@ import copy
 import logging
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, TypeVar
 
 import trio
 
+from secretfs.cache.freshness import time_limit
 from secretfs.cache.health import CallStats, CircuitBreaker, FailureLog, Kind, State
 from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.errors import (
     AccessDenied,
-    DeadlineExceeded,
     MalformedAnswer,
     SecretNotFound,
     StoreError,
@@ -220,16 +220,6 @@ class StoreClient:
     async def _in_thread(self, call: Callable[[str], T], argument: str) -> T:
         with time_limit(self._deadline, trio.current_time()):
             return await trio.to_thread.run_sync(call, argument, limiter=self._limiter, abandon_on_cancel=True)
-
-
-@contextlib.contextmanager
-def time_limit(deadline: float, since: float) -> Iterator[None]:
-    """Wait no longer than ``deadline`` seconds after ``since``, on trio's clock. Raises `DeadlineExceeded`."""
-    try:
-        with trio.fail_at(since + deadline):
-            yield
-    except trio.TooSlowError:
-        raise DeadlineExceeded(f"no answer within {deadline:g} s") from None
 
 
 def _checked(kind: Kind, answer: T) -> T:

@@ -16,15 +16,15 @@ Belongs to one trio thread; nothing here is thread-safe.
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final, TypeVar, cast
 
 import trio
 
 from secretfs.cache.change import Announce, Change, discard
-from secretfs.cache.client import StoreClient, time_limit
+from secretfs.cache.client import StoreClient
+from secretfs.cache.freshness import Freshness, request_limit
 from secretfs.cache.health import Statistics
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import StoreError
@@ -37,33 +37,6 @@ BACKGROUND: Final = 4
 """How many of the `CONCURRENCY` calls of a store at once may be for nobody in particular."""
 STALE_TTL: Final = 1.0
 """Seconds that a stale answer is served before its age is looked at again."""
-
-
-class _Request(NamedTuple):
-    """The request of a user that the waits of this task are parts of."""
-
-    since: float
-    bulk: bool
-    """Whether it concerns a whole store."""
-
-
-_request: ContextVar[_Request] = ContextVar("_request")
-
-
-@dataclass(frozen=True, slots=True)
-class Freshness:
-    """How long an answer of one store is good, and how long to wait for one. Seconds."""
-
-    ttl: float = 60.0
-    """Age up to which an answer is served without a question."""
-    max_stale: float = 3600.0
-    """Age up to which it is served while the store fails."""
-    deadline: float = 5.0
-    """Longest wait for an answer."""
-    bulk_deadline: float = 0.0
-    """Longest wait for all the answers that a bulk file or a refresh takes, if that is longer than ``deadline``."""
-    idle: float = 600.0
-    """Time without a reader after which a value is dropped from memory."""
 
 
 class CachedStore:
@@ -316,11 +289,7 @@ class CachedStore:
 
     async def _load(self, cache: TTLCache[str, T], key: str) -> CachedAnswer[T]:
         """Load within one deadline, also what changes again and again while it is asked for."""
-        request = _request.get(_Request(trio.current_time(), bulk=False))
-        deadline = self._freshness.deadline
-        if request.bulk:
-            deadline = max(deadline, self._freshness.bulk_deadline)
-        with time_limit(deadline, request.since):
+        with request_limit(self._freshness):
             return await cache.load(key)
 
     async def _load_names(self, folder: str) -> CachedAnswer[Names | StoreError]:
@@ -384,20 +353,6 @@ class CachedStore:
         return Change(
             self.component, values=frozenset((name, key) for name, answer in known for key in _values(answer))
         )
-
-
-@contextlib.contextmanager
-def shared_deadline(*, bulk: bool = False) -> Iterator[None]:
-    """Let the waits for one store within share a deadline, which begins now; with ``bulk``, its bulk deadline.
-
-    Within another one, that one goes on to count.
-    """
-    request = _request.get(_Request(trio.current_time(), bulk=bulk))
-    token = _request.set(request)
-    try:
-        yield
-    finally:
-        _request.reset(token)
 
 
 def _values(answer: CachedAnswer[Secret | StoreError]) -> Mapping[str, bytes]:

@@ -11,7 +11,8 @@ from typing import NoReturn
 import click
 import trio
 
-from secretfs.cache.store_cache import CachedStore, Freshness
+from secretfs.cache.freshness import Freshness
+from secretfs.cache.store_cache import CachedStore
 from secretfs.cli.options import sources
 from secretfs.cli.output import progress, warn
 from secretfs.dapr.component import Component

@@ -22,7 +22,7 @@ from typing import Final
 import trio
 
 import secretfs
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration
 from secretfs.errors import (

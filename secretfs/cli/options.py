@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.daemon.command import OnChange
 from secretfs.dapr.load import DEFAULT_CONFIG, DEFAULT_RESOURCES
 from secretfs.durations import parse_duration

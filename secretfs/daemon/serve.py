@@ -13,7 +13,7 @@ import pyfuse3
 import trio
 
 from secretfs.cache.change import Change
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.daemon.handover import Handover
 from secretfs.daemon.processes import set_process_name
 from secretfs.daemon.reload import Reloader

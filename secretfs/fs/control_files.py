@@ -14,8 +14,8 @@ from typing import Any, Final
 import trio
 
 import secretfs
+from secretfs.cache.freshness import shared_deadline
 from secretfs.cache.health import Kind, State, Statistics
-from secretfs.cache.store_cache import shared_deadline
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
 from secretfs.fs.keys import Control
 from secretfs.fs.names import encode

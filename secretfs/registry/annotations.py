@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.dapr.component import Component
 from secretfs.durations import parse_duration
 from secretfs.errors import ConfigurationError

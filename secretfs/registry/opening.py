@@ -15,7 +15,7 @@ from typing import NamedTuple
 import trio
 
 from secretfs.cache.client import StoreClient
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.references import ReadSecret, TemplateContext, component_references, resolve
 from secretfs.errors import (

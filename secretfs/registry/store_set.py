@@ -14,7 +14,8 @@ from typing import NamedTuple
 import trio
 
 from secretfs.cache.change import Announce, Change, discard
-from secretfs.cache.store_cache import CachedStore, Freshness
+from secretfs.cache.freshness import Freshness
+from secretfs.cache.store_cache import CachedStore
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration
 from secretfs.dapr.references import component_references

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.fs.attributes import PermissionPolicy
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView

@@ -5,7 +5,8 @@ import trio
 from trio.testing import MockClock
 
 from secretfs.cache.change import Change
-from secretfs.cache.store_cache import CachedStore, Freshness
+from secretfs.cache.freshness import Freshness
+from secretfs.cache.store_cache import CachedStore
 from tests.support.at_once import AtOnce, tell
 from tests.support.memory_store import IssuingMemoryStore
 

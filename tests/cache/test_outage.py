@@ -9,7 +9,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache import health
-from secretfs.cache.store_cache import BACKGROUND, STALE_TTL, CachedStore, Freshness
+from secretfs.cache.freshness import Freshness
+from secretfs.cache.store_cache import BACKGROUND, STALE_TTL, CachedStore
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,

@@ -10,8 +10,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Change
 from secretfs.cache.client import CONCURRENCY, REFUSAL_TTL
+from secretfs.cache.freshness import Freshness
 from secretfs.cache.health import SHORTEST
-from secretfs.cache.store_cache import CachedStore, Freshness
+from secretfs.cache.store_cache import CachedStore
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import (
     AccessDenied,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.cli.check import Report, examine
 from secretfs.dapr.load import load
 from tests.conftest import ExpectLog

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.cli import main as cli_main
 from secretfs.cli import run as command_line
 from secretfs.cli.run import run_command

@@ -14,7 +14,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Change, discard
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.daemon.reload import LOOK_EVERY, Reloader
 from secretfs.dapr.load import ConfigSource, Declaration, Fingerprint, fingerprint, load, working_directory
 from secretfs.errors import ConfigurationError, NoSuchEntry, Superseded

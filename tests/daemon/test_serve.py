@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.dapr.load import load
 from secretfs.errors import NoSuchEntry
 from secretfs.fs.view import views_of

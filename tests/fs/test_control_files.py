@@ -11,8 +11,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Announce, Change
+from secretfs.cache.freshness import Freshness
 from secretfs.cache.health import FAILURES
-from secretfs.cache.store_cache import Freshness
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,

@@ -24,8 +24,9 @@ from trio.testing import MockClock
 
 from secretfs.cache.change import Change
 from secretfs.cache.client import SHORTEST_TTL, StoreClient
+from secretfs.cache.freshness import Freshness
 from secretfs.cache.health import LONGEST
-from secretfs.cache.store_cache import STALE_TTL, Freshness
+from secretfs.cache.store_cache import STALE_TTL
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Announce, Change, discard
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, ReadOnly, SecretFSError, SecretNotFound, StoreUnavailable
 from secretfs.fs.attributes import Attributes, PermissionPolicy
 from secretfs.fs.caller import Caller

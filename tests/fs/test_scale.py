@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.fs.attributes import PermissionPolicy
 from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.vfs import SecretVFS

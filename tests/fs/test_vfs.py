@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import secretfs.fs.vfs
 from secretfs.cache.change import Announce, Change
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.errors import (
     AccessDenied,
     AmbiguousNames,

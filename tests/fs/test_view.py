@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Change
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreUnavailable
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
 from secretfs.fs.listing import READ_AHEAD, Listing, SequentialReads, make_listing

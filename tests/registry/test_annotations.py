@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.dapr.component import Component, load_components
 from secretfs.errors import ConfigurationError
 from secretfs.registry.annotations import FRESHNESS, freshness

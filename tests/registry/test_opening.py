@@ -11,8 +11,8 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from secretfs.cache.freshness import Freshness
 from secretfs.cache.health import FAILURES, SHORTEST, Kind
-from secretfs.cache.store_cache import Freshness
 from secretfs.dapr.load import Declaration, load
 from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError, StoreUnavailable
 from secretfs.registry.opening import ComponentsFailed, Registry, check_references, open_registry

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Change
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.configuration import Configuration
 from secretfs.dapr.load import Declaration, load

@@ -6,7 +6,8 @@ import trio
 
 from secretfs.cache.change import Announce, discard
 from secretfs.cache.client import StoreClient
-from secretfs.cache.store_cache import CachedStore, Freshness
+from secretfs.cache.freshness import Freshness
+from secretfs.cache.store_cache import CachedStore
 from secretfs.store import SecretStore
 
 

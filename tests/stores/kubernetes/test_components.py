@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from secretfs.cache.store_cache import Freshness
+from secretfs.cache.freshness import Freshness
 from secretfs.dapr import load as dapr_load
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import load
