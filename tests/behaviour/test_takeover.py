@@ -203,6 +203,7 @@ def test_changes_meanwhile_are_told(components: Path, file: SecretsFile, tmp_pat
 
 
 def test_secrets_that_keep_failing_do_not_keep_the_rest_from_being_announced(tmp_path: Path) -> None:
+    """Secrets that fail again and again do not delay the events of others (takeover-6)."""
     information = tmp_path / "site/fake_store-1.0.dist-info"
     information.mkdir(parents=True)
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-store\nVersion: 1.0\n")
