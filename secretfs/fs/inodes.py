@@ -88,6 +88,9 @@ class Tree:
         self._digest_key = self._journal.digest_key
         self._age = 0
         self._inodes: dict[int, Inode] = {}
+        self._open: set[Version] = set()
+        self._holding: set[Version] = set()
+        """The versions whose content is in memory."""
         self._directories: dict[DirectoryKey, Directory] = {}
         self._current: dict[LeafKey, Version] = {}
         self._superseded: defaultdict[LeafKey, list[Version]] = defaultdict(list)
@@ -238,19 +241,20 @@ class Tree:
     def evict(self) -> None:
         """Let go of contents that nobody has open and that were held at the time before the last. Call it at times."""
         self._age += 1
-        for inode in self._inodes.values():
-            if isinstance(inode, Version) and self._is_let_go(inode):
-                inode.content = None
+        let_go = {v for v in self._holding if not v.opens and v.held_since < self._age - 1}
+        for version in let_go:
+            version.content = None
+        self._holding -= let_go
 
     def open(self, version: Version, content: bytes) -> None:
         """Count an open file. The content stays in memory until the last one is closed."""
         version.opens += 1
-        version.content = content
+        self._hold(version, content)
         self._count_opens(version)
 
     def pin(self, version: Version, content: bytes) -> None:
         """Keep the content of a version for a moment, or for as long as it is open."""
-        version.content, version.held_since = content, self._age
+        self._hold(version, content)
 
     def close(self, version: Version) -> None:
         """Count a closed file. One close may be told twice, before and after a process was killed."""
@@ -261,7 +265,7 @@ class Tree:
 
     def open_files(self) -> list[LeafKey]:
         """Return the places of all files that somebody has open."""
-        return [inode.key for inode in self._inodes.values() if isinstance(inode, Version) and inode.opens]
+        return [version.key for version in self._open]
 
     def add_ref(self, inode: Inode) -> None:
         """Count a reference that the kernel takes: a lookup, or an entry of a directory listing.
@@ -284,6 +288,7 @@ class Tree:
             self._journal.count(inode.slot, inode.lookups)
         if inode.lookups <= 0 and isinstance(inode, Version):
             inode.opens = 0  # the kernel forgets nothing that is open: one open was counted twice, around a kill
+            self._open.discard(inode)
         self._drop_unknown(inode)
 
     def _restore(self, record: Record) -> None:
@@ -313,6 +318,8 @@ class Tree:
     def _restored_version(self, record: Record, key: LeafKey) -> Version:
         linked = bool(record.flags & (Flag.CURRENT | Flag.LINKED))
         version = Version(record.number, key, record.lookups, record.opens, linked=linked, slot=record.slot)
+        if version.opens:
+            self._open.add(version)
         if record.flags & Flag.BOUND:
             version.digest, version.size, version.modified = record.digest, record.size, record.modified
         return version
@@ -323,7 +330,16 @@ class Tree:
         if isinstance(inode, Version) and inode.digest:
             self._journal.bind(inode.slot, inode.digest, inode.size, inode.modified)
 
+    def _hold(self, version: Version, content: bytes) -> None:
+        version.content, version.held_since = content, self._age
+        if not isinstance(version.key, ControlKey):  # nobody could give a control file's content again
+            self._holding.add(version)
+
     def _count_opens(self, version: Version) -> None:
+        if version.opens:
+            self._open.add(version)
+        else:
+            self._open.discard(version)
         if version.slot:
             self._journal.count_opens(version.slot, version.opens)
 
@@ -374,14 +390,9 @@ class Tree:
                 del self._superseded[version.key]
         self._mark(version)
 
-    def _is_let_go(self, version: Version) -> bool:
-        if version.opens or isinstance(version.key, ControlKey):  # nobody could give a control file's content again
-            return False
-        return version.held_since < self._age - 1
-
     def _give(self, version: Version, digest: bytes, content: bytes, modified: float) -> None:
         version.digest, version.size, version.modified = digest, len(content), modified
-        version.content, version.held_since = content, self._age
+        self._hold(version, content)
         if version.slot:
             self._journal.bind(version.slot, digest, version.size, modified)
 
