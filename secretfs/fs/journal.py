@@ -175,6 +175,7 @@ class Journal:
 
     def records(self) -> Iterator[Record]:
         """Yield what is written down, and take note of what is free."""
+        self._free.clear()  # what was dropped before would be found a second time, and given to two inodes
         for slot in self._slots():
             if not self._words[slot + _Field.NUMBER]:
                 self._free[self._words[slot]].append(slot)

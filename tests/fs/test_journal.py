@@ -148,6 +148,17 @@ class TestJournal:
         assert os.fstat(journal.file).st_size == size
         assert sorted(record.number for record in successor(journal).records()) == list(range(1, 5001))
 
+    def test_what_is_free_is_given_away_once(self) -> None:
+        """The waiters are taken before the inodes are read."""
+        journal = Journal()
+        journal.add_waiter(b"one")
+        later = successor(journal)
+        assert later.take_waiters() == [b"one"]
+        assert list(later.records()) == []
+        later.add(5, b"one")
+        later.add(6, b"two")
+        assert [record.number for record in successor(later).records()] == [5, 6]
+
     def test_stores_as_version_0_1_0_wrote_them_down(self) -> None:
         journal = Journal()
         journal._keep_note(b'{"vault": true, "env": false}')
