@@ -243,7 +243,7 @@ class StoreView:
 
     def statistics(self) -> Statistics:
         """Say how the store does. What the scope hides is not counted."""
-        return self._store.statistics(self._scope.allows)
+        return self._store.statistics(None if self._scope.unrestricted else self._scope.allows)
 
     async def _follow(self, path: tuple[bytes, ...]) -> tuple[Entry, tuple[bytes, ...]]:
         """Follow a path to a folder, or to a secret and what of the path is below that."""
