@@ -56,7 +56,7 @@ def read_body(where: str, response: Any, largest: int = LARGEST_ANSWER) -> bytes
     return body
 
 
-class _InPython(json.JSONDecoder):
+class _GivingWay(json.JSONDecoder):
     """Decodes with the scanner that is written in Python, and counts values. For one text."""
 
     def __init__(self) -> None:
@@ -89,6 +89,6 @@ def parse_json(text: str) -> Any:
     if not _ONE_AT_A_TIME.acquire(timeout=_LONGEST_WAIT):
         raise DeadlineExceeded("other large answers are being read")
     try:
-        return _InPython().decode(text)
+        return _GivingWay().decode(text)
     finally:
         _ONE_AT_A_TIME.release()

@@ -21,7 +21,7 @@ from tests.support.azure_fixtures import azure, login
 from tests.support.canary import secret
 from tests.support.opened import opened
 from tests.support.servers.azure_keyvault import Azure, dropped
-from tests.support.servers.keep_alive import End, KeepAlive, close, half_close, reset
+from tests.support.servers.keep_alive import Answer, End, KeepAlive, close, half_close, reset
 
 __all__ = ["azure"]
 
@@ -118,7 +118,7 @@ def test_all_of_a_pool_may_be_dead(both: tuple[KeepAlive, SecretStore]) -> None:
     together = threading.Barrier(4)
     plain = server.answer
 
-    def at_once(target: str) -> tuple[int, bytes]:
+    def at_once(target: str) -> Answer:
         together.wait(10)
         return plain(target)
 

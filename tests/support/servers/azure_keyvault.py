@@ -663,6 +663,7 @@ class _Handler(BaseHTTPRequestHandler):
         )  # fmt: skip
         try:
             assert "cookie" not in headers, "a cookie"
+            assert not self.host or headers["accept-encoding"] == "identity", "takes compressed answers"
             assert not self.host or headers["host"] in (self.host, f"{self.host}:443"), "wrong host"
             answer = self.respond(azure, request)
         except Exception as error:  # noqa: BLE001 - the test is to see it, not this thread

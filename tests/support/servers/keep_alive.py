@@ -31,10 +31,14 @@ def half_close(connection: socket.socket) -> bool:
     return True
 
 
-class KeepAlive:
-    """Answers a request for a path with what ``answer`` makes of it: status and body. Knows what it was asked."""
+Answer = tuple[int, bytes] | tuple[int, bytes, str]
+"""Status, body, and a header."""
 
-    def __init__(self, answer: Callable[[str], tuple[int, bytes]], tls: ssl.SSLContext | None = None) -> None:
+
+class KeepAlive:
+    """Answers a request for a path with what ``answer`` makes of it. Knows what it was asked."""
+
+    def __init__(self, answer: Callable[[str], Answer], tls: ssl.SSLContext | None = None) -> None:
         self.answer = answer
         self.tls = tls
         """What connections are shown from now on."""
@@ -109,9 +113,9 @@ class KeepAlive:
                 if end(connection):
                     reader.read()  # until the client has had enough
                 return
-            status, body = self.answer(target)
-            start = f"HTTP/1.1 {status} Reason\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            connection.sendall(start.encode() + body)
+            status, body, *headers = self.answer(target)
+            start = [f"HTTP/1.1 {status} Reason", f"Content-Length: {len(body)}", *headers, "", ""]
+            connection.sendall("\r\n".join(start).encode() + body)
             served = True
 
 
