@@ -16,6 +16,7 @@ from tests.support.command import ROOT
 from tests.support.manifests import component
 from tests.support.shell import errno_of, wait_until
 from tests.support.systemd import System
+from tests.support.watching import watching
 
 pytestmark = pytest.mark.mount
 
@@ -164,6 +165,34 @@ def test_readers_of_a_killed_daemon(service: System) -> None:
         assert held.read() == secret("unit")
     assert reader.failed == []
     assert reader.worst < 1
+
+
+def test_files_of_another_user(service: System, tmp_path: Path) -> None:
+    """systemd-16: With `--uid` the files belong to that user, and watchers see changes as ever."""
+    configure(service, "--resources-path=/etc/secretfs/components --allow-other --uid=4711 --mode=0400")
+    service.systemctl("start", UNIT)
+    assert service.run("cat", PASSWORD, user=4711).stdout.decode() == secret("unit")
+    assert service.run("cat", PASSWORD, user=4712).returncode == 1
+    new = service.path("/etc/secretfs/secrets.new")
+    new.write_text(f'{{"password": "{secret("unit, rotated")}"}}', encoding="utf-8")
+    with watching(tmp_path / "log", service.path(POINT / "file")) as watch:
+        new.replace(service.path("/etc/secretfs/secrets"))
+        watch.wait_for(f"password MOVED_TO {service.path(POINT / 'file')}/")
+    assert password(service) == secret("unit, rotated")
+    assert "not announced" not in service.journal(UNIT)
+
+
+def test_a_daemon_that_is_not_root(service: System) -> None:
+    """systemd-17: With `User=` and `AmbientCapabilities=` the daemon serves as a user other than root."""
+    drop_in(service, "[Service]", "User=daemon", "AmbientCapabilities=CAP_SYS_ADMIN CAP_DAC_OVERRIDE")
+    service.systemctl("start", UNIT)
+    assert password(service) == secret("unit")
+    pid = service.show(UNIT, "MainPID")
+    assert service.output("ps", "-o", "user=", "-p", pid).strip() == "daemon"
+    service.systemctl("restart", UNIT)
+    assert password(service) == secret("unit")
+    service.systemctl("stop", UNIT)
+    assert os.listdir(service.path(POINT)) == []  # noqa: PTH208
 
 
 def test_a_process_of_the_service_that_waits_for_the_mount(service: System) -> None:
