@@ -13,7 +13,7 @@
     └── StoreError              a secret store could not give an answer          EIO     exit 4
         ├── SecretNotFound      the store says there is no such secret           ENOENT
         ├── AccessDenied        the store knows us and refuses, or does not      EACCES
-        │                       accept who we say we are
+        │                       accept our credentials
         ├── DeadlineExceeded    no answer in time                                ETIMEDOUT
         ├── StoreUnavailable    network, overload, a server error, sealed        EIO
         ├── MalformedAnswer     the store answered something we cannot read      EBADMSG
@@ -109,7 +109,7 @@ class CommandError(SecretFSError):
 
 
 class JournalUnreadable(SecretFSError):
-    """What another process wrote down of a mount cannot be used: it is mounted anew."""
+    """The journal of a mount cannot be used: the mount is made anew."""
 
     exit_code = 3
 
@@ -168,7 +168,7 @@ class NotRepresentable(StoreError):
 
 
 class NoSuchEntry(SecretFSError):
-    """A path that is not there for this app: unknown, out of its scope or hidden, which must look the same."""
+    """A path that does not exist for this app: unknown, out of scope or hidden, which must look the same."""
 
     errno = errno.ENOENT
 
@@ -180,7 +180,7 @@ class NoSuchAttribute(SecretFSError):
 
 
 class ReadOnly(SecretFSError):
-    """Whatever would change something: secrets are changed in their store."""
+    """An attempt to change something: secrets are changed in their store."""
 
     errno = errno.EROFS
 

@@ -254,7 +254,7 @@ class StoreContract:
     def test_names_in_either_case_are_two(self, store: SecretStore, seed: Seed) -> None:
         """They would be two files."""
         if not (self.can_hold("CASE") and self.can_hold("case")):
-            pytest.skip("the backend takes no upper case, or does not tell it from lower case")
+            pytest.skip("the backend takes no upper case, or treats it as lower case")
         seed("CASE", self.values("CASE"))
         seed("case", self.values("case"))
         assert store.fetch("CASE").values == self.values("CASE")

@@ -29,4 +29,4 @@ Announce = Callable[[Change], None]
 
 
 def discard(change: Change) -> None:
-    """Announce a change to nobody."""
+    """Ignore a change."""

@@ -1,4 +1,4 @@
-"""How a store is doing: a circuit breaker, statistics of its calls, and a log that tells each failure once. Pure."""
+"""Health of a store: a circuit breaker, statistics of its calls, and a log that has each failure once. Pure."""
 
 import logging
 import random
@@ -31,7 +31,7 @@ class State(Enum):
     IN_DOUBT = "in doubt"
     """Its last call failed: what is known is served."""
     DOWN = "down"
-    """Several in a row did: nobody asks until it has been tried again."""
+    """Several in a row failed: the circuit breaker is open, and only probes call the store."""
 
 
 class Failure(NamedTuple):
@@ -116,7 +116,7 @@ class CircuitBreaker:
 
     @property
     def open(self) -> bool:
-        """Whether nobody should ask until a trial has succeeded."""
+        """Whether only probes should call the store, until one has succeeded."""
         return self._failures >= FAILURES
 
     @property
@@ -127,7 +127,7 @@ class CircuitBreaker:
     def failed(self, error: StoreError, now: float, asked: float | None = None) -> bool:
         """Take note of a failure. Returns whether this one opens it. ``asked`` is when the call began, if before now.
 
-        Calls that were under way when the store went down fail one after the other. They tell nothing new, and must not
+        Calls that were under way when the store went down fail one after the other. They are no news, and must not
         make the pause longer: eight of them would make it the longest at once.
         """
         self._error = error
@@ -151,7 +151,7 @@ Question = tuple[str, str]
 """What a store was asked: the kind of question, and the secret or folder."""
 
 REMEMBERED: Final = 1000
-"""Questions with trouble of their own that are remembered; what is forgotten would be told again."""
+"""Calls with a failure of their own that are remembered; one that is forgotten would be logged again."""
 
 
 class FailureLog:
@@ -163,7 +163,7 @@ class FailureLog:
         self._reasons: dict[Question, str] = {}
 
     def refused(self, question: Question, error: StoreError) -> None:
-        """Tell that a question is refused."""
+        """Log that a call is refused."""
         if self._remember(question, str(error)):
             log.warning("%s: %s", self._component, error)
 
@@ -184,7 +184,7 @@ class FailureLog:
         self._reasons.pop(question, None)
 
     def over(self) -> None:
-        """Tell that the store answers again, if it was told that it does not."""
+        """Log that the store answers again, if it was logged that it does not."""
         if self._outage:
             self._outage = ""
             log.info("%s: answers again", self._component)

@@ -94,5 +94,5 @@ def _private_place(at: Path | None, *, nonempty: bool, uid: int | None, gid: int
         require_directory(at, nonempty=nonempty)
     require_device()
     if not enter() and not ({uid, gid} <= {None} or (uid, gid) == (os.getuid(), os.getgid())):
-        raise ConfigurationError("--uid, --gid: a user without the right to mount can show files to himself only")
+        raise ConfigurationError("--uid, --gid: without the right to mount, the files can belong to no other user")
     return at or empty_directory()

@@ -10,7 +10,9 @@ from secretfs.linux.mountpoint import resolve
 
 
 @click.command("unmount", short_help="Unmount, and end the process that serves it.")
-@click.option("--force", is_flag=True, help="Whatever hangs or is in use: end who serves it, fail who reads it.")
+@click.option(
+    "--force", is_flag=True, help="Unmount even if it hangs or is in use: end its processes, let pending reads fail."
+)
 @click.argument("mountpoint", type=PATH)
 def unmount_command(mountpoint: Path, *, force: bool) -> None:
     """Unmount MOUNTPOINT and end the process that serves it. Fails while a file in it is open.

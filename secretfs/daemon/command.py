@@ -28,7 +28,7 @@ from secretfs.errors import CommandError
 from secretfs.linux.process import forbid_dumps
 
 SETTLE: Final = 0.5
-"""Seconds from a change until the command is told. What changes together is noticed one after the other."""
+"""Seconds from a change until the command is notified. What changes together is noticed one after the other."""
 GRACE: Final = 10.0
 """Seconds that a command has from SIGTERM to SIGKILL when it is restarted, and the daemon to end."""
 
@@ -139,7 +139,7 @@ class _Daemon:
 
     def said(self) -> Iterator[bytes]:
         """Yield what it has said since it was asked last."""
-        with contextlib.suppress(OSError):  # nothing more; or it is gone, which SIGCHLD tells
+        with contextlib.suppress(OSError):  # nothing more; or it is gone, which SIGCHLD reports
             while word := self._line.recv(len(_CHANGED)):
                 yield word
 
@@ -163,7 +163,7 @@ def _serve(work: Callable[[ParentPipe], int], end: socket.socket) -> NoReturn:
         os.setsid()
         end = socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3))  # below, if our caller has closed those
         null = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1) if sys.stderr else (0, 1, 2):  # nobody who reads shall wait for us
+        for stream in (0, 1) if sys.stderr else (0, 1, 2):  # no reader of a pipe shall wait for us
             os.dup2(null, stream)
         status = work(ParentPipe(end))
     finally:
@@ -275,7 +275,7 @@ class _Command:
             self._due = None
 
     def _look_at_children(self) -> None:
-        """See who has stopped or ended. As the first process of a container we get the orphans of others, too."""
+        """Look for children that stopped or ended. As process 1 of a container we get the orphans of others, too."""
         while self._status is None:
             pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             if pid == 0:

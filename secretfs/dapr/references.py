@@ -1,4 +1,4 @@
-"""What a component's properties say once references are followed: envRef, secretKeyRef and Dapr's ``{...}`` templates.
+"""References in a component's properties, and how they are resolved: envRef, secretKeyRef, Dapr's ``{...}`` templates.
 
 The rules are dapr ``pkg/runtime/processor/secret/secret.go`` (ProcessResource) and ``pkg/runtime/meta/meta.go``
 (convertItemsToProps). Secret scopes do not apply to references (dapr#8176). Where the referenced secrets come from is

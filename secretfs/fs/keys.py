@@ -1,4 +1,4 @@
-"""What a place in the tree is, whatever is there at the moment; and as text, for who takes the tree over. Pure."""
+"""What a place in the tree is, whatever is there at the moment; and as text, for a takeover. Pure."""
 
 import json
 from dataclasses import dataclass, fields

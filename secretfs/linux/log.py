@@ -222,7 +222,7 @@ class _LogFile(_CountsLost, logging.FileHandler):
 
 
 class _Syslog(_CountsLost, logging.handlers.SysLogHandler):
-    """Waits for nobody: a line may be lost when syslog hangs, and nobody who reads a secret may hang with it."""
+    """Never waits: a line may be lost when syslog hangs, but no reader of a secret hangs with it."""
 
     socket: socket.socket
 

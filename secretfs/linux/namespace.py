@@ -87,7 +87,7 @@ def _unshare(flags: int) -> int:
 
 
 def _map_ids(uid: int, gid: int) -> int:
-    """Be who we were. Without rights one may map nobody else, and has to give up setgroups(2) (user_namespaces(7))."""
+    """Map our own user and group. Without rights others cannot be mapped, nor setgroups(2) kept: user_namespaces(7)."""
     try:
         Path("/proc/self/setgroups").write_text("deny", "ascii")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1", "ascii")

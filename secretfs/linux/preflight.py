@@ -52,7 +52,7 @@ def may_mount() -> bool:
 
 
 def require_device() -> None:
-    """Open /dev/fuse, as a mount does: neither its mode nor its owner tells all. Raises `MountError`."""
+    """Open /dev/fuse, as a mount does: mode and owner alone do not decide. Raises `MountError`."""
     try:
         os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:

@@ -22,7 +22,7 @@ class ServiceManager:
     address: str | bytes | int
     """Of its socket; an abstract one begins with a NUL byte. Or a descriptor of a socket that is connected to it."""
     watchdog: float | None = None
-    """Seconds after which we are killed if we have not told ``WATCHDOG=1``; None if nobody watches."""
+    """Seconds after which we are killed if we have not sent ``WATCHDOG=1``; None without a watchdog."""
 
     def notify(self, *descriptors: int, **state: object) -> None:
         """Send one message, such as ``READY=1, STATUS="mounted"``, and copies of ``descriptors`` with it.

@@ -115,7 +115,7 @@ class FileStore:
 
     def _watch(self, changed: Callable[[frozenset[str]], None], seen: _Snapshot) -> None:
         while not self._closed.wait(_LOOK_EVERY):
-            with contextlib.suppress(StoreError):  # whoever reads will hear of it
+            with contextlib.suppress(StoreError):  # a reader will get the error
                 self._current()
             now = self._snapshot
             if now is not seen and not self._closed.is_set():
@@ -200,7 +200,7 @@ def _read_unchanging(path: Path) -> tuple[_Identity, bytes]:
 
 def _same_content(before: os.stat_result, after: os.stat_result) -> bool:
     """Tell that nobody wrote between two looks at an open file. Who replaces it by a rename does not write to it."""
-    if after.st_nlink < before.st_nlink:  # that has set its ctime, which tells nothing any more
+    if after.st_nlink < before.st_nlink:  # that has set its ctime, which proves nothing any more
         return (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
     return _Identity.of(before) == _Identity.of(after)
 

@@ -1,4 +1,4 @@
-"""Who the Key Vault store says it is: Dapr's ways of logging in to Azure, in Dapr's order, on azure-identity.
+"""Credentials of the Key Vault store: Dapr's ways of logging in to Azure, in Dapr's order, on azure-identity.
 
 dapr/components-contrib ``common/authentication/azure/auth.go`` is the model: a way joins the chain only when its inputs
 exist. `secretfs.stores.azure.login` walks the chain.
@@ -137,7 +137,7 @@ def _wanted(methods: str) -> list[str]:
 
 
 class _NotGiven(ConfigurationError):
-    """A way whose inputs are not there: it does not join, and nobody needs to be told."""
+    """A way whose inputs are missing: it is left out without a message."""
 
 
 def _client_secret(identity: Identity, transport: DeadlineTransport) -> CredentialSource:

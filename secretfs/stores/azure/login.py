@@ -20,7 +20,7 @@ from secretfs.stores.azure.transport import DeadlineTransport, Outcome
 
 logger = logging.getLogger(__name__)
 
-_PAUSE = 1.0  # seconds for which a failed login speaks for those who ask next
+_PAUSE = 1.0  # seconds for which a failed login is the answer for the next callers, too
 _PAUSE_WITH_TOKEN = 30.0  # the same while the old token is still good
 _RENEW_BEFORE = 300  # seconds before its end that a token is renewed
 
@@ -43,7 +43,7 @@ Explain = Callable[[Exception, Outcome], Exception]
 class CredentialSource:
     """One way to log in. ``make`` makes its credential, anew each time; ``explain`` says what failures mean.
 
-    The vault says which tenant it is of. Only a way that has a choice, like the Azure CLI, is told (``any_tenant``).
+    The vault says which tenant it is of. Only a way that has a choice, like the Azure CLI, gets it (``any_tenant``).
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Login:
     def forget(self, generation: int) -> None:
         """Log in anew: the vault refuses the token of this generation. One that is newer stays."""
         if not self._lock.acquire(timeout=self._transport.time.left()):
-            return  # whoever holds it is logging in
+            return  # its holder is logging in
         try:
             if generation == self.generation:
                 self._token = self._failed = None

@@ -170,11 +170,13 @@ class _Session:
         if access.tls.verify_mode == ssl.CERT_NONE:
             # urllib3 would warn at every request.
             disable_warnings(InsecureRequestWarning)
-            logger.warning("insecure-skip-tls-verify: whoever answers for %s is given the token", configuration.host)
+            logger.warning(
+                "insecure-skip-tls-verify: any server that answers for %s gets the token", configuration.host
+            )
         return cls(client, configuration.host, time.monotonic())
 
     def close(self) -> None:
-        """Close the connections that nobody uses; the others are closed by those who do."""
+        """Close the idle connections; each of the others is closed by its user."""
         self.client.rest_client.pool_manager.clear()
         self.client.close()
 
@@ -199,7 +201,7 @@ class Stream:
             raise transport_error(self._where, error) from None
 
     def stop(self) -> None:
-        """Wake up who reads: there will be no more."""
+        """Wake the reader: there will be no more."""
         with contextlib.suppress(OSError, RuntimeError, ValueError):  # it has just ended by itself
             self._response.shutdown()
 
@@ -217,7 +219,7 @@ _STATUS: dict[int, tuple[type[StoreError], str]] = {
     401: (_NotAccepted, "the credentials are not accepted"),
     403: (AccessDenied, "forbidden"),
     # A load balancer that has lost the API server, for one.
-    404: (StoreUnavailable, "whoever answers there is not a Kubernetes API server"),
+    404: (StoreUnavailable, "what answers there is not a Kubernetes API server"),
     410: (Expired, "too long ago for the server to continue from"),
     429: (StoreUnavailable, "too many requests"),
 }

@@ -153,7 +153,7 @@ def _items(page: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _modified(metadata: dict[str, Any]) -> float | None:
-    """Say when somebody last wrote to the object; only its managed fields tell."""
+    """Return when the object was last written; only its managed fields have that."""
     try:
         return max(datetime.fromisoformat(entry["time"]).timestamp() for entry in metadata["managedFields"])
     except (KeyError, TypeError, ValueError):

@@ -1,7 +1,7 @@
 """``secretstores.kubernetes``: the Secret objects of a Kubernetes namespace, or of several.
 
 Settings, namespaces and the way to the cluster are Dapr's. More than Dapr does: changes show as soon as the server
-tells of them, several namespaces, selectors, pages, and exact bytes.
+reports them, several namespaces, selectors, pages, and exact bytes.
 
 Opening a store contacts nobody: a wrong token or address shows at the first read, or with `check`.
 """

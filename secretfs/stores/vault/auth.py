@@ -97,7 +97,7 @@ class ResponseWrappedSecretId:
         return secret_id
 
     def _unwrap(self, adapter: PoolAdapter, token: str) -> str:
-        # Somebody who has read the secret id may have wrapped it again, but not at this path.
+        # An attacker who has read the secret id may have wrapped it again, but not at this path.
         made_at = adapter.post("/v1/sys/wrapping/lookup", json={"token": token}).data.get("creation_path")
         if made_at != self._made_at:
             raise AccessDenied("it was wrapped elsewhere than vaultAppRoleSecretIdWrappingPath says")

@@ -83,7 +83,7 @@ class Connections:
         self._deadline = Deadline(endpoint.deadline)
         self.where = f"{self._url.scheme}://{self._url.netloc}"
         self.clock_skew: float | None = None
-        """Seconds by which the server's clock is ahead of ours, as far as its latest answer told (to the second)."""
+        """Seconds by which the server's clock is ahead of ours, by its latest answer (to the second)."""
 
     @contextmanager
     def within(self, seconds: float | None = None) -> Iterator[None]:

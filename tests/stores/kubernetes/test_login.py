@@ -300,7 +300,7 @@ def test_a_server_that_nobody_vouches_for(db: Namespace, tmp_path: Path, expect_
         store.fetch("db")
     cluster["insecure-skip-tls-verify"] = True
     written(path, document)
-    expect_log("insecure-skip-tls-verify: whoever answers for https://127.0.0.1:.* is given the token")
+    expect_log("insecure-skip-tls-verify: any server that answers for https://127.0.0.1:.* gets the token")
     with kubernetes(properties) as store:
         assert store.fetch("db").values == {"key": secret().encode()}
 
