@@ -17,8 +17,8 @@ from secretfs.fs.names import encode, split
 
 Name = TypeVar("Name", str, bytes)
 
-SLICE: Final = 1000
-"""Names that are worked on between two checkpoints. That takes one to five milliseconds."""
+SLICE: Final = 500
+"""Names that are worked on between two checkpoints. That takes a few milliseconds."""
 READ_AHEAD: Final = 16
 """Entries whose secrets are fetched ahead of a program that reads what it has listed."""
 

@@ -30,6 +30,7 @@ from secretfs.fs.caller import Caller
 from secretfs.fs.content import Content
 from secretfs.fs.inodes import Directory, Inode, Version
 from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey
+from secretfs.fs.listing import Slices, in_order
 from secretfs.fs.names import CONTROL, encode, split
 from secretfs.fs.vfs import SecretVFS
 from secretfs.linux.syscall_helper import SyscallHelper
@@ -174,8 +175,10 @@ class Publisher:
         if change.whole:
             await self._publish_entry(RootKey(), encode(component), FolderKey(component))
             return
-        for name in sorted(change.names):
+        slices = Slices()
+        for name in await in_order(change.names):
             await self._publish_name(component, name)
+            await slices.step()
         for name, key in sorted(change.values):
             await self._publish_value(ValueKey(component, name, key))
         if change.values:

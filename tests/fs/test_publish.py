@@ -42,6 +42,7 @@ from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
 from tests.support.canary import secret as canary
 from tests.support.memory_store import WatchingMemoryStore
+from tests.support.work import counted
 
 OLD, NEW = canary("old").encode(), canary("new").encode()
 
@@ -1070,3 +1071,11 @@ class History:
             assert self.kernel._vfs._tree.inode(inode).key == vfs._tree.inode(there[segment].inode).key
             if is_directory:
                 await self.compare(vfs, there[segment].inode, inode)
+
+
+async def test_many_names_that_come_at_once_hold_up_nobody(kernel: FakeKernel) -> None:
+    names = frozenset(f"folder-{number // 100}/secret-{number}" for number in range(20_000))
+    with counted() as work:
+        kernel.enqueue(Change("vault", names=names))
+        await wait_all_tasks_blocked()
+    assert work.largest_step < 25_000
