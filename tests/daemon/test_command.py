@@ -486,7 +486,7 @@ def test_a_user_has_only_his_own_id_to_show_files_to() -> None:
     assert done.out == "fine\n2\n3\n"
     fix = "as root: chmod 0666 /dev/fuse; or mount as root"
     assert done.lines == [
-        "secretfs: --uid, --gid: a user without the right to mount can show files to himself only",
+        "secretfs: --uid, --gid: without the right to mount, the files can belong to no other user",
         f"secretfs: /dev/fuse may not be opened by this user: its mode is 0600; {fix}",
     ]
 
