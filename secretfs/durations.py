@@ -34,6 +34,18 @@ def parse_duration(text: str) -> float:
     return (-nanoseconds if sign == "-" else nanoseconds) / 1e9
 
 
+def show_duration(seconds: float) -> str:
+    """Write a duration as `parse_duration` reads it, in whole milliseconds: ``250ms``, ``1.5s``, ``1h30m``."""
+    milliseconds = round(abs(seconds) * 1000)
+    if milliseconds < 1000:
+        text = f"{milliseconds}ms" if milliseconds else "0s"
+    else:
+        minutes, rest = divmod(milliseconds, 60_000)
+        terms = ((minutes // 60, "h"), (minutes % 60, "m"), (rest / 1000, "s"))
+        text = "".join(f"{number:g}{unit}" for number, unit in terms if number)
+    return f"-{text}" if seconds < 0 and milliseconds else text
+
+
 def _term(whole: str, fraction: str, unit: str) -> int:
     if unit not in _NANOSECONDS:
         raise ValueError("not a duration: the units are ns, us, ms, s, m and h")

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secretfs.durations import parse_duration
+from secretfs.durations import parse_duration, show_duration
 from tests.support.canary import CANARY
 
 
@@ -67,6 +67,22 @@ def test_refuses_what_go_refuses_without_repeating_it(text: str) -> None:
     with pytest.raises(ValueError, match="duration") as caught:
         parse_duration(text)
     assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *((0, "0s"), (0.0001, "0s"), (0.25, "250ms"), (0.9996, "1s"), (1, "1s"), (1.5, "1.5s"), (59.999, "59.999s")),
+        *((60, "1m"), (90, "1m30s"), (3600, "1h"), (5400, "1h30m"), (3601, "1h1s"), (90000, "25h"), (-1.5, "-1.5s")),
+    ],
+)
+def test_shows_one_way_to_write_a_duration(seconds: float, text: str) -> None:
+    assert show_duration(seconds) == text
+
+
+@given(st.integers(-(10**12), 10**12))
+def test_what_is_shown_can_be_read(milliseconds: int) -> None:
+    assert round(parse_duration(show_duration(milliseconds / 1000)) * 1000) == milliseconds
 
 
 @settings(deadline=None, max_examples=200)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import trio
 
+from secretfs.durations import show_duration
 from secretfs.errors import DeadlineExceeded
 
 
@@ -70,4 +71,4 @@ def time_limit(deadline: float, since: float) -> Iterator[None]:
         with trio.fail_at(since + deadline):
             yield
     except trio.TooSlowError:
-        raise DeadlineExceeded(f"no answer within {deadline:g} s") from None
+        raise DeadlineExceeded(f"no answer within {show_duration(deadline)}") from None

@@ -14,7 +14,7 @@ import trio
 from secretfs.cache.freshness import Freshness
 from secretfs.cache.store_cache import CachedStore
 from secretfs.cli.options import sources
-from secretfs.cli.output import progress, warn
+from secretfs.cli.output import progress, warn, wrap
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration, load_declaration, named_paths
 from secretfs.dapr.references import component_references
@@ -197,4 +197,4 @@ def _print_found(found: Report) -> None:
         if failure.component.ignore_errors:
             warn(f"{failure} (ignoreErrors)")
         else:
-            click.secho(f"error: {printable(str(failure))}", fg="red", err=True)
+            click.secho(wrap(f"error: {printable(str(failure))}", sys.stderr), fg="red", err=True)

@@ -25,6 +25,7 @@ import secretfs
 from secretfs.cache.freshness import Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.load import Declaration
+from secretfs.durations import show_duration
 from secretfs.errors import (
     AccessDenied,
     ConfigurationError,
@@ -279,7 +280,7 @@ async def examine_stores(declaration: Declaration, default: Freshness, step: Cal
             with trio.fail_after(opened.freshness.deadline):
                 found[component.name] = await trio.to_thread.run_sync(_asked, opened, abandon_on_cancel=True)
         except trio.TooSlowError:
-            late = DeadlineExceeded(f"no answer within {opened.freshness.deadline:g} s")
+            late = DeadlineExceeded(f"no answer within {show_duration(opened.freshness.deadline)}")
             found[component.name] = _failed(component, late)
         except SecretFSError as error:
             found[component.name] = _failed(component, error)
@@ -305,8 +306,8 @@ def _asked(opened: OpenedStore) -> Finding:
     check = f"store {opened.component.name}"
     began = perf_counter()
     opened.store.check()
-    took = (perf_counter() - began) * 1000
-    answers = f"answers in {took:.0f} ms" if took >= 1 else "answers in less than 1 ms"
+    took = perf_counter() - began
+    answers = f"answers in {show_duration(took)}" if took >= 0.001 else "answers in less than 1ms"
     try:
         names = opened.store.names("")
     except AccessDenied as error:
@@ -328,10 +329,11 @@ def _clocks(stores: Mapping[str, OpenedStore]) -> Iterator[Finding]:
     }
     skews = {name: seconds for name, seconds in told.items() if seconds is not None}
     for name, seconds in skews.items():
+        off = show_duration(round(abs(seconds)))
         if abs(seconds) > SKEW:
             yield Finding.warn(
                 "clock",
-                f"the clock here is {abs(seconds):.0f} s {'behind' if seconds > 0 else 'ahead of'} that of {name}",
+                f"the clock here is {off} {'behind' if seconds > 0 else 'ahead of'} that of {name}",
                 "set the wrong one (timedatectl set-ntp true): certificates and tokens go by both",
             )
     if agreed := [name for name, seconds in skews.items() if abs(seconds) <= SKEW]:

@@ -19,7 +19,7 @@ from secretfs.cli.diagnose import (
     to_json,
 )
 from secretfs.cli.options import PATH, take_freshness
-from secretfs.cli.output import progress
+from secretfs.cli.output import progress, wrap
 from secretfs.daemon.serve import MountOptions
 from secretfs.dapr.load import load_declaration, named_paths
 from secretfs.errors import ConfigurationError
@@ -89,6 +89,7 @@ def _diagnose(mountpoint: Path | None, flags: dict[str, Any]) -> Iterator[Findin
 def _print_finding(finding: Finding) -> None:
     colour = {Level.PASS: "green", Level.WARN: "yellow", Level.FAIL: "red"}[finding.level]
     click.secho(finding.level.value, fg=colour, nl=False)
-    click.echo(f"  {printable(finding.check):<12} {printable(finding.text)}")
+    text = wrap(f"      {printable(finding.check):<12} {printable(finding.text)}", sys.stdout, " " * 19)
+    click.echo(text.removeprefix(" " * len(finding.level.value)))
     if finding.fix:
-        click.echo(f"{'fix:':>18} {printable(finding.fix)}")
+        click.echo(wrap(f"{'fix:':>18} {printable(finding.fix)}", sys.stdout, " " * 19))

@@ -13,7 +13,7 @@ import click
 from secretfs.cache.freshness import Freshness
 from secretfs.daemon.command import OnChange
 from secretfs.dapr.load import DEFAULT_CONFIG, DEFAULT_RESOURCES
-from secretfs.durations import parse_duration
+from secretfs.durations import parse_duration, show_duration
 from secretfs.settings import nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -113,7 +113,7 @@ ON_CHANGE = click.option(
 def freshness(command: F) -> F:
     """Add the flags that are the defaults of the annotations of the same names."""
     idle = "How long a value stays in memory that nobody reads."
-    return _freshness(_duration_flag(command, "idle", idle, f"{Freshness().idle:g}s"))
+    return _freshness(_duration_flag(command, "idle", idle, show_duration(Freshness().idle)))
 
 
 def freshness_for_a_command(command: F) -> F:
@@ -129,7 +129,7 @@ def _freshness(command: F) -> F:
         ("ttl", "How old an answer may be that is served without a question."),
     ):
         seconds = getattr(Freshness(), name.replace("-", "_"))
-        command = _duration_flag(command, name, help_text, f"{seconds:g}s")
+        command = _duration_flag(command, name, help_text, show_duration(seconds))
     return command
 
 

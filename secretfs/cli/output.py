@@ -3,10 +3,13 @@
 import errno
 import logging
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 import click
 
@@ -36,7 +39,7 @@ def report(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, SecretFSError):
         for line in str(error).splitlines():
-            say(f"secretfs: {printable(line)}")
+            say(wrap(f"secretfs: {printable(line)}", sys.stderr))
         return error.exit_code
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return 128 + signal.SIGINT
@@ -50,13 +53,42 @@ def report(error: BaseException) -> int:
 
 
 def warn(text: str) -> None:
-    """Say a warning."""
-    click.secho(f"warning: {printable(text)}", fg="yellow", err=True)
+    """Show a warning."""
+    click.secho(wrap(f"warning: {printable(text)}", sys.stderr), fg="yellow", err=True)
+
+
+def wrap(text: str, stream: TextIO, indent: str = "") -> str:
+    """Break a line between words where a terminal would break it anywhere. What goes elsewhere stays one line."""
+    if not stream.isatty():
+        return text
+    return textwrap.fill(
+        text,
+        shutil.get_terminal_size().columns,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 @contextmanager
 def progress(components: int, *, shown: bool = True) -> Iterator[Callable[[], None]]:
-    """Show on a terminal how far stores have been asked: two steps for each."""
-    hidden = not (shown and sys.stderr.isatty())
-    with click.progressbar(length=2 * components, label="Connecting", file=sys.stderr, hidden=hidden) as bar:
-        yield lambda: bar.update(1)
+    """Show on a terminal how far the stores are, in two steps for each; leave nothing of it there."""
+    steps, done = 2 * components, 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        show()
+
+    def show() -> None:
+        text = f"connecting to the stores: {100 * done // steps if steps else 100} %"
+        click.echo(f"\r{text}", nl=False, err=True)
+
+    if not (shown and sys.stderr.isatty()):
+        yield lambda: None
+        return
+    show()
+    try:
+        yield step
+    finally:
+        click.echo("\r\033[K", nl=False, err=True)

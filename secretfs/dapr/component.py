@@ -16,7 +16,7 @@ from typing import Final
 
 from secretfs.dapr.component_yaml import Field, Object
 from secretfs.dapr.goyaml import MappingNode, Node, ScalarNode, parse, read_text, split_documents
-from secretfs.durations import parse_duration
+from secretfs.durations import parse_duration, show_duration
 from secretfs.errors import ConfigurationError, Notice, Source
 from secretfs.settings import nearest
 
@@ -269,7 +269,9 @@ def _init_timeout(timeout: Field, notices: list[Notice]) -> float:
         reason = "not positive"
     if seconds > 0:
         return seconds
-    notices.append(Notice(f"{timeout.path} is {reason}; {DEFAULT_INIT_TIMEOUT:g}s counts instead", timeout.source))
+    notices.append(
+        Notice(f"{timeout.path} is {reason}; {show_duration(DEFAULT_INIT_TIMEOUT)} counts instead", timeout.source)
+    )
     return DEFAULT_INIT_TIMEOUT
 
 

@@ -278,7 +278,7 @@ async def test_recovery_is_noticed_without_a_reader_and_without_a_herd(
 async def test_a_store_that_hangs_serves_what_it_knows_after_one_wait_at_most(
     cached: CachedStore, store: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
 ) -> None:
-    expect_log("vault: no answer within 5 s")
+    expect_log("vault: no answer within 5s")
     await cached.fetch("db")
     store.gate.clear()
     for _ in range(100):

@@ -235,7 +235,7 @@ class TestCommand:
         fakes.add("a", {"tokn": "x"})
         assert secretfs("check", *flags, "--resources-path", fakes.directory, env=fakes.env).status == status
 
-    def test_progress_is_shown_on_a_terminal_and_nowhere_else(self, fakes: Fakes) -> None:
+    def test_progress_is_shown_on_a_terminal_and_taken_back(self, fakes: Fakes) -> None:
         fakes.add("a", {"secrets": stored("x")})
         command = [*SECRETFS, "check", "--connect", "--resources-path", str(fakes.directory)]
         assert secretfs(*command[3:], env=fakes.env).err == ""
@@ -252,8 +252,8 @@ class TestCommand:
             os.close(terminal)
             shown = _until_hung_up(screen.fileno()).decode()
         assert (done.returncode, done.stdout.decode().splitlines()) == (0, ["/", "└── a/", "    └── x/"])
-        assert "Connecting" in shown
-        assert "100%" in shown
+        assert shown.startswith("\rconnecting to the stores: 0 %\r")
+        assert shown.endswith("\rconnecting to the stores: 100 %\r\x1b[K")
 
     def test_without_connecting_there_is_no_progress(self, fakes: Fakes) -> None:
         fakes.add("a")

@@ -316,7 +316,7 @@ class TestRefresh:
     async def test_waits_for_a_store_that_hangs_no_longer_than_its_deadline(
         self, make: Make, vault: MemoryStore, expect_log: ExpectLog, mock_clock: MockClock
     ) -> None:
-        expect_log("vault: no answer within 5 s")
+        expect_log("vault: no answer within 5s")
         env = MemoryStore.single(TOKEN=OLD)
         vfs = make(vault=vault, env=env)
         for path in ("env/TOKEN", "vault/db/user", "vault/team/api/key"):

@@ -375,7 +375,7 @@ async def test_listings_that_have_expired_leave_nothing_behind(
 async def test_a_reload_makes_nobody_wait_for_a_store_that_hangs_once_more(
     make: Make, env: MemoryStore, nursery: trio.Nursery, mock_clock: MockClock, expect_log: ExpectLog
 ) -> None:
-    expect_log("env: no answer within 5 s")
+    expect_log("env: no answer within 5s")
     vfs = make(env=env)
     env.gate.clear()
     begin, waited = trio.current_time(), []
@@ -397,7 +397,7 @@ async def test_a_reload_makes_nobody_wait_for_a_store_that_hangs_once_more(
 async def test_who_is_sent_on_to_another_store_waits_for_both_no_longer_than_for_one(
     make: Make, env: MemoryStore, nursery: trio.Nursery, mock_clock: MockClock, expect_log: ExpectLog
 ) -> None:
-    expect_log("env: no answer within 5 s")
+    expect_log("env: no answer within 5s")
     vfs, other = make(env=env), MemoryStore.single(TOKEN=b"other")
     begin, waited = trio.current_time(), []
 
@@ -425,7 +425,7 @@ async def test_who_is_sent_on_to_another_store_waits_for_both_no_longer_than_for
 async def test_a_hung_store_keeps_nobody_from_looking_names_up(
     vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
 ) -> None:
-    expect_log("env: no answer within 5 s")
+    expect_log("env: no answer within 5s")
     await ls(vfs, "env")
     env.gate.clear()
 

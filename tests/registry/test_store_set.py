@@ -517,7 +517,7 @@ class TestNothingIsMixedUp:
     async def test_a_store_that_hangs_is_not_answered_for_by_its_predecessor(
         self, fakes: Fakes, mock_clock: MockClock, expect_log: ExpectLog
     ) -> None:
-        expect_log("a: no answer within 5 s")
+        expect_log("a: no answer within 5s")
         fakes.add("a", secrets=holding(x="old"))
         async with serving(fakes) as running, trio.open_nursery() as nursery:
             assert await running.read("a", "x") == secret("old")
