@@ -30,6 +30,17 @@ def cli() -> None:
       secretfs mount --resources-path components --app-id shop /mnt/secrets
       cat /mnt/secrets/vault/db/password
       secretfs unmount /mnt/secrets
+
+    \b
+    Exit codes, of which each command lists its own:
+      0    success
+      1    warnings, or a store that is not well
+      2    a mistake in flags, manifests or configuration
+      3    the mount point, FUSE or the kernel refuses
+      4    a store does not answer, or refuses
+      70   a defect in secretfs
+      74   the machine lacks memory, disk space or file descriptors
+      130  interrupted
     """  # noqa: D301 - a real backspace keeps click from wrapping what follows
 
 

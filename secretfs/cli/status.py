@@ -1,9 +1,11 @@
-"""``secretfs status``: the status of a mount, for people."""
+"""``secretfs status``: the health of one mount and its stores, or of all mounts."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,8 +15,12 @@ import click
 
 from secretfs.cache.health import State
 from secretfs.cli.options import PATH
+from secretfs.cli.output import wrap
 from secretfs.daemon.control_client import read_status
+from secretfs.durations import show_duration
+from secretfs.errors import MountError
 from secretfs.linux.log import printable
+from secretfs.linux.mountinfo import secretfs_mounts
 from secretfs.linux.mountpoint import resolve
 
 EXIT_TROUBLE: Final = 1
@@ -22,29 +28,67 @@ EXIT_TROUBLE: Final = 1
 _SEVERITY: Final = {state.value: place for place, state in enumerate(State)}
 
 
-@click.command("status", short_help="Say how a mount and its stores do.")
+@click.command("status", short_help="Show the health of a mount and its stores, or of all mounts.")
 @click.option("--json", "as_json", is_flag=True, help="Print it for programs: .secretfs/status.json as it is.")
-@click.argument("mountpoint", type=PATH)
-def status_command(mountpoint: Path, *, as_json: bool) -> NoReturn:
-    """Say how the mount at MOUNTPOINT and its stores do: what is wrong first. Never shows a name or value of a secret.
+@click.argument("mountpoint", type=PATH, required=False)
+def status_command(mountpoint: Path | None, *, as_json: bool) -> NoReturn:
+    """Show the health of the mount at MOUNTPOINT and of its stores, what is wrong first.
 
-    Only the user who runs the mount may ask.
+    Without MOUNTPOINT, show the health of all mounts that are yours; for root, of all mounts. No name and no value of a
+    secret is ever shown. Only the user who runs a mount may ask, and root.
 
     \b
     Exit codes:
       0  all is well
       1  a store is down, in doubt or refuses, or old values are served
+      2  a mistake in flags
       3  there is no secretfs, it was killed, hangs, or is somebody else's
     """  # noqa: D301
-    path = resolve(mountpoint)
-    text = read_status(path)
-    shown = show(json.loads(text), path, time.time())
+    if mountpoint is None:
+        mounts = ask_all([Path(mount.path) for mount in secretfs_mounts(os.geteuid())])
+        report, text = show_all(mounts), json.dumps([mount.to_json() for mount in mounts], indent=2) + "\n"
+    else:
+        path = resolve(mountpoint)
+        status = read_status(path)
+        report, text = show(json.loads(status), path, time.time()), status.decode()
     if as_json:
         click.echo(text, nl=False)
-        sys.exit(shown.exit_code)
-    for line in shown.lines:
-        click.secho(printable(line.text), fg=(None, "yellow", "red")[line.severity])
-    sys.exit(shown.exit_code)
+    else:
+        for line in report.lines:
+            click.secho(wrap(printable(line.text), sys.stdout), fg=(None, "yellow", "red")[line.severity])
+    sys.exit(report.exit_code)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What one mount has answered."""
+
+    mountpoint: Path
+    status: Mapping[str, Any] | None = None
+    error: MountError | None = None
+    """Why there is no status."""
+
+    def to_json(self) -> Mapping[str, Any]:
+        """Return it for programs."""
+        return {
+            "mountpoint": str(self.mountpoint),
+            "error": None if self.error is None else str(self.error),
+            "status": self.status,
+        }
+
+
+def ask_all(mountpoints: Sequence[Path]) -> list[Health]:
+    """Ask mounts for their status, side by side: some may hang."""
+    with ThreadPoolExecutor(len(mountpoints) or 1) as threads:
+        return list(threads.map(ask, mountpoints))
+
+
+def ask(mountpoint: Path) -> Health:
+    """Ask a mount for its status."""
+    try:
+        return Health(mountpoint, json.loads(read_status(mountpoint)))
+    except MountError as error:
+        return Health(mountpoint, error=error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +108,31 @@ class StatusReport:
     exit_code: int
 
 
+def show_all(mounts: Sequence[Health]) -> StatusReport:
+    """Render the health of several mounts: why one does not answer first, then a table of all."""
+    errors = [mount.error for mount in mounts if mount.error is not None]
+    lines = [Line(str(error), 2) for error in errors]
+    if not mounts:
+        return StatusReport([Line("no secretfs is mounted")], 0)
+    if lines:
+        lines.append(Line(""))
+    rows = [_health(mount) for mount in mounts]
+    lines += _columns((("MOUNT POINT", "STATE", "APP ID", "STORES", "NOT WELL"), 0), rows, right={3})
+    codes = [error.exit_code for error in errors] or [EXIT_TROUBLE if any(severity for _, severity in rows) else 0]
+    return StatusReport(lines, max(codes))
+
+
+def _health(mount: Health) -> tuple[Sequence[str], int]:
+    if mount.status is None:
+        return (str(mount.mountpoint), "no answer", "-", "-", "-"), 2
+    stores = mount.status["stores"]
+    severities = {name: _severity(store) for name, store in stores.items()}
+    worst = max(severities.values(), default=0)
+    wrong = ", ".join(name for name, severity in severities.items() if severity) or "-"
+    state = ("ok", "in doubt", "down")[worst]
+    return (str(mount.mountpoint), state, mount.status["mount"]["app_id"] or "-", str(len(stores)), wrong), worst
+
+
 def show(status: Mapping[str, Any], mountpoint: Path, now: float) -> StatusReport:
     """Render a status: what is wrong first, then a table of the stores, the worst first."""
     mount = status["mount"]
@@ -72,7 +141,7 @@ def show(status: Mapping[str, Any], mountpoint: Path, now: float) -> StatusRepor
     lines = [Line(trouble, _severity(store)) for name, store in wrong for trouble in _troubles(name, store, now)]
     if lines:
         lines.append(Line(""))
-    lines += [Line(text, severity) for text, severity in _table(stores, now)]
+    lines += _table(stores, now)
     app = f"app id {mount['app_id']}" if mount["app_id"] else "no app id"
     lines += [
         Line(""),
@@ -101,25 +170,33 @@ def _troubles(name: str, store: Mapping[str, Any], now: float) -> Iterator[str]:
         yield f"{name} is tried again {_ahead(retry, now)}; at once with secretfs refresh"
 
 
-def _table(stores: Sequence[tuple[str, Mapping[str, Any]]], now: float) -> Iterator[tuple[str, int]]:
-    header = ("STORE", "STATE", "NAMES", "CACHED", "STALE", "CALLS", "FAILED", "LAST SUCCESS", "LAST ERROR")
-    rows = [(header, 0)]
+def _table(stores: Sequence[tuple[str, Mapping[str, Any]]], now: float) -> Iterator[Line]:
+    header = ("STORE", "STATE", "NAMES", "CACHED", "STALE", "CALLS", "FAILED", "SUCCESS", "ERROR")
+    rows: list[tuple[Sequence[str], int]] = []
     for name, store in stores:
         calls, error = store["calls"].values(), store["last_error"]
         numbers = (
             *(store["names"], store["cached_values"], store["stale_values"]),
             *(sum(call["made"] for call in calls), sum(call["failed"] for call in calls)),
         )
-        told = f"{error['class']} {_ago(error['at'], now)}" if error else "-"
-        row = (name, store["state"], *map(str, numbers), _ago(store["last_success"], now), told)
+        failed = _ago(error["at"], now) if error else "-"
+        row = (name, store["state"], *map(str, numbers), _ago(store["last_success"], now), failed)
         rows.append((row, _severity(store)))
-    widths = [max(len(row[column]) for row, _ in rows) for column in range(len(header))]
-    for row, severity in rows:
-        cells = (
-            cell.rjust(width) if 2 <= column <= 6 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    return _columns((header, 0), rows, right=range(2, 7))
+
+
+def _columns(
+    header: tuple[Sequence[str], int], rows: Sequence[tuple[Sequence[str], int]], right: Container[int]
+) -> Iterator[Line]:
+    """Align the columns of a table; those in ``right`` to the right."""
+    everything = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*(cells for cells, _ in everything), strict=True)]
+    for cells, severity in everything:
+        aligned = (
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
-        yield "  ".join(cells).rstrip(), severity
+        yield Line("  ".join(aligned).rstrip(), severity)
 
 
 def _ago(moment: str | None, now: float) -> str:
@@ -132,8 +209,6 @@ def _ahead(moment: str, now: float) -> str:
 
 
 def _span(seconds: float) -> str:
-    whole = max(0, int(seconds))
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if whole >= 2 * size:
-            return f"{whole // size}{unit}"
-    return f"{whole}s"
+    """Write an age or a wait, the more roughly the longer it is."""
+    unit = 3600 if seconds >= 86400 else 60 if seconds >= 3600 else 1
+    return show_duration(max(0, int(seconds)) // unit * unit)

@@ -15,11 +15,17 @@ from secretfs.linux.mountpoint import resolve
 )
 @click.argument("mountpoint", type=PATH)
 def unmount_command(mountpoint: Path, *, force: bool) -> None:
-    """Unmount MOUNTPOINT and end the process that serves it. Fails while a file in it is open.
+    """Unmount MOUNTPOINT and end the process that serves it. It fails while a file in the mount is open.
 
-    With --force it does not fail, and waits for nobody: programs that hang in the mount, or have files of it open, get
-    an error, and the processes that serve it are killed if they do not end by themselves.
-    """
+    With --force it neither fails nor waits: programs that hang in the mount, or have files of it open, get an error,
+    and the processes that serve it are killed if they do not end by themselves.
+
+    \b
+    Exit codes:
+      0  unmounted
+      2  a mistake in flags
+      3  there is no secretfs, it is in use, or it is somebody else's
+    """  # noqa: D301 - a real backspace keeps click from wrapping what follows
     path = resolve(mountpoint)
     if force:
         force_unmount(path)

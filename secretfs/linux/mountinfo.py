@@ -23,6 +23,8 @@ class MountInfo(NamedTuple):
     """Who mounted it, for FUSE."""
     shared: bool
     """Whether what is mounted below it is seen in other mount namespaces, too (mount_namespaces(7))."""
+    group: int | None = None
+    """The group of who mounted it, for FUSE."""
     allow_other: bool = False
     """Whether the kernel lets other users in, for FUSE."""
 
@@ -34,13 +36,14 @@ def mounts() -> Iterator[MountInfo]:
         _, _, device, _, point, _, *propagation = before.split(b" ")
         path = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), point)
         fstype, _, rest = after.partition(b" ")
-        user = re.search(rb"\buser_id=(\d+)", rest)
+        user, group = (re.search(rb"\b%s_id=(\d+)" % kind, rest) for kind in (b"user", b"group"))
         yield MountInfo(
             os.fsdecode(path),
             os.fsdecode(fstype),
             int(device.partition(b":")[2]),
             int(user[1]) if user else None,
             any(field.startswith(b"shared:") for field in propagation),
+            int(group[1]) if group else None,
             b"allow_other" in rest.rpartition(b" ")[2].split(b","),
         )
 
@@ -73,6 +76,12 @@ def secretfs_at(path: Path) -> MountInfo | None:
 def is_mounted(path: Path) -> bool:
     """Whether a secretfs, alive or dead, is what one sees at ``path``."""
     return secretfs_at(path) is not None
+
+
+def secretfs_mounts(user: int) -> list[MountInfo]:
+    """Return what a user has mounted and one can see, for root what anybody has, by path."""
+    seen = {mount.path: mount for mount in mounts()}  # the last one at a path covers the others
+    return [mount for _, mount in sorted(seen.items()) if mount.fstype == FSTYPE and user in (0, mount.user)]
 
 
 def require_mounted(path: Path) -> MountInfo:

@@ -84,13 +84,13 @@ class TestHelp:
     @pytest.mark.parametrize(
         ("command", "codes"),
         [
-            *(("mount", "0 2 3 4"), ("check", "0 1 2 4"), ("status", "0 1 3"), ("refresh", "0 2 3 4")),
-            ("doctor", "0 1 2 3 4"),
+            *(("mount", "0 2 3 4"), ("check", "0 1 2 4"), ("status", "0 1 2 3"), ("refresh", "0 2 3 4")),
+            *(("doctor", "0 1 2 3 4"), ("unmount", "0 2 3"), ("", "0 1 2 3 4 70 74 130")),
             ("run", "2 3 4 126 127"),
         ],
     )
     def test_lists_every_exit_code(self, inside: Inside, command: str, codes: str) -> None:
-        after = inside(command, "--help").out.partition("Exit codes:\n")[2].partition("\n\n")[0]
+        after = inside(*command.split(), "--help").out.partition("Exit codes")[2].partition("\n\n")[0]
         assert re.findall(r"^ +(\d+) {2,}\S", after, re.MULTILINE) == codes.split()
 
     @pytest.mark.parametrize(

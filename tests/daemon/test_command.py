@@ -514,7 +514,7 @@ def test_values_stay_in_use_unless_a_flag_says_otherwise(
         with socket.socket() as end:
             return work(ParentPipe(end))
 
-    monkeypatch.setattr(command_line, "_private_place", lambda *_: Path("/nowhere"))
+    monkeypatch.setattr(command_line, "_private_place", lambda *_, **_flags: Path("/nowhere"))
     monkeypatch.setattr(command_line, "work", work)
     monkeypatch.setattr(command_line, "run", run)
     monkeypatch.setattr(sys, "argv", ["secretfs", "run", "--resources-path", str(manifests), *flags, "--", "true"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from secretfs.cli.status import StatusReport, show
+from secretfs.cli.status import Health, StatusReport, show, show_all
 from secretfs.daemon.control_client import read_status, refresh
 from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux import mountpoint
@@ -66,8 +66,8 @@ class TestShow:
         told = shown(env=WELL)
         assert told.exit_code == 0
         assert [line.text for line in told.lines] == [
-            "STORE  STATE  NAMES  CACHED  STALE  CALLS  FAILED  LAST SUCCESS  LAST ERROR",
-            "env    ok        12       3      0     33       0  30s ago       -",
+            "STORE  STATE  NAMES  CACHED  STALE  CALLS  FAILED  SUCCESS  ERROR",
+            "env    ok        12       3      0     33       0  30s ago  -",
             "",
             f"/mnt/secrets: secretfs 1.2, app id shop, process 42, since {MOUNT['started']}, {numbers}",
         ]
@@ -81,8 +81,8 @@ class TestShow:
             "vault serves 2 of 3 values although they have expired",
             "vault is tried again in 20s; at once with secretfs refresh",
             "",
-            "STORE  STATE  NAMES  CACHED  STALE  CALLS  FAILED  LAST SUCCESS  LAST ERROR",
-            "vault  down      12       3      2     33       0  2h ago        StoreUnavailable 5s ago",
+            "STORE  STATE  NAMES  CACHED  STALE  CALLS  FAILED  SUCCESS   ERROR",
+            "vault  down      12       3      2     33       0  2h1m ago  5s ago",
         ]
         assert [line.severity for line in told.lines] == [2, 2, 2, 0, 0, 2, 0, 0, 0]
 
@@ -94,12 +94,91 @@ class TestShow:
     def test_a_store_nobody_has_asked(self) -> None:
         assert "never" in shown(env=WELL | {"last_success": None}).lines[1].text
 
+    @pytest.mark.parametrize(
+        ("seconds", "text"), [(59, "59s"), (90, "1m30s"), (7265, "2h1m"), (90000, "25h"), (-1, "0s")]
+    )
+    def test_an_age_is_the_rougher_the_longer_it_is(self, seconds: float, text: str) -> None:
+        assert f" {text} ago" in shown(env=WELL | {"last_success": moment(-seconds)}).lines[1].text
+
+    def test_a_table_of_names_of_ten_characters_fits_a_terminal(self) -> None:
+        assert len(shown(store_name=WELL | {"state": "in doubt"}).lines[3].text) <= 80
+
+
+class TestShowAll:
+    def test_what_is_wrong_comes_first(self) -> None:
+        dead = MountError("the secretfs at /mnt/dead was killed", "mount again")
+        report = show_all(
+            [
+                Health(Path("/mnt/dead"), error=dead),
+                Health(Path("/mnt/doubt"), {"mount": MOUNT, "stores": {"a": WELL, "b": WELL | {"stale_values": 1}}}),
+                Health(Path("/mnt/well"), {"mount": MOUNT | {"app_id": ""}, "stores": {"a": WELL}}),
+            ]
+        )
+        assert [line.text for line in report.lines] == [
+            "the secretfs at /mnt/dead was killed; mount again",
+            "",
+            "MOUNT POINT  STATE      APP ID  STORES  NOT WELL",
+            "/mnt/dead    no answer  -            -  -",
+            "/mnt/doubt   in doubt   shop         2  b",
+            "/mnt/well    ok         -            1  -",
+        ]
+        assert [line.severity for line in report.lines] == [2, 0, 0, 2, 1, 0]
+        assert report.exit_code == 3
+
+    @pytest.mark.parametrize(("store", "code"), [(WELL, 0), (DOWN, 1)])
+    def test_the_worst_decides(self, store: dict[str, Any], code: int) -> None:
+        mounts = [Health(Path("/m"), {"mount": MOUNT, "stores": {"a": one}}) for one in (WELL, store)]
+        assert show_all(mounts).exit_code == code
+
+    def test_none_is_no_error(self) -> None:
+        assert ([line.text for line in show_all([]).lines], show_all([]).exit_code) == (["no secretfs is mounted"], 0)
+
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Mounted]:
     component(tmp_path / "components", "env", "local.env", {"prefix": "SFS_"})
     with mounted(tmp_path / "components", env={"SFS_A": secret()}) as mount:
         yield mount
+
+
+@pytest.mark.mount
+class TestStatusOfAll:
+    def test_a_user_sees_his_own_mounts_and_root_sees_all(self) -> None:
+        done = in_namespace("""
+            grep -F ' fuse.secretfs ' /proc/self/mountinfo | cut -d' ' -f5 | xargs --no-run-if-empty umount --lazy
+            env_component SFS_
+            mkdir m; as_nobody mkdir a b
+            secretfs mount --resources-path c m
+            as_nobody secretfs mount --resources-path c --app-id shop a
+            as_nobody secretfs mount --resources-path c b
+            as_nobody secretfs status
+            pkill -KILL -n -f 'secretfs[.]daemon[.]supervisor .*/b '; pkill -KILL -n -u 65534 secretfs:
+            as_nobody secretfs status || echo "status $?"
+            secretfs status --json > all.json || echo "status $?"
+            jq -c '.[] | select(.mountpoint[:5] == "/mnt/") | [.mountpoint, .status.mount.app_id, .error]' all.json
+            secretfs status a | tail -1
+            secretfs unmount m; as_nobody secretfs unmount a; as_nobody secretfs unmount b
+            as_nobody secretfs status
+        """)
+        dead = "the secretfs at /mnt/nobody/b was killed; mount again: secretfs mount ... /mnt/nobody/b"
+        assert done.err == ""
+        assert done.out.splitlines()[:-2] == [
+            "MOUNT POINT    STATE  APP ID  STORES  NOT WELL",
+            "/mnt/nobody/a  ok     shop         1  -",
+            "/mnt/nobody/b  ok     -            1  -",
+            dead,
+            "",
+            "MOUNT POINT    STATE      APP ID  STORES  NOT WELL",
+            "/mnt/nobody/a  ok         shop         1  -",
+            "/mnt/nobody/b  no answer  -            -  -",
+            "status 3",
+            "status 3",
+            '["/mnt/nobody/a","shop",null]',
+            f'["/mnt/nobody/b",null,"{dead}"]',
+            '["/mnt/nobody/m","",null]',
+        ]
+        assert done.out.splitlines()[-2].startswith("/mnt/nobody/a: secretfs ")
+        assert done.out.splitlines()[-1] == "no secretfs is mounted"
 
 
 @pytest.mark.mount

@@ -81,7 +81,7 @@ class TestRefusals:
         assert mount(components, point) == Done(
             3, "", f"secretfs: cannot mount at {point}: it is not a directory; name another one, or make it one\n"
         )
-        assert mount(components, point / "below").lines == [
+        assert secretfs("mount", "--resources-path", components, point / "below").lines == [
             f"secretfs: cannot mount at {point}/below: Not a directory; name another directory"
         ]
 
