@@ -29,7 +29,7 @@ def mount(scratch: Path) -> Iterator[Mounted]:
         fakes.add("brief", secrets=many, delay=str(DELAY), annotations=brief)
         fakes.add("long", secrets=many, delay=str(DELAY), annotations={**brief, "secretfs/bulk-deadline": "1m"})
         expected = [
-            r"brief: \.bulk\.(json|env) is not complete: [0-9]+ of 240 secrets are read: no answer within 0.5 s"
+            r"brief: \.bulk\.(json|env) is not complete: [0-9]+ of 240 secrets are read: no answer within 500ms"
         ]
         with mounted(fakes.directory, env=fakes.env, expect_log=expected) as mount:
             yield mount
