@@ -1,8 +1,11 @@
 """A whole store in one file. Pure: secrets in, bytes out.
 
-The JSON form is Dapr's bulk response, byte for byte where Dapr can say it at all: keys sorted, no white space, ``<``,
-``>`` and ``&`` escaped as Go's encoder does, a newline at the end. The shell form can be sourced by any sh whatever the
-values hold.
+The JSON form is Dapr's bulk response, byte for byte where Dapr can express it: keys sorted, no white space, ``<``,
+``>`` and ``&`` escaped as Go's encoder does, a newline at the end. Any sh can source the shell form, whatever the
+values are.
+
+Both are made secret by secret. They are made in a thread, and one long call in C would hold the interpreter, and with
+it the loop, until it ends.
 """
 
 import base64
@@ -14,19 +17,20 @@ from secretfs.errors import AmbiguousNames, NotRepresentable
 from secretfs.fs.keys import Bulk
 from secretfs.store import Secret
 
+_encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 _GO_ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
 _NOT_IN_A_SHELL_NAME = re.compile(r"[^A-Za-z0-9_]")
 
 
 def render_json(secrets: Mapping[str, Secret]) -> bytes:
     """Render ``{name: {key: value}}``. A value that is not UTF-8 becomes ``{"base64": "..."}``."""
-    return _dump({name: _plain(secret) for name, secret in secrets.items()})
+    return b"{" + b",".join(_dump(name) + b":" + _dump(_plain(secrets[name])) for name in sorted(secrets)) + b"}\n"
 
 
 def render_secret(secret: Secret, form: Bulk) -> bytes:
     """Render one secret: ``{key: value}`` as Dapr answers it, or ``KEY='value'`` lines."""
     if form is Bulk.JSON:
-        return _dump(_plain(secret))
+        return _dump(_plain(secret)) + b"\n"
     return render_env({key: Secret({key: value}) for key, value in secret.values.items()}, multi_valued=False)
 
 
@@ -34,10 +38,10 @@ def _plain(secret: Secret) -> dict[str, str | dict[str, str]]:
     return {key: _text(value) for key, value in secret.values.items()}
 
 
-def _dump(plain: Mapping[str, object]) -> bytes:
-    text = json.dumps(plain, sort_keys=True, ensure_ascii=False, separators=(",", ":")).translate(_GO_ESCAPES)
-    # A name that is not UTF-8 (an environment variable's may be) holds lone surrogates: JSON can escape those.
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+def _dump(plain: object) -> bytes:
+    text = _encode(plain).translate(_GO_ESCAPES)
+    # A name that is not UTF-8 (an environment variable may have one) holds lone surrogates: JSON can escape those.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def render_env(secrets: Mapping[str, Secret], *, multi_valued: bool) -> bytes:
