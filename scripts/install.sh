@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Puts secretfs where the system looks for it: links to the command, and the units of systemd.
+# Puts secretfs where the system looks for it: links to the command, and the units of systemd. Keeps updatedb(8), which
+# walks all that is mounted and whose index everybody may search, out of secrets.
 #
 #   install.sh install|uninstall
 #
@@ -14,6 +15,7 @@ prefix=${PREFIX:-/usr/local}
 root=${DESTDIR:-}
 bin=$prefix/bin
 units=$prefix/lib/systemd
+updatedb=$root/etc/updatedb.conf
 
 install_all() {
     local helper=${secretfs%/*}/mount.secretfs kind
@@ -29,6 +31,7 @@ install_all() {
         sed "s|@bindir@|$bin|" "systemd/$kind/secretfs@.service" >"$root$units/$kind/secretfs@.service"
         chmod 644 "$root$units/$kind/secretfs@.service"
     done
+    prune
 }
 
 uninstall_all() {
@@ -37,6 +40,18 @@ uninstall_all() {
         [[ ! -L $link ]] || rm "$link" # the command itself is not ours to remove
     done
     rm -f "$root$units"/{system,user}/secretfs@.service
+    [[ ! -e $updatedb ]] || sed -i -E '/^\s*PRUNEFS\s*=/ s/ ?\bfuse\.secretfs\b//' "$updatedb"
+}
+
+# Adds our type of file system to those that updatedb leaves out. There is no other file in which to say so.
+prune() {
+    if [[ ! -e $updatedb ]] || grep -qE '^\s*PRUNEFS\s*=.*\bfuse\.secretfs\b' "$updatedb"; then
+        return
+    elif grep -qE '^\s*PRUNEFS\s*=' "$updatedb"; then
+        sed -i -E 's/^(\s*PRUNEFS\s*=\s*"[^"]*)"/\1 fuse.secretfs"/' "$updatedb"
+    else
+        echo 'PRUNEFS="fuse.secretfs"' >>"$updatedb"
+    fi
 }
 
 # Unless it is there already, as when a package has installed the command itself.

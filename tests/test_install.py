@@ -48,6 +48,26 @@ def test_it_puts_links_and_units_where_the_system_looks(tmp_path: Path, commands
     assert len(list(commands.iterdir())) == 2
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('PRUNEFS="NFS fuse.sshfs"\n', 'PRUNEFS="NFS fuse.sshfs fuse.secretfs"\n'),
+        ('PRUNEFS = "NFS"\n', 'PRUNEFS = "NFS fuse.secretfs"\n'),
+        ('# PRUNEFS="a"\nPRUNEPATHS="/tmp"\n', '# PRUNEFS="a"\nPRUNEPATHS="/tmp"\nPRUNEFS="fuse.secretfs"\n'),
+    ],
+)
+def test_it_keeps_updatedb_out_of_secrets(tmp_path: Path, commands: Path, before: str, after: str) -> None:
+    root = tmp_path / "root"
+    conf = root / "etc/updatedb.conf"
+    conf.parent.mkdir(parents=True)
+    conf.write_text(before, encoding="utf-8")
+    for _ in range(2):
+        assert script("install", root, commands / "secretfs").returncode == 0
+        assert conf.read_text(encoding="utf-8") == after
+    assert script("uninstall", root, commands / "secretfs").returncode == 0
+    assert conf.read_text(encoding="utf-8").replace('PRUNEFS=""\n', "") == before
+
+
 def test_a_package_chooses_the_prefix(tmp_path: Path, commands: Path) -> None:
     root = tmp_path / "root"
     assert script("install", root, commands / "secretfs", PREFIX="/usr").returncode == 0
