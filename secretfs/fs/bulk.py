@@ -47,8 +47,8 @@ def _dump(plain: object) -> bytes:
 def render_env(secrets: Mapping[str, Secret], *, multi_valued: bool) -> bytes:
     """Render ``NAME='value'`` lines; ``secret_key`` names the values of a multi-valued store.
 
-    Raises `AmbiguousNames` when two values get the same name, and `NotRepresentable` for a value with a NUL byte:
-    never a file that lacks one of them.
+    Raises `AmbiguousNames` if two values get the same name, and `NotRepresentable` if a value contains a NUL byte: the
+    file never lacks a value.
     """
     lines: dict[str, bytes] = {}
     origins: dict[str, str] = {}

@@ -1,6 +1,6 @@
-"""State of what is open: snapshots of directories, and callers that poll a file. Pure.
+"""State of what is open: snapshots of directories, and programs that poll a file. Pure.
 
-A file needs none: its handle is its inode number.
+A file has no snapshot: its handle is its inode number.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a place in the tree is, whatever is there at the moment; and as text, for a takeover. Pure."""
+"""Keys: what a place in the tree is, whichever inode is there now; and their form in the journal. Pure."""
 
 import json
 from dataclasses import dataclass, fields
@@ -74,7 +74,7 @@ class ControlsKey:
 
 @dataclass(frozen=True, slots=True)
 class ControlKey:
-    """A file in it."""
+    """A file in the control directory."""
 
     control: Control
 
@@ -97,13 +97,13 @@ _ENUMS: Final = {"form": Bulk, "control": Control}
 
 
 def key_to_text(key: DirectoryKey | LeafKey) -> bytes:
-    """Return a place as text. Names are as they are: also those that are not UTF-8."""
+    """Return a key as text. Names stay as they are, also those that are not UTF-8."""
     parts = [getattr(key, field.name) for field in fields(key)]
     return json.dumps([_NAMES[type(key)], *(part.value if isinstance(part, Enum) else part for part in parts)]).encode()
 
 
 def key_from_text(text: bytes) -> DirectoryKey | LeafKey:
-    """Return the place that `key_to_text` wrote. Raises ValueError, TypeError or KeyError for anything else."""
+    """Return the key that `key_to_text` wrote. Raises ValueError, TypeError or KeyError for anything else."""
     name, *parts = json.loads(text)
     kind = _KINDS[name]
     given: list[Any] = []

@@ -1,9 +1,9 @@
-"""How the name of a secret becomes a path, and back. Pure.
+"""Names of secrets as paths, and back. Pure.
 
 A "/" in a name makes folders. A segment is percent-encoded only where a path cannot carry it: "%" itself, NUL, the
-segments "." and "..", the names this file system keeps for itself, and a "/" that would leave an empty segment. The
-mapping is injective: two names never share a path. A segment over 255 bytes (NAME_MAX) ends in a hash, and is then the
-only one that cannot be turned back.
+segments "." and "..", the names that this file system reserves, and a "/" that would leave an empty segment. The
+mapping is injective: two names never share a path. A segment over 255 bytes (NAME_MAX) is shortened and ends in a hash;
+only such a segment cannot be decoded.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ _WHOLE_ESCAPES = re.compile(rb"(?:[^%]|%[0-9A-F]{2})*")
 
 
 def is_reserved(segment: bytes) -> bool:
-    """Whether a path segment is one that secretfs keeps for itself, in every directory."""
+    """Whether secretfs reserves a path segment, in every directory."""
     return segment in (BULK_JSON, BULK_ENV) or segment.startswith(CONTROL)
 
 
 def is_probe(segment: bytes) -> bool:
-    """Whether programs look for a name in every directory: dot files, and the mark of a cache, which backups skip."""
+    """Whether programs look for a name in every directory: dot files, and the tag by which backups skip a cache."""
     return segment.startswith(b".") or segment == b"CACHEDIR.TAG"
 
 
 def split(name: str) -> tuple[str, ...]:
-    """Cut a name at each "/", without ever leaving an empty segment: ``"/".join(split(name)) == name``.
+    """Split a name at each "/" but never into an empty segment: ``"/".join(split(name)) == name``.
 
     A "/" next to another one, at the start or at the end stays inside its segment: ``split("a//b") == ("a", "/b")``.
     """
@@ -84,7 +84,7 @@ def display_name(segment: bytes) -> str:
 
 
 def _to_bytes(segment: str) -> bytes:
-    """UTF-8, with the bytes of names that are not UTF-8 (surrogateescape, as in os.environ) as they were."""
+    """Return UTF-8; the bytes of a name that is not UTF-8 (surrogateescape, as in os.environ) stay as they were."""
     try:
         return segment.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half of a surrogate pair: JSON can carry one, UTF-8 cannot

@@ -1,8 +1,7 @@
-"""One store as one app may see it: the only place where a secret scope is applied.
+"""One store as one app sees it. Secret scopes are applied here and nowhere else.
 
-What the scope hides does not exist here, by any way of asking: not by name, not in a listing, not in bulk, and no
-folder shows up that holds nothing else. A hidden secret is refused before the backend hears of it (Dapr:
-``universal/secrets.go``).
+What the scope hides does not exist: not by name, not in a listing, not in a bulk file. A folder that contains nothing
+else is not shown. A hidden secret is refused before the store is asked (Dapr: ``universal/secrets.go``).
 """
 
 import logging
@@ -71,16 +70,16 @@ class StoreView:
 
     @property
     def reads_have_effects(self) -> bool:
-        """Whether to read a value may issue a credential. Such values are not listed: they are found by name only."""
+        """Whether reading a value may issue a credential. Such values are not listed, they are found by name only."""
         return self._store.reads_have_effects
 
     @property
     def idle(self) -> float:
-        """Seconds after which what nobody uses is not known any more."""
+        """Seconds without a reader after which a secret is dropped from memory."""
         return self._store.idle
 
     def visible(self, change: Change) -> Change:
-        """Return what of a change the scope lets this app see. Of names, `entries` tells what of them shows."""
+        """Return the part of a change that this app may see. It has all names: `entries` tells which show."""
         values = frozenset(value for value in change.values if self._scope.allows(value[0]))
         return replace(change, values=values)
 
@@ -99,25 +98,25 @@ class StoreView:
         return await self._store.fetch(name)
 
     def use(self, name: str) -> CachedAnswer[Secret] | None:
-        """`secret`, if that takes no waiting; else None. Raises what `secret` would."""
+        """Return `secret` if it can be served without waiting, else None. Raises what `secret` raises."""
         self._require(name)
         return self._store.use(name)
 
     def touch(self, name: str) -> None:
-        """Let a secret count as used: somebody has it open, and may wait to be told that it changes."""
+        """Count a secret as used: a program has it open, and may watch it for changes."""
         self._store.touch(name)
 
     def note_listing(self, listing: Listing) -> None:
-        """Take note that a program lists a directory, and may go on to read its secrets one by one."""
+        """Note that a program lists a directory: it may go on to read the secrets one by one."""
         self._reads = SequentialReads(listing)
 
     async def secret_without_effects(self, name: str) -> CachedAnswer[Secret] | None:
-        """`secret`; None where to ask for it might issue a credential."""
+        """Return `secret`; None where fetching it might issue a credential."""
         return self.peek(name) if self.reads_have_effects else await self.secret(name)
 
     async def values(self, name: str) -> tuple[Mapping[bytes, ValueKey], float]:
         """Return what a listing of a multi-valued secret shows, in no order, and for how many seconds that holds."""
-        if self.reads_have_effects:  # what walks a tree opens what it finds
+        if self.reads_have_effects:  # a program that walks a tree opens what it finds
             return {}, 0.0
         secret = await self.secret(name)
         return await make_keys(self.component, name, secret.value.values), secret.remaining
@@ -125,7 +124,7 @@ class StoreView:
     async def value(self, name: str, segment: bytes) -> tuple[ValueKey, float]:
         """Find a value of a multi-valued secret by its path segment, and for how many seconds it holds.
 
-        Raises `NoSuchEntry`. What programs look for in every directory is no reason to issue a credential.
+        Raises `NoSuchEntry`. A name that programs look for in every directory never issues a credential.
         """
         if not (self.reads_have_effects and is_probe(segment) and self.peek(name) is None):
             secret = await self.secret(name)
@@ -143,18 +142,18 @@ class StoreView:
     async def entries(self, segments: Path) -> tuple[Listing, float]:
         """Return what a folder holds, in order, and for how many seconds that holds.
 
-        Raises `NoSuchEntry` when there is no such folder (any more), `AccessDenied` when the store lets nobody list it
-        and the scope does not enumerate the names.
+        Raises `NoSuchEntry` if there is no such folder (any more), `AccessDenied` if the store refuses to list it and
+        the scope has no list of allowed names.
         """
         folder, names = await self._listing(segments)
         tree = await self._tree(folder, names)
         listing = tree.listing(segments)
         if listing is None:
-            async with self._arranged_of(folder).lock:  # a large one takes a while: it is put in order once
+            async with self._arranged_of(folder).lock:  # one task sorts a large folder, the others wait for it
                 listing = await tree.make_listing(segments)
         if segments and not listing:
             if not tree:
-                self._arranged.pop(folder, None)  # somebody guesses names of folders
+                self._arranged.pop(folder, None)  # else each name that a program guesses would stay in memory
             raise NoSuchEntry("/".join(segments))
         return listing, names.remaining
 
@@ -179,8 +178,8 @@ class StoreView:
     async def every_secret(self) -> CachedAnswer[dict[str, Secret]]:
         """Return all secrets of the store, fresh for as long as the oldest of them.
 
-        One that is gone or refused by the time it is read is left out, and logged; any other failure fails the whole.
-        Raises `NoSuchEntry` where a read has effects: nobody means to have all credentials issued at once.
+        A secret that is gone or refused when it is read is left out, and logged; any other failure is raised. Raises
+        `NoSuchEntry` where a read has effects: one read of a file must not issue every credential.
         """
         if self.reads_have_effects:
             raise NoSuchEntry("a store whose reads have effects has no bulk file")
@@ -207,7 +206,7 @@ class StoreView:
         return whole
 
     async def refresh(self, path: tuple[bytes, ...]) -> None:
-        """Ask the store again, now, for what is known of a secret, of a folder, or with no path of everything.
+        """Fetch again, now, what is known of a secret or of a folder; without a path, of the whole store.
 
         Raises `NoSuchEntry` or `SecretNotFound` for what is not there (any more), and any failure of the store.
         """
@@ -236,17 +235,17 @@ class StoreView:
             raise NoSuchEntry("/".join(map(display_name, path)))
 
     def evict_expired(self) -> None:
-        """Forget what was made of answers that have expired. To be called now and then."""
+        """Drop what was made of answers that have expired. To be called periodically."""
         for folder, arranged in list(self._arranged.items()):
             if arranged.answer is not None and not arranged.answer.remaining and not arranged.lock.locked():
                 del self._arranged[folder]
 
     def statistics(self) -> Statistics:
-        """Say how the store does. What the scope hides is not counted."""
+        """Return the health of the store. What the scope hides is not counted."""
         return self._store.statistics(None if self._scope.unrestricted else self._scope.allows)
 
     async def _follow(self, path: tuple[bytes, ...]) -> tuple[Entry, tuple[bytes, ...]]:
-        """Follow a path to a folder, or to a secret and what of the path is below that."""
+        """Return the folder that a path leads to, or the secret and the part of the path below it."""
         segments: tuple[str, ...] = ()
         for depth, segment in enumerate(path, 1):
             entry, _ = await self.entry(segments, segment)
@@ -262,9 +261,9 @@ class StoreView:
             raise NoSuchEntry(name)
 
     async def _listing(self, segments: Path) -> tuple[str, CachedAnswer[Names]]:
-        """Return the answer of the store that tells about a folder, and which folder it is about: this or one above.
+        """Return which folder the store was asked for, this or one above it, and the answer, which covers this one.
 
-        A store without folders tells all of them at once; one with folders may refuse those above ours.
+        A store without folders lists everything at once. A store with folders may refuse to list those above ours.
         """
         if not segments:
             return "", await self._names("")
@@ -276,7 +275,7 @@ class StoreView:
         return (folder, await self._names(folder)) if folder in names.value.folders else (above, names)
 
     async def _names(self, folder: str) -> CachedAnswer[Names]:
-        """Ask for names; where listing is refused, a scope that enumerates what is allowed is as good an answer."""
+        """Return the names in a folder; if the store refuses, the allowed names of the scope stand in for them."""
         try:
             return await self._store.names(folder)
         except AccessDenied:
@@ -296,7 +295,7 @@ class StoreView:
         arranged = self._arranged_of(folder)
         if not self._is_arranged(arranged, names):
             async with arranged.lock:
-                if not self._is_arranged(arranged, names):
+                if not self._is_arranged(arranged, names):  # another task may have been faster
                     arranged.tree = await self._arrange(names.value)
                 arranged.answer = names
         arranged.answer = names
@@ -331,13 +330,13 @@ class StoreView:
         return SecretKey(self.component, name) if self.multi_valued else ValueKey(self.component, name, name)
 
     async def _shows_anything(self, folder: str) -> bool:
-        """Whether a folder the store has not looked into holds a visible secret. Asks the store only if in doubt."""
+        """Whether a folder contains a visible secret. Asks the store only where the scope alone does not decide it."""
         if folder not in self._doubtful_folders:
             return self._allowed_listing is None
         try:
             names = (await self._names(folder)).value
         except AccessDenied:
-            return True  # nothing is known to be hidden: as much of it as the app may read can be read by name
+            return True  # the names are not known, so none is known to be hidden: each can be read by its name
         slices = Slices()
         for name in names.secrets:
             if self._scope.allows(name):
@@ -349,7 +348,7 @@ class StoreView:
         return False
 
     async def _probe(self, segments: tuple[str, ...], segment: bytes) -> Entry:
-        """Find an entry of a folder that the store does not let us list: a folder that it does, or a secret."""
+        """Find an entry of a folder that the store refuses to list: a folder that it does list, or a secret."""
         own = decode(segment)
         if own is None:
             raise NoSuchEntry(segment.decode(errors="replace"))
@@ -398,5 +397,5 @@ def views_of(stores: Mapping[str, tuple[CachedStore, SecretScope]]) -> dict[str,
 
 
 def _with_value(answer: CachedAnswer[Any], value: T) -> CachedAnswer[T]:
-    """Return another value that was made of an answer, as old as that."""
+    """Return an answer with a value that was made from that of another answer, and the age of that."""
     return replace(answer, value=value)
