@@ -16,6 +16,7 @@
         │                       accept our credentials
         ├── DeadlineExceeded    no answer in time                                ETIMEDOUT
         ├── StoreUnavailable    network, overload, a server error, sealed        EIO
+        │   └── TLSFailure      one side refuses the other's certificate         EIO
         ├── MalformedAnswer     the store answered something we cannot read      EBADMSG
         ├── AmbiguousNames      two secrets want the same shell variable         ENOTUNIQ
         └── NotRepresentable    a value that the asked format cannot carry       EILSEQ
@@ -146,6 +147,13 @@ class StoreUnavailable(StoreError):
     """The store cannot answer now and may later: connection refused, overloaded, sealed, a server error."""
 
     meaning = "the store cannot answer now; the log has the reason"
+
+
+class TLSFailure(StoreUnavailable):
+    """There is no TLS connection: one side refuses the other's certificate, or the server does not speak TLS.
+
+    New certificates or another address may cure it, so it is worth reading them again.
+    """
 
 
 class MalformedAnswer(StoreError):

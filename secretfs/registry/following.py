@@ -5,8 +5,8 @@ values, the store is opened with those and the question is asked again: the read
 the refusal stands. A question that is refused again and again looks upstream once a second, so that a program which
 keeps asking for what it may not have costs little.
 
-What is no credential, such as an address or an authority, makes no refusal when it changes: so a trial of a store that
-cannot be reached looks, too, and so does whoever calls `look` at times.
+A TLS connection that fails counts as a refusal: the certificate authority may have been rotated. Another address makes
+no refusal, so a probe of a store that cannot be reached reads the references, too, and so does `refresh_references`.
 """
 
 import copy
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from secretfs.errors import AccessDenied, SecretFSError, StoreError, StoreUnavailable
+from secretfs.errors import AccessDenied, SecretFSError, StoreError, StoreUnavailable, TLSFailure
 from secretfs.settings import Property
 from secretfs.store import (
     CachedRead,
@@ -145,7 +145,7 @@ class FollowingStore:
         self,
         question: Question,
         ask: Callable[[SecretStore], T],
-        hints: tuple[type[StoreError], ...] = (AccessDenied,),
+        hints: tuple[type[StoreError], ...] = (AccessDenied, TLSFailure),
     ) -> T:
         with self._in_use() as asked:
             try:

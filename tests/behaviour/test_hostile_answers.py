@@ -94,7 +94,7 @@ def bomb(encoding: str) -> bytes:
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "gzip, gzip"])
 def test_an_answer_that_is_compressed(shop: Shop, encoding: str) -> None:
-    """error-16: An answer that is compressed, or larger than 16 MiB, is EBADMSG, and delays no other store."""
+    """error-15: An answer that is compressed, or larger than 16 MiB, is EBADMSG, and delays no other store."""
     before = shop.memory("VmHWM")
     shop.answer(bomb(encoding), f"Content-Encoding: {encoding}")
     assert shop.read() == ["EBADMSG"] * READERS
@@ -103,7 +103,7 @@ def test_an_answer_that_is_compressed(shop: Shop, encoding: str) -> None:
 
 
 def test_an_answer_that_is_too_large(shop: Shop) -> None:
-    """It is refused before its first byte is read (error-16)."""
+    """It is refused before its first byte is read (error-15)."""
     before = shop.memory("VmHWM")
     shop.answer(document("x" * (50 * MIB)))
     assert shop.read() == ["EBADMSG"] * READERS
@@ -111,13 +111,13 @@ def test_an_answer_that_is_too_large(shop: Shop) -> None:
 
 
 def test_an_answer_of_millions_of_values(shop: Shop) -> None:
-    """It is not what a secret looks like, and its parsing would hold up everybody (error-16)."""
+    """It is not what a secret looks like, and its parsing would hold up everybody (error-15)."""
     shop.answer(b'{"data": {"metadata": {"version": 1}, "data": {"key": [' + b"[]," * (5 * MIB) + b"1]}}}")
     assert shop.read() == ["EBADMSG"] * READERS
 
 
 def test_large_values_take_no_more_than_they_are_long(shop: Shop) -> None:
-    """What it took to receive 8 values of 15 MiB is given back to the system (error-16)."""
+    """What it took to receive 8 values of 15 MiB is given back to the system (error-15)."""
     before = shop.memory()
     shop.answer(document("x" * (15 * MIB)))
     assert shop.read() == [""] * READERS

@@ -15,7 +15,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from secretfs.errors import DeadlineExceeded, MalformedAnswer, StoreError, StoreUnavailable
+from secretfs.errors import DeadlineExceeded, MalformedAnswer, StoreError, StoreUnavailable, TLSFailure
 
 T = TypeVar("T")
 
@@ -30,10 +30,6 @@ _PLAIN_TEXT_REFUSED = (
 _TLS_ALERT = "\x15\x03"  # type and version of the record, where a status line should be
 # What OpenSSL makes of the first bytes of an answer that is no TLS record.
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL"})
-
-
-class TLSFailure(StoreUnavailable):
-    """There is no TLS connection: a certificate is refused, by us or by the server, or the other side speaks no TLS."""
 
 
 def about(subject: str, call: Callable[[], T]) -> T:

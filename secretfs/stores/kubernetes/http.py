@@ -29,11 +29,12 @@ from secretfs.errors import (
     SecretNotFound,
     StoreError,
     StoreUnavailable,
+    TLSFailure,
 )
 from secretfs.stores._http.body import LARGEST_ANSWER, parse_json, read_body
 from secretfs.stores._http.connections import NO_RETRIES, equip
 from secretfs.stores._http.deadline import Deadline
-from secretfs.stores._http.failures import SPEAKS_TLS, TLSFailure, transport_error, wants_tls
+from secretfs.stores._http.failures import SPEAKS_TLS, transport_error, wants_tls
 from secretfs.stores._http.trust import Trust
 from secretfs.stores.kubernetes.login import Access, Login
 

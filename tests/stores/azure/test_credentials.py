@@ -15,11 +15,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
 
-from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError, StoreUnavailable
+from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError, StoreUnavailable, TLSFailure
 from secretfs.registry.following import FollowingStore
 from secretfs.settings import Property, decode
 from secretfs.store import SecretStore, StoreContext
-from secretfs.stores._http.failures import TLSFailure
 from secretfs.stores.azure import login as azure_login
 from secretfs.stores.azure.credentials import CLOUDS, Identity, credential_sources
 from secretfs.stores.azure.store import Settings, open_store

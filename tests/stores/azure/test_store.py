@@ -21,11 +21,11 @@ from secretfs.errors import (
     SecretNotFound,
     StoreError,
     StoreUnavailable,
+    TLSFailure,
 )
 from secretfs.settings import Property, decode
 from secretfs.store import CachedRead, Names, RevalidatingStore, SecretStore
 from secretfs.stores import load_store_type
-from secretfs.stores._http.failures import TLSFailure
 from secretfs.stores.azure import store as azure_store
 from secretfs.stores.azure.store import Settings
 from secretfs.stores.azure.transport import DeadlineTransport, unanswered
@@ -550,12 +550,9 @@ def test_274_secrets_in_parallel(azure: Azure) -> None:
     with opened(TYPE, login(), deadline=5) as store, ThreadPoolExecutor(8) as pool:
         store.check()
         azure.latency = 0.05
-        started = time.monotonic()
         fetched = dict(zip(names, pool.map(store.fetch, names), strict=True))
-        took = time.monotonic() - started
     assert all(fetched[name].values == {name: secret(name).encode()} for name in names)
-    assert 274 / 8 * 0.05 < took < 3.5  # 1.75 s and 1.9 s on an idle machine
-    assert len(azure.hosts) <= 1 + 8  # connections are kept
+    assert 1 + 4 < len(azure.hosts) <= 1 + 8  # many at once, and connections are kept
 
 
 def test_not_even_the_sdks_debug_logs_show_a_secret(azure: Azure, store: SecretStore) -> None:

@@ -157,13 +157,26 @@ class Azure:
         self._tokens: dict[str, Token] = {}
         self._lock = threading.Lock()
         self._folder = folder
-        self._authority = trustme.CA()
         self.ca = folder / "ca.pem"
-        self._authority.cert_pem.write_to_path(str(self.ca))
-        self._contexts: dict[str, ssl.SSLContext] = {}
+        """The authority that all hosts have their certificates from."""
+        self.rotate_authority()
         self._servers = [_Server(self, _Handler)]
 
     # --- what a test does ---
+
+    def drop_connections(self) -> None:
+        """Close all connections."""
+        for server in self._servers:
+            server.drop()
+
+    def rotate_authority(self) -> None:
+        """Let new connections show certificates of a new authority, which replaces the old one in `ca`."""
+        with self._lock:
+            self._authority = trustme.CA()
+            self._contexts: dict[str, ssl.SSLContext] = {}
+            new = self.ca.with_suffix(".new")
+            self._authority.cert_pem.write_to_path(str(new))
+            new.replace(self.ca)
 
     @property
     def proxy(self) -> str:
@@ -603,10 +616,13 @@ class _Server(ThreadingHTTPServer):
     def stop(self) -> None:
         self.shutdown()
         self._thread.join()
+        self.drop()
+        self.server_close()  # joins the threads of the connections
+
+    def drop(self) -> None:
         for connection in list(self.connections):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        self.server_close()  # joins the threads of the connections
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
