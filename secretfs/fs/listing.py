@@ -6,7 +6,7 @@ store and in slices, between which other tasks run. No request waits for more th
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from typing import Final, TypeVar
 
@@ -80,12 +80,38 @@ class Listing(Mapping[bytes, Key]):
 EMPTY: Final = Listing({}, (), 0)
 
 
+class _Folder(Mapping[bytes, Entry]):
+    """The entries of a folder, in no order.
+
+    The keys of secrets are made when they are asked for. Made in advance, the garbage collector would look at each of
+    100,000 of them again and again.
+    """
+
+    def __init__(self, key_of: Callable[[str], SecretKey | ValueKey]) -> None:
+        self._key_of = key_of
+        self.names: dict[bytes, str | FolderKey] = {}
+
+    def __getitem__(self, segment: bytes) -> Entry:
+        entry = self.names[segment]
+        return self._key_of(entry) if isinstance(entry, str) else entry
+
+    def __contains__(self, segment: object) -> bool:
+        return segment in self.names
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 class FolderTree:
     """Names arranged in folders: what one answer of a store says of the folder asked for and of all below it."""
 
-    def __init__(self, component: str) -> None:
+    def __init__(self, component: str, key_of: Callable[[str], SecretKey | ValueKey]) -> None:
         self._component = component
-        self._folders: dict[Path, dict[bytes, Entry]] = {(): {}}
+        self._key_of = key_of
+        self._folders: dict[Path, _Folder] = {(): _Folder(key_of)}
         self._listings: dict[Path, Listing] = {}
         self.shadowed: list[str] = []
         """Names of secrets that nobody sees, because a folder has the same name."""
@@ -93,15 +119,15 @@ class FolderTree:
     def __len__(self) -> int:
         return len(self._folders[()])
 
-    def add_secret(self, name: str, key: SecretKey | ValueKey) -> None:
+    def add_secret(self, name: str) -> None:
         """Add a secret and the folders on the way to it. A folder of the same name wins."""
         *above, own = split(name)
-        entries = self._folder(tuple(above))
+        names = self._folder(tuple(above)).names
         segment = encode(own)
-        if isinstance(entries.get(segment), FolderKey):
+        if isinstance(names.get(segment), FolderKey):
             self.shadowed.append(name)
         else:
-            entries[segment] = key
+            names[segment] = name
 
     def add_folder(self, name: str) -> None:
         """Add a folder and those on the way to it."""
@@ -109,7 +135,8 @@ class FolderTree:
 
     def get(self, path: Path, segment: bytes) -> Entry | None:
         """Return one entry of a folder, if there is one."""
-        return self._folders.get(path, {}).get(segment)
+        folder = self._folders.get(path)
+        return None if folder is None else folder.get(segment)
 
     def listing(self, path: Path) -> Listing | None:
         """Return the listing of a folder, if it has been made."""
@@ -123,16 +150,16 @@ class FolderTree:
             self._listings[path] = await make_listing(self._folders[path])
         return self._listings[path]
 
-    def _folder(self, path: Path) -> dict[bytes, Entry]:
+    def _folder(self, path: Path) -> _Folder:
         depth = len(path)
         while path[:depth] not in self._folders:
             depth -= 1
         for end in range(depth + 1, len(path) + 1):
-            segment, above = encode(path[end - 1]), self._folders[path[: end - 1]]
+            segment, above = encode(path[end - 1]), self._folders[path[: end - 1]].names
             if segment in above:
                 self.shadowed.append("/".join(path[:end]))
             above[segment] = FolderKey(self._component, path[:end])
-            self._folders[path[:end]] = {}
+            self._folders[path[:end]] = _Folder(self._key_of)
         return self._folders[path]
 
 

@@ -287,7 +287,7 @@ class StoreView:
     def _arranged_of(self, folder: str) -> _Arranged:
         arranged = self._arranged.get(folder)
         if arranged is None:
-            arranged = self._arranged[folder] = _Arranged(FolderTree(self.component))
+            arranged = self._arranged[folder] = _Arranged(FolderTree(self.component, self._key_of))
         return arranged
 
     async def _tree(self, folder: str, names: CachedAnswer[Names]) -> FolderTree:
@@ -310,11 +310,11 @@ class StoreView:
 
     async def _arrange(self, names: Names) -> FolderTree:
         """Arrange what is visible of the names."""
-        tree = FolderTree(self.component)
+        tree = FolderTree(self.component, self._key_of)
         slices = Slices()
         for name in names.secrets:
             if self._scope.allows(name):
-                tree.add_secret(name, self._key_of(name))
+                tree.add_secret(name)
             await slices.step()
         for folder in names.folders:
             if await self._shows_anything(folder):

@@ -1,5 +1,6 @@
 """Many names: the work of a walk is linear in their number, and no request does much of it in one go."""
 
+import gc
 import stat
 from collections.abc import Callable
 
@@ -170,3 +171,14 @@ async def test_many_names_that_are_known_cost_nothing_as_time_goes_by_nor_to_cou
         vfs.evict_idle()
         assert vfs._contents.views["vault"].statistics().names == 10_000
     assert work.total < 1_000
+
+
+async def test_names_that_are_arranged_are_nothing_to_the_garbage_collector(make: Make) -> None:
+    vfs = make(Directory(10, 1_000, multi_valued=False, listed=False))
+    view = vfs._contents.views["vault"]
+    gc.collect()
+    before = len(gc.get_objects())
+    for folder in range(10):
+        assert len((await view.entries((f"folder-{folder}",)))[0]) == 1_000
+    gc.collect()
+    assert len(gc.get_objects()) - before < 1_000
