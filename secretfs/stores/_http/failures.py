@@ -58,6 +58,11 @@ def transport_error(where: str, error: BaseException | None) -> StoreError:
             kind, reason = MalformedAnswer, "the answer is not HTTP"
             if str(getattr(not_http[0], "line", "")).startswith(_TLS_ALERT):
                 reason = SPEAKS_TLS
+        # OpenSSL, unlike Go, closes a connection on which plain HTTP comes without a word.
+        case ProtocolError() if where.startswith("http:") and any(
+            isinstance(inner, ConnectionError) for inner in error.args
+        ):
+            reason = "the connection broke; if the server speaks TLS, the address must start with https://"
         case _:
             reason = "the connection broke"
     return kind(f"{where}: {reason}")
