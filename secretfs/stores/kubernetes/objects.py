@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from secretfs.errors import MalformedAnswer, SecretNotFound
 from secretfs.store import Secret
+from secretfs.stores._http.body import TooLarge
 from secretfs.stores.kubernetes.http import Api, Expired
 
 T = TypeVar("T")
@@ -16,7 +17,8 @@ T = TypeVar("T")
 _NAMESPACE = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 _METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-_PAGE = "100"  # each secret can be 1 MiB
+_PAGE = 100
+_SMALL_PAGE = 5  # in which all may be as large as etcd takes them
 
 
 def is_namespace(name: str) -> bool:
@@ -88,23 +90,26 @@ def list_pages(
 
     A list that expires half way starts again, as one page, which cannot. Raises `StoreError`.
     """
-    limit = [("limit", _PAGE)]
-    while True:
-        try:
-            return _pages(api, scope, take, accept, limit)
-        except Expired:
-            if not limit:
-                raise
-            limit = []
+    try:
+        return _pages(api, scope, take, accept, _PAGE)
+    except Expired:
+        return _pages(api, scope, take, accept, None)
 
 
 def _pages(
-    api: Api, scope: ListScope, take: Callable[[dict[str, Any]], T], accept: str, limit: list[tuple[str, str]]
+    api: Api, scope: ListScope, take: Callable[[dict[str, Any]], T], accept: str, limit: int | None
 ) -> tuple[list[T], str]:
     taken: list[T] = []
     place: list[tuple[str, str]] = []
     while True:
-        page = api.get(scope.path, [*scope.query, *limit, *place], accept=accept)
+        size = [] if limit is None else [("limit", str(limit))]
+        try:
+            page = api.get(scope.path, [*scope.query, *size, *place], accept=accept)
+        except TooLarge:
+            if limit != _PAGE:
+                raise
+            limit = _SMALL_PAGE
+            continue
         taken += map(take, _items(page))
         if not (more := metadata_of(page).get("continue")):
             return taken, version_of(page)

@@ -136,6 +136,19 @@ def test_a_namespace_that_is_not_there_is_empty(namespace: Namespace) -> None:
             store.fetch("db")
 
 
+def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones(namespace: Namespace) -> None:
+    values = {"key": b"x" * 1_000_000}  # 12 of them, in base64, are larger than one answer may be; 5 are not
+    names = {f"large-{number:02}" for number in range(14)}
+    for name in names:
+        namespace.put(name, values)
+    namespace.server.forget()
+    with namespace.store() as store:
+        watching(store)
+        assert store.names("").secrets == names
+        assert all(store.fetch(name).values == values for name in names)
+        assert namespace.requests() == ["list"] * (1 + 3) + ["watch"]
+
+
 def test_a_list_that_expires_half_way_starts_again(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {f"secret{number:03}" for number in range(120)}
     for name in names:
