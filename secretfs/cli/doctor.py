@@ -73,7 +73,7 @@ def _diagnose(mountpoint: Path | None, flags: dict[str, Any]) -> Iterator[Findin
     if not resources:
         try:
             named_paths(resources, configs)
-        except ConfigurationError as error:  # who asks for the machine alone has made no mistake
+        except ConfigurationError as error:  # without manifests only the machine is checked: no mistake
             yield Finding.warn("manifests", "no stores are looked at", str(error))
             return
     findings, declaration = examine_declaration(
