@@ -43,7 +43,7 @@ def reads(mount: Mounted, store: str) -> int:
 
 
 def test_a_bulk_file(mount: Mounted) -> None:
-    """bulk-12: A bulk file has `deadline` in all, or a longer `secretfs/bulk-deadline`; then it is ETIMEDOUT."""
+    """bulk-12: A bulk file takes `deadline` in all, or a longer `secretfs/bulk-deadline`, else it is ETIMEDOUT."""
     assert errno_of((mount.path / "brief/.bulk.json").read_bytes) == "ETIMEDOUT"
     assert errno_of((mount.path / "brief/.bulk.env").read_bytes) == "ETIMEDOUT"
     assert reads(mount, "brief") < SECRETS / 2

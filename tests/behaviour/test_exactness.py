@@ -284,7 +284,7 @@ def test_beyond_the_end(shelves: Shelves, store: str) -> None:
 
 @pytest.mark.parametrize("store", STORES)
 def test_nothing_is_added(shelves: Shelves, store: str) -> None:
-    """read-2: A file holds the value and nothing else: no newline is added, no encoding assumed, no size limited."""
+    """read-2: A file holds the value and nothing else: no newline is added, no encoding is assumed."""
     for name, content in shelves.contents[store].items():
         assert (shelves.folder(store, "cat") / name).read_bytes() == content
 
