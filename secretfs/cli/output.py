@@ -1,4 +1,4 @@
-"""Output of the commands for people: errors, warnings, progress."""
+"""What commands say to people: errors, warnings, progress. What they say is found out elsewhere."""
 
 import errno
 import logging

@@ -1,7 +1,7 @@
 """``secretstores.local.env``: the environment variables of the secretfs process.
 
-As Dapr's store of that name, with one difference: a variable that is not set, or that may not be served, is not found.
-Dapr answers with an empty string; a file system has a better way to say that there is no such file.
+Like Dapr's store of that name, with one difference: a variable that is not set, or that may not be served, is not
+found. Dapr answers with an empty string; a file system has ENOENT.
 """
 
 import os
@@ -21,7 +21,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class EnvStore:
-    """Reads the environment anew at each call. Values are the exact bytes of the variable."""
+    """Reads the environment at each call. Values are the exact bytes of the variable."""
 
     prefix: str = ""
     multi_valued: bool = False
@@ -37,7 +37,7 @@ class EnvStore:
         return Names(frozenset(variable.removeprefix(self.prefix) for variable in variables) - {""})
 
     def fetch(self, name: str) -> Secret:
-        """Read one variable. Set to nothing is an empty secret; not set is `SecretNotFound`."""
+        """Read one variable. An empty variable is an empty secret. Raises `SecretNotFound` when it is not set."""
         variable = self.prefix + name
         if not name or _denied(variable):
             raise SecretNotFound(f"secret {name} not found")

@@ -4,9 +4,9 @@ Names and shapes are Dapr's. Three things differ, because Dapr's way helps nobod
 JSON text (Dapr serves ``%!s(float64=42)``), two entries that flatten to one name are an error (Dapr drops one of them
 by chance), and an edited file is read again (Dapr reads it once).
 
-A snapshot of the file is immutable and replaced as a whole. Of the threads that notice a change at the same time one
-reads the file, and the others wait for it: a large one would otherwise be in memory as often as there are readers. They
-do not wait for ever: the one that reads may hang, in a file system that does.
+A snapshot of the file is immutable and replaced as a whole. When several threads notice a change at the same time, one
+reads the file and the others wait for it, so that a large file is in memory once. They wait for a bounded time, because
+the file system may hang.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ class _Snapshot:
 
 
 class FileStore:
-    """Serves the file as it is now: every call first looks whether the file has changed."""
+    """Serves the current content of the file: every call first checks whether the file has changed."""
 
     def __init__(self, path: Path, separator: str, *, multi_valued: bool) -> None:
         self.multi_valued = multi_valued
@@ -104,7 +104,7 @@ class FileStore:
         return frozenset(name for name, it in known.items() if now.get(name) == it.secret)
 
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
-        """Look at the file twice a second: inotify sees neither a link that is swapped nor an edit on NFS."""
+        """Check the file twice a second: inotify reports neither a swapped symlink nor an edit on NFS."""
         arguments = (changed, self._snapshot)
         threading.Thread(target=self._watch, args=arguments, name=f"watch of {self._path}", daemon=True).start()
 
@@ -176,7 +176,7 @@ def _values(secrets: Mapping[str, Secret], name: str) -> Mapping[str, bytes] | N
 
 
 def open_store(settings: Settings, context: StoreContext) -> FileStore:
-    """Open the file. Raises `ConfigurationError` when it cannot be read or is not what it should be."""
+    """Open the file. Raises `ConfigurationError` when it cannot be read or is invalid."""
     path = Path(settings.secrets_file).absolute()
     try:
         return FileStore(path, settings.nested_separator, multi_valued=settings.multi_valued)
@@ -185,7 +185,7 @@ def open_store(settings: Settings, context: StoreContext) -> FileStore:
 
 
 def _read_unchanging(path: Path) -> tuple[_Identity, bytes]:
-    """Read the file and the identity it had from the first to the last byte."""
+    """Read the file together with the identity that it had during the whole read."""
     for _ in range(_ATTEMPTS):
         # O_NONBLOCK: opening a FIFO must not wait for a writer.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -199,20 +199,20 @@ def _read_unchanging(path: Path) -> tuple[_Identity, bytes]:
 
 
 def _same_content(before: os.stat_result, after: os.stat_result) -> bool:
-    """Tell that nobody wrote between two looks at an open file. Who replaces it by a rename does not write to it."""
+    """Tell whether an open file was not written to between two stats. A rename over it is no write to it."""
     if after.st_nlink < before.st_nlink:  # that has set its ctime, which proves nothing any more
         return (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
     return _Identity.of(before) == _Identity.of(after)
 
 
 class _Text(str):
-    """A JSON number as it is written, so that no digit is lost; told from a JSON string by its type."""
+    """The text of a JSON number, so that no digit is lost. The type distinguishes it from a JSON string."""
 
     __slots__ = ()
 
 
 def _parse(data: bytes) -> Mapping[str, Any]:
-    """Parse a JSON object as Go's encoding/json does. Raises ValueError that does not repeat the text."""
+    """Parse a JSON object as Go's encoding/json does. Raises a ValueError that does not quote the text."""
     try:
         top = json.loads(
             # One lone surrogate for each byte that is not UTF-8; `_unicode` makes it U+FFFD, as Go does.
@@ -238,7 +238,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _unicode(text: str) -> str:
-    """Replace what is no Unicode character, as Go does: bytes that are not UTF-8, and halves of surrogate pairs."""
+    """Replace bytes that are not UTF-8 and unpaired surrogates by U+FFFD, as Go does."""
     if text.isascii():  # known to Python without a look at the text, which may be large
         return text
     return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)

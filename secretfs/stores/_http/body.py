@@ -3,7 +3,7 @@
 Python's JSON parser in C holds the interpreter lock until it is done. How long that takes depends on the number of
 values: a string of 16 MiB takes some 20 ms, five million empty lists take seconds, in which no other store can be read.
 A text that may have many values is therefore parsed by the parser in Python, which gives way every few milliseconds.
-Only one such text is parsed at a time, because several would take turns with all who read, and for the memory.
+Only one such text is parsed at a time: several parsers would compete with the readers, and need memory at once.
 """
 
 import http.client

@@ -26,7 +26,7 @@ NO_RETRIES: Final = urllib3.Retry(total=False, redirect=0, raise_on_redirect=Fal
 
 _READS = frozenset({"GET", "HEAD", "LIST"})
 _YOUNG = 1.0  # seconds that a connection may have been idle to carry a request that has effects
-_DEAD = (ConnectionError, http.client.RemoteDisconnected, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_DEAD = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _SHORTEST = 0.001  # seconds; urllib3 takes no timeout of 0
 # A peer that is gone without a word is noticed after 25 s, in the pool as well as in a watch.
 SOCKET_OPTIONS: Final = (
@@ -39,7 +39,7 @@ SOCKET_OPTIONS: Final = (
 
 
 def equip(manager: PoolManager, trust: Trust) -> None:
-    """Let a pool manager of an SDK use the pools of this module."""
+    """Make a pool manager of an SDK use the pools of this module."""
     log_no_headers()
     manager.pool_classes_by_scheme = {"http": PlainPool, "https": partial(TLSPool, trust=trust)}  # type: ignore[dict-item]
     manager.connection_pool_kw["socket_options"] = SOCKET_OPTIONS
@@ -51,7 +51,7 @@ def log_no_headers() -> None:
 
 
 class _UntilTimeout(io.RawIOBase):
-    """What arrives at a socket until its timeout, counted from now on and not from one byte to the next."""
+    """Reads from a socket until its timeout, which counts from now on and not from one byte to the next."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._end = time.monotonic() + (sock.gettimeout() or 0)
@@ -69,7 +69,7 @@ class _UntilTimeout(io.RawIOBase):
         return self._raw.readinto(buffer)
 
     def makefile(self, _mode: str) -> io.BufferedReader:
-        """Be the socket that `http.client.HTTPResponse` asks for a file."""
+        """Stand in for the socket, from which `http.client.HTTPResponse` makes a file."""
         return io.BufferedReader(self)
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class _Pool:
         super()._put_conn(conn)  # type: ignore[misc]
 
     def _reopen(self, conn: Any, *, tunnels: bool) -> None:
-        """Let the next request make a connection anew."""
+        """Close a connection so that the next request reconnects."""
         conn.close()
         if tunnels:
             self._prepare_proxy(conn)  # type: ignore[attr-defined]
@@ -170,7 +170,7 @@ def _is_fresh(conn: Any, now: float) -> bool:
 
 
 def _rest(timeout: urllib3.Timeout, began: float) -> urllib3.Timeout:
-    """Return what is left of a timeout in total; one without a total holds anew."""
+    """Return the rest of a total timeout. A timeout without a total is returned as it is."""
     if not isinstance(timeout.total, int | float):
         return timeout
     return urllib3.Timeout(total=max(_SHORTEST, timeout.total - (time.monotonic() - began)))

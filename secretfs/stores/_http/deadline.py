@@ -1,4 +1,4 @@
-"""One deadline for all that a thread does for one question."""
+"""One deadline for all requests that a thread sends on behalf of one call."""
 
 import math
 import threading

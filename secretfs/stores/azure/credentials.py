@@ -64,7 +64,7 @@ class Cloud:
     """A cloud of Azure."""
 
     suffix: str
-    """What comes after the name of a vault."""
+    """The domain of its vaults."""
     authority: str
 
 
@@ -89,7 +89,7 @@ def cloud(name: str) -> Cloud:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Identity:
-    """What a component says about who it is. It holds credentials: there is no ``repr``."""
+    """The identity that a component declares. It holds credentials, so it has no ``repr``."""
 
     cloud: Cloud
     tenant_id: str = ""
@@ -106,7 +106,7 @@ class Identity:
 def credential_sources(
     component: str, identity: Identity, methods: str, transport: DeadlineTransport
 ) -> list[CredentialSource]:
-    """Return the ways that a component may log in by, in order. Raises `ConfigurationError` when there is none."""
+    """Return the credential sources of a component, in order. Raises `ConfigurationError` when there is none."""
     wanted = _wanted(methods)
     found: list[CredentialSource] = []
     reasons: list[str] = []
@@ -137,7 +137,7 @@ def _wanted(methods: str) -> list[str]:
 
 
 class _NotGiven(ConfigurationError):
-    """A way whose inputs are missing: it is left out without a message."""
+    """A source whose inputs are missing: it is left out without a message."""
 
 
 def _client_secret(identity: Identity, transport: DeadlineTransport) -> CredentialSource:
@@ -236,7 +236,7 @@ _SHORT = dict(zip(("creds", "cert", "wi", "spiffe", "mi", "cli"), _SOURCES, stri
 
 
 def _checked(source: CredentialSource, principal: Identity | None = None) -> CredentialSource:
-    """Make the credential once, for what is wrong with its inputs."""
+    """Create the credential once, to find mistakes in its inputs. Raises `ConfigurationError`."""
     if principal is not None and not re.fullmatch(r"[A-Za-z0-9.-]+", principal.tenant_id):
         raise ConfigurationError(f"{source.name}: azureTenantId is neither a domain nor an id")
     try:
@@ -278,7 +278,7 @@ class _Probed:
 
 
 class _Cli:
-    """The Azure CLI, given as long as there is."""
+    """The Azure CLI, which gets the time that is left."""
 
     def __init__(self, transport: DeadlineTransport) -> None:
         self._transport = transport
@@ -293,7 +293,7 @@ class _Cli:
 
 
 def _explain_principal(secret: str, client: str = "azureClientId", tenant: str = "azureTenantId") -> Explain:
-    """Return what explains the failures of a service principal; it names the fields and shows no values."""
+    """Return a function that explains the failures of a service principal by the names of its fields."""
 
     def explain(error: Exception, outcome: Outcome) -> Exception:
         if isinstance(error, OSError):
@@ -326,7 +326,7 @@ def _explain_managed(client_id: str) -> Explain:
 
 
 def _no_identity(error: Exception, outcome: Outcome, client_id: str) -> Exception | None:
-    """Say what it means that the endpoint of a virtual machine answered without a token."""
+    """Explain why the endpoint of a virtual machine answered without a token."""
     match outcome.status:
         case 400 if client_id:
             return AccessDenied("azureClientId: the requested identity isn't assigned to this resource")
@@ -353,7 +353,7 @@ def _explain_cli(error: Exception, _: Outcome) -> Exception:
 
 
 def _trouble(outcome: Outcome) -> StoreError | None:
-    """Return the outage that kept a login from an answer, if it was one."""
+    """Return the outage that made a login fail, if it was one."""
     if outcome.error is not None:
         return unanswered(outcome)
     if outcome.status == 429:
@@ -371,7 +371,7 @@ def _no_token(outcome: Outcome) -> StoreError:
 
 
 def _authority_code(error: BaseException | None) -> str:
-    """Find the code that the authority gave, in the error or in those that it came from."""
+    """Find the AADSTS code of the authority in an error or its causes."""
     while error is not None:
         found = re.search(r"AADSTS([0-9]{1,9})\b", str(error))
         if found:

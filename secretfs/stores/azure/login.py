@@ -1,8 +1,8 @@
-"""How the Key Vault store logs in: a chain of ways, of which the first that works is kept.
+"""The login of the Key Vault store: a chain of credential sources, of which the first that works is kept.
 
-Dapr's chain (azidentity's ``ChainedTokenCredential``): a way that is unavailable lets the next one try, one that is
-refused ends the chain. More than Dapr does: when a token is refused or cannot be renewed, the credential behind it is
-made anew once, so that nobody reads an error because a certificate, a token file or a key was rotated.
+The chain is Dapr's (azidentity's ``ChainedTokenCredential``): after an unavailable source the next one is tried; a
+refusal ends the chain. Beyond Dapr: when a token is refused or cannot be renewed, its credential is created again once,
+so that a rotated certificate, token file or key causes no error.
 
 `Login` is the token credential that the SDK's client gets. Safe to use from several threads; only one logs in.
 """
@@ -26,11 +26,11 @@ _RENEW_BEFORE = 300  # seconds before its end that a token is renewed
 
 
 class Unavailable(Exception):
-    """A way to log in that is not there, which says nothing about the others."""
+    """A credential source is not available here; the next one may be."""
 
 
 class Credential(Protocol):
-    """What azure-identity makes."""
+    """A credential of azure-identity."""
 
     def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
         """Return a token, from a cache or from the authority."""
@@ -41,9 +41,9 @@ Explain = Callable[[Exception, Outcome], Exception]
 
 
 class CredentialSource:
-    """One way to log in. ``make`` makes its credential, anew each time; ``explain`` says what failures mean.
+    """One way to log in. ``make`` creates its credential; ``explain`` turns failures of the SDK into errors.
 
-    The vault says which tenant it is of. Only a way that has a choice, like the Azure CLI, gets it (``any_tenant``).
+    The vault names its tenant. Only a source that can choose, like the Azure CLI (``any_tenant``), gets that name.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class CredentialSource:
         self._credential: Credential | None = None
 
     def token(self, transport: DeadlineTransport, scope: str, options: TokenRequestOptions) -> AccessTokenInfo:
-        """Return a token. A credential that gave tokens before and now does not is made anew, once."""
+        """Return a token. A credential that worked before and now fails is created again, once."""
         credential, self._credential = self._credential, None
         if credential is not None:
             try:
@@ -102,11 +102,11 @@ class CredentialSource:
 
 
 class Login:
-    """The token credential of one store: tries the ways in order until one works, and then uses that one."""
+    """The token credential of one store: tries the sources in order until one works, and keeps that one."""
 
     def __init__(self, component: str, sources: Sequence[CredentialSource], transport: DeadlineTransport) -> None:
         self.generation = 0
-        """Counts the tokens that were got."""
+        """The number of tokens received so far."""
         self._component = component
         self._sources = sources
         self._transport = transport
@@ -126,7 +126,7 @@ class Login:
             self._lock.release()
 
     def forget(self, generation: int) -> None:
-        """Log in anew: the vault refuses the token of this generation. One that is newer stays."""
+        """Drop the token of this generation, which the vault refuses, and its credential. A newer token stays."""
         if not self._lock.acquire(timeout=self._transport.time.left()):
             return  # its holder is logging in
         try:
@@ -164,8 +164,8 @@ class Login:
         except StoreError as error:
             pause = _PAUSE_WITH_TOKEN if old_is_good_for > _PAUSE_WITH_TOKEN else _PAUSE
             if old_is_good_for > 0:
-                told = "%s: the token cannot be renewed, and is good for %d s more: %s"
-                logger.warning(told, self._component, old_is_good_for, error)
+                text = "%s: the token cannot be renewed, and is good for %d s more: %s"
+                logger.warning(text, self._component, old_is_good_for, error)
             self._failed = error, time.time() + pause
             raise
         self._failed = None
@@ -173,7 +173,7 @@ class Login:
 
     def _log_in(self, scope: str, options: TokenRequestOptions) -> AccessTokenInfo:
         reasons = []
-        # Once a way has worked no other one is tried: it might be somebody else.
+        # Once a source has worked no other is tried: it might be another identity.
         for source in self._sources if self._chosen is None else [self._chosen]:
             try:
                 token = source.token(self._transport, scope, options)

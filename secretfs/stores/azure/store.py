@@ -1,10 +1,10 @@
 """``secretstores.azure.keyvault``: the secrets of one Azure Key Vault, on the official SDK.
 
 Settings, names and shapes are Dapr's: a secret is one value, the newest version counts, only enabled ones are listed.
-`secretfs.stores.azure.credentials` says who we are, `secretfs.stores.azure.login` logs in,
+`secretfs.stores.azure.credentials` has the identities, `secretfs.stores.azure.login` logs in,
 `secretfs.stores.azure.transport` carries the requests.
 
-Opening a store contacts nobody: a wrong vault or login shows at the first read, or with `check`.
+Opening a store sends no request: a wrong vault or login shows at the first read, or with `check`.
 """
 
 import logging
@@ -31,13 +31,13 @@ T = TypeVar("T")
 
 _NAME = re.compile(r"[0-9A-Za-z-]{1,127}")
 _SETTLED = 600.0
-"""Seconds after a change in which its time is not enough to know it by: more than clocks that allow a login differ."""
+"""Seconds after a change in which its time does not identify it: more than two clocks that allow a login differ."""
 _VAULT_NAME = re.compile(r"[0-9A-Za-z-]{1,63}")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Settings:
-    """The properties of a ``secretstores.azure.keyvault`` component. They hold credentials: there is no ``repr``."""
+    """The properties of a ``secretstores.azure.keyvault`` component. There is no ``repr``: they hold credentials."""
 
     vault_name: str = setting(
         "vaultName", "Name of the vault. A host name such as myvault.vault.azure.cn also says the cloud.", required=True
@@ -73,7 +73,7 @@ class Settings:
 
 
 class KeyVaultStore:
-    """The secrets of one vault. There are no folders: the names that Key Vault takes have no "/"."""
+    """The secrets of one vault. There are no folders: Key Vault allows no "/" in names."""
 
     multi_valued = False
 
@@ -83,13 +83,13 @@ class KeyVaultStore:
         self._transport = transport
         self._closed = threading.Event()
         self._pages = math.inf
-        """Requests that a listing takes; unknown until there was one."""
+        """The number of requests of the last complete listing; infinite before the first."""
         self._client = SecretClient(
             address, cast("TokenCredential", login), transport=transport, permit_redirects=False, **RETRIES
         )
 
     def check(self) -> None:
-        """List one name. An identity that may read secrets and not list them has shown what we want to know."""
+        """List one name. An identity that may not list, but is known to the vault, passes as well."""
 
         def first_page() -> None:
             try:
@@ -107,7 +107,7 @@ class KeyVaultStore:
         return Names(frozenset(self._ask("list of secrets", self._enabled)))
 
     def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
-        """Compare with the times of change in a listing, where that takes fewer requests than to read the secrets.
+        """Compare the times of change in a listing, if that takes fewer requests than to read the secrets.
 
         These times are whole seconds: a secret that was read soon after it had changed may have changed once more.
         """
@@ -129,19 +129,19 @@ class KeyVaultStore:
         return self._ask(f"secret {name}", lambda: _secret(name, self._client.get_secret(name)))
 
     def close(self) -> None:
-        """Close the connections, and wait for nothing any more."""
+        """Close the connections and end all waits."""
         self._closed.set()
         self._client.close()
         self._transport.shut()
 
     def _enabled(self) -> dict[str, float | None]:
-        """Return the names of all secrets that are enabled, and when each was changed."""
+        """Return the names of all enabled secrets with the time of their last change."""
         pages = [list(page) for page in self._client.list_properties_of_secrets().by_page()]
         self._pages = len(pages)
         return {item.name: _time(item.updated_on) for page in pages for item in page if item.enabled and item.name}
 
     def _ask(self, subject: str, question: Callable[[], T]) -> T:
-        """Put a question to the vault, within the deadline. Errors say what was asked for."""
+        """Ask the vault, within the deadline. Errors start with ``subject``."""
         try:
             with self._transport.time.within():
                 return self._persist(question)
@@ -149,8 +149,8 @@ class KeyVaultStore:
             raise type(error)(f"{subject}: {error}") from None
 
     def _persist(self, question: Callable[[], T]) -> T:
-        """Ask again after a pause that the vault asks for, and once with a new token when it refuses the old one."""
-        logged_in_anew = False
+        """Ask; repeat after a pause that the vault asks for, and once with a new token when it refuses the old one."""
+        logged_in_again = False
         while True:
             generation = self._login.generation
             self._transport.forget()
@@ -158,8 +158,8 @@ class KeyVaultStore:
                 return question()
             except HttpResponseError as error:
                 failure = self._meaning(error)
-                if error.status_code == 401 and not logged_in_anew:
-                    logged_in_anew = True
+                if error.status_code == 401 and not logged_in_again:
+                    logged_in_again = True
                     self._login.forget(generation)
                     continue
                 if self._paused(error):
@@ -177,7 +177,7 @@ class KeyVaultStore:
         return refusal(self._address, error)
 
     def _paused(self, error: HttpResponseError) -> bool:
-        """Wait for as long as a server that throttles us asks for, if that leaves time for an answer."""
+        """Wait for the pause that a throttling server asks for, if that leaves time for an answer."""
         pause = retry_after(error) if error.status_code == 429 else None
         if pause is None or pause >= self._transport.time.left():
             return False
@@ -185,7 +185,7 @@ class KeyVaultStore:
 
 
 def open_store(settings: Settings, context: StoreContext) -> KeyVaultStore:
-    """Prepare the login and the connections. Raises `ConfigurationError` for what cannot work; contacts nobody."""
+    """Prepare the login and the connections; send no request. Raises `ConfigurationError` for what cannot work."""
     quiet_sdks()
     transport = DeadlineTransport(context.component, context.deadline)
     try:
@@ -207,7 +207,7 @@ def open_store(settings: Settings, context: StoreContext) -> KeyVaultStore:
 
 
 def vault(settings: Settings) -> tuple[str, Cloud]:
-    """Return the name of the vault and its cloud. A host name says both, whatever azureEnvironment says."""
+    """Return the name of the vault and its cloud. A host name determines both and overrides azureEnvironment."""
     name = settings.vault_name
     for known in CLOUDS:
         if name.endswith(f".{known.suffix}"):
@@ -221,7 +221,7 @@ def vault(settings: Settings) -> tuple[str, Cloud]:
 
 
 def quiet_sdks() -> None:
-    """Keep the SDKs from logging: failures are errors here, and their texts quote answers."""
+    """Silence the logs of the SDKs, whose texts quote answers. Failures become errors of the store."""
     for sdk in ("azure", "msal"):
         logging.getLogger(sdk).setLevel(logging.CRITICAL + 1)
 

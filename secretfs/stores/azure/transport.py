@@ -8,7 +8,7 @@ larger than a limit, and of the environment only the proxy variables count, and 
 CA bundles and the passwords in ~/.netrc from it).
 
 The transport is safe to use from several threads. All requests that a thread sends within one
-`DeadlineTransport.within` share one deadline. What became of the last one of them is kept, because the SDKs wrap
+`DeadlineTransport.time` share one deadline. The outcome of a thread's last request is kept, because the SDKs wrap
 failures in texts that quote the answer.
 """
 
@@ -56,7 +56,7 @@ _TOKEN_FAULTS = {"AKV10022": "it is for another audience", "AKV10032": "it is fr
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one request."""
+    """The result of one request."""
 
     host: str = ""
     status: int = 0
@@ -70,7 +70,7 @@ class DeadlineTransport(RequestsTransport):  # type: ignore[misc]  # it is impor
     def __init__(self, component: str, deadline: float) -> None:
         trust = system_trust(component)
         self.time = Deadline(deadline)
-        """What a thread may still wait."""
+        """How long each thread may still wait."""
         session = requests.Session()
         session.trust_env = False
         session.headers["Accept-Encoding"] = "identity"
@@ -83,7 +83,7 @@ class DeadlineTransport(RequestsTransport):  # type: ignore[misc]  # it is impor
 
     @property
     def outcome(self) -> Outcome:
-        """What became of this thread's last request since `forget`."""
+        """The outcome of this thread's last request since `forget`."""
         outcome: Outcome = getattr(self._thread, "outcome", Outcome())
         return outcome
 
@@ -92,7 +92,7 @@ class DeadlineTransport(RequestsTransport):  # type: ignore[misc]  # it is impor
         self._thread.outcome = Outcome()
 
     def send(self, request: Any, *, proxies: MutableMapping[str, str] | None = None, **kwargs: Any) -> Any:
-        """Send a request of an SDK, and wait no longer than until the deadline."""
+        """Send a request of an SDK. Waits until the deadline at most."""
         host = urlsplit(request.url).hostname or ""
         try:
             self.time.remaining(host)
@@ -106,11 +106,11 @@ class DeadlineTransport(RequestsTransport):  # type: ignore[misc]  # it is impor
         self._thread.outcome = Outcome(host, response.status_code)
         return response
 
-    def answers(self, url: str, patience: float) -> bool:
-        """Say whether anything at all answers a GET of a plain http URL in time."""
+    def answers(self, url: str, timeout: float) -> bool:
+        """Tell whether a GET of a plain http URL gets any answer within ``timeout`` seconds."""
         self.time.remaining()
         try:
-            with self.time.within(patience):
+            with self.time.within(timeout):
                 self._requests.get(url, allow_redirects=False)
         except (requests.RequestException, StoreError):
             return False
@@ -122,7 +122,7 @@ class DeadlineTransport(RequestsTransport):  # type: ignore[misc]  # it is impor
 
 
 class _Adapter(HTTPAdapter):
-    """Sends what requests has prepared through our pools, and reads the whole answer before requests sees it."""
+    """Sends the requests of a session through our pools, and reads each answer to a limit."""
 
     def __init__(self, trust: Trust, deadline: Deadline) -> None:
         self._trust = trust
@@ -143,7 +143,7 @@ class _Adapter(HTTPAdapter):
         return manager
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        """Leave it to `Trust`."""
+        """Do nothing: `Trust` decides."""
 
     def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         where = urlsplit(request.url).hostname or ""
@@ -156,7 +156,7 @@ class _Adapter(HTTPAdapter):
 
 
 def _proxies(url: str) -> dict[str, str]:
-    """Return the proxies for ``url``: those of the environment for https; identity endpoints are on this machine."""
+    """Return the environment's proxies for an https URL; none for http, which identity endpoints of machines speak."""
     return get_environ_proxies(url) if url.startswith("https:") else {}
 
 
@@ -164,7 +164,7 @@ def _proxies(url: str) -> dict[str, str]:
 
 
 def unanswered(outcome: Outcome) -> StoreError:
-    """Say what went wrong before there was an answer."""
+    """Turn an outcome without an answer into an error."""
     error = outcome.error
     if isinstance(error, StoreError):
         return type(error)(str(error))
@@ -172,7 +172,7 @@ def unanswered(outcome: Outcome) -> StoreError:
 
 
 def _innermost(error: Any) -> BaseException | None:
-    """Find the error of urllib3 in those of azure-core and requests."""
+    """Find the error of urllib3 inside those of azure-core and requests."""
     error = getattr(error, "inner_exception", None) or error
     if isinstance(error, requests.RequestException):
         error = next(iter(error.args), None)
@@ -180,7 +180,7 @@ def _innermost(error: Any) -> BaseException | None:
 
 
 def refusal(where: str, error: HttpResponseError) -> StoreError:
-    """Say what an answer of the vault means. Its text is searched for known codes and never shown."""
+    """Turn a refusal of the vault into an error. Known codes in its text decide; the text is never shown."""
     status = error.status_code or 0
     code, inner = codes(error)
     kind: type[StoreError] = StoreUnavailable
@@ -208,16 +208,16 @@ def refusal(where: str, error: HttpResponseError) -> StoreError:
 
 
 def lacks_right(error: HttpResponseError) -> bool:
-    """Say whether the vault knows who we are and only does not let us do this."""
+    """Tell whether the vault accepts our identity and only denies this operation."""
     return error.status_code == 403 and codes(error)[1] in _LACKS_RIGHT
 
 
 def codes(error: HttpResponseError) -> tuple[str, str]:
-    """Return the code and the inner code of an answer that Key Vault gave."""
-    told = error.error
-    inner = getattr(told, "innererror", None)
+    """Return the code and the inner code of an error of Key Vault."""
+    answer = error.error
+    inner = getattr(answer, "innererror", None)
     inner_code = inner.get("code") if isinstance(inner, Mapping) else None
-    return str(getattr(told, "code", "")), str(inner_code or "")
+    return str(getattr(answer, "code", "")), str(inner_code or "")
 
 
 def _token_fault(error: HttpResponseError) -> str:
@@ -229,7 +229,7 @@ def _token_fault(error: HttpResponseError) -> str:
 
 
 def retry_after(error: HttpResponseError) -> float | None:
-    """Return the seconds after which a throttled request may be sent again, if the server says so."""
+    """Return the seconds after which the server allows a throttled request again; None if it does not say."""
     headers: Mapping[str, str] = getattr(error.response, "headers", {})
     text = headers.get("Retry-After", "")
     if re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", text):

@@ -1,7 +1,7 @@
-"""Requests to a Kubernetes API server, by the official client.
+"""Requests to a Kubernetes API server, with the official client's login and our own connections.
 
-What it sends and receives is raw JSON: its typed models take a multiple of the time. Who we are is read anew when the
-server no longer accepts it, so tokens that rotate and plugins that hand out short-lived ones just work.
+Bodies are raw JSON, because the typed models of the client take a multiple of the time. Credentials are read again when
+the server no longer accepts them, so rotated tokens and exec plugins with short-lived ones work.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 
 class Expired(StoreUnavailable):
-    """The server no longer knows the state of things that we would like to continue from (410)."""
+    """The server no longer has the resourceVersion to continue from (410)."""
 
 
 class Api:
@@ -57,7 +57,7 @@ class Api:
     def __init__(self, login: Login, deadline: float) -> None:
         self.deadline = deadline
         self.time = Deadline(deadline)
-        """What a thread may still wait."""
+        """How long each thread may still wait."""
         self._login = login
         self._session: _Session | None = None
         self._logging_in = threading.Lock()
@@ -67,7 +67,7 @@ class Api:
         return self._exchange(_Request("GET", path, query, accept=accept))
 
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Put a question that has a body. Raises `StoreError`."""
+        """Send a JSON object and read one. Raises `StoreError`."""
         return self._exchange(_Request("POST", path, body=body))
 
     def watch(self, path: str, query: Query, timeout: float) -> "Stream":
@@ -101,7 +101,7 @@ class Api:
         return session.where, answer
 
     def _send(self, session: "_Session", request: "_Request") -> HTTPResponse | StoreError:
-        """Send a request once. Returns errors, for the caller to decide about another attempt."""
+        """Send a request once. Returns an error instead of raising it: the caller decides about another attempt."""
         where, client = session.where, session.client
         try:
             left = self.time.remaining(where)
@@ -127,7 +127,7 @@ class Api:
             return StoreUnavailable(f"{where}: there is no usable token")
 
     def _logged_in(self, refused: "_Session | None") -> "_Session":
-        """Return a session that is not ``refused``; that one itself if it is too early for another."""
+        """Return a session other than ``refused``, or ``refused`` itself if the last login is too recent."""
         if not self._logging_in.acquire(timeout=self.time.left()):
             raise DeadlineExceeded("logging in takes too long")
         try:
@@ -149,7 +149,7 @@ class _Request:
     body: Mapping[str, Any] | None = None
     accept: str = "application/json"
     timeout: float | None = None
-    """Seconds that the answer may take; None is the deadline, which connecting is part of."""
+    """Seconds that the answer may take. None means the deadline, which includes connecting."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -183,14 +183,14 @@ class _Session:
 
 
 class Stream:
-    """The events of a watch, as they come. One thread reads; any may `stop`."""
+    """The events of a watch as they arrive. One thread reads; any thread may `stop` it."""
 
     def __init__(self, where: str, response: HTTPResponse) -> None:
         self._where = where
         self._response = response
 
     def batches(self) -> Iterator[list[dict[str, Any]]]:
-        """Yield the events that came together. Ends when the server ends it. Raises `StoreError`."""
+        """Yield the events that arrived together, until the server ends the watch. Raises `StoreError`."""
         rest = b""
         try:
             for chunk in self._response.stream(1 << 20):
@@ -212,7 +212,7 @@ class Stream:
 
 
 class _NotAccepted(AccessDenied):
-    """The server does not know who we are (401)."""
+    """The server does not accept our credentials (401)."""
 
 
 _STATUS: dict[int, tuple[type[StoreError], str]] = {
@@ -238,7 +238,7 @@ def _json_object(where: str, body: bytes) -> dict[str, Any]:
 
 
 def _problem(where: str, status: int, body: bytes) -> StoreError:
-    """Say what a status means. The answer is searched for what it is and never shown."""
+    """Turn a status into an error. The body decides between some of them; its text is never shown."""
     if status == 404 and _is_missing_secret(body):
         return SecretNotFound(f"{where}: not found (404)")
     kind, reason = _STATUS.get(status, (MalformedAnswer, "unexpected status"))

@@ -1,6 +1,6 @@
-"""How to find a Kubernetes API server and log in to it, as the official client does: what Dapr calls its order.
+"""Find a Kubernetes API server and log in to it, in Dapr's order, with the official client.
 
-Inside a cluster it is the service account; elsewhere a kubeconfig, with tokens, certificates and exec plugins.
+Inside a cluster the service account is used, elsewhere a kubeconfig with its tokens, certificates and exec plugins.
 """
 
 import os
@@ -22,25 +22,25 @@ from kubernetes.config.kube_config import ConfigNode, KubeConfigLoader, KubeConf
 
 from secretfs.errors import ConfigurationError, StoreError, StoreUnavailable
 
-_LOADING = threading.Lock()  # the client shares the temporary files it makes of certificates
+_LOADING = threading.Lock()  # the client shares its temporary files of certificates between threads
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Access:
-    """Where the server is and who we are. It holds a token: there is no ``repr``."""
+    """The address of the server and our credentials. It holds a token, so it has no ``repr``."""
 
     configuration: Configuration
     tls: ssl.SSLContext
 
 
 Login = Callable[[], Access]
-"""Reads who we are, as it is now. Raises `StoreError`."""
+"""Reads the address and the credentials as they are now. Raises `StoreError`."""
 
 
 def find_login(kubeconfig: str, environ: Mapping[str, str]) -> Login:
-    """Say how to log in: as the service account inside a cluster; else by ``kubeconfig``, KUBECONFIG or ~/.kube/config.
+    """Choose the login: the service account inside a cluster, else ``kubeconfig``, KUBECONFIG or ~/.kube/config.
 
-    Raises `ConfigurationError` for a file that is not there or makes no sense. Contacts nobody, runs no plugin.
+    Raises `ConfigurationError` for a file that is missing or invalid. Sends no request and runs no plugin.
     """
     try:
         service_account()
@@ -63,7 +63,7 @@ def service_account() -> Access:
 
 
 def own_namespace() -> str:
-    """Return the namespace of the pod that we are in, or nothing."""
+    """Return the namespace of the pod that we run in; empty outside of a pod."""
     try:
         return Path(SERVICE_TOKEN_FILENAME).with_name("namespace").read_text("ascii").strip()
     except (OSError, ValueError):
@@ -71,14 +71,14 @@ def own_namespace() -> str:
 
 
 class _Kubeconfig:
-    """A kubeconfig file, or several of them with ":" between, as kubectl reads them."""
+    """A kubeconfig file, or several separated by ":", as kubectl reads them."""
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._parse()
 
     def __call__(self) -> Access:
-        """Log in as the user of the current context. Runs the exec plugin, if that is how."""
+        """Log in as the user of the current context. Runs the exec plugin, if the user has one."""
         try:
             config, user, cluster = self._parse()
         except ConfigurationError as error:  # it was right when the store was opened
@@ -96,7 +96,7 @@ class _Kubeconfig:
             return _access(configuration, cluster.value.get("proxy-url"))
 
     def _parse(self) -> tuple[ConfigNode, ConfigNode | None, ConfigNode]:
-        """Return the content, and in it the current user and cluster."""
+        """Return the content of the file, its current user and its current cluster."""
         try:
             config = KubeConfigMerger(self._path).config
         except OSError as error:
@@ -115,7 +115,7 @@ class _Kubeconfig:
 
 
 def _run_plugin(user: ConfigNode | None, cluster: ConfigNode) -> None:
-    """Put what an exec plugin says in the place of its name. Left to itself the client logs what the plugin prints."""
+    """Run an exec plugin and replace its entry by the credentials that it prints. The client itself would log them."""
     if user is None or "exec" not in user:
         return
     try:
@@ -127,15 +127,15 @@ def _run_plugin(user: ConfigNode | None, cluster: ConfigNode) -> None:
         raise StoreUnavailable(f"the exec plugin of the kubeconfig cannot be run: {error.strerror}") from None
     except Exception as error:  # noqa: BLE001 - what a plugin prints can be anything
         # After the number comes what the plugin wrote.
-        told = re.match(r"exec: (process returned -?\d+)", str(error))
-        reason = told[1] if told else "what it printed is no ExecCredential"
+        status_text = re.match(r"exec: (process returned -?\d+)", str(error))
+        reason = status_text[1] if status_text else "what it printed is no ExecCredential"
         raise StoreUnavailable(f"the exec plugin of the kubeconfig failed: {reason}") from None
     del user.value["exec"]
     user.value.update({name: value for name, value in given.items() if value})
 
 
 def _access(configuration: Configuration, proxy: str | None = None) -> Access:
-    """Read the files that a configuration names into a TLS context. ``proxy`` goes before the environment's."""
+    """Read the files that a configuration names into a TLS context. ``proxy`` overrides the environment's."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     tls.minimum_version = ssl.TLSVersion.TLSv1_2
     # As in Go, every given certificate is an anchor, also the server's own.
@@ -160,9 +160,9 @@ def _access(configuration: Configuration, proxy: str | None = None) -> Access:
 
 
 def _environment_proxy(server: str) -> str | None:
-    """Choose the proxy as Go does for client-go: by the scheme of the server, and never for this machine.
+    """Choose the proxy as client-go does: by the scheme of the server's address, and never for this machine.
 
-    The Python client takes any of HTTP_PROXY and HTTPS_PROXY for any server; NO_PROXY it heeds by itself.
+    The Python client takes any of HTTP_PROXY and HTTPS_PROXY for any server; it applies NO_PROXY itself.
     """
     url = urlsplit(server)
     host = url.hostname or ""

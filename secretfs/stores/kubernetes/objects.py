@@ -1,4 +1,4 @@
-"""Questions about secrets to a Kubernetes API server, and what its answers mean."""
+"""Secret objects of a Kubernetes API server: which to list or read, and how to read the answers."""
 
 import re
 from base64 import b64decode
@@ -28,10 +28,10 @@ def is_namespace(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ListScope:
-    """The secrets that one list has: those of a namespace, or of all, as far as the selectors let them through."""
+    """What one list contains: the secrets of a namespace, or of all namespaces, that match the selectors."""
 
     namespace: str = ""
-    """Empty means all of them."""
+    """Empty means all namespaces."""
     labels: str = ""
     fields: str = ""
     in_folders: bool = False
@@ -42,37 +42,37 @@ class ListScope:
 
     @property
     def path(self) -> str:
-        """Where to ask for the list."""
+        """The path of the list in the API."""
         return _path(self.namespace)
 
     @property
     def query(self) -> list[tuple[str, str]]:
-        """The selectors."""
+        """The selectors as query parameters."""
         return _query(self.labels, self.fields)
 
     def name_of(self, item: dict[str, Any]) -> str:
-        """Return what a listed secret is called in the store. Raises `MalformedAnswer`."""
+        """Return the name in the store of a listed secret. Raises `MalformedAnswer`."""
         name, namespace = _text(item, "name"), _text(item, "namespace")
         return f"{namespace}/{name}" if self.in_folders else name
 
     def names(self, api: Api) -> frozenset[str]:
-        """List the names. No value is read, not even by the server's reply. Raises `StoreError`."""
+        """List the names. The server sends metadata only, no values. Raises `StoreError`."""
         names, _ = list_pages(api, self, self.name_of, accept=_METADATA_ONLY)
         return frozenset(names)
 
     def first_name(self, api: Api) -> None:
-        """Ask for as little of the list as can be. Raises `StoreError`."""
+        """List at most one secret, metadata only. Raises `StoreError`."""
         api.get(self.path, [*self.query, ("limit", "1")], accept=_METADATA_ONLY)
 
     def read(self, api: Api, namespace: str, name: str) -> Secret:
-        """Read one secret, if the selectors let it through. Raises `StoreError`."""
+        """Read one secret, if it matches the selectors. Raises `StoreError`."""
         if not (_NAME.fullmatch(name) and is_namespace(namespace)):
             raise SecretNotFound("no secret can have that name")
         path = _path(namespace)
         if not (self.labels or self.fields):
             found = api.get(f"{path}/{name}")
         else:
-            # Nobody but the server understands selectors, and it does when it lists.
+            # Only the server evaluates selectors, and only in lists.
             fields = f"metadata.name={name}" + (f",{self.fields}" if self.fields else "")
             listed = _items(api.get(path, _query(self.labels, fields)))
             if not listed:
@@ -86,9 +86,9 @@ class ListScope:
 def list_pages(
     api: Api, scope: ListScope, take: Callable[[dict[str, Any]], T], *, accept: str = "application/json"
 ) -> tuple[list[T], str]:
-    """List page by page. Returns what ``take`` makes of each item, and the version of the whole.
+    """List page by page. Returns the result of ``take`` for each item, and the resourceVersion of the list.
 
-    A list that expires half way starts again, as one page, which cannot. Raises `StoreError`.
+    A list that expires between two pages is read again as one page, which cannot expire. Raises `StoreError`.
     """
     try:
         return _pages(api, scope, take, accept, _PAGE)
@@ -158,7 +158,7 @@ def _items(page: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _modified(metadata: dict[str, Any]) -> float | None:
-    """Return when the object was last written; only its managed fields have that."""
+    """Return when the object was last written, in seconds since the epoch, as its managed fields record."""
     try:
         return max(datetime.fromisoformat(entry["time"]).timestamp() for entry in metadata["managedFields"])
     except (KeyError, TypeError, ValueError):

@@ -1,9 +1,9 @@
 """``secretstores.kubernetes``: the Secret objects of a Kubernetes namespace, or of several.
 
-Settings, namespaces and the way to the cluster are Dapr's. More than Dapr does: changes show as soon as the server
-reports them, several namespaces, selectors, pages, and exact bytes.
+Settings, namespaces and the order of logins are Dapr's. Beyond Dapr: changes are visible as soon as the server reports
+them, several namespaces, selectors, pages, and exact bytes.
 
-Opening a store contacts nobody: a wrong token or address shows at the first read, or with `check`.
+Opening a store sends no request: a wrong token or address shows at the first read, or with `check`.
 """
 
 import os
@@ -54,7 +54,7 @@ class KubernetesStore:
         self._in_folders = scopes[0].in_folders
 
     def check(self) -> None:
-        """Ask for one name of each list. Without the right to list, that to get some secret is enough."""
+        """List one name of each scope. Without the right to list, the right to get some secret is enough."""
         for scope in self._scopes.values():
             try:
                 self._ask(str(scope), partial(scope.first_name, self._api))
@@ -83,7 +83,7 @@ class KubernetesStore:
         return self._ask(f"secret {name}", read if copy is None else partial(copy.fetch, name, read))
 
     def fetch_in(self, namespace: str, name: str) -> Secret:
-        """Read a secret of any namespace, as a reference to it in a component of that namespace means it."""
+        """Read the secret that a reference in a component of ``namespace`` means."""
         if self._in_folders:
             if "/" in name or self._scope_of(namespace) is not None:
                 return self.fetch(name if "/" in name else f"{namespace}/{name}")
@@ -93,11 +93,11 @@ class KubernetesStore:
         return self._ask(f"secret {name} of namespace {namespace}", partial(scope.read, self._api, namespace, name))
 
     def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
-        """Compare with the live copies: that costs the server nothing."""
+        """Compare with the live copies, which costs no request."""
         return frozenset[str]().union(*(copy.unchanged(known) for copy in self._caches.values()))
 
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
-        """Begin to keep live copies, and say what changes."""
+        """Start to keep live copies and to report changes."""
         for scope in self._scopes.values():
             self._caches[scope.namespace] = WatchCache(self._component, self._api, scope, changed)
 
@@ -110,7 +110,7 @@ class KubernetesStore:
         self._api.close()
 
     def _ask(self, subject: str, call: Callable[[], T]) -> T:
-        """Ask the server or the live copy, within the deadline. Errors say what was asked for."""
+        """Ask the server or the live copy, within the deadline. Errors start with ``subject``."""
         with self._api.time.within():
             return about(subject, call)
 
@@ -123,7 +123,7 @@ class KubernetesStore:
         return self._ask(str(scope), read if copy is None else partial(copy.names, read))
 
     def _may_get(self, scope: ListScope) -> bool:
-        """Ask whether there is a secret that we may read without the right to list."""
+        """Ask the server whether we may get some secret although we may not list."""
         if not scope.namespace or scope.query:
             return False
         question = {
@@ -143,7 +143,7 @@ class KubernetesStore:
 
 
 def open_store(settings: Settings, context: StoreContext) -> KubernetesStore:
-    """Find the cluster. Raises `ConfigurationError` for settings that cannot work; contacts nobody."""
+    """Find the cluster; send no request. Raises `ConfigurationError` for settings that cannot work."""
     try:
         scopes = _scopes(settings, context)
         login = find_login(settings.kubeconfig, os.environ)

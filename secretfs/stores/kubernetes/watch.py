@@ -1,7 +1,7 @@
 """A live copy of the secrets in one list: listed once, page by page, then kept up to date by a watch.
 
-While the watch is well, questions are answered from the copy. Else they go to the server, and a thread tries to get the
-copy back: from the state it knew last or, when the server has forgotten that, from a new list.
+While the watch is connected, reads are answered from the copy. Otherwise they go to the server, and a thread restores
+the copy: from its last resourceVersion or, when the server no longer has that, from a new list.
 """
 
 import logging
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A secret in the copy, or, when it does not fit, its version."""
+    """A secret in the copy, or only its version when its values do not fit."""
 
     version: str
     secret: Secret | None = field(repr=False)
@@ -66,13 +66,13 @@ class WatchCache:
 
     @property
     def live(self) -> bool:
-        """Whether the copy is as the server is."""
+        """Whether the copy is up to date."""
         return time.monotonic() >= self._live_from
 
     # --- what readers ask, from any thread ---
 
     def fetch(self, name: str, read: Callable[[], Secret]) -> Secret:
-        """Return a secret from the copy, or what ``read`` reads."""
+        """Return a secret from the copy, else call ``read``."""
         with self._lock:
             if self.live:
                 entry = self._secrets.get(name)
@@ -86,7 +86,7 @@ class WatchCache:
         return secret
 
     def names(self, read: Callable[[], frozenset[str]]) -> frozenset[str]:
-        """Return all names from the copy, or what ``read`` reads."""
+        """Return all names from the copy, else call ``read``."""
         with self._lock:
             if self.live:
                 return frozenset(self._secrets)
@@ -113,7 +113,7 @@ class WatchCache:
         self._again.set()
 
     def close(self) -> None:
-        """See the thread end. It is left alone if the server keeps it waiting."""
+        """Wait up to a second for the thread to end; a request may keep it longer."""
         self.stop()
         self._thread.join(timeout=1)
 
@@ -138,7 +138,7 @@ class WatchCache:
                 self._again.wait(max(0.0, delay - _AT_LEAST))
 
     def _work(self) -> None:
-        """List if there is nothing to go on from, and watch until the server ends it, which is no error."""
+        """List if there is no resourceVersion to continue from, then watch until the server ends the watch."""
         if not self._version:
             self._list()
         began = time.monotonic()
@@ -229,7 +229,7 @@ class WatchCache:
         self._failure = ""
 
     def _disconnected(self, error: StoreError) -> float:
-        """Answer no more from the copy. Returns how many seconds to wait before the next attempt."""
+        """Stop answering from the copy. Returns the seconds to wait before the next attempt."""
         denied = isinstance(error, AccessDenied)
         changed = set[str]()
         with self._lock:
@@ -248,12 +248,12 @@ class WatchCache:
         return random.uniform(0.5, 1.0) * delay  # noqa: S311 - spreads load, hides nothing
 
     def _say(self, error: StoreError, *, denied: bool) -> None:
-        """Log a trouble once; a warning if it is one that somebody has to mend."""
+        """Log a failure once; as a warning if it lasts and needs somebody to repair it."""
         now = time.monotonic()
         self._denied_since = (self._denied_since or now) if denied else 0.0
         lasting = denied and now - self._denied_since >= _STARTING
-        told = f"{'lasting ' if lasting else ''}{error}"
-        if told != self._failure:
-            self._failure = told
+        text = f"{'lasting ' if lasting else ''}{error}"
+        if text != self._failure:
+            self._failure = text
             level = logging.WARNING if lasting else logging.INFO
             logger.log(level, "%s: %s: changes show after ttl for now: %s", self._component, self._scope, error)

@@ -1,9 +1,9 @@
 """How the Vault store speaks HTTP: an hvac adapter on a urllib3 connection pool.
 
-hvac knows the API and its paths; this module knows connections, TLS, and what a failure means. Compared with the
-adapter on requests that hvac brings along: half the CPU time for each read, nothing taken from the environment
-(requests reads proxies and CA bundles from it), no redirect is followed, and every failure is a
-`secretfs.errors.StoreError`. hvac's own exceptions carry the text of the answer; here none is ever made.
+hvac knows the API and its paths; this module sends the requests and turns failures into errors. Compared with hvac's
+own adapter, which uses requests, a read takes half the CPU time, nothing comes from the environment (requests reads
+proxies and CA bundles from it), and no redirect is followed. Every failure is a `secretfs.errors.StoreError`; hvac's
+exceptions, which carry the text of the answer, are never raised.
 
 The pool is safe to use from several threads and keeps their connections alive (`secretfs.stores._http.connections`).
 All requests that a thread sends within one `Connections.within` share one deadline.
@@ -61,16 +61,16 @@ class Credential(Protocol):
         """Whether closing revokes the token, and with it all that was leased with it."""
 
     def __call__(self) -> str:
-        """Return the token to send now. Raises `StoreError` when there is none to be had."""
+        """Return the token to send now. Raises `StoreError` when there is none."""
 
     def accepted(self, target: str) -> None:
-        """Take note that the server let the token do something."""
+        """Note that the server accepted the token for ``target``."""
 
     def replaced(self, token: str, target: str) -> bool:
-        """After a refusal: say whether it was the token's fault and there is another one by now."""
+        """After a refusal, tell whether the token was the reason and there is a new one by now."""
 
     def close(self) -> None:
-        """End what keeps the token alive; give back a token that is ours."""
+        """Stop the renewal of the token. A token that we logged in for is revoked."""
 
 
 class Connections:
@@ -87,7 +87,7 @@ class Connections:
 
     @contextmanager
     def within(self, seconds: float | None = None) -> Iterator[None]:
-        """Bound all that this thread asks in the context, together: by the endpoint's deadline, or by ``seconds``."""
+        """Bound all requests of this thread in the context, together, by ``seconds`` or the endpoint's deadline."""
         with self._deadline.within(seconds):
             yield
 
