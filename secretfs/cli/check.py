@@ -41,9 +41,9 @@ Branch = Mapping[str, "Branch | None"]
 """A directory as it is shown: entries by name, None for a file."""
 
 
-@click.command("check", short_help="Say what is wrong, and show what a mount would show.")
+@click.command("check", short_help="Check everything that a mount loads, and show its tree.")
 @sources
-@click.option("--strict", is_flag=True, help="Take warnings for errors.")
+@click.option("--strict", is_flag=True, help="Treat warnings as errors.")
 @click.option("--connect", is_flag=True, help="Open every store and list the names in it.")
 def check_command(
     resources: tuple[Path, ...],

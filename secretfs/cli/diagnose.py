@@ -1,4 +1,4 @@
-"""``secretfs doctor``: whether a mount would come up here, and be seen by those who shall read it.
+"""``secretfs doctor``: whether a mount would come up here, and be visible to its readers.
 
 A check is a generator of findings. What is wrong is said, with its fix, where `mount` itself would meet it: here it is
 only put together. The machine is looked at first; then what is declared; then the stores are asked.
@@ -62,7 +62,7 @@ _WAYS_OUT: Final[Mapping[type[StoreError], str]] = {
     DeadlineExceeded: "look at the store, and at proxies and firewalls on the way; initTimeout says how long to wait",
     StoreUnavailable: "start the store, or correct its address in the manifest",
     SecretNotFound: "look whether the manifest names what is there: address, engine, path, namespace",
-    MalformedAnswer: "look who answers at that address: a proxy, or another service?",
+    MalformedAnswer: "check what answers at that address: a proxy, or another service?",
 }
 
 
@@ -187,13 +187,13 @@ def _version(package: str) -> str:
 def _namespace() -> Finding:
     """Compare the mounts that we see with those that process 1 sees: their ids are never the same in two namespaces.
 
-    /proc/1/ns/mnt would tell the same, and only to who may trace process 1.
+    /proc/1/ns/mnt would show the same, but only to a user who may trace process 1.
     """
     check = "namespace"
     theirs = mount_ids(1)
     if not theirs:
         return Finding.warn(
-            check, "whether process 1 sees what is mounted here cannot be told: /proc/1 is hidden", "ask as root"
+            check, "/proc/1 is hidden, so it is not known whether process 1 sees what is mounted here", "run it as root"
         )
     if theirs & mount_ids(os.getpid()):
         return Finding(check, "what is mounted here is seen by the rest of this machine, or container")
@@ -302,7 +302,7 @@ async def examine_stores(declaration: Declaration, default: Freshness, step: Cal
 
 
 def _asked(opened: OpenedStore) -> Finding:
-    """Ask an open store. How many names it has is not told: some of them may be out of the app's scope."""
+    """Ask an open store. The number of its names is not shown: some of them may be out of the app's scope."""
     check = f"store {opened.component.name}"
     began = perf_counter()
     opened.store.check()
@@ -323,7 +323,7 @@ def _failed(component: Component, error: SecretFSError) -> Finding:
 
 
 def _clocks(stores: Mapping[str, OpenedStore]) -> Iterator[Finding]:
-    """Compare the clocks of the stores that tell the time with ours."""
+    """Compare the clocks of the stores that report the time with ours."""
     told = {
         name: opened.store.clock_skew() for name, opened in stores.items() if isinstance(opened.store, ClockedStore)
     }

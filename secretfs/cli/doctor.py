@@ -67,13 +67,13 @@ def _doctor(mountpoint: Path | None, *, as_json: bool, **flags: Any) -> NoReturn
 def _diagnose(mountpoint: Path | None, flags: dict[str, Any]) -> Iterator[Finding]:
     """Make all findings, each when it is found."""
     yield from examine_machine(mountpoint, allow_other=flags["allow_other"], nonempty=flags["nonempty"])
-    for notice in MountOptions(mountpoint or Path(), flags["allow_other"], flags["uid"]).notices:
+    for notice in MountOptions(mountpoint or Path(), allow_other=flags["allow_other"], uid=flags["uid"]).notices:
         yield Finding.warn("flags", str(notice), "give that flag as well, unless only root shall read")
     resources, configs, app_id, builtin = (flags[name] for name in ("resources", "configs", "app_id", "no_builtin"))
     if not resources:
         try:
             named_paths(resources, configs)
-        except ConfigurationError as error:  # who asks for the machine alone has made no mistake
+        except ConfigurationError as error:  # without manifests only the machine is checked: no mistake
             yield Finding.warn("manifests", "no stores are looked at", str(error))
             return
     findings, declaration = examine_declaration(

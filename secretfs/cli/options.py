@@ -112,21 +112,21 @@ ON_CHANGE = click.option(
 
 def freshness(command: F) -> F:
     """Add the flags that are the defaults of the annotations of the same names."""
-    idle = "How long a value stays in memory that nobody reads."
+    idle = "Time after its last use for which a value stays in memory."
     return _freshness(_duration_flag(command, "idle", idle, show_duration(Freshness().idle)))
 
 
 def freshness_for_a_command(command: F) -> F:
     """Add the same flags; but what a command has read stays in memory, None, as long as it runs."""
-    idle = "How long a value stays in memory that nobody reads.  [default: until the command ends]"
+    idle = "Time after its last use for which a value stays in memory.  [default: until the command ends]"
     return _freshness(_duration_flag(command, "idle", idle, None))
 
 
 def _freshness(command: F) -> F:
     for name, help_text in (
-        ("deadline", "How long a reader waits for a store at most."),
-        ("max-stale", "How old an answer may be that is served while its store is down."),
-        ("ttl", "How old an answer may be that is served without a question."),
+        ("deadline", "Maximum time that a reader waits for a store."),
+        ("max-stale", "Maximum age of a value that is served while its store fails."),
+        ("ttl", "Maximum age of a value that is served without asking the store."),
     ):
         seconds = getattr(Freshness(), name.replace("-", "_"))
         command = _duration_flag(command, name, help_text, show_duration(seconds))
@@ -190,7 +190,7 @@ NONEMPTY = click.option(
 
 
 def audience(command: F) -> F:
-    """Add the flags that say for whom the files are."""
+    """Add the flags that say which users may read the files."""
     for option in (
         click.option(
             "--mode",

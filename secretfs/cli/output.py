@@ -1,4 +1,4 @@
-"""What commands say to people: errors, warnings, progress. What they say is found out elsewhere."""
+"""Output of the commands for people: errors, warnings, progress."""
 
 import errno
 import logging

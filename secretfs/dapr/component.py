@@ -198,7 +198,7 @@ def _decode_component(root: Field) -> tuple[Component, list[Notice]] | None:
 
 
 def _header(document: Object) -> Component:
-    """Decode what says which component this is, and for whom."""
+    """Decode the name of the component and the app ids that it is for."""
     metadata, spec = document["metadata"].members(), document["spec"].members()
     return Component(
         name=_name(metadata["name"]),

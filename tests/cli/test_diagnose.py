@@ -135,7 +135,7 @@ class TestMachine:
             "this process has a mount namespace of its own: nobody outside of it will see the mount",
         )
         assert hidden["namespace"][0] == "WARN"
-        assert hidden.fix("namespace") == "ask as root"
+        assert hidden.fix("namespace") == "run it as root"
 
     def test_swap(self) -> None:
         (found,) = doctor_inside(r"""
@@ -228,7 +228,7 @@ class TestStores:
             ("check=AccessDenied", 4, "the fake says so", "look at the credentials that the component names"),
             ("check=StoreUnavailable", 4, "the fake says so", "start the store, or correct its address"),
             ("check=SecretNotFound", 4, "the fake says so", "look whether the manifest names what is there"),
-            ("check=MalformedAnswer", 4, "the fake says so", "look who answers at that address"),
+            ("check=MalformedAnswer", 4, "the fake says so", "check what answers at that address"),
             ("names:=DeadlineExceeded", 4, "the fake says so", "look at the store, and at proxies and firewalls"),
             ("names:=hang", 4, "no answer within 200ms", "look at the store, and at proxies and firewalls"),
             ("open=ConfigurationError", 2, "token: cannot be used", "correct that; `secretfs check` reads it again"),
