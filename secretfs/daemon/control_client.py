@@ -45,9 +45,9 @@ def _read_as_owner(mountpoint: Path, path: Path) -> bytes:
 
 
 def refresh(mountpoint: Path, given: Path, paths: Sequence[str]) -> Iterator[SecretFSError]:
-    """Have paths below a mount point asked for again, or everything. Yields what is wrong with each.
+    """Refresh paths below a mount point, or everything. Yields an error for each path that fails.
 
-    ``given`` is the mount point as the user has it, which absolute paths may begin with, too.
+    Absolute paths begin with the mount point, or with ``given``: the mount point as the user wrote it.
     """
     control = _control(mountpoint, "refresh")
     root = os.path.abspath(given)  # noqa: PTH100 - resolves no links: that could hang
@@ -55,7 +55,7 @@ def refresh(mountpoint: Path, given: Path, paths: Sequence[str]) -> Iterator[Sec
         try:
             call_with_timeout(mountpoint, partial(_write, control, path), while_alive=True)
         except OSError as error:
-            if error.filename is not None:  # it was the open that failed, not the request
+            if error.filename is not None:  # the open failed, not the request
                 raise _explained(mountpoint, error) from None
             reason = os.strerror(error.errno or 0)
             yield StoreError(f"{'everything' if path == '*' else path}: {reason}; see secretfs status {mountpoint}")
@@ -77,7 +77,7 @@ def _write(control: Path, path: str) -> int:
 def _below(mountpoint: Path, given: str, path: str) -> str:
     """Return a path as one below the mount point."""
     if "\n" in path:
-        raise ConfigurationError("a path with a line break cannot be asked for; refresh its store")
+        raise ConfigurationError("a path with a line break cannot be refreshed; refresh its store")
     if not path.startswith("/"):
         return path
     for root in dict.fromkeys((str(mountpoint), given)):
@@ -88,7 +88,7 @@ def _below(mountpoint: Path, given: str, path: str) -> str:
 
 def _end(mountpoint: Path) -> str:
     reason = last_failure(str(mountpoint))
-    return f"ended at once again and again ({reason})" if reason else "was killed"
+    return f"could not be served any more ({reason})" if reason else "was killed"
 
 
 def _explained(mountpoint: Path, error: OSError) -> MountError:

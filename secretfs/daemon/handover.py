@@ -1,4 +1,8 @@
-"""Who keeps the mount alive while the process that serves it is replaced: systemd, our own supervisor, or nobody."""
+"""The handover of a live mount from one worker to the next, through systemd or our own supervisor.
+
+It stores two descriptors between two workers: the kernel's FUSE connection and the journal. Without a supervisor, as in
+``secretfs run``, nothing is stored and the mount ends with its process.
+"""
 
 import logging
 import os
@@ -26,53 +30,53 @@ log = logging.getLogger(__name__)
 
 
 class Handover:
-    """What this process tells whoever has started it, and what it got from its predecessor."""
+    """What this worker got from its predecessor, and what it leaves to its successor."""
 
     def __init__(
-        self, manager: ServiceManager | None = None, kept: dict[str, int] | None = None, *, supervised: bool = False
+        self, manager: ServiceManager | None = None, stored: dict[str, int] | None = None, *, supervised: bool = False
     ) -> None:
         self._manager = manager
-        self._supervised = supervised  # by a supervisor of our own, which is there for one mount and ends with it
-        self._kept = kept or {}
+        self._supervised = supervised  # by our own supervisor, which exists for one mount and ends with it
+        self._stored = stored or {}
         self._parent = os.getppid()
         self.inherited: Connection | None = None
-        """The mount that our predecessor has left us; see `inherit`."""
-        self.takes_over = CONNECTION in self._kept
-        """Whether there was one before us."""
+        """The mount of our predecessor, if it is taken over; see `inherit`."""
+        self.takes_over = CONNECTION in self._stored
+        """Whether there was a worker before this one."""
 
     @classmethod
     def from_environment(cls, *, foreground: bool) -> "Handover | None":
-        """Find out who keeps the mount; None if nobody does. Takes what it reads out of the environment.
+        """Find the supervisor in the environment; None if there is none. Removes the variables that it reads.
 
-        A service manager does if it wants to be notified. In the background it is not us whom it has started: then the
-        only one to listen to is our own supervisor.
+        A service manager that expects notifications is one. It started the command that forked a background mount, not
+        this process, so in the background only our own supervisor counts.
         """
-        kept = stored_descriptors()
-        channel = kept.pop(CHANNEL, None)
+        stored = stored_descriptors()
+        channel = stored.pop(CHANNEL, None)
         manager = service_manager(channel=channel)
         supervised = channel is not None
         if manager is None or not (supervised or foreground):
             return None
-        return cls(manager, kept, supervised=supervised)
+        return cls(manager, stored, supervised=supervised)
 
     @property
     def outlives_us(self) -> bool:
-        """Whether a mount that we leave behind goes on to live: then we do not unmount when we are asked to end."""
+        """Whether a supervisor keeps the mount alive when this process ends: then SIGTERM does not unmount."""
         return self._manager is not None and os.getppid() == self._parent
 
     @property
     def watchdog(self) -> float | None:
-        """Seconds after which we are killed if nobody has heard from us."""
+        """Seconds without a ``WATCHDOG=1`` after which this process is killed."""
         return self._manager.watchdog if self._manager else None
 
     def inherit(self, path: Path, *, allow_other: bool) -> bool:
-        """Take what our predecessor has left us of the mount at ``path``, if it can be taken over.
+        """Take over the mount of our predecessor at ``path``, if that is possible.
 
-        One that cannot be is dead from now on, and the log says why: who has a file open in it loses that. It stays
-        where it is until another one takes its place, for ENOTCONN does not look like "no secrets". Returns whether
-        there is something to serve: not if somebody has unmounted it, and may have mounted another one by now.
+        If it is not, the log says why, the mount is dead from now on and its open files are lost. The dead mount stays
+        until a new one replaces it, because ENOTCONN does not look like "no secrets". Returns whether there is
+        something to serve: not if the mount was unmounted, and another one may have taken its place.
         """
-        descriptor, file = self._kept.pop(CONNECTION, None), self._kept.pop(JOURNAL, None)
+        descriptor, file = self._stored.pop(CONNECTION, None), self._stored.pop(JOURNAL, None)
         if descriptor is None:
             return True
         try:
@@ -86,7 +90,7 @@ class Handover:
                 return True
         left = _is_left_at(path, ended=has_ended(descriptor))
         self.release()
-        os.close(descriptor)  # the last one: the kernel ends the connection, and nobody waits any more
+        os.close(descriptor)  # the last one: the kernel ends the connection, and no reader waits any longer
         if left:
             log.warning("%s cannot be taken over: %s; mounting anew, what is open in it is lost", path, reason)
             _wait_until_dead(path)
@@ -96,41 +100,41 @@ class Handover:
         return True
 
     def keep(self, connection: Connection) -> None:
-        """Have a mount kept for our successor."""
+        """Have the supervisor store a mount for our successor."""
         if self._manager is not None:
             self._manager.store(JOURNAL, connection.journal.file)
             self._manager.store(CONNECTION, connection.descriptor)  # last: it is of no use without its journal
 
     def release(self) -> None:
-        """Have it kept no more: it is not mounted any more."""
-        for name in (CONNECTION, JOURNAL):  # in this order: half of it is never taken for the whole
+        """Have the supervisor drop a mount that is unmounted."""
+        for name in (CONNECTION, JOURNAL):  # in this order: a journal alone is never taken for a mount
             if self._manager is not None:
-                with _listening_or_not():
+                with _if_it_listens():
                     self._manager.remove(name)
 
     def notify(self, **state: object) -> None:
-        """Say how we do: ``READY=1``, ``WATCHDOG=1``, ``STATUS="..."``."""
+        """Send states to the supervisor: ``READY=1``, ``WATCHDOG=1``, ``STATUS="..."``."""
         if self._manager is not None:
-            with _listening_or_not():
+            with _if_it_listens():
                 self._manager.notify(**{name: printable(str(value)) for name, value in state.items()})
 
 
 @contextmanager
-def _listening_or_not() -> Iterator[None]:
+def _if_it_listens() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        log.debug("whoever started us does not listen: %s", error.strerror)
+        log.debug("the supervisor does not listen: %s", error.strerror)
 
 
 def _journal(file: int | None) -> Journal:
     if file is None:
-        raise JournalUnreadable("its journal was not kept")
+        raise JournalUnreadable("its journal was not stored")
     return Journal(file)
 
 
 def _other_options(path: Path, *, allow_other: bool) -> str:
-    """Return how what is mounted differs from what is asked for now, where a mount cannot be changed; else nothing."""
+    """Return how the mount differs from the options, where a live mount cannot be changed; empty if it does not."""
     there = secretfs_at(path)
     if there is None or there.allow_other == allow_other:
         return ""
@@ -138,10 +142,10 @@ def _other_options(path: Path, *, allow_other: bool) -> str:
 
 
 def _wait_until_dead(path: Path) -> None:
-    """Wait for whoever keeps the connection to close it as well. Raises `MountError` if that does not happen."""
+    """Wait until the supervisor, too, has closed the connection. Raises `MountError` if it does not."""
     end = time.monotonic() + _PATIENCE
     while is_mounted(path):
-        with suppress(MountError):  # it hangs: not closed yet
+        with suppress(MountError):  # it hangs, so it is not closed yet
             if is_dead(path):
                 return
         if time.monotonic() > end:
@@ -149,9 +153,9 @@ def _wait_until_dead(path: Path) -> None:
 
 
 def _is_left_at(path: Path, *, ended: bool) -> bool:
-    """Whether what is mounted at ``path`` is what our predecessor has left, and not another secretfs.
+    """Whether the mount at ``path`` is our predecessor's, and not another secretfs.
 
-    Ours is dead if the kernel has ended it, and else nobody answers.
+    Our predecessor's is dead if the kernel has ``ended`` it; otherwise it does not answer.
     """
     if not is_mounted(path):
         return False

@@ -1,7 +1,7 @@
-"""The processes that serve a mount: how they are known, and how a mount is taken away from them when they hang.
+"""The processes that serve a mount: how to find them, how to unmount when they hang, and why the last of them ended.
 
-They are known by the name of the process, which is all that others of the same user see of a process that holds secrets
-(`secretfs.linux.process`), and which is inherited by those that it forks: a supervisor signs for its workers, too.
+They are found by process name: all that other processes of the same user see of a process that holds secrets
+(`secretfs.linux.process`). A forked process inherits the name, so workers have that of their supervisor.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ _PATIENCE: Final = 2.0  # seconds that they have to end by themselves, and that 
 
 
 def set_process_name(mountpoint: Path) -> int:
-    """Make this process, and those that it forks from now on, known as serving what is mounted at ``mountpoint``.
+    """Name this process, and those that it forks from now on, after the mount at ``mountpoint``, which it serves.
 
-    Returns the minor device number of that. Raises `MountError` if no secretfs is.
+    Returns the minor device number of the mount. Raises `MountError` if there is none.
     """
     mount = require_mounted(mountpoint)
     set_name(_name(mount))
@@ -32,7 +32,7 @@ def set_process_name(mountpoint: Path) -> int:
 
 
 def daemon_pids(mount: MountInfo) -> list[int]:
-    """Return the ids of the processes that serve a mount, a supervisor before the workers that it has forked."""
+    """Return the ids of the processes that serve a mount, a supervisor before its workers."""
     parents = {}
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
@@ -43,7 +43,7 @@ def daemon_pids(mount: MountInfo) -> list[int]:
 
 
 def unmount_and_wait(path: Path) -> None:
-    """Unmount the secretfs at ``path`` and wait until nobody serves it. Raises `MountError` if it is in use."""
+    """Unmount the secretfs at ``path`` and wait until its processes have ended. Raises `MountError` if it is in use."""
     mount = _require_own(path)
     unmount(path)
     clear_failure(str(path))
@@ -51,10 +51,10 @@ def unmount_and_wait(path: Path) -> None:
 
 
 def force_unmount(path: Path) -> None:
-    """Unmount the secretfs at ``path`` in whatever state it is, and leave nobody behind: neither reader nor daemon.
+    """Unmount the secretfs at ``path``, whatever its state, and end its processes.
 
-    Who waits for an answer gets an error, files that are open are lost, and the processes that serve the mount are
-    killed unless they end by themselves. Asks the mount nothing that could hang. Raises `MountError`.
+    Programs that wait for an answer get an error, open files are lost, and the processes that serve the mount are
+    killed unless they end by themselves. Makes no call on the mount that could hang. Raises `MountError`.
     """
     require_mounted(path)
     while is_mounted(path):  # there may be dead ones below
@@ -67,7 +67,7 @@ def force_unmount(path: Path) -> None:
         _end(mount)
         if not nobody_waits:
             raise MountError(
-                f"{path} is unmounted, but the process behind it was not found: who waits for it may wait on",
+                f"{path} is unmounted, but its process was not found: programs that wait for it may go on waiting",
                 "find it with ps -ef, and kill it",
             )
 
@@ -89,9 +89,9 @@ def _status(directory: Path) -> dict[str, str]:
 
 
 def _serves(status: Mapping[str, str], mount: MountInfo) -> bool:
-    """Whether a process has the name, belongs to who mounted, and is not just waiting for its parent to notice its end.
+    """Whether a process has the name of the mount and the user id of its owner, and has not ended.
 
-    The owner of /proc/PID is no help: it is root for a process that lets nobody look into its memory.
+    The owner of /proc/PID does not tell: it is root for a process that is not dumpable.
     """
     return (
         status["Name"] == _name(mount)
@@ -107,7 +107,7 @@ def _signal(pids: list[int], number: signal.Signals) -> None:
 
 
 def _abort(path: Path) -> bool:
-    """Free who waits for the mount. Returns whether that was possible: see `abort`."""
+    """Abort the connection, so that nobody waits for the mount. Returns whether that was possible: see `abort`."""
     try:
         abort(path)
     except MountError:
@@ -126,21 +126,21 @@ def _detach(path: Path) -> None:
     try:
         unmount(path, lazy=True)
     except MountError:
-        if is_mounted(path):  # else the daemon was faster
+        if is_mounted(path):  # otherwise the daemon was faster
             raise
 
 
 def _end(mount: MountInfo) -> None:
-    """Wait until the processes that serve a mount have ended, and kill them after a while."""
+    """Wait until the processes that serve a mount have ended; kill them after a while."""
     if not _comes_true(lambda: not daemon_pids(mount)) and not _comes_true(lambda: not _kill(mount)):
         left = ", ".join(map(str, daemon_pids(mount)))
-        raise MountError(f"killed, process {left} does not end", "look what it waits for: /proc/PID/stack")
+        raise MountError(f"killed, process {left} does not end", "see what it waits for: /proc/PID/stack")
 
 
 def _kill(mount: MountInfo) -> list[int]:
     """Kill the processes that serve a mount. Returns their ids.
 
-    A supervisor is killed first: one that survived its worker would start another one.
+    The supervisor is killed first: otherwise it would start another worker.
     """
     pids = daemon_pids(mount)
     _signal(pids, signal.SIGKILL)
@@ -157,7 +157,7 @@ def _comes_true(condition: Callable[[], bool]) -> bool:
 
 
 def record_failure(mountpoint: str, reason: str) -> None:
-    """Keep a reason. Where that cannot be done the log has it alone."""
+    """Write down why a mount is not served any more. If that fails, only the log has the reason."""
     path = runtime_file(mountpoint)
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -165,7 +165,7 @@ def record_failure(mountpoint: str, reason: str) -> None:
 
 
 def last_failure(mountpoint: str) -> str:
-    """Return the reason; nothing if there is none."""
+    """Return why a mount is not served any more; empty if no reason is known."""
     try:
         return runtime_file(mountpoint).read_text(encoding="utf-8")
     except OSError:
@@ -173,7 +173,7 @@ def last_failure(mountpoint: str) -> str:
 
 
 def clear_failure(mountpoint: str) -> None:
-    """Forget the reason."""
+    """Remove the reason, when a mount is served again or unmounted."""
     path = runtime_file(mountpoint)
     with contextlib.suppress(OSError):
         path.unlink()

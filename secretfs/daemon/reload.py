@@ -1,8 +1,8 @@
-"""Configuration that is read again when it changes, or when SIGHUP asks for it.
+"""The reload of configuration: when a file changes, and on SIGHUP.
 
-Files are looked at once a second, by stat(2): that also sees what inotify does not, such as the link that a Kubernetes
-ConfigMap swaps, or a file on NFS. A change counts when it has settled for one look. A mistake in what was written keeps
-everything as it is, and is logged. A store that does not answer when it is to be opened is tried again later.
+Files are checked once a second with stat(2), which also sees what inotify does not, such as the link that a Kubernetes
+ConfigMap swaps, or a file on NFS. A change takes effect when two checks in a row see the same. A mistake is logged and
+changes nothing. A store that does not answer when it is opened is tried again later, with exponential back-off.
 """
 
 import logging
@@ -21,10 +21,10 @@ from secretfs.dapr.load import ConfigSource, working_directory
 from secretfs.errors import SecretFSError, log_defect
 from secretfs.registry.store_set import ScopedStore, StoreSet
 
-LOOK_EVERY: Final = 1.0
+CHECK_EVERY: Final = 1.0
 """Seconds."""
-TRY_AGAIN: Final = (5.0, 300.0)
-"""Seconds of the first pause before stores that did not answer are tried again, and of the longest; it doubles."""
+RETRY: Final = (5.0, 300.0)
+"""Seconds before stores that did not answer are tried again: the first pause, and the longest. It doubles."""
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ Returns the components that came or went, or are another store now."""
 
 
 class Reloader:
-    """Puts what is declared now in the place of what was declared before."""
+    """Serves what is declared now in the place of what was declared before."""
 
     def __init__(self, origin: ConfigSource, stores: StoreSet, show: Show, announce: Announce) -> None:
         self._origin = origin
@@ -46,16 +46,16 @@ class Reloader:
         self._reloading = trio.Lock()
         self._loaded = origin.loaded
         self._pause = 0.0
-        self._again_at = math.inf
-        self._plan()
+        self._retry_at = math.inf
+        self._schedule_retry()
 
     async def on_change(self) -> None:
         """Reload whenever the files have changed. Runs forever."""
         seen = self._loaded
         while True:
-            await trio.sleep(LOOK_EVERY)
+            await trio.sleep(CHECK_EVERY)
             now = await trio.to_thread.run_sync(self._origin.fingerprint)
-            if now == seen != self._loaded or trio.current_time() >= self._again_at:
+            if now == seen != self._loaded or trio.current_time() >= self._retry_at:
                 await self.reload()
             seen = now
 
@@ -77,29 +77,29 @@ class Reloader:
                 log_defect(log, error)
 
     async def _reload(self) -> None:
-        self._again_at = math.inf
+        self._retry_at = math.inf
         self._loaded = await trio.to_thread.run_sync(self._origin.fingerprint)
         declaration = await trio.to_thread.run_sync(self._origin.read)
         for notice in declaration.notices:
             log.warning("%s", notice)
         replacement = await self._stores.replace(declaration)
-        self._plan()
+        self._schedule_retry()
         if replacement is not None:
             for component in sorted(self._show(replacement.stores, replacement.replaced)):
                 self._announce(Change(component, whole=True))
             for change in replacement.changes:
                 self._announce(change)
 
-    def _plan(self) -> None:
-        """Decide when to try again what did not answer."""
-        shortest, longest = TRY_AGAIN
+    def _schedule_retry(self) -> None:
+        """Schedule the next attempt for stores that did not answer."""
+        shortest, longest = RETRY
         self._pause = min(longest, max(shortest, 2 * self._pause)) if self._stores.incomplete else 0.0
-        self._again_at = trio.current_time() + self._pause if self._pause else math.inf
+        self._retry_at = trio.current_time() + self._pause if self._pause else math.inf
 
 
 @asynccontextmanager
 async def _working_in(directory: Path | None) -> AsyncIterator[None]:
-    """Work in a directory, as far as it is still there. In a thread, because it may be in our own mount."""
+    """Work in a directory, if it still exists. Enters it in a thread, because it may be in our own mount."""
     before = working_directory()
     if directory in (None, before):
         yield

@@ -72,7 +72,7 @@ class MountOptions:
 
     @property
     def notices(self) -> list[Notice]:
-        """What a user might have meant otherwise."""
+        """Options that may not mean what the user expects."""
         if self.uid in (None, os.getuid()) or self.allow_other:
             return []
         return [Notice(f"user {self.uid} owns the files and cannot get at them without --allow-other")]
@@ -80,7 +80,7 @@ class MountOptions:
 
 @dataclass(frozen=True, slots=True)
 class Observer:
-    """Who is told how a mount does."""
+    """Callbacks for the life of a mount."""
 
     ready: Callable[[], None]
     """The mount answers."""

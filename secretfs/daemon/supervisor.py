@@ -1,13 +1,14 @@
-"""What keeps a mount alive while the process that serves it is killed, crashes or is replaced: a parent that holds it.
+"""The supervisor: the parent of the process that serves a mount, which keeps the mount alive between two of them.
 
 It is to its worker what systemd is to a service, and speaks the same protocol (sd_notify(3), sd_listen_fds(3)): it
-keeps the descriptors that the worker hands it, and passes them to the next one. Nothing else: no secret, no library, no
-thread. Nor is anything imported late, when the machine may lack something or the package is just being replaced. While
-the worker is away the kernel lets those who read wait.
+stores the descriptors that the worker sends, and passes them to the next worker. While there is none, the kernel lets
+readers wait. The supervisor holds no secret, needs no library and has no thread. It imports nothing late: by then the
+machine may be out of memory, or the package may be half upgraded.
 
 It is a program of its own, ``python -m secretfs.daemon.supervisor READY LOG MOUNTPOINT WORKER...``. READY is a
-descriptor that gets a byte when the mount answers, or -1 for a supervisor that stays in the foreground; LOG is a file,
-"-" for standard error, or nothing for syslog.
+descriptor that gets a byte when the mount answers, or -1 for a supervisor that stays in the foreground. LOG is a file,
+"-" for standard error, or empty for syslog. WORKER is the command line of a worker; a live mount of an older version
+runs that command of the version that is installed now, so its meaning must not change.
 """
 
 import contextlib
@@ -35,42 +36,42 @@ from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import unmount
 
 CHANNEL: Final = "supervisor"
-"""Name of the descriptor by which a worker talks to us. An address, as systemd has one, anybody could flood."""
+"""Name of the descriptor through which a worker notifies us. Any process could flood an address such as systemd's."""
 
 WATCHDOG: Final = 20.0
-"""Seconds after which a worker that has not shown that it serves is killed."""
-LACKING: Final = 2.0
-"""Seconds before we try again to start a worker that the machine had no room for."""
-LAST_WORDS: Final = 10.0
-"""Seconds that a worker has to end when it is asked to."""
-GOOD_BYE: Final = 1.0
-"""Seconds that a worker has to notice that the mount is gone."""
-START: Final = 30.0
-"""Seconds that a worker has to be ready. The first one may take its time: whoever waits for it sees that."""
+"""Seconds without a sign of life after which a worker that was ready is killed."""
+SPAWN_RETRY: Final = 2.0
+"""Seconds until the next attempt, when the machine has no memory or process id for a worker."""
+STOP_TIMEOUT: Final = 10.0
+"""Seconds that a worker has to end after SIGTERM."""
+UNMOUNT_TIMEOUT: Final = 1.0
+"""Seconds that a worker has to end after the mount is gone."""
+START_TIMEOUT: Final = 30.0
+"""Seconds that a worker has to be ready. The first one has no limit: its user sees that it is not ready yet."""
 
 _PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15  # linux/prctl.h
-_NAME = b"secretfs"
+_PROCESS_NAME = b"secretfs"
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-_LARGEST = 8192
+_MESSAGE_LIMIT = 8192
 
 log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Starts workers one after the other. ``command`` is their program, ``handler`` where to log once one is ready."""
+    """Starts one worker after another with ``command``. Logs to ``handler`` as soon as the first one is ready."""
 
     def __init__(self, command: list[str], mountpoint: str, ready: int, handler: logging.Handler | None) -> None:
         self._command = command
         self._log = handler
         self._mountpoint = mountpoint
-        self._tell_ready = ready
+        self._ready_descriptor = ready
         self._directory = _working_directory()
-        self._kept: dict[str, int] = {}
+        self._stored: dict[str, int] = {}
         self._stopping = False
         self._restarts = Restarts()
         self._was_ready = False
         self._device = -1
-        """Minor number of the mount, by which another one at the same place is told from it."""
+        """Minor device number of our mount, which another mount at the same place does not have; -1 if unknown."""
         self._signals, wakeup = socket.socketpair()
         for end in (self._signals, wakeup):
             end.settimeout(0)
@@ -78,7 +79,7 @@ class Supervisor:
         self._wakeup = wakeup
         for number in (*_STOP, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
-        signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z would stop everybody who reads; a worker inherits this
+        signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # Ctrl-Z would stop all readers; workers inherit this
         self._channel, self._workers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._channel.settimeout(0)
         self._mounts = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -89,8 +90,8 @@ class Supervisor:
             worker = self._start_when_possible()
             if worker is None:
                 return self._unmount()
-            code = os.waitstatus_to_exitcode(self._attend(worker))
-            done = self._conclude(worker, code)
+            code = os.waitstatus_to_exitcode(self._watch(worker))
+            done = self._decide(worker, code)
             if done is not None:
                 return done
             gone = self._wait(self._restarts.pause)
@@ -102,9 +103,9 @@ class Supervisor:
     # --- a worker's life ---
 
     def _start_when_possible(self) -> WorkerProcess | None:
-        """Start a worker, however long the machine lacks memory or processes for it; None if we are asked to stop.
+        """Start a worker, as soon as the machine has the memory for it. Returns None if a signal asks us to stop.
 
-        To hold the connection takes neither, and readers wait.
+        Meanwhile readers wait: to hold the connection takes no memory.
         """
         while not self._stopping:
             try:
@@ -113,53 +114,53 @@ class Supervisor:
                 log.error("cannot start a process: %s; trying again", error.strerror)  # noqa: TRY400 - not a defect
                 if not self._was_ready:
                     raise
-                self._wait(LACKING)
+                self._wait(SPAWN_RETRY)
         return None
 
     def _start(self) -> WorkerProcess:
         environment = os.environ | {"WATCHDOG_USEC": str(int(WATCHDOG * 1e6))}
-        kept = {**self._kept, CHANNEL: self._workers_end.fileno()}
-        return WorkerProcess.start(self._command, environment, self._directory, kept, (*_STOP, signal.SIGHUP))
+        stored = {**self._stored, CHANNEL: self._workers_end.fileno()}
+        return WorkerProcess.start(self._command, environment, self._directory, stored, (*_STOP, signal.SIGHUP))
 
-    def _attend(self, worker: WorkerProcess) -> int:
-        """Do what a worker asks for, and what signals ask for, until it has ended. Returns its wait status."""
+    def _watch(self, worker: WorkerProcess) -> int:
+        """Handle messages and signals until a worker has ended. Returns its wait status."""
         poll = select.poll()
         for source in (worker.descriptor, self._channel.fileno(), self._signals.fileno()):
             poll.register(source, select.POLLIN)
         poll.register(self._mounts, select.POLLPRI)  # something was mounted or unmounted (proc_pid_mountinfo(5))
         ended: int | None = None
         while ended is None:
-            left = self._patience(worker) - (time.monotonic() - worker.heard_at)
+            left = self._timeout(worker) - (time.monotonic() - worker.heard_at)
             happened = dict(poll.poll(None if left == math.inf else max(0.0, left) * 1000))
-            self._take_signals(worker)
-            if self._mounts in happened and not worker.abandoned and self._is_disconnected():
-                worker.abandoned, worker.heard_at = True, time.monotonic()
-            ended = worker.reap()  # before its messages: what it said last counts
-            self._take_messages(worker)
+            self._handle_signals(worker)
+            if self._mounts in happened and not worker.disconnected and self._is_disconnected():
+                worker.disconnected, worker.heard_at = True, time.monotonic()
+            ended = worker.reap()  # before its messages are read: the last ones count
+            self._receive_messages(worker)
             if left <= 0 and ended is None and not worker.killed_by_us:
                 log.error("process %d does not answer: it is killed", worker.pid)
                 worker.kill()
         os.close(worker.descriptor)
         return ended
 
-    def _patience(self, worker: WorkerProcess) -> float:
-        """Return for how many seconds a worker may be silent."""
+    def _timeout(self, worker: WorkerProcess) -> float:
+        """Return for how many seconds a worker may be silent now."""
         if self._stopping:
-            return LAST_WORDS
-        if worker.abandoned:
-            return GOOD_BYE
+            return STOP_TIMEOUT
+        if worker.disconnected:
+            return UNMOUNT_TIMEOUT
         if worker.ready:
             return WATCHDOG
-        return START if self._was_ready else math.inf
+        return START_TIMEOUT if self._was_ready else math.inf
 
-    def _conclude(self, worker: WorkerProcess, code: int) -> int | None:
-        """Decide what follows from the end of a worker: an exit status, or None for another worker."""
-        if self._was_ready and not self._kept and (code == 0 or worker.abandoned):
+    def _decide(self, worker: WorkerProcess, code: int) -> int | None:
+        """Decide what follows the end of a worker: an exit status, or None for another worker."""
+        if self._was_ready and not self._stored and (code == 0 or worker.disconnected):
             return 0  # it was unmounted
         if self._stopping:
             return self._unmount()
         if not self._was_ready:
-            self._abandon()
+            self._clean_up()
             return _exit_status(code)
         served = time.monotonic() - worker.ready_at if worker.ready else None
         self._restarts.count(End(code, served, hung=worker.killed_by_us))
@@ -172,9 +173,9 @@ class Supervisor:
         return self._give_up(code, reason)
 
     def _give_up(self, code: int, reason: str) -> int | None:
-        """Let readers have ENOTCONN, and say why. Returns an exit status if there is no use in trying again later."""
-        for name in list(self._kept):
-            self._let_go(name)
+        """Close the connection, so that readers get ENOTCONN. Returns an exit status if trying again cannot help."""
+        for name in list(self._stored):
+            self._remove(name)
         record_failure(self._mountpoint, reason)
         if code == MountError.exit_code:
             log.critical("giving up: %s", reason)
@@ -182,9 +183,9 @@ class Supervisor:
         log.critical("giving up, trying again in %g s or at SIGHUP: %s", self._restarts.pause, reason)
         return None
 
-    # --- what it hears ---
+    # --- signals and messages ---
 
-    def _take_signals(self, worker: WorkerProcess) -> None:
+    def _handle_signals(self, worker: WorkerProcess) -> None:
         try:
             numbers = self._signals.recv(64)
         except BlockingIOError:
@@ -197,11 +198,11 @@ class Supervisor:
             elif number == signal.SIGHUP:
                 os.kill(worker.pid, number)
 
-    def _take_messages(self, worker: WorkerProcess) -> None:
+    def _receive_messages(self, worker: WorkerProcess) -> None:
         while True:
             try:
                 # socket.recv_fds drops the flags in Python 3.11, and every worker would inherit what it receives.
-                message, ancillary, _, _ = self._channel.recvmsg(_LARGEST, 256, socket.MSG_CMSG_CLOEXEC)
+                message, ancillary, _, _ = self._channel.recvmsg(_MESSAGE_LIMIT, 256, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             descriptors: list[int] = []
@@ -210,68 +211,68 @@ class Supervisor:
             lines = (line.partition("=") for line in message.decode(errors="replace").splitlines())
             state = {name: value for name, _, value in lines}
             if "FDSTORE" in state and len(descriptors) == 1:
-                self._keep(state.get("FDNAME", ""), descriptors.pop())
+                self._store(state.get("FDNAME", ""), descriptors.pop())
             for descriptor in descriptors:
                 os.close(descriptor)
-            self._hear(worker, state)
+            self._handle_message(worker, state)
 
-    def _hear(self, worker: WorkerProcess, state: Mapping[str, str]) -> None:
-        if not worker.abandoned:
+    def _handle_message(self, worker: WorkerProcess, state: Mapping[str, str]) -> None:
+        if not worker.disconnected:
             worker.heard_at = time.monotonic()
         if not worker.ready or "READY" not in state:
             worker.status = state.get("STATUS", worker.status)
         if "FDSTOREREMOVE" in state:
-            self._let_go(state.get("FDNAME", ""))
+            self._remove(state.get("FDNAME", ""))
         if "READY" in state and not worker.ready:
             worker.ready, worker.ready_at = True, time.monotonic()
-            self._sign()
+            self._set_name()
             if not self._was_ready:
                 self._was_ready = True
                 self._announce()
 
-    def _keep(self, name: str, descriptor: int) -> None:
-        self._let_go(name)
+    def _store(self, name: str, descriptor: int) -> None:
+        self._remove(name)
         self._device = -1  # another mount, if it is another connection
-        self._kept[name] = descriptor
+        self._stored[name] = descriptor
 
-    def _let_go(self, name: str) -> None:
-        descriptor = self._kept.pop(name, None)
+    def _remove(self, name: str) -> None:
+        descriptor = self._stored.pop(name, None)
         if descriptor is not None:
             os.close(descriptor)
 
     def _announce(self) -> None:
-        """Tell who waits for the mount that it is there, and leave the terminal."""
+        """Report that the mount is ready to the process that asked for it, and leave the terminal."""
         if self._log:
             if notice := describe_fallback(self._log):
                 log.warning("%s", notice)
             log_to(self._log)
-        if self._tell_ready < 0:
+        if self._ready_descriptor < 0:
             return
         leave_terminal()
-        with contextlib.suppress(BrokenPipeError):  # who asked for the mount is gone; its users are not
-            os.write(self._tell_ready, b"\0")
-        os.close(self._tell_ready)
+        with contextlib.suppress(BrokenPipeError):  # that process is gone; the users of the mount are not
+            os.write(self._ready_descriptor, b"\0")
+        os.close(self._ready_descriptor)
 
-    def _sign(self) -> None:
-        """Take the name of those who serve what is mounted now: `unmount --force` ends us before our worker."""
+    def _set_name(self) -> None:
+        """Take the process name by which `unmount --force` finds us, and ends us before our worker."""
         if self._device != -1:
-            return  # what is at that place now may be somebody else's
-        with contextlib.suppress(MountError, OSError):  # it has just been unmounted; the machine lacks something
+            return  # what is mounted at that place by now may be another mount
+        with contextlib.suppress(MountError, OSError):  # it has just been unmounted; out of descriptors
             self._device = set_process_name(Path(self._mountpoint))
 
     def _is_disconnected(self) -> bool:
-        """Whether the kernel has ended the connection. It is not waited for: each request would wake us."""
+        """Whether the kernel has ended the connection. Not part of the poll: each request would wake us."""
         poll = select.poll()
-        for descriptor in self._kept.values():
+        for descriptor in self._stored.values():
             poll.register(descriptor, 0)
         return bool(poll.poll(0))
 
     # --- the end ---
 
     def _wait(self, seconds: float) -> bool:
-        """Wait until it is time for the next worker, or a signal asks for it or for the end.
+        """Wait before the next worker. SIGHUP ends the wait, and so does a signal to stop.
 
-        Returns whether the mount is gone: after giving up nothing else tells us that.
+        Returns whether the mount is gone, which nothing else notices after giving up.
         """
         poll = select.poll()
         poll.register(self._signals, select.POLLIN)
@@ -293,9 +294,9 @@ class Supervisor:
         there = secretfs_at(Path(self._mountpoint))
         return there is not None and self._device in (there.minor, -1)
 
-    def _abandon(self) -> None:
-        """Leave nothing of a mount that has never answered."""
-        if self._kept:
+    def _clean_up(self) -> None:
+        """Unmount what a first worker has mounted that never was ready."""
+        if self._stored:
             self._unmount()
 
     def _unmount(self) -> int:
@@ -315,9 +316,9 @@ def _exit_status(code: int) -> int:
 
 
 def _working_directory() -> int:
-    """Hold the working directory. By its path it may be below the mount point, where it is us who would have to answer.
+    """Open the working directory for all workers. Its path may lead through the mount, which nobody serves between two.
 
-    It may also be gone by now: then the root will do, as what is named from there is found all the same.
+    If it has been removed, the root takes its place: absolute paths still lead to the same files.
     """
     try:
         return os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -326,9 +327,9 @@ def _working_directory() -> int:
 
 
 def _protect() -> None:
-    """Keep the environment, which may hold credentials, out of core dumps and of the reach of this user's processes."""
+    """Protect the environment, which may hold credentials, from core dumps and from other processes of this user."""
     libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_NAME, _NAME, 0, 0, 0)
+    libc.prctl(_PR_SET_NAME, _PROCESS_NAME, 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 

@@ -1,7 +1,7 @@
-"""The process that serves a mount, from the flags to the last unmount; and how it gets a supervisor.
+"""The worker: the process that serves a mount, from its flags to its end.
 
-Whoever calls ``secretfs mount`` gets a supervisor, which runs the same command again as its worker. A service manager
-that wants to be notified (systemd, ``Type=notify``) is one already.
+``secretfs mount`` starts a supervisor, which runs the same command again as its worker. Under a service manager that
+expects notifications (systemd, ``Type=notify``), ``secretfs mount`` is the worker itself.
 """
 
 import logging
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What somebody wants to be mounted, and how."""
+    """What is to be mounted, and how."""
 
     resources: tuple[Path, ...]
     configs: tuple[Path, ...]
@@ -46,9 +46,10 @@ class Request:
 
 
 def mount(request: Request, arguments: Sequence[str]) -> int:
-    """Serve a mount, or have it served by a supervisor that is given ``arguments``. Returns an exit status.
+    """Serve a mount as a worker, or start a supervisor that runs this command again. Returns an exit status.
 
-    In the background it returns when the mount answers. Raises `SecretFSError` for whatever keeps it from that.
+    ``arguments`` are those of the command. In the background it returns when the mount answers. Raises `SecretFSError`
+    for what prevents that.
     """
     _require_outside(request)
     handover = Handover.from_environment(foreground=request.foreground)
@@ -58,7 +59,7 @@ def mount(request: Request, arguments: Sequence[str]) -> int:
 
 
 def _require_outside(request: Request) -> None:
-    """Refuse files of ours below the mount point: they would be hidden, and we would wait for ourselves."""
+    """Refuse files below the mount point: the mount hides them, and the daemon would wait for itself."""
     mountpoint = request.options.mountpoint
     for path in filter(None, (request.log_file, *request.resources, *request.configs)):
         if Path(os.path.abspath(path)).is_relative_to(mountpoint):  # noqa: PTH100 - follows no links: that could hang
@@ -67,7 +68,7 @@ def _require_outside(request: Request) -> None:
 
 def _supervise(request: Request, arguments: Sequence[str]) -> int:
     log_to = str(request.log_file.absolute()) if request.log_file else "-" if request.foreground else ""
-    program = [sys.executable, "-P", "-m"]  # -P: not what lies in the working directory
+    program = [sys.executable, "-P", "-m"]  # -P: nothing is imported from the working directory
 
     def command(ready: int) -> list[str]:
         supervisor = ["secretfs.daemon.supervisor", str(ready), log_to, str(request.options.mountpoint)]
@@ -84,9 +85,9 @@ def work(
     observer: Observer | None = None,
     end: Callable[[], Awaitable[None]] = trio.sleep_forever,
 ) -> int:
-    """Serve a mount in this process until it is unmounted, or ``end`` returns. Returns an exit status.
+    """Serve a mount in this process until it is unmounted or ``end`` returns. Returns an exit status.
 
-    When ``end`` has returned the mount stays, dead, for those who still use it.
+    After ``end`` the mount stays, dead, for the programs that still use it.
     """
     try:
         _work(request, handover, observer or Observer(partial(_become_ready, request, handover)), end)
@@ -98,9 +99,9 @@ def work(
 
 def _work(request: Request, handover: Handover, observer: Observer, end: Callable[[], Awaitable[None]]) -> None:
     options = request.options
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is listened to: what it asks to be read is being read
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it is handled: all configuration is about to be read
     if handover.takes_over:  # there is no terminal any more
-        with suppress(ConfigurationError):  # a log that cannot be opened again must not cost readers the mount
+        with suppress(ConfigurationError):  # without its log file the mount is served all the same
             _log_as_asked(request)
     if not handover.inherit(options.mountpoint, allow_other=options.allow_other):
         return
@@ -150,7 +151,7 @@ async def _serve(
 
 
 def _become_ready(request: Request, handover: Handover) -> None:
-    """Leave the terminal, if that was asked for. Until now errors went where whoever mounts sees them."""
+    """Leave the terminal, unless in the foreground. Until now the user who mounts saw the errors there."""
     clear_failure(str(request.options.mountpoint))
     if not handover.takes_over:
         _log_as_asked(request)

@@ -1,4 +1,4 @@
-"""A worker as its supervisor sees it: a process that is started with the descriptors which are kept for it."""
+"""A worker as its supervisor sees it: a process that gets the stored descriptors when it starts."""
 
 import fcntl
 import os
@@ -19,11 +19,11 @@ class WorkerProcess:
         """Readable when it has ended."""
         self.ready = False
         self.status = ""
-        """The last it said of itself (``STATUS=``)."""
+        """Its last ``STATUS=``."""
         self.heard_at = self.ready_at = time.monotonic()
         self.killed_by_us = False
-        self.abandoned = False
-        """The kernel has ended the connection, as it does when it is unmounted: the worker has to end."""
+        self.disconnected = False
+        """The kernel has ended the connection, as an unmount does, so the worker has to end."""
 
     @classmethod
     def start(
@@ -31,12 +31,13 @@ class WorkerProcess:
         command: list[str],
         environment: Mapping[str, str],
         directory: int,
-        kept: Mapping[str, int],
+        stored: Mapping[str, int],
         blocked: Collection[signal.Signals],
     ) -> "WorkerProcess":
-        """Start a worker in a working directory, with descriptors as sd_listen_fds(3) passes them. Raises OSError.
+        """Start a worker, with the stored descriptors as sd_listen_fds(3) has them. Raises OSError.
 
-        Signals that are ``blocked`` meanwhile are for the worker, if they come.
+        ``directory`` is a descriptor of its working directory. Signals in ``blocked`` that arrive before the worker's
+        program runs are delivered to the worker.
         """
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         pid = os.fork()
@@ -44,9 +45,9 @@ class WorkerProcess:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         else:
             try:
-                _become_worker(command, environment, directory, kept, mask)
+                _become_worker(command, environment, directory, stored, mask)
             except OSError as error:
-                os.write(2, f"secretfs: cannot become a worker: {error.strerror}\n".encode())
+                os.write(2, f"secretfs: cannot start a worker: {error.strerror}\n".encode())
             finally:
                 os._exit(127)
         try:
@@ -57,12 +58,12 @@ class WorkerProcess:
             raise
 
     def kill(self) -> None:
-        """Kill it because it does not answer."""
+        """Kill a worker that does not answer."""
         self.killed_by_us = True
         os.kill(self.pid, signal.SIGKILL)
 
     def reap(self) -> int | None:
-        """Reap all exited children; process 1 of a container gets those of others. Returns this one's wait status."""
+        """Reap all exited children, which are many for process 1 of a container. Returns the worker's wait status."""
         status = None
         while True:
             try:
@@ -79,20 +80,20 @@ def _become_worker(
     command: list[str],
     environment: Mapping[str, str],
     directory: int,
-    kept: Mapping[str, int],
+    stored: Mapping[str, int],
     mask: Collection[int],
 ) -> NoReturn:
     """Run the worker's program in this forked process."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the worker listens: it is about to read everything anyway
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the worker handles it: it is about to read all configuration
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     os.fchdir(directory)
-    last = _FIRST_DESCRIPTOR + len(kept)
-    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, last) for descriptor in kept.values()]
+    last = _FIRST_DESCRIPTOR + len(stored)
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, last) for descriptor in stored.values()]
     for target, descriptor in enumerate(high, _FIRST_DESCRIPTOR):
         os.dup2(descriptor, target)
     os.closerange(last, os.sysconf("SC_OPEN_MAX"))
-    names = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": ":".join(kept)}
+    names = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": ":".join(stored)}
     os.execve(command[0], command, {**environment, **names})  # noqa: S606 - no shell

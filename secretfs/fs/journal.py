@@ -1,11 +1,11 @@
-"""What the kernel knows of us, kept where it outlives us: a memory file that whoever takes our place gets back.
+"""The journal: what the kernel knows of this mount, in a memory file that outlives the process.
 
-The kernel goes on using inode numbers after the process that gave them has been killed. The next one reads here what
-each number stands for, how often the kernel holds it, and how to recognise its content. There is never a value in it:
-names, sizes, times and keyed digests. The memory has no name in any file system.
+The kernel goes on using inode numbers after the process that issued them was killed. The next process reads in the
+journal what each number stands for, how many references the kernel holds, and how to recognise the content. The journal
+has names, sizes, times and keyed digests, and never a value. The memory file has no name in any file system.
 
-A kill may come between any two instructions, so each step is one store of eight bytes that turns a state which can be
-read into the next one: a record counts once its number is written, which is done last.
+A kill may come between any two instructions. So each step is one store of eight bytes, which turns one valid state into
+the next: a record is valid once its number is written, which happens last.
 """
 
 import json
@@ -24,7 +24,7 @@ from typing import Final
 from secretfs.errors import JournalUnreadable
 
 FORMAT: Final = 1
-"""Changes whenever another version of secretfs could not read what is written here."""
+"""Changes when older or newer versions of secretfs cannot read the journal any more. Extend it without that."""
 
 _MAGIC: Final = int.from_bytes(b"secretfs", "little")
 _GROWTH: Final = 256 << 10  # bytes
@@ -68,7 +68,7 @@ class _Field(IntEnum):
 
 
 class Flag(IntFlag):
-    """What is true of an inode."""
+    """States of an inode."""
 
     CURRENT = 1
     """The path to its place leads to it."""
@@ -93,7 +93,7 @@ class StoreRecord:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An inode as it was written down."""
+    """An inode as the journal has it."""
 
     slot: int
     number: int
@@ -108,10 +108,10 @@ class Record:
 
 
 class Journal:
-    """The memory file, mapped. One process writes at a time; `file` is the descriptor to hand on."""
+    """The memory file, mapped. One process writes at a time; `file` is the descriptor for the next process."""
 
     def __init__(self, file: int | None = None) -> None:
-        """Begin a journal, or go on with the one in ``file``. Raises `JournalUnreadable` if it is not one of ours."""
+        """Begin a journal, or continue the one in ``file``. Raises `JournalUnreadable` if that is none of ours."""
         fresh = file is None
         self.file = os.memfd_create("secretfs-journal", os.MFD_CLOEXEC) if file is None else file
         if fresh:
@@ -121,7 +121,7 @@ class Journal:
             raise JournalUnreadable("it is cut off")
         self._words = memoryview(self._map).cast("Q")
         self.close = weakref.finalize(self, os.close, self.file)
-        """Close the descriptor. The memory is there for as long as somebody else has it."""
+        """Close the descriptor. The memory exists as long as another process has it open."""
         self._free: defaultdict[int, list[int]] = defaultdict(list)
         if fresh:
             self._begin()
@@ -138,16 +138,16 @@ class Journal:
 
     @property
     def digest_key(self) -> bytes:
-        """The key of the digests in here. It makes them useless to who does not have the journal itself."""
+        """The key of the digests: without the journal they tell nothing about a value."""
         return self._get(_Head.DIGEST_KEY, 32)
 
     @property
     def init(self) -> bytes:
-        """The FUSE_INIT that the kernel sent when it mounted; empty until it has been kept."""
+        """The FUSE_INIT that the kernel sent after the mount; empty until it has been stored."""
         return self._get(_Head.INIT, self._words[_Head.INIT_LENGTH])
 
-    def keep_init(self, message: bytes) -> None:
-        """Keep the kernel's FUSE_INIT: it is sent once, and everybody who takes over needs it."""
+    def store_init(self, message: bytes) -> None:
+        """Store the kernel's FUSE_INIT: it is sent once, and every takeover needs it."""
         if len(message) > _LONGEST_INIT:
             raise JournalUnreadable(f"a FUSE_INIT of {len(message)} bytes")
         self._put(_Head.INIT, message)
@@ -160,7 +160,7 @@ class Journal:
 
     @property
     def generation(self) -> int:
-        """How many processes have served the mount before."""
+        """The number of takeovers of this mount."""
         return self._words[_Head.GENERATION]
 
     def begin_generation(self) -> None:
@@ -174,8 +174,8 @@ class Journal:
         return number
 
     def records(self) -> Iterator[Record]:
-        """Yield what is written down, and take note of what is free."""
-        self._free.clear()  # what was dropped before would be found a second time, and given to two inodes
+        """Yield all inodes, and find the free records."""
+        self._free.clear()  # what was dropped before is found again, and must not be given to two inodes
         for slot in self._slots():
             if not self._words[slot + _Field.NUMBER]:
                 self._free[self._words[slot]].append(slot)
@@ -206,7 +206,7 @@ class Journal:
         )
 
     def add(self, number: int, text: bytes, lookups: int = 0) -> int:
-        """Write an inode down. Returns the slot by which it is changed from now on."""
+        """Add an inode. Returns the slot by which it is changed from now on."""
         slot = self._room(_Field.TEXT + -(-len(text) // _WORD))
         words = self._words
         words[slot + _Field.LOOKUPS] = lookups
@@ -218,7 +218,7 @@ class Journal:
         return slot
 
     def drop(self, slot: int) -> None:
-        """Forget an inode."""
+        """Remove a record."""
         self._words[slot + _Field.NUMBER] = 0
         self._free[self._words[slot]].append(slot)
 
@@ -232,22 +232,22 @@ class Journal:
         self._words[slot + _Field.USED] = _bits(time.time())
 
     def flag(self, slot: int, flags: Flag) -> None:
-        """Write what is true of an inode, but for whether it is bound."""
+        """Write the flags of an inode, except BOUND."""
         self._words[slot + _Field.FLAGS] = flags | (self._words[slot + _Field.FLAGS] & Flag.BOUND)
 
     def bind(self, slot: int, digest: bytes, size: int, modified: float) -> None:
-        """Write what the content of a version is recognised by. Done once: a version never changes."""
+        """Write what identifies the content of a version. Done once: a version never changes."""
         self._words[slot + _Field.SIZE] = size
         self._words[slot + _Field.MODIFIED] = _bits(modified)
         self._put(slot + _Field.DIGEST, digest)
         self._words[slot + _Field.FLAGS] |= Flag.BOUND
 
     def add_waiter(self, message: bytes) -> int:
-        """Write down what wakes somebody who polls a file. Returns the slot to `drop` when that is no longer needed."""
+        """Add the message that wakes a poller. Returns the slot to `drop` when it is no longer needed."""
         return self.add(_WAITER, message)
 
     def take_waiters(self) -> list[bytes]:
-        """Return what is written down of those who poll, and forget it."""
+        """Return the messages of all pollers, and remove them."""
         slots = [slot for slot in self._slots() if self._words[slot + _Field.NUMBER] == _WAITER]
         messages = [self._record(slot).text for slot in slots]
         for slot in slots:
@@ -265,15 +265,15 @@ class Journal:
     def stores(self, stores: Mapping[str, StoreRecord]) -> None:
         note: dict[str, object] = {name: store.multi_valued for name, store in stores.items()}
         note[_DETAILS] = {name: (store.type, store.declaration) for name, store in stores.items()}
-        self._keep_note(json.dumps(note).encode())
+        self._store_note(json.dumps(note).encode())
 
     def _note(self) -> bytes:
-        """Return what was written by `_keep_note` last."""
+        """Return the text that `_store_note` wrote last."""
         notes = [self._record(slot) for slot in self._slots() if self._words[slot + _Field.NUMBER] == _NOTE]
         return max(notes, key=lambda note: note.lookups).text if notes else b""
 
-    def _keep_note(self, text: bytes) -> None:
-        """Keep something that is about no inode, in the place of what was kept before."""
+    def _store_note(self, text: bytes) -> None:
+        """Store a text that is about no inode, in the place of the one before."""
         before = [slot for slot in self._slots() if self._words[slot + _Field.NUMBER] == _NOTE]
         serial = max((self._words[slot + _Field.LOOKUPS] for slot in before), default=0) + 1
         self.add(_NOTE, text, serial)
@@ -282,7 +282,7 @@ class Journal:
 
     def _room(self, words: int) -> int:
         """Return a slot of a length in words, a free one or one at the end."""
-        words += -words % 4  # fewer lengths: what one leaves suits the next
+        words += -words % 4  # few different lengths, so that free records fit
         if self._free[words]:
             return self._free[words].pop()
         slot = self._words[_Head.USED]

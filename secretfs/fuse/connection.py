@@ -43,7 +43,7 @@ class Connection:
         self.taken_over = bool(journal.init)
         """Somebody has served it before."""
         if not self.taken_over:
-            journal.keep_init(_read_init(descriptor))
+            journal.store_init(_read_init(descriptor))
 
     @property
     def obstacle(self) -> str:

@@ -1,4 +1,4 @@
-"""Work in the background, started so that nobody has to guess whether it came up."""
+"""Background processes: started so that the caller knows whether they came up."""
 
 import contextlib
 import os
@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 
 def start_in_background(command: Callable[[int], Sequence[str]]) -> int:
-    """Start a program that serves, and wait until it says that it is ready or has ended. Returns an exit status.
+    """Start a program, and wait until it is ready or has ended. Returns an exit status.
 
     ``command`` is given the descriptor to which the program writes a byte when it is ready. Until then it shares this
-    terminal, so its errors are seen; then it leaves the session (not before: an automount lets only the process group
-    that asked for the mount through to the mount point).
+    terminal, so that its errors are seen. It must not leave the session before: an automount lets only the process
+    group that asked for the mount through to the mount point.
     """
     read_end, write_end = os.pipe()
     child = subprocess.Popen(command(write_end), pass_fds=[write_end])  # noqa: S603 - no shell
@@ -19,15 +19,15 @@ def start_in_background(command: Callable[[int], Sequence[str]]) -> int:
     came_up = os.read(read_end, 1)
     os.close(read_end)
     if came_up:
-        child.returncode = 0  # it goes on without us: no reason for Popen to warn of that
+        child.returncode = 0  # it goes on without us, which Popen would warn of
         return 0
     code = child.wait()
     return code if code >= 0 else 128 - code
 
 
 def leave_terminal() -> None:
-    """Go on without a terminal, in a session of one's own."""
-    with contextlib.suppress(PermissionError):  # it leads one already
+    """Leave the terminal for a session without one; standard streams become /dev/null."""
+    with contextlib.suppress(PermissionError):  # it leads a session already
         os.setsid()
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)

@@ -1,4 +1,4 @@
-"""The kernel's switch for a FUSE connection: the file system ``fusectl``, mounted or not."""
+"""Abort FUSE connections through the kernel's control file system, ``fusectl``, mounted or not."""
 
 import ctypes
 import os
@@ -13,14 +13,14 @@ _CLOEXEC = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
 
 
 def abort(minor: int) -> None:
-    """Abort a connection, which is known by the minor number of its device. Raises OSError.
+    """Abort the connection with this minor device number. Raises OSError.
 
-    Every call that waits for it ends with ECONNABORTED, every later one with ENOTCONN. Aborting twice is no error.
+    Calls that wait for it end with ECONNABORTED, later ones with ENOTCONN. Aborting twice is no error.
     """
     name = f"{minor}/abort"
     try:
         switch = os.open(_CONNECTIONS / name, os.O_WRONLY)
-    except FileNotFoundError:  # nobody has mounted fusectl there
+    except FileNotFoundError:  # fusectl is not mounted there
         with _detached() as directory:
             switch = os.open(name, os.O_WRONLY, dir_fd=directory)
     try:
@@ -31,7 +31,7 @@ def abort(minor: int) -> None:
 
 @contextmanager
 def _detached() -> Iterator[int]:
-    """Mount fusectl where nobody sees it, for root; yields its directory."""
+    """Mount fusectl outside the tree of mounts, which takes root; yields its directory."""
     libc = ctypes.CDLL(None, use_errno=True)
     context = _checked(libc.syscall(_FSOPEN, b"fusectl", _CLOEXEC))
     try:

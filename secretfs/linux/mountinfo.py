@@ -20,7 +20,7 @@ class MountInfo(NamedTuple):
     minor: int
     """Minor number of its device, which names a FUSE connection."""
     user: int | None
-    """Who mounted it, for FUSE."""
+    """User id of its owner, for FUSE."""
     shared: bool
     """Whether what is mounted below it is seen in other mount namespaces, too (mount_namespaces(7))."""
     group: int | None = None
@@ -68,13 +68,13 @@ def surrounding(path: Path) -> MountInfo:
 
 
 def secretfs_at(path: Path) -> MountInfo | None:
-    """Return the secretfs, alive or dead, that one sees at ``path``."""
+    """Return the topmost mount at ``path`` if it is a secretfs, alive or dead."""
     there = [mount for mount in mounts() if mount.path == str(path)]
     return there[-1] if there and there[-1].fstype == FSTYPE else None
 
 
 def is_mounted(path: Path) -> bool:
-    """Whether a secretfs, alive or dead, is what one sees at ``path``."""
+    """Whether the topmost mount at ``path`` is a secretfs, alive or dead."""
     return secretfs_at(path) is not None
 
 

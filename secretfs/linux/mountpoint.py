@@ -1,4 +1,4 @@
-"""The place in the file system where we mount: what is there now, and how to clear it."""
+"""The mount point: whether a mount can be made there, and how one is removed."""
 
 import ctypes
 import errno
@@ -33,9 +33,9 @@ _PATIENCE = 2.0  # seconds until a mount that does not answer counts as hung
 
 
 def resolve(path: Path) -> Path:
-    """Make a mount point absolute as mountinfo has it, without a call to what may be mounted there: it may hang."""
+    """Make a mount point absolute, as in mountinfo, without a call on what is mounted there, which may hang."""
     try:
-        path = Path.cwd() / path  # gives "." a name: what is mounted there may hang
+        path = Path.cwd() / path  # "." gets a name this way
     except FileNotFoundError:
         raise MountError(f"{path} starts in the working directory, which is gone", "name it from the root") from None
     for _ in range(_LINKS):
@@ -44,13 +44,13 @@ def resolve(path: Path) -> Path:
         path = Path(os.path.realpath(path.parent), path.name)
         try:
             path = path.parent / path.readlink()
-        except OSError:  # what is mounted there, dead or alive, is no link either
+        except OSError:  # what is mounted there, dead or alive, is no link
             return path
     raise MountError(f"{path} is a link in a circle")
 
 
 def prepare(path: Path, *, allow_other: bool = False, nonempty: bool = False) -> None:
-    """Make sure that we can mount at ``path``. Raises `MountError` with the reason and, where known, the way out."""
+    """Make sure that we can mount at ``path``. Raises `MountError` with the reason and, where known, the fix."""
     require_device()
     require_privilege()
     if allow_other:
@@ -96,9 +96,9 @@ def is_empty(path: Path) -> bool:
 
 
 def clear(path: Path) -> None:
-    """Unmount what a daemon that was killed has left at ``path``. Raises `MountError` if it is alive or hangs.
+    """Unmount what a killed daemon has left at ``path``. Raises `MountError` if the mount is alive or hangs.
 
-    For the last moment before a new mount: until then readers had better get ENOTCONN than an empty directory.
+    Call it just before a new mount: until then ENOTCONN serves readers better than an empty directory.
     """
     while is_mounted(path):
         _require_dead(path)
@@ -111,15 +111,15 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
     failed = _umount(path, lazy=lazy) if may_mount() else _fusermount(path, lazy=lazy)
     if failed:
         busy = os.strerror(errno.EBUSY) in failed
-        fix = f"end who uses it (fuser -vm {path}), or go ahead with --force" if busy else ""
+        fix = f"end the programs that use it (fuser -vm {path}), or add --force" if busy else ""
         raise MountError(f"cannot unmount {path}: {failed}", fix)
 
 
 def abort(path: Path) -> None:
-    """Cut the secretfs at ``path``, alive, hung or dead, off its daemon; asks neither of them, and unmounts nothing.
+    """Abort the FUSE connection of the secretfs at ``path``, alive, hung or dead. Unmounts nothing.
 
-    Whoever waits for an answer gets ECONNABORTED at once, and whoever asks from now on ENOTCONN. For root, and for who
-    has mounted it where fusectl is mounted. Raises `MountError`.
+    Calls that wait for an answer end with ECONNABORTED at once, later ones with ENOTCONN. Takes root; where fusectl is
+    mounted, the user who mounted will do. Raises `MountError`.
     """
     mount = require_mounted(path)
     try:
@@ -187,6 +187,6 @@ def call_with_timeout(path: Path, call: Callable[[], T], *, while_alive: bool = 
     if errors:
         raise errors[0]
     if not answers:
-        fix = f"free who waits for it, and unmount: secretfs unmount --force {path}"
+        fix = f"unmount it by force, which frees its readers: secretfs unmount --force {path}"
         raise MountError(f"{path} has a secretfs mounted that does not answer", fix)
     return answers[0]

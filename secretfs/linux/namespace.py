@@ -1,7 +1,7 @@
-"""Mounts that nobody else sees: a mount namespace of our own, with a user namespace around it where that takes rights.
+"""A mount namespace of our own, inside a user namespace where the process may not create one otherwise.
 
-The kernel takes the namespace down with everything in it when its last process has ended. Only system calls here; they
-are about the process that makes them, so none of this may be called once there are threads (unshare(2)).
+The kernel removes the namespace and its mounts when its last process has ended. Call nothing here once there are
+threads: unshare(2) concerns the thread that calls it.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ _CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000  # linux/sched.h
 _MS_REC, _MS_SLAVE = 1 << 14, 1 << 19  # linux/mount.h
 
 PLACES: Final = tuple(map(Path, ("/mnt", "/media", "/srv", "/opt")))
-"""Where an empty directory to mount on is looked for: these are for things that come and go (hier(7))."""
+"""Where to find an empty directory to mount on: these are for temporary mounts (hier(7))."""
 
 _SYSCTLS: Final = Path("/proc/sys")
 _SWITCHES: Final = (
@@ -26,7 +26,7 @@ _SWITCHES: Final = (
     ("kernel/unprivileged_userns_clone", "0", "1"),  # Debian's
     ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),  # Ubuntu's
 )
-"""What forbids namespaces: sysctl, its value then, and one that allows them."""
+"""Sysctls that can forbid namespaces: name, forbidding value, allowing value."""
 
 
 _CHROOT: Final = (
@@ -36,10 +36,11 @@ _CHROOT: Final = (
 
 
 def enter() -> bool:
-    """Give this process mounts of its own: those there are, and what comes and goes on the host, but nothing back.
+    """Enter a new mount namespace. Mounts of the host are seen in it, also later ones; its mounts are not seen outside.
 
-    Returns whether the ids of other users mean something here. They do not if it took a user namespace, in which there
-    is nobody but us, with our own ids. Raises `MountError` with the reason and, where known, the way out.
+    Without CAP_SYS_ADMIN a user namespace is created first, which maps only our own ids. Returns whether the ids of
+    other users are valid, which they are not in a user namespace. Raises `MountError` with the reason and, where known,
+    the fix.
     """
     failed = _unshare(_CLONE_NEWNS)
     if rightless := failed == errno.EPERM:
@@ -63,7 +64,7 @@ def empty_directory() -> Path:
 
 
 def remedy(failed: int, sysctls: Path = _SYSCTLS) -> str:
-    """Return what to do about a namespace that was refused with this errno, to be appended to the reason."""
+    """Return what to do when a namespace is refused with this errno, to append to the reason."""
     for name, forbids, allows in _SWITCHES:
         try:
             value = (sysctls / name).read_text("ascii").strip()
@@ -87,7 +88,7 @@ def _unshare(flags: int) -> int:
 
 
 def _map_ids(uid: int, gid: int) -> int:
-    """Map our own user and group. Without rights others cannot be mapped, nor setgroups(2) kept: user_namespaces(7)."""
+    """Map our own ids. An unprivileged process may map no others, and has to deny setgroups(2) (user_namespaces(7))."""
     try:
         Path("/proc/self/setgroups").write_text("deny", "ascii")
         Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1", "ascii")
@@ -98,6 +99,6 @@ def _map_ids(uid: int, gid: int) -> int:
 
 
 def _mount_as_slaves() -> int:
-    """Let what is mounted here not spread to the host; what is mounted there still comes here. Returns the errno."""
+    """Make all mounts slaves: they receive mounts of the host, and propagate none. Returns the errno, or 0."""
     libc = ctypes.CDLL(None, use_errno=True)
     return ctypes.get_errno() if libc.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None) != 0 else 0

@@ -1,6 +1,6 @@
-"""What keeps a machine or a user from mounting: the reason and the way out of each.
+"""Checks before a mount: what prevents it on this machine or for this user, each with its reason and its fix.
 
-Most of this looks before anything is mounted. `explain` makes sense of what is said when a mount fails all the same.
+`explain` turns the messages of a mount that failed all the same into a reason and a fix.
 """
 
 import errno
@@ -43,16 +43,16 @@ _SAID: Final = (
     ("fusermount3.*No such file|failed to exec", _INSTALL),
     ("Operation not permitted", _PERMIT),
 )
-"""What fusermount3 (util/fusermount.c of libfuse), libfuse (lib/mount.c) and the kernel say, and what to do then."""
+"""Messages of fusermount3 (util/fusermount.c of libfuse), libfuse (lib/mount.c) and the kernel, each with its fix."""
 
 
 def may_mount() -> bool:
-    """Tell whether mount(2) is ours to call: as root, or in a user namespace of our own. Others need fusermount3."""
+    """Tell whether this process may call mount(2): as root, or in its own user namespace. Others need fusermount3."""
     return has_capability(CAP_SYS_ADMIN)
 
 
 def require_device() -> None:
-    """Open /dev/fuse, as a mount does: mode and owner alone do not decide. Raises `MountError`."""
+    """Open /dev/fuse, as a mount does: its mode and owner do not tell all. Raises `MountError`."""
     try:
         os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
@@ -65,7 +65,7 @@ def require_device() -> None:
 
 
 def require_privilege() -> None:
-    """Make sure that we can have something mounted, ourselves or through fusermount3. Raises `MountError`."""
+    """Make sure that this process can mount, itself or through fusermount3. Raises `MountError`."""
     if may_mount():
         return
     if os.geteuid() == 0:
@@ -89,7 +89,7 @@ def require_fusermount() -> Path:
 
 
 def require_allow_other() -> None:
-    """Make sure that a user may let others into his mount. Raises `MountError`."""
+    """Make sure that this user may let other users into a mount. Raises `MountError`."""
     if may_mount():
         return
     try:

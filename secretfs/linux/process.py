@@ -1,4 +1,4 @@
-"""What a process may do, and what one that holds secrets does about itself: no core dumps, no ptrace, no swap."""
+"""The privileges of this process, and the protection of its secrets: no core dumps, no ptrace, no swap."""
 
 import ctypes
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def protect_memory() -> None:
-    """Keep secrets in memory: off the disk as a core dump or in swap, and away from other processes of this user."""
+    """Keep secrets out of core dumps, out of swap, and from other processes of this user."""
     return_freed_memory()
     for notice in (forbid_dumps(), lock_memory()):
         if notice is not None:
@@ -42,7 +42,7 @@ def return_freed_memory() -> None:
 
 
 def forbid_dumps() -> Notice | None:
-    """Let no core dump be made of this process, and no other process of its user look into it. Returns why not."""
+    """Forbid core dumps of this process, and ptrace by other processes of its user. Returns a notice if that fails."""
     libc = ctypes.CDLL(None, use_errno=True)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0:
@@ -52,7 +52,7 @@ def forbid_dumps() -> Notice | None:
 
 
 def lock_memory() -> Notice | None:
-    """Keep the memory of this process out of swap, if there is any. Returns why not."""
+    """Keep the memory of this process out of swap, if there is any. Returns a notice if that fails."""
     if not _may_lock_everything():
         if not _has_swap():
             return None
@@ -68,7 +68,7 @@ def lock_memory() -> Notice | None:
 
 
 def has_capability(number: int) -> bool:
-    """Tell whether this process may do what a capability allows, in its user namespace (capabilities(7))."""
+    """Tell whether this process has a capability in its user namespace (capabilities(7))."""
     return bool(int(_status("CapEff"), 16) & 1 << number)
 
 

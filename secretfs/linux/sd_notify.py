@@ -1,6 +1,6 @@
-"""What a service manager and a service say to each other: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3).
+"""The service's side of the service manager protocol: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3).
 
-Each function takes its variables out of the environment: they are for this process and not for what it starts.
+Each function removes its variables from the environment: they are for this process, not for its children.
 """
 
 import os
@@ -17,18 +17,18 @@ _UNNAMED = "unknown"  # as sd_listen_fds_with_names(3) has it
 
 @dataclass(frozen=True, slots=True)
 class ServiceManager:
-    """The service manager that has started this process, systemd as a rule."""
+    """The service manager that started this process: systemd, or our own supervisor."""
 
     address: str | bytes | int
     """Of its socket; an abstract one begins with a NUL byte. Or a descriptor of a socket that is connected to it."""
     watchdog: float | None = None
-    """Seconds after which we are killed if we have not sent ``WATCHDOG=1``; None without a watchdog."""
+    """Seconds without a ``WATCHDOG=1`` after which this process is killed; None if there is no watchdog."""
 
     def notify(self, *descriptors: int, **state: object) -> None:
         """Send one message, such as ``READY=1, STATUS="mounted"``, and copies of ``descriptors`` with it.
 
-        Never waits: a manager that reads a file of ours at this moment would wait for us. Raises `BlockingIOError` if
-        it is that busy, another `OSError` if it is gone.
+        Never blocks: the manager may be reading a file of our mount, and would wait for us. Raises `BlockingIOError` if
+        its queue is full, another `OSError` if it is gone.
         """
         message = "\n".join(f"{name}={_one_line(value)}" for name, value in state.items())
         with closing(self._channel()) as channel:
@@ -52,44 +52,44 @@ class ServiceManager:
         return channel
 
     def store(self, name: str, descriptor: int) -> None:
-        """Have a copy of ``descriptor`` kept while this process is killed or restarted; see `stored_descriptors`.
+        """Have the manager store a copy of ``descriptor`` for the next process; see `stored_descriptors`.
 
-        It is the unit that says how many are kept (``FileDescriptorStoreMax=``). Another one of the same name does not
-        take the place of the first: `remove` that before.
+        The unit limits their number (``FileDescriptorStoreMax=``). A second one of the same name does not replace the
+        first: `remove` that before.
         """
-        # Without FDPOLL=0 the manager is woken by each request of the kernel that arrives at a descriptor of /dev/fuse.
+        # Without FDPOLL=0 each request of the kernel at a descriptor of /dev/fuse wakes the manager.
         self.notify(descriptor, FDSTORE=1, FDNAME=name, FDPOLL=0)
 
     def remove(self, name: str) -> None:
-        """Have all descriptors of that name closed."""
+        """Have the manager close all descriptors of that name."""
         self.notify(FDSTOREREMOVE=1, FDNAME=name)
 
 
 def service_manager(
     environ: MutableMapping[str, str] = os.environ, channel: int | None = None
 ) -> ServiceManager | None:
-    """Return the service manager that wants to hear from us, if there is one; ``channel`` is a socket to it.
+    """Return the service manager that expects notifications, if there is one; ``channel`` is a socket to it.
 
-    Raises `ConfigurationError` for an address that is none of a Unix socket.
+    Raises `ConfigurationError` for an address that is not that of a Unix socket.
     """
-    told = environ.pop("NOTIFY_SOCKET", "")
+    address = environ.pop("NOTIFY_SOCKET", "")
     watchdog = _watchdog(environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", ""))
     if channel is not None:
         return ServiceManager(channel, watchdog)
-    if not told:
+    if not address:
         return None
-    if told[0] not in "/@" or len(told) == 1:
-        raise ConfigurationError(f"NOTIFY_SOCKET is {told!r}, which is neither a path nor @ and a name")
-    return ServiceManager(b"\0" + os.fsencode(told[1:]) if told[0] == "@" else told, watchdog)
+    if address[0] not in "/@" or len(address) == 1:
+        raise ConfigurationError(f"NOTIFY_SOCKET is {address!r}, which is neither a path nor @ and a name")
+    return ServiceManager(b"\0" + os.fsencode(address[1:]) if address[0] == "@" else address, watchdog)
 
 
 def stored_descriptors(environ: MutableMapping[str, str] = os.environ) -> dict[str, int]:
-    """Return the descriptors that the service manager has handed to this process, by name; nobody inherits them.
+    """Return the descriptors that the service manager stored for this process, by name. No child inherits them.
 
-    The newest of several with one name is in the result, and the others are closed.
+    Of several with one name, the newest is returned and the others are closed.
     """
     pid, count, names = (environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"))
-    if pid != str(os.getpid()):  # meant for a parent that passed its environment on
+    if pid != str(os.getpid()):  # they are for a parent that passed its environment on
         return {}
     descriptors = range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count))
     kept: dict[str, int] = {}

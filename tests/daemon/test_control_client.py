@@ -237,9 +237,9 @@ class TestCommands:
         monkeypatch.setattr(mountpoint, "_PATIENCE", 0.1)
         os.kill(mount.worker, signal.SIGSTOP)
         try:
-            with pytest.raises(MountError, match="does not answer; free who waits"):
+            with pytest.raises(MountError, match="does not answer; unmount it by force"):
                 read_status(mount.path)
-            with pytest.raises(MountError, match="does not answer; free who waits"):
+            with pytest.raises(MountError, match="does not answer; unmount it by force"):
                 list(refresh(mount.path, mount.path, ["env"]))
         finally:
             os.kill(mount.worker, signal.SIGCONT)

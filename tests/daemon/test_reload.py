@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Change, discard
 from secretfs.cache.freshness import Freshness
-from secretfs.daemon.reload import LOOK_EVERY, Reloader
+from secretfs.daemon.reload import CHECK_EVERY, Reloader
 from secretfs.dapr.load import ConfigSource, Declaration, Fingerprint, fingerprint, load, working_directory
 from secretfs.errors import ConfigurationError, NoSuchEntry, Superseded
 from secretfs.fs.attributes import PermissionPolicy
@@ -174,7 +174,7 @@ class Watched:
         await self.asleep()
         if content is not None:
             self.origin.content = content
-        self.clock.jump(LOOK_EVERY)
+        self.clock.jump(CHECK_EVERY)
         await wait_all_tasks_blocked()
         await self.asleep()
         return self.origin.reads

@@ -210,7 +210,7 @@ def test_a_machine_without_room_for_a_worker_costs_nobody_the_mount(tmp_path: Pa
             time.sleep(60)
         manager.remove("connection")
     """
-    with supervised(tmp_path, worker, settings="s.LACKING = 0.05") as s:
+    with supervised(tmp_path, worker, settings="s.SPAWN_RETRY = 0.05") as s:
         wait_until((tmp_path / "up").exists)
         (pid,) = map(int, Path(f"/proc/{s.process.pid}/task/{s.process.pid}/children").read_text("ascii").split())
         limits = resource.prlimit(s.process.pid, resource.RLIMIT_NOFILE)
@@ -245,7 +245,7 @@ def test_a_worker_that_does_not_end_when_asked_is_killed(tmp_path: Path) -> None
         open({str(tmp_path / "up")!r}, "w").close()
         while True: time.sleep(0.05)
     """
-    with supervised(tmp_path, worker, settings="s.LAST_WORDS = 0.3") as s:
+    with supervised(tmp_path, worker, settings="s.STOP_TIMEOUT = 0.3") as s:
         wait_until((tmp_path / "up").exists)
         s.process.send_signal(signal.SIGTERM)
         assert s.process.wait(20) == 0

@@ -125,7 +125,7 @@ class TestJournal:
     def test_the_head_is_kept(self) -> None:
         journal = Journal()
         assert journal.init == b""
-        journal.keep_init(b"hello, kernel")
+        journal.store_init(b"hello, kernel")
         assert [journal.take_number() for _ in range(3)] == [1, 2, 3]
         journal.begin_generation()
         later = successor(journal)
@@ -161,7 +161,7 @@ class TestJournal:
 
     def test_stores_as_version_0_1_0_wrote_them_down(self) -> None:
         journal = Journal()
-        journal._keep_note(b'{"vault": true, "env": false}')
+        journal._store_note(b'{"vault": true, "env": false}')
         assert journal.stores == {"vault": StoreRecord(multi_valued=True), "env": StoreRecord(multi_valued=False)}
 
     def test_stores_as_version_0_1_0_reads_them(self) -> None:

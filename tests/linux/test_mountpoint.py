@@ -365,7 +365,7 @@ class TestHungMounts:
                     3,
                     "",
                     f"secretfs: {point} has a secretfs mounted that does not answer;"
-                    f" free who waits for it, and unmount: secretfs unmount --force {point}\n",
+                    f" unmount it by force, which frees its readers: secretfs unmount --force {point}\n",
                 )
             finally:
                 os.kill(hung.worker, signal.SIGCONT)
@@ -398,7 +398,7 @@ class TestUnmounting:
                     3,
                     "",
                     f"secretfs: cannot unmount {point}: Device or resource busy;"
-                    f" end who uses it (fuser -vm {point}), or go ahead with --force\n",
+                    f" end the programs that use it (fuser -vm {point}), or add --force\n",
                 )
                 assert is_mounted(point)
             finally:
@@ -421,7 +421,7 @@ class TestUnmounting:
             [
                 (
                     "secretfs: cannot unmount /mnt/nobody/m: Device or resource busy;"
-                    " end who uses it (fuser -vm /mnt/nobody/m), or go ahead with --force"
+                    " end the programs that use it (fuser -vm /mnt/nobody/m), or add --force"
                 )
             ],
         )

@@ -119,11 +119,21 @@ def processes(mountpoint: Path) -> Iterator[tuple[int, str]]:
     """Yield id and kind of all processes with our command and this mount point in their command line."""
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            command = (directory / "cmdline").read_bytes().split(b"\0")
-            if b"secretfs" in command and os.fsencode(mountpoint) in command:
-                is_helper = (directory / "comm").read_text().strip() in _HELPERS
-                supervises = not _SUPERVISORS.isdisjoint(command)
-                yield int(directory.name), "helper" if is_helper else "supervisor" if supervises else "worker"
+            command = (directory / "cmdline").read_bytes()
+            if {b"secretfs", os.fsencode(mountpoint)} <= set(command.split(b"\0")):
+                supervises = not _SUPERVISORS.isdisjoint(command.split(b"\0"))
+                helps = _is_helper(directory, command)
+                yield int(directory.name), "helper" if helps else "supervisor" if supervises else "worker"
+
+
+def _is_helper(process: Path, command: bytes) -> bool:
+    """Whether a process is a helper: by its name, or while it has none yet, because a worker has forked it."""
+    if (process / "comm").read_text().strip() in _HELPERS:
+        return True
+    (pid,) = re.findall(r"^PPid:\t(\d+)$", (process / "status").read_text(), re.MULTILINE)
+    parent = process.parent / pid
+    is_named = (parent / "comm").read_text().startswith("secretfs:")
+    return is_named and bool((parent / "cmdline").read_bytes() == command)
 
 
 def fuse_mounts() -> dict[str, str]:
