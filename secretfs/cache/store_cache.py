@@ -18,6 +18,8 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from hashlib import blake2b
+from secrets import token_bytes
 from typing import Any, Final, TypeVar, cast
 
 import trio
@@ -89,14 +91,21 @@ class CachedStore:
         answer = self._secrets.peek(name)
         return None if answer is None or isinstance(answer.value, StoreError) else _given(answer)
 
-    def use(self, name: str) -> CachedAnswer[Secret] | None:
+    def recall(self, name: str) -> CachedAnswer[Secret] | None:
         """`fetch`, if that takes no waiting; else None. Raises a refusal that is known."""
-        answer = self._secrets.use(name)
+        answer = self._secrets.access(name)
         return None if answer is None else _given(answer)
 
-    def touch(self, name: str) -> None:
-        """Let a secret that is known count as used."""
+    def use(self, name: str) -> None:
+        """Take note that a secret which is known is in use: somebody opens it, or has it open.
+
+        Nothing else is a use. What is in use is kept fresh in the background, and the listings that lead to it are.
+        """
         self._secrets.use(name)
+        folder = name
+        while folder:
+            folder = folder.rpartition("/")[0]
+            self._names.use(folder)
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Ask for secrets that somebody is about to want, if they are not known and the store is in no doubt."""
@@ -204,7 +213,7 @@ class CachedStore:
         for key in keys:
             known = other.known(key)
             if known is not None:
-                own.keep(key, replace(known, fetched=-math.inf, expires=-math.inf))
+                own.keep(key, replace(known, fetched=-math.inf, expires=-math.inf), other.used(key))
         self._nursery.start_soon(self._load_quietly, own, keys)
 
     async def keep_fresh(self) -> None:
@@ -222,15 +231,28 @@ class CachedStore:
     async def _keep_renewing(self) -> None:
         while True:
             await trio.sleep(min(5.0, self._freshness.ttl / 16))
-            if self._client.in_doubt:
-                continue
             for cache in (self._names, self._secrets):
-                cache.drop_idle(self._freshness.idle)
-                await self._renew(cache)
+                self._evict(cache)
             self._withheld = {key: names for key, names in self._withheld.items() if self._names.known(key)}
+            if not self._client.in_doubt:
+                await self._renew(self._names)
+                await self._renew(self._secrets)
+
+    def _evict(self, cache: TTLCache[str, Any]) -> None:
+        """Drop what nobody has asked for within ``idle``, refusals that have expired, and values past ``max_stale``."""
+        cache.drop_idle(self._freshness.idle)
+        for key in list(cache):
+            known = cache.known(key)
+            if known is None or known.remaining or isinstance(known.value, _Forgotten):
+                continue
+            if isinstance(known.value, Secret):
+                if trio.current_time() >= known.fetched + self._freshness.max_stale:
+                    cache.keep(key, replace(known, value=_Forgotten(_digests(known.value.values))))
+            elif isinstance(known.value, StoreError) and (cache is self._secrets or key not in self._withheld):
+                cache.drop(key)
 
     async def _serve(self, cache: TTLCache[str, T | StoreError], key: str) -> CachedAnswer[T | StoreError]:
-        answer = cache.use(key)
+        answer = cache.access(key)
         if answer is None and self._client.in_doubt:
             answer = self._stale(cache, key)
         if answer is not None:
@@ -255,13 +277,7 @@ class CachedStore:
 
     async def _renew(self, cache: TTLCache[str, Any]) -> None:
         """Load again what is due. A refusal is not kept fresh: whoever asks next hears whether it still stands."""
-        due = []
-        for key in cache.due():
-            known = cache.known(key)
-            if known is not None and not isinstance(known.value, StoreError):
-                due.append(key)
-            elif known is not None and not known.remaining and key not in self._withheld:
-                cache.drop(key)
+        due = [key for key in cache.due(self._freshness.idle) if not _is_refusal(cache.known(key))]
         if cache is self._secrets and self.reads_have_effects:
             return
         if due and cache is self._secrets and isinstance(self._client.store, RevalidatingStore):
@@ -323,7 +339,9 @@ class CachedStore:
     ) -> None:
         """Announce which keys of a secret have other values than before."""
         if known is not None:
-            before, now = _values(known), _values(answer)
+            before, now = _values(known.value), _values(answer.value)
+            if isinstance(known.value, _Forgotten):
+                now = _digests(now)
             keys = (key for key in {*before, *now} if before.get(key) != now.get(key))
             self._notify(Change(self.component, values=frozenset((name, key) for key in keys)))
 
@@ -351,18 +369,40 @@ class CachedStore:
             known = [key for key in keys if cache.known(key)]
             for key in keys:
                 cache.expire(key)
-            self._nursery.start_soon(self._load_quietly, cache, known)
+            with contextlib.suppress(RuntimeError):  # everything has ended: nobody wants to know any more
+                self._nursery.start_soon(self._load_quietly, cache, known)
 
     def _all_values(self, names: Iterable[str]) -> Change:
         """Return all known values of these secrets as changed."""
         known = ((name, answer) for name in names if (answer := self._secrets.known(name)) is not None)
         return Change(
-            self.component, values=frozenset((name, key) for name, answer in known for key in _values(answer))
+            self.component, values=frozenset((name, key) for name, answer in known for key in _values(answer.value))
         )
 
 
-def _values(answer: CachedAnswer[Secret | StoreError]) -> Mapping[str, bytes]:
-    return answer.value.values if isinstance(answer.value, Secret) else {}
+class _Forgotten(StoreError):
+    """A secret that is too old to be served. Its values have left memory: digests tell whether they have changed."""
+
+    def __init__(self, digests: Mapping[str, bytes]) -> None:
+        super().__init__("too old to be served")
+        self.digests = digests
+
+
+_DIGEST_KEY: Final = token_bytes(32)
+
+
+def _digests(values: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    return {key: blake2b(value, key=_DIGEST_KEY, digest_size=16).digest() for key, value in values.items()}
+
+
+def _is_refusal(answer: CachedAnswer[Any] | None) -> bool:
+    return answer is None or (isinstance(answer.value, StoreError) and not isinstance(answer.value, _Forgotten))
+
+
+def _values(answer: Secret | StoreError) -> Mapping[str, bytes]:
+    if isinstance(answer, _Forgotten):
+        return answer.digests
+    return answer.values if isinstance(answer, Secret) else {}
 
 
 def _given(answer: CachedAnswer[T | StoreError]) -> CachedAnswer[T]:

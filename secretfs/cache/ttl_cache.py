@@ -5,6 +5,7 @@ Belongs to one trio thread. Knows how old an answer is and who used it last; wha
 
 import copy
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -63,7 +64,10 @@ class CachedAnswer(Generic[T]):
 @dataclass(slots=True)
 class _Entry(Generic[T]):
     answer: CachedAnswer[T]
+    accessed: float
+    """When it was last asked for."""
     used: float
+    """When it was last in use; long ago if it never was."""
     due: float
 
 
@@ -108,13 +112,24 @@ class TTLCache(Generic[K, T]):
         entry = self._entries.get(key)
         return entry.answer if entry is not None and entry.answer.remaining else None
 
-    def use(self, key: K) -> CachedAnswer[T] | None:
-        """`peek`, on behalf of somebody who needs the answer: it counts as used."""
+    def access(self, key: K) -> CachedAnswer[T] | None:
+        """`peek`, on behalf of somebody who asks: what is asked for is not idle."""
         entry = self._entries.get(key)
         if entry is None:
             return None
-        entry.used = trio.current_time()
+        entry.accessed = trio.current_time()
         return entry.answer if entry.answer.remaining else None
+
+    def use(self, key: K) -> None:
+        """Take note that an answer is in use, if it is known: then it is to be loaded again before it expires."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.accessed = entry.used = trio.current_time()
+
+    def used(self, key: K) -> float:
+        """Return when an answer was last in use, on trio's clock; long ago if it never was."""
+        entry = self._entries.get(key)
+        return entry.used if entry else -math.inf
 
     def known(self, key: K) -> CachedAnswer[T] | None:
         """Return the last answer, which may have expired."""
@@ -123,7 +138,7 @@ class TTLCache(Generic[K, T]):
 
     async def get(self, key: K) -> CachedAnswer[T]:
         """Return the answer, loading it when it is not known or has expired. Raises what the load raised."""
-        return self.use(key) or await self.load(key)
+        return self.access(key) or await self.load(key)
 
     async def load(self, key: K) -> CachedAnswer[T]:
         """Load the answer, or wait for the load under way. When that fails, what was known stays `known`."""
@@ -134,7 +149,7 @@ class TTLCache(Generic[K, T]):
                 self._nursery.start_soon(self._run, key, pending)
             await pending.done.wait()
             if pending.outdated or self._replaced(key, pending):
-                newer = self.use(key)
+                newer = self.access(key)
                 if newer is not None:
                     return newer
             elif pending.answer is None:
@@ -142,12 +157,12 @@ class TTLCache(Generic[K, T]):
             else:
                 return pending.answer
 
-    def keep(self, key: K, answer: CachedAnswer[T]) -> None:
-        """Keep an answer. Whoever used the one before counts as a user of this one."""
+    def keep(self, key: K, answer: CachedAnswer[T], used: float = -math.inf) -> None:
+        """Keep an answer. It is in use as the one before was, or since ``used``."""
         now = trio.current_time()
         before = self._entries.get(key)
         due = now + answer.remaining * random.uniform(*EARLY)  # noqa: S311 - spreads load, hides nothing
-        self._entries[key] = _Entry(answer, before.used if before else now, due)
+        self._entries[key] = _Entry(answer, before.accessed if before else now, before.used if before else used, due)
 
     def _replaced(self, key: K, pending: _PendingLoad[T]) -> bool:
         """Whether the answer of a load that is done expired before those who waited for it woke up."""
@@ -163,10 +178,11 @@ class TTLCache(Generic[K, T]):
         if pending is not None:
             pending.outdated = True
 
-    def due(self) -> list[K]:
-        """Return the keys whose answers should be loaded again, the oldest first."""
+    def due(self, idle: float) -> list[K]:
+        """Return the keys that were in use within ``idle`` seconds and should be loaded again, the oldest first."""
         now = trio.current_time()
-        return [key for key, entry in sorted(self._entries.items(), key=_by_due) if entry.due <= now]
+        entries = sorted(self._entries.items(), key=_by_due)
+        return [key for key, entry in entries if entry.due <= now and entry.used > now - idle]
 
     def is_due(self, key: K) -> bool:
         """Whether there is an answer that should be loaded again."""
@@ -174,9 +190,9 @@ class TTLCache(Generic[K, T]):
         return entry is not None and entry.due <= trio.current_time()
 
     def drop_idle(self, idle: float) -> None:
-        """Forget the answers that nobody has used for ``idle`` seconds."""
+        """Forget the answers that nobody has asked for in ``idle`` seconds."""
         limit = trio.current_time() - idle
-        for key in [key for key, entry in self._entries.items() if entry.used <= limit]:
+        for key in [key for key, entry in self._entries.items() if entry.accessed <= limit]:
             del self._entries[key]
 
     def drop(self, key: K) -> None:

@@ -169,6 +169,7 @@ class Changes:
             content = await self._contents.get(key)
         except (NoSuchEntry, SecretNotFound):
             return False
+        self._contents.use(key)  # as it was for the process before us
         return self._tree.has_content(version, content.data, content.modified)
 
     async def change_of_names(self, folder: FolderKey, names: Iterable[str]) -> Change:

@@ -107,10 +107,16 @@ class Contents:
         if isinstance(key, BulkKey):
             with shared_deadline(bulk=True):
                 return _bulk_content(await self._bulks.get(key))
-        secret = self.view(key.component).use(key.name)  # mostly it is there: all the rest of this is about waiting
+        secret = self.view(key.component).recall(key.name)  # mostly it is there: all the rest of this is about waiting
         if secret is None:
             secret = await self.ask(key.component, lambda view: view.secret(key.name))
         return _content_of(key, secret)
+
+    def use(self, key: ValueKey | BulkKey | SecretBulkKey) -> None:
+        """Take note that a file is in use: somebody opens it, or has it open."""
+        view = self.views.get(key.component)
+        if view is not None and not isinstance(key, BulkKey):
+            view.use(key.name)
 
     def peek(self, key: ValueKey | BulkKey | SecretBulkKey) -> Content | None:
         """Return what is in a file if that may be served without waiting."""

@@ -192,6 +192,7 @@ class SecretVFS:
             self._tree.open(version, version.content or b"")
             return number
         self._tree.open(version, (await self._content_for(caller, version)).data)
+        self._contents.use(version.key)
         return number
 
     def takes_requests(self, number: int) -> bool:
@@ -259,8 +260,8 @@ class SecretVFS:
         self._retries.drop_lost(trio.current_time())
         self._tree.evict()
         for key in self._tree.open_files():
-            if isinstance(key, ValueKey | SecretBulkKey) and key.component in self._contents.views:
-                self._contents.views[key.component].touch(key.name)
+            if not isinstance(key, ControlKey):
+                self._contents.use(key)
 
     def _reads_have_effects(self, key: LeafKey | SecretKey) -> bool:
         view = None if isinstance(key, ControlKey) else self._contents.views.get(key.component)

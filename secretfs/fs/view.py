@@ -91,20 +91,20 @@ class StoreView:
 
     async def secret(self, name: str) -> CachedAnswer[Secret]:
         """Return a secret at most ttl old. Raises `NoSuchEntry` for one that the scope hides."""
-        known = self.use(name)
+        known = self.recall(name)
         if known is not None:
             return known
         self._store.prefetch(self._reads.ahead_of(name))
         return await self._store.fetch(name)
 
-    def use(self, name: str) -> CachedAnswer[Secret] | None:
+    def recall(self, name: str) -> CachedAnswer[Secret] | None:
         """Return `secret` if it can be served without waiting, else None. Raises what `secret` raises."""
         self._require(name)
-        return self._store.use(name)
+        return self._store.recall(name)
 
-    def touch(self, name: str) -> None:
-        """Count a secret as used: a program has it open, and may watch it for changes."""
-        self._store.touch(name)
+    def use(self, name: str) -> None:
+        """Count a secret as used: a program opens it, or has it open and may watch it for changes."""
+        self._store.use(name)
 
     def note_listing(self, listing: Listing) -> None:
         """Note that a program lists a directory: it may go on to read the secrets one by one."""

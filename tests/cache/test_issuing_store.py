@@ -36,7 +36,7 @@ async def test_what_is_in_use_is_not_fetched_in_the_background(
     await cached.fetch("app")
     for _ in range(60):
         await trio.sleep(10)
-        cached.touch("app")
+        cached.use("app")
     assert store.issued == 1
     assert store.calls["names:"] == 0
     await cached.fetch("app")

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -9,6 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache import health
+from secretfs.cache.change import Change
 from secretfs.cache.freshness import Freshness
 from secretfs.cache.store_cache import BACKGROUND, STALE_TTL, CachedStore
 from secretfs.errors import (
@@ -21,7 +23,7 @@ from secretfs.errors import (
 )
 from secretfs.store import CachedRead, Secret
 from tests.conftest import ExpectLog
-from tests.support.cached import Cached
+from tests.support.cached import Cached, calls_under_way, use
 from tests.support.canary import secret as canary
 from tests.support.memory_store import MemoryStore
 
@@ -63,9 +65,12 @@ async def run(mock_clock: MockClock, seconds: int, step: int = 2) -> None:
 
 async def settle() -> None:
     """Wait until no task can go on: those that wait for a thread are given the time it needs."""
-    for _ in range(3):
+    await wait_all_tasks_blocked()
+    for _ in range(200):
+        if not calls_under_way():
+            break
+        await trio.to_thread.run_sync(time.sleep, 0.001)  # a test may hold some of them for good
         await wait_all_tasks_blocked()
-        await trio.to_thread.run_sync(lambda: None)
     await wait_all_tasks_blocked(0.002)
 
 
@@ -73,7 +78,7 @@ async def fetch_at_once(cached: CachedStore, name: str = "db") -> bytes:
     """Fetch without letting time pass."""
     begin = trio.current_time()
     with trio.fail_after(0.001):
-        secret = await cached.fetch(name)
+        secret = await use(cached, name)
     assert trio.current_time() == begin
     (value,) = secret.value.values.values()
     return value
@@ -82,7 +87,7 @@ async def fetch_at_once(cached: CachedStore, name: str = "db") -> bytes:
 async def test_a_value_in_use_is_asked_for_again_before_it_expires(
     cached: CachedStore, store: MemoryStore, mock_clock: MockClock
 ) -> None:
-    await cached.fetch("db")
+    await use(cached, "db")
     store.put("db", {"password": NEW})
     await run(mock_clock, 58)
     assert store.calls["fetch:db"] == 2
@@ -97,9 +102,9 @@ async def test_what_a_reader_has_asked_for_meanwhile_is_not_asked_for_again(
     store = HoldingStore({f"{number}": {"k": OLD} for number in range(BACKGROUND + 1)})
     cached = Cached("vault", store, FRESHNESS, nursery)
     for name in store.secrets:
-        await cached.fetch(name)
+        await use(cached, name)
     mock_clock.jump(55)
-    *first, last = cached._secrets.due()
+    *first, last = cached._secrets.due(FRESHNESS.idle)
     store.held = frozenset(first)
     nursery.start_soon(cached._renew, cached._secrets)
     await settle()
@@ -111,10 +116,66 @@ async def test_what_a_reader_has_asked_for_meanwhile_is_not_asked_for_again(
     assert store.calls[f"fetch:{last}"] == 2
 
 
+async def test_what_is_only_looked_at_is_not_asked_for_in_the_background(
+    cached: CachedStore, store: MemoryStore, mock_clock: MockClock
+) -> None:
+    """A use is an open: a walk looks at everything, and reads nothing."""
+    await cached.names("")
+    for name in store.secrets:
+        await cached.fetch(name)
+    await run(mock_clock, 300)
+    assert store.calls == {"names:": 1, "fetch:db": 1, "fetch:other": 1}
+
+
+async def test_the_listings_that_lead_to_what_is_in_use_are_kept_fresh(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    store = MemoryStore({"team/db": {"k": OLD}, "other/db": {"k": OLD}}, folders=True)
+    cached = Cached("vault", store, FRESHNESS, nursery)
+    nursery.start_soon(cached.keep_fresh)
+    for folder in ("", "team", "other"):
+        await cached.names(folder)
+    await use(cached, "team/db")
+    await run(mock_clock, 58)
+    assert store.calls == {"names:": 2, "names:team": 2, "names:other": 1, "fetch:team/db": 2}
+
+
+async def test_values_leave_memory_during_an_outage(
+    cached: CachedStore, store: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    """After `idle`, and after `max_stale` at the latest. What has changed meanwhile is announced all the same."""
+    expect_log("vault: down")
+    told: list[Change] = []
+    cached._announce = told.append
+    await use(cached, "db")
+    await use(cached, "other")
+    store.fail_with = StoreUnavailable("down")
+    store.put("db", {"password": NEW})
+    for _ in range(5):
+        await run(mock_clock, 500, 10)
+        cached.use("db")
+    assert cached._secrets.known("other") is None
+    assert OLD in values_in(cached)
+    for _ in range(3):
+        await run(mock_clock, 500, 10)
+        cached.use("db")
+    assert values_in(cached) == []
+    store.fail_with = None
+    await run(mock_clock, 100)
+    assert NEW in values_in(cached)
+    assert told == [Change("vault", values=frozenset({("db", "password")}))]
+
+
+def values_in(cached: CachedStore) -> list[bytes]:
+    """Return all values that are in memory."""
+    known = (cached._secrets.known(name) for name in cached._secrets)
+    return [value for one in known if one and isinstance(one.value, Secret) for value in one.value.values.values()]
+
+
 async def test_a_value_nobody_uses_is_dropped_and_costs_nothing_more(
     cached: CachedStore, store: MemoryStore, mock_clock: MockClock
 ) -> None:
-    await cached.fetch("db")
+    await use(cached, "db")
     await run(mock_clock, 700)
     calls = store.calls["fetch:db"]
     assert calls <= 16  # 600 s idle at ttl 60 s, each after 70 to 90 % of it
@@ -138,7 +199,7 @@ async def test_what_a_store_can_compare_is_read_again_only_if_it_has_changed(
     store = Comparing({str(number): {"k": OLD} for number in range(50)})
     cached = Cached("vault", store, FRESHNESS, nursery)
     nursery.start_soon(cached.keep_fresh)
-    before = {name: await cached.fetch(name) for name in store.secrets}
+    before = {name: await use(cached, name) for name in store.secrets}
     store.put("7", {"k": NEW})
     store.delete("8")
     await run(mock_clock, 120)
@@ -149,8 +210,8 @@ async def test_what_a_store_can_compare_is_read_again_only_if_it_has_changed(
     assert 2 <= store.calls["unchanged"] <= 4
     assert await fetch_at_once(cached, "7") == NEW
     with pytest.raises(SecretNotFound):
-        await cached.fetch("8")
-    again = await cached.fetch("9")
+        await use(cached, "8")
+    again = await use(cached, "9")
     assert (again.serial, again.value) == (before["9"].serial, before["9"].value)  # nothing to look at anew
     assert again.fetched > before["9"].fetched
     store.refused["unchanged"] = StoreUnavailable("down")
@@ -164,7 +225,7 @@ async def test_what_changes_while_it_is_compared_is_not_taken_for_the_same(
 ) -> None:
     store = Comparing({"db": {"k": OLD}})
     cached = Cached("vault", store, FRESHNESS, nursery)
-    await cached.fetch("db")
+    await use(cached, "db")
     async with trio.open_nursery() as comparing:
         gate = store.gate
         gate.clear()
@@ -186,7 +247,7 @@ async def test_names_in_use_are_kept_fresh_too(cached: CachedStore, store: Memor
 
 async def test_refusals_are_not_kept_fresh(cached: CachedStore, store: MemoryStore, mock_clock: MockClock) -> None:
     with pytest.raises(SecretNotFound):
-        await cached.fetch("nope")
+        await use(cached, "nope")
     await run(mock_clock, 300)
     assert store.calls["fetch:nope"] == 1
     assert not len(cached._secrets)
@@ -200,13 +261,13 @@ async def test_what_is_known_is_served_while_the_store_fails(
     cached: CachedStore, store: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog, failure: StoreError
 ) -> None:
     expect_log(f"vault: {failure}")
-    await cached.fetch("db")
+    await use(cached, "db")
     store.fail_with = failure
     await run(mock_clock, 70)
     for _ in range(20):
         assert await fetch_at_once(cached) == OLD
         await run(mock_clock, 30, step=10)
-    secret = await cached.fetch("db")
+    secret = await use(cached, "db")
     assert secret.stale
     assert secret.remaining <= STALE_TTL
 
@@ -215,14 +276,14 @@ async def test_stale_has_an_end(
     cached: CachedStore, store: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
 ) -> None:
     expect_log("vault: down")
-    await cached.fetch("db")
+    await use(cached, "db")
     store.fail_with = StoreUnavailable("down")
     for _ in range(119):
         await run(mock_clock, 30, step=15)
         assert await fetch_at_once(cached) == OLD
     await run(mock_clock, 40)
     with pytest.raises(StoreUnavailable):
-        await cached.fetch("db")
+        await use(cached, "db")
 
 
 @pytest.mark.parametrize(
@@ -233,11 +294,11 @@ async def test_a_refusal_takes_effect_at_once_and_is_never_papered_over(
 ) -> None:
     if isinstance(refusal, AccessDenied):
         expect_log("vault: revoked")
-    await cached.fetch("db")
+    await use(cached, "db")
     store.refused["fetch:db"] = refusal
     await run(mock_clock, 60)
     with pytest.raises(type(refusal)):
-        await cached.fetch("db")
+        await use(cached, "db")
 
 
 async def test_what_is_not_known_fails_in_time_and_then_at_once(
@@ -247,7 +308,7 @@ async def test_what_is_not_known_fails_in_time_and_then_at_once(
     store.fail_with = StoreUnavailable("down")
     for _ in range(10):
         with pytest.raises(StoreUnavailable):
-            await cached.fetch("db")
+            await use(cached, "db")
     assert store.calls["fetch:db"] == 3  # the breaker is open
 
 
@@ -257,7 +318,7 @@ async def test_recovery_is_noticed_without_a_reader_and_without_a_herd(
     expect_log("vault: down")
     for number in range(100):
         store.put(f"secret-{number}", {"k": b"1"})
-        await cached.fetch(f"secret-{number}")
+        await use(cached, f"secret-{number}")
     store.fail_with = StoreUnavailable("down")
     await run(mock_clock, 200)
     down = sum(store.calls.values())
@@ -279,7 +340,7 @@ async def test_a_store_that_hangs_serves_what_it_knows_after_one_wait_at_most(
     cached: CachedStore, store: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
 ) -> None:
     expect_log("vault: no answer within 5s")
-    await cached.fetch("db")
+    await use(cached, "db")
     store.gate.clear()
     for _ in range(100):
         mock_clock.jump(1)
@@ -296,8 +357,8 @@ async def test_one_failure_does_not_shut_out_what_is_not_known(
     expect_log("vault: hiccup")
     store.refused["fetch:db"] = StoreUnavailable("hiccup")
     with pytest.raises(StoreUnavailable):
-        await cached.fetch("db")
-    assert (await cached.fetch("other")).value.values == {"k": b"v"}
+        await use(cached, "db")
+    assert (await use(cached, "other")).value.values == {"k": b"v"}
 
 
 async def test_one_secret_that_always_fails_does_not_shut_out_the_others(
@@ -313,7 +374,7 @@ async def test_one_secret_that_always_fails_does_not_shut_out_the_others(
     for number in range(20):
         for _ in range(2 * health.FAILURES):  # a program that polls
             with pytest.raises(StoreUnavailable):
-                await cached.fetch("db")
+                await use(cached, "db")
         await settle()
         store.put(f"cold-{number}", {"k": b"v"})
         assert await fetch_at_once(cached, f"cold-{number}") == b"v"

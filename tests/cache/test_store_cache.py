@@ -25,7 +25,7 @@ from secretfs.errors import (
 from secretfs.store import Names, Secret
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
-from tests.support.cached import Cached
+from tests.support.cached import Cached, use
 from tests.support.canary import leaked
 from tests.support.canary import secret as canary
 from tests.support.memory_store import MemoryStore, WatchingMemoryStore
@@ -493,7 +493,7 @@ async def test_a_change_is_told_whoever_finds_it(
     told: list[Change] = []
     cached = AtOnce("vault", store, Freshness(ttl=60), nursery, announce=told.append)
     await cached.names("")
-    await cached.fetch("db")
+    await use(cached, "db")
     store.put("db", {"password": b"new"})
     store.put("added", {"k": b"v"})
     mock_clock.jump(60)
@@ -748,7 +748,7 @@ async def test_to_look_at_an_answer_is_not_to_use_it(nursery: trio.Nursery, mock
     for key in ("used", "looked at"):
         await shelf.get(key)
     mock_clock.jump(10)
-    assert shelf.use("used")
+    assert shelf.access("used")
     assert shelf.peek("looked at")
     shelf.drop_idle(10)
     assert list(shelf) == ["used"]

@@ -1,6 +1,7 @@
 """A cache with a client of its own, from what a test has at hand."""
 
 from typing import ClassVar
+from weakref import WeakSet
 
 import trio
 
@@ -8,13 +9,15 @@ from secretfs.cache.change import Announce, discard
 from secretfs.cache.client import StoreClient
 from secretfs.cache.freshness import Freshness
 from secretfs.cache.store_cache import CachedStore
-from secretfs.store import SecretStore
+from secretfs.cache.ttl_cache import CachedAnswer
+from secretfs.store import Secret, SecretStore
 
 
 class Cached(CachedStore):
     """A `CachedStore` of a store."""
 
     client_type: ClassVar[type[StoreClient]] = StoreClient
+    clients: ClassVar[WeakSet[StoreClient]] = WeakSet()
 
     def __init__(
         self,
@@ -27,4 +30,17 @@ class Cached(CachedStore):
         announce: Announce = discard,
     ) -> None:
         client = self.client_type(component, store, freshness.ttl, freshness.deadline, store_type)
+        self.clients.add(client)
         super().__init__(client, freshness, nursery, announce)
+
+
+async def use(cached: CachedStore, name: str) -> CachedAnswer[Secret]:
+    """Fetch a secret, and take note that it is in use, as the file system does when a file is opened."""
+    secret = await cached.fetch(name)
+    cached.use(name)
+    return secret
+
+
+def calls_under_way() -> bool:
+    """Whether a thread is calling a store."""
+    return any(client._limiter.borrowed_tokens for client in Cached.clients)

@@ -1,0 +1,62 @@
+"""What counts as a use, and what a store is asked in the background for it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.canary import secret
+from tests.support.manifests import component
+from tests.support.mounted import Mounted, mounted
+from tests.support.shell import run, wait_until
+
+pytestmark = pytest.mark.mount
+
+MANY = {f"s{number:03}": secret(str(number)) for number in range(200)}
+
+
+def status(mount: Mounted, store: str) -> dict[str, Any]:
+    """Return what the mount says of a store."""
+    found: dict[str, Any] = json.loads((mount.path / ".secretfs/status.json").read_text())["stores"][store]
+    return found
+
+
+def calls(mount: Mounted, store: str) -> int:
+    """Return how often a store has been asked anything."""
+    return sum(kind["made"] for kind in status(mount, store)["calls"].values())
+
+
+def local_file(directory: Path, name: str, secrets: dict[str, str], **annotations: str) -> Path:
+    """Declare a store with these secrets. Returns its file."""
+    path = directory / f"{name}.json"
+    path.write_text(json.dumps(secrets))
+    chosen = {f"secretfs/{key.replace('_', '-')}": value for key, value in annotations.items()}
+    component(directory / "manifests", name, "local.file", {"secretsFile": path}, annotations=chosen)
+    return path
+
+
+def test_a_walk_is_no_use(tmp_path: Path) -> None:
+    """fresh-6: A use is an open. What was only listed or stat'ed is not asked for again in the background."""
+    local_file(tmp_path, "walked", MANY, ttl="300ms")
+    local_file(tmp_path, "used", {"s": secret("s")}, ttl="300ms")
+    with mounted(tmp_path / "manifests") as mount:
+        found = run("find", mount.path / "walked", "-type", "f", "-size", "+0").stdout.splitlines()
+        assert len(found) == len(MANY)
+        (mount.path / "used/s").read_bytes()
+        wait_until(lambda: calls(mount, "used") >= 4)  # so a walk that still goes on would show
+        walked, used = calls(mount, "walked"), calls(mount, "used")
+        wait_until(lambda: calls(mount, "used") >= used + 8)
+        assert calls(mount, "walked") == walked
+
+
+@pytest.mark.parametrize("annotation", ["idle", "max_stale"])
+def test_values_leave_memory_during_an_outage(tmp_path: Path, annotation: str) -> None:
+    """stale-6: Values also leave memory while their store fails: after `idle`, and after `max-stale` at the latest."""
+    path = local_file(tmp_path, "file", {"s": secret("s")}, ttl="200ms", **{annotation: "1s"})
+    with mounted(tmp_path / "manifests", expect_log=["file: "]) as mount:
+        (mount.path / "file/s").read_bytes()
+        assert status(mount, "file")["cached_values"] == 1
+        path.unlink()
+        wait_until(lambda: status(mount, "file")["state"] == "down")
+        wait_until(lambda: status(mount, "file")["cached_values"] == 0)
