@@ -65,7 +65,7 @@ def transport_error(where: str, error: BaseException | None) -> StoreError:
             reason = "the connection broke; if the server speaks TLS, the address must start with https://"
         case _:
             reason = "the connection broke"
-    return kind(f"{where}: {reason}")
+    return kind(f"{where}: {reason}" if where else reason)
 
 
 def wants_tls(status: int, body: bytes) -> bool:

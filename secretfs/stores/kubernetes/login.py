@@ -21,6 +21,7 @@ from kubernetes.config.incluster_config import SERVICE_TOKEN_FILENAME
 from kubernetes.config.kube_config import ConfigNode, KubeConfigLoader, KubeConfigMerger
 
 from secretfs.errors import ConfigurationError, StoreError, StoreUnavailable
+from secretfs.stores._http.trust import tls_context
 
 _LOADING = threading.Lock()  # the client shares its temporary files of certificates between threads
 
@@ -136,22 +137,14 @@ def _run_plugin(user: ConfigNode | None, cluster: ConfigNode) -> None:
 
 def _access(configuration: Configuration, proxy: str | None = None) -> Access:
     """Read the files that a configuration names into a TLS context. ``proxy`` overrides the environment's."""
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    tls.minimum_version = ssl.TLSVersion.TLSv1_2
-    # As in Go, every given certificate is an anchor, also the server's own.
-    tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        if not configuration.verify_ssl:
-            tls.check_hostname = False
-            tls.verify_mode = ssl.CERT_NONE
-        elif configuration.ssl_ca_cert:
-            tls.load_verify_locations(configuration.ssl_ca_cert)
-        else:
-            tls.load_default_certs()
+        file = configuration.ssl_ca_cert
+        authorities = [Path(file).read_text("ascii", errors="ignore")] if file and configuration.verify_ssl else None
+        tls = tls_context(authorities, verify=configuration.verify_ssl)
         if configuration.cert_file:
             # Without a password Python would ask the terminal for that of an encrypted key.
             tls.load_cert_chain(configuration.cert_file, configuration.key_file, password="")
-    except (OSError, ValueError):  # an SSLError is an OSError
+    except (OSError, ValueError, ConfigurationError):  # an SSLError is an OSError
         raise StoreUnavailable("the certificates for the server cannot be read") from None
     configuration.ssl_ca_cert = configuration.cert_file = configuration.key_file = None
     configuration.proxy = proxy or _environment_proxy(configuration.host)
