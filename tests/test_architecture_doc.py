@@ -65,10 +65,10 @@ def test_every_package_has_a_line() -> None:
     assert set(rows) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {"secretfs"}
 
 
-def test_there_are_ten_typical_changes() -> None:
-    table = TEXT.partition("\n## Ten typical changes\n")[2].partition("\n## ")[0]
+def test_each_typical_change_names_its_place() -> None:
+    table = TEXT.partition("\n## Typical changes\n")[2].partition("\n## ")[0]
     rows = [row for row in table.splitlines() if row.startswith("| ")][1:]
-    assert len(rows) == 10
+    assert len(rows) >= 10
     assert all(set(re.findall(r"`([A-Za-z_.]+)`", row)) & set(names()) for row in rows)
 
 

@@ -147,7 +147,7 @@ def _fusermount(path: Path, *, lazy: bool) -> str:
 
 
 def is_dead(path: Path) -> bool:
-    """Whether the daemon of the mount at ``path`` is gone, which the kernel tells with ENOTCONN.
+    """Whether the daemon of the mount at ``path`` is gone, for which the kernel returns ENOTCONN.
 
     Raises `MountError` if the mount does not answer.
     """
