@@ -20,6 +20,8 @@ from secretfs.linux.syscall_server import LARGEST, serve
 
 _PROGRAM = [sys.executable, "-P", "-m", "secretfs.linux.syscall_server"]
 
+_NONE = -1
+
 log = logging.getLogger(__name__)
 
 
@@ -28,7 +30,7 @@ class SyscallHelper:
 
     def __init__(self, pid: int, ours: socket.socket) -> None:
         self.pid = pid
-        """The kernel names this process as the caller. It changes when the helper is replaced."""
+        """The kernel names this process as the caller. Changes when the helper is replaced; -1 while there is none."""
         self._socket = ours
         self._one_at_a_time: trio.Lock | None = None
 
@@ -72,8 +74,8 @@ class SyscallHelper:
 
     def _replace(self) -> None:
         """Start another helper, as a program: a process that holds secrets and has threads is not to be forked."""
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+        self._reap(0)
+        self.pid = _NONE
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         environment = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
         try:
@@ -94,8 +96,12 @@ class SyscallHelper:
     def close(self) -> None:
         """Let the helper end, and do not wait for that: it may be waiting for an answer that we owe."""
         self._socket.close()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, os.WNOHANG)
+        self._reap(os.WNOHANG)
+
+    def _reap(self, options: int) -> None:
+        if self.pid != _NONE:  # an attempt to replace it has failed
+            with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored, and the kernel reaps it
+                os.waitpid(self.pid, options)
 
 
 @dataclass(frozen=True, slots=True)
