@@ -51,7 +51,9 @@ def test_a_bulk_file(mount: Mounted) -> None:
 
 
 def test_a_refresh(mount: Mounted) -> None:
-    """control-10: A refresh has the time of a bulk file; then it is ETIMEDOUT, and what it did not reach is expired."""
+    """control-10: A refresh takes as long as a bulk file may, else it is ETIMEDOUT, and what it did not reach is
+    expired.
+    """
     refresh = mount.path / ".secretfs/refresh"
     assert len(json.loads((mount.path / "long/.bulk.json").read_bytes())) == SECRETS
     errno_of((mount.path / "brief/.bulk.json").read_bytes)

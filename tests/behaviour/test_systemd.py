@@ -168,7 +168,7 @@ def test_readers_of_a_killed_daemon(service: System) -> None:
 
 
 def test_files_of_another_user(service: System, tmp_path: Path) -> None:
-    """systemd-16: With `--uid` the files belong to that user, and watchers see changes as ever."""
+    """systemd-16: With `--uid` the files belong to that user, and watchers see every change."""
     configure(service, "--resources-path=/etc/secretfs/components --allow-other --uid=4711 --mode=0400")
     service.systemctl("start", UNIT)
     assert service.run("cat", PASSWORD, user=4711).stdout.decode() == secret("unit")

@@ -37,7 +37,7 @@ def local_file(directory: Path, name: str, secrets: dict[str, str], **annotation
 
 
 def test_a_walk_is_no_use(tmp_path: Path) -> None:
-    """fresh-6: A use is an open. What was only listed or stat'ed is not asked for again in the background."""
+    """fresh-6: A use is an open: what was only listed or stat'ed is not fetched again in the background."""
     local_file(tmp_path, "walked", MANY, ttl="300ms")
     local_file(tmp_path, "used", {"s": secret("s")}, ttl="300ms")
     with mounted(tmp_path / "manifests") as mount:
