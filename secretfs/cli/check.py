@@ -5,18 +5,18 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 import trio
 
 from secretfs.cache.freshness import Freshness
 from secretfs.cache.store_cache import CachedStore
-from secretfs.cli.options import sources
+from secretfs.cli.options import sources, take_sources
 from secretfs.cli.output import progress, warn, wrap
 from secretfs.dapr.component import Component
-from secretfs.dapr.load import Declaration, load_declaration, named_paths
+from secretfs.dapr.declaration import Declaration
+from secretfs.dapr.load import load_declaration
 from secretfs.dapr.references import component_references
 from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, Notice, StoreError, as_store_error
 from secretfs.fs.keys import FolderKey, ValueKey
@@ -46,13 +46,10 @@ Branch = Mapping[str, "Branch | None"]
 @click.option("--strict", is_flag=True, help="Treat warnings as errors.")
 @click.option("--connect", is_flag=True, help="Open every store and list the names in it.")
 def check_command(
-    resources: tuple[Path, ...],
-    configs: tuple[Path, ...],
-    app_id: str,
     *,
-    no_builtin: bool,
     strict: bool,
     connect: bool,
+    **flags: Any,
 ) -> NoReturn:
     """Load everything as `mount` would, and show the tree that the app would see: names, never values.
 
@@ -66,7 +63,7 @@ def check_command(
       2  a mistake in flags, manifests or configuration; with --strict, a warning
       4  a store does not answer, or refuses
     """  # noqa: D301
-    declaration = load_declaration(*named_paths(resources, configs), app_id, builtin=not no_builtin)
+    declaration = load_declaration(take_sources(flags))
     with progress(len(declaration.components), shown=connect) as step:
         found = trio.run(partial(examine, declaration, Freshness(), connect=connect, step=step))
     _print_found(found)
@@ -97,7 +94,7 @@ async def examine(declaration: Declaration, default: Freshness, *, connect: bool
     ``step`` is called twice for each component, as the work goes on.
     """
     report = Report(notices=list(declaration.notices))
-    stores: dict[str, Branch | None] = {component.name: None for component in declaration.components}
+    stores: dict[str, Branch | None] = dict.fromkeys(declaration.stores)
     if connect:
         stores = await _connect(declaration, default, report, step)
     else:
@@ -106,8 +103,19 @@ async def examine(declaration: Declaration, default: Freshness, *, connect: bool
             _inspect(component, declaration, default, report)
             step()
             step()
-    report.tree = ["/", *_lines({name: entries or {} for name, entries in stores.items()})]
+    report.tree = ["/", *_lines(_placed(stores, declaration))]
     return report
+
+
+def _placed(stores: Mapping[str, Branch | None], declaration: Declaration) -> Branch:
+    """Put stores where a mount shows them: at the root, or in the directories of apps."""
+    if declaration.apps is None:
+        return {name: entries or {} for name, entries in stores.items()}
+    apps: dict[str, dict[str, Branch | None]] = {app: {} for app in declaration.apps}
+    for shown, entries in stores.items():
+        app, _, name = shown.partition("/")
+        apps[app][name] = entries or {}
+    return apps
 
 
 def _inspect(component: Component, declaration: Declaration, default: Freshness, report: Report) -> None:
@@ -131,13 +139,17 @@ async def _connect(
     declaration: Declaration, default: Freshness, report: Report, step: Callable[[], None]
 ) -> dict[str, Branch | None]:
     stores: dict[str, Branch | None] = {}
+    shown: dict[str, list[str]] = {component.name: [] for component in declaration.components}
+    for name, store in declaration.stores.items():
+        shown[store.component].append(name)
 
     async def look_into(opened: OpenedStore, nursery: trio.Nursery) -> None:
         component = opened.component
-        cached = CachedStore(opened.client, opened.freshness, nursery)
-        view, unlistable = StoreView(cached, declaration.scope(component.name)), list[str]()
+        cached, unlistable = CachedStore(opened.client, opened.freshness, nursery), list[str]()
         try:
-            stores[component.name] = await _names(view, (), unlistable)
+            for name in shown[component.name]:
+                view = StoreView(cached, declaration.scope(name), name)
+                stores[name] = await _names(view, (), unlistable)
         except StoreError as error:
             report.failures.append(OpenFailure(component, error))
         for folder in unlistable:
@@ -149,7 +161,7 @@ async def _connect(
         report.notices += registry.notices
         report.failures += registry.failures
         failed = {failure.component.name for failure in registry.failures}
-        stores.update(dict.fromkeys(registry.stores))
+        stores.update(dict.fromkeys(name for component in registry.stores for name in shown[component]))
         async with trio.open_nursery() as calls:
             async with trio.open_nursery() as nursery:
                 for component in declaration.components:

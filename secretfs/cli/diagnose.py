@@ -24,7 +24,7 @@ import trio
 import secretfs
 from secretfs.cache.freshness import Freshness
 from secretfs.dapr.component import Component
-from secretfs.dapr.load import Declaration
+from secretfs.dapr.declaration import Declaration
 from secretfs.durations import show_duration
 from secretfs.errors import (
     AccessDenied,
@@ -247,7 +247,8 @@ def examine_declaration(load: Callable[[], Declaration]) -> tuple[list[Finding],
     except ConfigurationError as error:
         return [_wrong("manifests", error, str(error))], None
     stores = ", ".join(component.name for component in declaration.components)
-    found = Finding("manifests", f"the stores of this app: {stores}")
+    whose = "this app" if declaration.apps is None else f"{len(declaration.apps)} apps"
+    found = Finding("manifests", f"the stores of {whose}: {stores}")
     return [found, *(_noted("manifests", notice) for notice in declaration.notices)], declaration
 
 

@@ -18,10 +18,11 @@ from secretfs.cli.diagnose import (
     summary,
     to_json,
 )
-from secretfs.cli.options import PATH, take_freshness
+from secretfs.cli.options import PATH, take_freshness, take_sources
 from secretfs.cli.output import progress, wrap
 from secretfs.daemon.serve import MountOptions
-from secretfs.dapr.load import load_declaration, named_paths
+from secretfs.dapr.declaration import Declaration
+from secretfs.dapr.load import load_declaration
 from secretfs.errors import ConfigurationError
 from secretfs.linux.log import printable
 
@@ -67,18 +68,23 @@ def _doctor(mountpoint: Path | None, *, as_json: bool, **flags: Any) -> NoReturn
 def _diagnose(mountpoint: Path | None, flags: dict[str, Any]) -> Iterator[Finding]:
     """Make all findings, each when it is found."""
     yield from examine_machine(mountpoint, allow_other=flags["allow_other"], nonempty=flags["nonempty"])
-    for notice in MountOptions(mountpoint or Path(), allow_other=flags["allow_other"], uid=flags["uid"]).notices:
+    options = MountOptions(mountpoint or Path(), allow_other=flags["allow_other"], uid=flags["uid"])
+    for notice in options.notices:
         yield Finding.warn("flags", str(notice), "give that flag as well, unless only root shall read")
-    resources, configs, app_id, builtin = (flags[name] for name in ("resources", "configs", "app_id", "no_builtin"))
-    if not resources:
+    named = take_sources(flags)
+    if not named.resources:
         try:
-            named_paths(resources, configs)
+            named.with_defaults()
         except ConfigurationError as error:  # without manifests only the machine is checked: no mistake
             yield Finding.warn("manifests", "no stores are looked at", str(error))
             return
-    findings, declaration = examine_declaration(
-        lambda: load_declaration(*named_paths(resources, configs), app_id, builtin=not builtin)
-    )
+
+    def load() -> Declaration:
+        declaration = load_declaration(named)
+        options.require_rights(declaration)
+        return declaration
+
+    findings, declaration = examine_declaration(load)
     yield from findings
     if declaration is not None:
         with progress(len(declaration.components)) as step:

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import click
 
-from secretfs.cli.options import NONEMPTY, PATH, audience, freshness, sources, take_freshness
+from secretfs.cli.options import NONEMPTY, PATH, audience, freshness, sources, take_freshness, take_sources
 from secretfs.daemon import worker
 from secretfs.daemon.serve import MountOptions
 from secretfs.daemon.worker import Request
@@ -29,9 +29,6 @@ from secretfs.linux.process import require_owner
 @audience
 @click.argument("mountpoint", type=PATH)
 def mount_command(
-    resources: tuple[Path, ...],
-    configs: tuple[Path, ...],
-    app_id: str,
     mountpoint: Path,
     *,
     foreground: bool,
@@ -52,9 +49,9 @@ def mount_command(
       4  a store does not answer, or refuses
     """  # noqa: D301
     log_to_stderr()
+    named = take_sources(flags)
     default = take_freshness(flags)
-    builtin = not flags.pop("no_builtin")
     options = MountOptions(resolve(mountpoint), mode=mode, default=default, **flags)
     require_owner(options.uid)
-    request = Request(resources, configs, app_id, builtin, options, foreground, log_file)
+    request = Request(named, options, foreground, log_file)
     sys.exit(worker.mount(request, click.get_current_context().obj))

@@ -12,8 +12,9 @@ import click
 
 from secretfs.cache.freshness import Freshness
 from secretfs.daemon.command import OnChange
-from secretfs.dapr.load import DEFAULT_CONFIG, DEFAULT_RESOURCES
+from secretfs.dapr.load import DEFAULT_CONFIG, DEFAULT_RESOURCES, Sources
 from secretfs.durations import parse_duration, show_duration
+from secretfs.errors import ConfigurationError
 from secretfs.settings import nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -160,6 +161,13 @@ def sources(command: F) -> F:
             help="Inside a Kubernetes pod, do without the store `kubernetes` that needs no manifest.",
         ),
         click.option(
+            "--apps",
+            type=PATH,
+            multiple=True,
+            metavar="DIR",
+            help="Directory that declares apps; each gets a directory of its own at the root. Repeatable.",
+        ),
+        click.option(
             "--app-id", default="", metavar="ID", help="The app whose view this is; component scopes name it."
         ),
         click.option(
@@ -187,6 +195,14 @@ def sources(command: F) -> F:
 NONEMPTY = click.option(
     "--nonempty", is_flag=True, help="Mount over a directory that is not empty, and hide what is in it."
 )
+
+
+def take_sources(flags: dict[str, Any]) -> Sources:
+    """Take the values of these flags out of all that a command was given. Raises `ConfigurationError`."""
+    resources, configs, app_id, apps = (flags.pop(name) for name in ("resources", "configs", "app_id", "apps"))
+    if app_id and apps:
+        raise ConfigurationError("--app-id shows one app and --apps shows many: leave one of them out")
+    return Sources(resources, configs, app_id, not flags.pop("no_builtin"), apps)
 
 
 def audience(command: F) -> F:

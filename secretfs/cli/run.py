@@ -8,7 +8,16 @@ from typing import Any, NoReturn
 
 import click
 
-from secretfs.cli.options import NONEMPTY, ON_CHANGE, PATH, audience, freshness_for_a_command, sources, take_freshness
+from secretfs.cli.options import (
+    NONEMPTY,
+    ON_CHANGE,
+    PATH,
+    audience,
+    freshness_for_a_command,
+    sources,
+    take_freshness,
+    take_sources,
+)
 from secretfs.cli.output import reporting
 from secretfs.daemon.command import OnChange, ParentPipe, end_as, run
 from secretfs.daemon.handover import Handover
@@ -41,9 +50,6 @@ from secretfs.linux.preflight import require_device
 @audience
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run_command(
-    resources: tuple[Path, ...],
-    configs: tuple[Path, ...],
-    app_id: str,
     command: tuple[str, ...],
     *,
     on_change: OnChange,
@@ -70,10 +76,10 @@ def run_command(
     handler = open_log(log_file) if log_file else None
     flags["idle"] = math.inf if flags["idle"] is None else flags["idle"]
     default = take_freshness(flags)
-    builtin = not flags.pop("no_builtin")
+    named = take_sources(flags)
     place = _private_place(at, nonempty=flags["nonempty"], uid=flags["uid"], gid=flags["gid"])
     options = MountOptions(place, default=default, **flags)
-    request = Request(resources, configs, app_id, builtin, options, foreground=True)
+    request = Request(named, options, foreground=True)
 
     def serve(line: ParentPipe) -> int:
         def ready() -> None:

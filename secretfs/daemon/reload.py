@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -17,9 +17,10 @@ from typing import Final
 import trio
 
 from secretfs.cache.change import Announce, Change
+from secretfs.dapr.declaration import Declaration
 from secretfs.dapr.load import ConfigSource, working_directory
 from secretfs.errors import SecretFSError, log_defect
-from secretfs.registry.store_set import ScopedStore, StoreSet
+from secretfs.registry.store_set import ReloadResult, StoreSet
 
 CHECK_EVERY: Final = 1.0
 """Seconds."""
@@ -29,10 +30,10 @@ RETRY: Final = (5.0, 300.0)
 log = logging.getLogger(__name__)
 
 
-Show = Callable[[Mapping[str, ScopedStore], frozenset[str]], frozenset[str]]
-"""Shows other stores from now on; given them all, and which of them have nothing in common with the one before.
+Show = Callable[[Declaration, ReloadResult], frozenset[str]]
+"""Shows from now on what is declared, with these stores.
 
-Returns the components that came or went, or are another store now."""
+Returns the stores that came or went, or are another store now."""
 
 
 class Reloader:
@@ -85,7 +86,7 @@ class Reloader:
         replacement = await self._stores.replace(declaration)
         self._schedule_retry()
         if replacement is not None:
-            for component in sorted(self._show(replacement.stores, replacement.replaced)):
+            for component in sorted(self._show(declaration, replacement)):
                 self._announce(Change(component, whole=True))
             for change in replacement.changes:
                 self._announce(change)

@@ -4,9 +4,9 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyfuse3
@@ -18,8 +18,9 @@ from secretfs.daemon.handover import Handover
 from secretfs.daemon.processes import set_process_name
 from secretfs.daemon.reload import Reloader
 from secretfs.daemon.store_records import record_stores, replaced_stores
-from secretfs.dapr.load import ConfigSource, Declaration
-from secretfs.errors import MountError, Notice
+from secretfs.dapr.declaration import Declaration
+from secretfs.dapr.load import ConfigSource
+from secretfs.errors import ConfigurationError, MountError, Notice
 from secretfs.fs.attributes import PermissionPolicy
 from secretfs.fs.changes import catch_up
 from secretfs.fs.journal import Journal
@@ -31,8 +32,9 @@ from secretfs.fuse.operations import SecretOperations
 from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import clear, unmount
 from secretfs.linux.syscall_helper import SyscallHelper, SyscallHelpers
+from secretfs.permissions import Permissions, ViewPermissions
 from secretfs.registry.opening import Registry
-from secretfs.registry.store_set import ScopedStore, StoreSet
+from secretfs.registry.store_set import ReloadResult, StoreSet
 
 REQUESTS = 10_000
 """Kernel requests served at once. Each costs a task; a wait for one store must never keep another's readers out."""
@@ -65,10 +67,33 @@ class MountOptions:
     default: Freshness = field(default_factory=Freshness)
     """Of the stores that do not say otherwise."""
 
-    @property
-    def permissions(self) -> PermissionPolicy:
-        """Owner, group and mode of the files."""
-        return PermissionPolicy(self.mode, self.uid, self.gid)
+    def permissions(self, declaration: Declaration) -> PermissionPolicy:
+        """Return owner, group and mode of all that is declared."""
+        policy = PermissionPolicy(self.mode, self.uid, self.gid, declaration.rules_of(None))
+        if declaration.apps is None:
+            return policy
+        views = {}
+        for name, app in declaration.apps.items():
+            uid, gid, mode = policy.view(None).default
+            chosen = Permissions(
+                uid if app.uid is None else app.uid,
+                gid if app.gid is None else app.gid,
+                mode if app.mode is None else app.mode,
+            )
+            views[name] = ViewPermissions(chosen, (*app.rules, *declaration.rules_of(name)))
+        return replace(policy, apps=views)
+
+    def require_rights(self, declaration: Declaration) -> None:
+        """Refuse apps of other users, whom nobody but root can serve. Raises `ConfigurationError`."""
+        for app in (declaration.apps or {}).values():
+            if app.uid not in (None, os.getuid()) and os.geteuid() != 0:
+                raise ConfigurationError(
+                    f"app {app.name} belongs to user {app.uid}: only root can mount for other users", app.source
+                )
+            if app.uid not in (None, os.getuid()) and not self.allow_other:
+                raise ConfigurationError(
+                    f"app {app.name} belongs to user {app.uid}, who gets in with --allow-other only", app.source
+                )
 
     @property
     def notices(self) -> list[Notice]:
@@ -118,16 +143,19 @@ async def serve(
         if not inherited:
             handover.keep(connection)
         app_id = declaration.context.app_id
-        vfs = SecretVFS(views_of(started), options.permissions, nursery, app_id, journal, wake=connection.send)
+        permissions = options.permissions(declaration)
+        wake, apps = connection.send, declaration.apps
+        vfs = SecretVFS(views_of(started), permissions, nursery, app_id, journal, wake=wake, apps=apps)
         publisher = Publisher(vfs, options.mountpoint, helpers.publishing, announced, observer.changed)
 
-        def show(scoped: Mapping[str, ScopedStore], others: frozenset[str]) -> frozenset[str]:
-            changed = vfs.replace(views_of(scoped), others)
-            record_stores(journal, stores.running)
+        def show(declared: Declaration, result: ReloadResult) -> frozenset[str]:
+            permissions, views = options.permissions(declared), views_of(result.stores)
+            changed = vfs.replace(views, result.replaced, declared.apps, permissions)
+            record_stores(journal, stores.shown)
             return changed
 
-        replaced = replaced_stores(journal, stores.running) if inherited else frozenset()
-        for component in sorted(show(started, replaced)):
+        replaced = replaced_stores(journal, stores.shown) if inherited else frozenset()
+        for component in sorted(show(declaration, ReloadResult(started, (), replaced))):
             announce(Change(component, whole=True))
         reloader = Reloader(origin, stores, show, announce)
         device: int | None = None

@@ -2,40 +2,42 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from secretfs.dapr.component import Component
+from secretfs.dapr.declaration import Declaration
 from secretfs.fs.journal import Journal, StoreRecord
 from secretfs.registry.opening import KnownStore
 from secretfs.registry.store_set import RunningStore
 
 
-def known_stores(journal: Journal, components: Iterable[Component]) -> dict[str, KnownStore]:
-    """Return what our predecessor knew of these components."""
-    records = journal.stores
+def known_stores(journal: Journal, declaration: Declaration) -> dict[str, KnownStore]:
+    """Return what our predecessor knew of the components that are declared."""
+    records, components = journal.stores, {component.name: component for component in declaration.components}
     return {
         component.name: KnownStore(record.multi_valued, edited=_is_edited(component, record, journal))
-        for component in components
-        if (record := records.get(component.name)) is not None
+        for name, store in declaration.stores.items()
+        if (record := records.get(name)) is not None
+        for component in (components[store.component],)
     }
 
 
-def replaced_stores(journal: Journal, running: Mapping[str, RunningStore]) -> frozenset[str]:
-    """Return the components that came, went, or are another kind of store than the journal says."""
-    before, now = journal.stores, _records(journal, running)
+def replaced_stores(journal: Journal, shown: Mapping[str, RunningStore]) -> frozenset[str]:
+    """Return what came, went, or is another kind of store than the journal says."""
+    before, now = journal.stores, _records(journal, shown)
     both = before.keys() & now.keys()
     return frozenset(before.keys() ^ now.keys()) | {name for name in both if not _same_kind(before[name], now[name])}
 
 
-def record_stores(journal: Journal, running: Mapping[str, RunningStore]) -> None:
-    """Write down what is served from now on."""
-    journal.stores = _records(journal, running)
+def record_stores(journal: Journal, shown: Mapping[str, RunningStore]) -> None:
+    """Write down what is shown from now on."""
+    journal.stores = _records(journal, shown)
 
 
-def _records(journal: Journal, running: Mapping[str, RunningStore]) -> dict[str, StoreRecord]:
+def _records(journal: Journal, shown: Mapping[str, RunningStore]) -> dict[str, StoreRecord]:
     return {
         name: StoreRecord(store.cached.multi_valued, component.type.lower(), _declaration(component, journal))
-        for name, store in running.items()
+        for name, store in shown.items()
         for component in (store.opened.component,)
     }
 

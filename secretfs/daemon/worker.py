@@ -20,7 +20,8 @@ from secretfs.daemon.handover import Handover
 from secretfs.daemon.processes import clear_failure
 from secretfs.daemon.serve import MountOptions, Observer, serve
 from secretfs.daemon.store_records import known_stores
-from secretfs.dapr.load import ConfigSource, Declaration, declare
+from secretfs.dapr.declaration import Declaration
+from secretfs.dapr.load import ConfigSource, Sources, declare
 from secretfs.errors import ConfigurationError, SecretFSError
 from secretfs.linux.daemonize import leave_terminal, start_in_background
 from secretfs.linux.log import log_in_thread, log_to, open_log, open_syslog
@@ -36,10 +37,7 @@ log = logging.getLogger(__name__)
 class Request:
     """What is to be mounted, and how."""
 
-    resources: tuple[Path, ...]
-    configs: tuple[Path, ...]
-    app_id: str
-    builtin: bool
+    sources: Sources
     options: MountOptions
     foreground: bool = False
     log_file: Path | None = None
@@ -61,7 +59,7 @@ def mount(request: Request, arguments: Sequence[str]) -> int:
 def _require_outside(request: Request) -> None:
     """Refuse files below the mount point: the mount hides them, and the daemon would wait for itself."""
     mountpoint = request.options.mountpoint
-    for path in filter(None, (request.log_file, *request.resources, *request.configs)):
+    for path in filter(None, (request.log_file, *request.sources.paths)):
         if Path(os.path.abspath(path)).is_relative_to(mountpoint):  # noqa: PTH100 - follows no links: that could hang
             raise ConfigurationError(f"{path} is below the mount point {mountpoint}; name another place")
 
@@ -107,7 +105,8 @@ def _work(request: Request, handover: Handover, observer: Observer, end: Callabl
         return
     if handover.inherited is None:
         prepare(options.mountpoint, allow_other=options.allow_other, nonempty=options.nonempty)
-    declaration, origin = declare(request.resources, request.configs, request.app_id, builtin=request.builtin)
+    declaration, origin = declare(request.sources)
+    options.require_rights(declaration)
     for notice in (*declaration.notices, *options.notices):
         log.warning("%s", notice)
     protect_memory()
@@ -138,7 +137,7 @@ async def _serve(
     observer: Observer,
 ) -> None:
     components = declaration.components
-    known = known_stores(handover.inherited.journal, components) if handover.inherited else {}
+    known = known_stores(handover.inherited.journal, declaration) if handover.inherited else {}
     async with open_registry(components, declaration.context, options.default, known=known) as registry:
         for notice in registry.notices:
             log.warning("%s", notice)

@@ -16,13 +16,17 @@ from typing import Final
 
 from secretfs.dapr.component_yaml import Field, Object
 from secretfs.dapr.goyaml import MappingNode, Node, ScalarNode, parse, read_text, split_documents
+from secretfs.dapr.permission_rules import rules_of_annotation
 from secretfs.durations import parse_duration, show_duration
 from secretfs.errors import ConfigurationError, Notice, Source
+from secretfs.permissions import PermissionRule
 from secretfs.settings import nearest
 
 API_VERSION: Final = "dapr.io/v1alpha1"
 KIND: Final = "Component"
 PREFIX: Final = "secretstores."
+PERMISSIONS: Final = "secretfs/permissions"
+"""The annotation with permission rules."""
 DEFAULT_INIT_TIMEOUT: Final = 5.0
 """Seconds; also what an initTimeout that is invalid or not positive means (dapr ``instance.go``)."""
 
@@ -76,6 +80,10 @@ class Component:
     secret_store: str = ""
     scopes: tuple[str, ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
+    rules: tuple[PermissionRule, ...] = ()
+    """What the annotation ``secretfs/permissions`` says about single secrets."""
+    app_id: str = ""
+    """The app that a component is opened for, where its properties depend on it; empty where they do not."""
     source: Source | None = field(default=None, compare=False)
     annotation_sources: Mapping[str, Source] = field(default_factory=dict, compare=False)
 
@@ -102,23 +110,45 @@ class Manifests:
     notices: tuple[Notice, ...] = ()
 
 
-def load_components(directories: Sequence[Path], *, app_id: str, namespace: str) -> Manifests:
-    """Load the secret store components that ``app_id`` may see, in load order.
+@dataclass(frozen=True, slots=True)
+class AllManifests:
+    """What the resource directories hold, for whichever app."""
+
+    components: tuple[tuple[Component, tuple[Notice, ...]], ...]
+    """In load order, each with the remarks on its document; also components that are not secret stores."""
+    notices: tuple[Notice, ...]
+
+    def visible_to(self, app_id: str) -> Manifests:
+        """Return the secret stores that an app may see. Raises `ConfigurationError` for two of the same name."""
+        declared: dict[str, Component] = {}
+        notices = list(self.notices)
+        for component, remarks in self.components:
+            _refuse_duplicate(component, declared)
+            if component.visible_to(app_id):
+                declared[component.name] = component
+                notices += remarks
+        return Manifests(tuple(c for c in declared.values() if c.is_secret_store), tuple(notices))
+
+
+def load_manifests(directories: Sequence[Path], *, namespace: str) -> AllManifests:
+    """Load the components of all apps.
 
     ``namespace`` is the environment's NAMESPACE; when it is empty, or a manifest has none, namespaces do not matter.
     Raises `ConfigurationError` for the first thing that is wrong.
     """
     notices: list[Notice] = []
-    declared: dict[str, Component] = {}
-    for path in _manifest_files(directories, notices):
-        for component, remarks in _components(path):
-            if namespace and component.namespace not in ("", namespace):
-                continue
-            _refuse_duplicate(component, declared)
-            if component.visible_to(app_id):
-                declared[component.name] = component
-                notices += remarks
-    return Manifests(tuple(c for c in declared.values() if c.is_secret_store), tuple(notices))
+    components = [
+        (component, tuple(remarks))
+        for path in manifest_files(directories, notices)
+        for component, remarks in _components(path)
+        if not namespace or component.namespace in ("", namespace)
+    ]
+    return AllManifests(tuple(components), tuple(notices))
+
+
+def load_components(directories: Sequence[Path], *, app_id: str, namespace: str) -> Manifests:
+    """Load the secret store components that ``app_id`` may see, in load order; the rest as `load_manifests`."""
+    return load_manifests(directories, namespace=namespace).visible_to(app_id)
 
 
 def _refuse_duplicate(component: Component, declared: Mapping[str, Component]) -> None:
@@ -132,7 +162,8 @@ def _refuse_duplicate(component: Component, declared: Mapping[str, Component]) -
         )
 
 
-def _manifest_files(directories: Sequence[Path], notices: list[Notice]) -> Iterator[Path]:
+def manifest_files(directories: Sequence[Path], notices: list[Notice]) -> Iterator[Path]:
+    """Yield the YAML files of directories, by name. Raises `ConfigurationError` for a directory that cannot be read."""
     for directory in directories:
         try:
             entries = sorted(directory.iterdir(), key=lambda path: os.fsencode(path.name))
@@ -253,10 +284,16 @@ def _secret_store(document: Object, header: Component) -> tuple[Component, list[
         init_timeout=_init_timeout(spec["initTimeout"], notices),
         items=tuple(_item(item, notices) for item in spec["metadata"].elements()),
         secret_store=auth["secretStore"].string(),
+        rules=_rules(annotations),
         annotations={name: annotation.string() for name, annotation in annotations.items()},
         annotation_sources={name: annotation.source for name, annotation in annotations.items()},
     )
     return component, notices
+
+
+def _rules(annotations: Mapping[str, Field]) -> tuple[PermissionRule, ...]:
+    annotation = annotations.get(PERMISSIONS)
+    return rules_of_annotation(annotation.string(), annotation.source) if annotation else ()
 
 
 def _init_timeout(timeout: Field, notices: list[Notice]) -> float:

@@ -73,7 +73,22 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
 
     Raises `ConfigurationError` for the first thing that is wrong.
     """
-    layers = [_load(path, environ) for path in paths]
+    return _merge([_load(path, environ) for path in paths])
+
+
+def load_configurations(paths: Sequence[Path], environ: Mapping[str, str]) -> dict[str, Configuration]:
+    """Load configuration files by ``metadata.name``; those of one name are merged in order.
+
+    Raises `ConfigurationError` for the first thing that is wrong.
+    """
+    layers: dict[str, list[_Layer]] = {}
+    for path in paths:
+        layer = _load(path, environ)
+        layers.setdefault(layer.name, []).append(layer)
+    return {name: _merge(of_name) for name, of_name in layers.items()}
+
+
+def _merge(layers: Sequence["_Layer"]) -> Configuration:
     entries = next((layer.scopes for layer in reversed(layers) if layer.scopes is not None), ())
     denied = next((layer.denied_types for layer in reversed(layers) if layer.denied_types is not None), ())
     scopes: dict[str, SecretScope] = {}
@@ -172,6 +187,8 @@ class _ScopeEntry:
 class _Layer:
     """What one file says; None where it says nothing and an earlier file's word stands."""
 
+    name: str
+    """``metadata.name``, which Dapr itself never reads."""
     scopes: tuple[_ScopeEntry, ...] | None
     denied_types: tuple[str, ...] | None
     unknown: tuple[_Unknown, ...]
@@ -193,7 +210,9 @@ def _load(path: Path, environ: Mapping[str, str]) -> _Layer:
     document = Field("", root.source if root else whole, root).members()
     spec = _members(document, "spec")
     secrets, components = _members(spec, "secrets"), _members(spec, "components")
+    metadata = _members(document, "metadata")
     return _Layer(
+        name=metadata["name"].string() if "name" in metadata else "",
         scopes=_scopes(spec, secrets, file),
         denied_types=_denied_types(spec, components),
         unknown=(

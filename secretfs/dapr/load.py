@@ -1,22 +1,15 @@
-"""Everything a user declared, read and checked against each other: manifests, configuration and the environment."""
+"""Where a declaration comes from: the paths that are given or are the default, and how to tell that files changed."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from stat import S_ISDIR
 
-from secretfs.dapr.component import Component, load_components
-from secretfs.dapr.configuration import Configuration, load_configuration
-from secretfs.dapr.references import TemplateContext
-from secretfs.errors import ConfigurationError, Notice, Source
-from secretfs.scopes import ALLOW_ALL, SecretScope
-
-_KUBERNETES = Component(
-    "kubernetes", "secretstores.kubernetes", "v1", ignore_errors=True, source=Source("the store of every pod")
-)
-_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
-
+from secretfs.dapr.app_views import load_for_apps
+from secretfs.dapr.declaration import Declaration, load
+from secretfs.errors import ConfigurationError
 
 DEFAULT_RESOURCES = Path("~/.dapr/components")
 DEFAULT_CONFIG = Path("~/.dapr/config.yaml")
@@ -25,64 +18,12 @@ Fingerprint = tuple[tuple[object, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Declaration:
-    """The stores one app may see, and what it may see of them."""
-
-    components: tuple[Component, ...]
-    configuration: Configuration
-    context: TemplateContext
-    notices: tuple[Notice, ...]
-
-    def scope(self, component: str) -> SecretScope:
-        """Return the secret scope of a store."""
-        return self.configuration.scopes.get(component, ALLOW_ALL)
-
-
-def load(
-    resources: Sequence[Path], configs: Sequence[Path], app_id: str, environ: Mapping[str, str], *, builtin: bool = True
-) -> Declaration:
-    """Read all files. Raises `ConfigurationError` for the first thing that is wrong.
-
-    ``builtin`` lets a pod have its store named ``kubernetes`` without declaring it.
-    """
-    manifests = load_components(resources, app_id=app_id, namespace=environ.get("NAMESPACE", ""))
-    configuration = load_configuration(configs, environ)
-    components = tuple(c for c in manifests.components if not configuration.denies(c))
-    if builtin and environ.get("KUBERNETES_SERVICE_HOST") and _SERVICE_ACCOUNT.exists():
-        components = _with_kubernetes(components)
-    names = {component.name for component in components}
-    ownerless = [
-        Notice(
-            f"Secrets configuration added for '{name}', but no matching secret store was found",
-            configuration.scope_sources.get(name),
-        )
-        for name in configuration.scopes
-        if name not in names
-    ]
-    notices = (*manifests.notices, *configuration.notices, *ownerless)
-    return Declaration(components, configuration, TemplateContext(environ, app_id), notices)
-
-
-def _with_kubernetes(components: tuple[Component, ...]) -> tuple[Component, ...]:
-    """Add the store ``kubernetes``, first, and let references that name no store mean it. Deny lists do not matter."""
-    declared = [component for component in components if component.name == _KUBERNETES.name]
-    for component in declared:
-        if component.type.lower() != _KUBERNETES.type or component.items:
-            raise ConfigurationError(
-                "component kubernetes already exists in every pod, unless --disable-builtin-k8s-secret-store is given",
-                component.source,
-            )
-    everything = components if declared else (_KUBERNETES, *components)
-    return tuple(c if c.secret_store else replace(c, secret_store=_KUBERNETES.name) for c in everything)
-
-
-@dataclass(frozen=True, slots=True)
 class ConfigSource:
     """Where the declaration came from, and how to read it again."""
 
     read: Callable[[], Declaration]
     paths: Sequence[Path]
-    """Directories of manifests, and configuration files; absolute."""
+    """Directories of manifests and apps, and configuration files; absolute."""
     loaded: Fingerprint
     """What `fingerprint` returned before everything was read for the first time."""
     directory: Path | None = None
@@ -93,41 +34,69 @@ class ConfigSource:
         return fingerprint(self.paths)
 
 
-def named_paths(resources: tuple[Path, ...], configs: tuple[Path, ...]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Return the paths that the flags name, or those of the Dapr command line when they name no resources."""
-    if resources:
-        return resources, configs
-    resources = (_default(DEFAULT_RESOURCES),)
-    if not os.path.lexists(resources[0]):
-        raise ConfigurationError(f"{resources[0]} does not exist; --resources-path names another directory")
-    config = _default(DEFAULT_CONFIG)
-    return resources, configs or ((config,) if os.path.lexists(config) else ())
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What the flags name: where declarations are, and for whom."""
+
+    resources: tuple[Path, ...] = ()
+    """Directories of component manifests."""
+    configs: tuple[Path, ...] = ()
+    """Configuration files, in the order in which they override."""
+    app_id: str = ""
+    builtin: bool = True
+    """A pod has its store ``kubernetes`` without a manifest."""
+    apps: tuple[Path, ...] = ()
+    """Directories that declare apps; without one, the view of ``app_id`` is at the root."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All directories and files."""
+        return (*self.resources, *self.configs, *self.apps)
+
+    def with_defaults(self) -> "Sources":
+        """Return what is meant: the paths of the Dapr command line when no resources are named.
+
+        Raises `ConfigurationError` if they are not there.
+        """
+        if self.resources:
+            return self
+        resources = _default(DEFAULT_RESOURCES)
+        if not os.path.lexists(resources):
+            raise ConfigurationError(f"{resources} does not exist; --resources-path names another directory")
+        config = _default(DEFAULT_CONFIG)
+        configs = self.configs or ((config,) if os.path.lexists(config) else ())
+        return replace(self, resources=(resources,), configs=configs)
+
+    def absolute(self) -> "Sources":
+        """Return the same for a process that leaves its working directory."""
+        resources, configs, apps = (
+            tuple(map(Path.absolute, each)) for each in (self.resources, self.configs, self.apps)
+        )
+        return replace(self, resources=resources, configs=configs, apps=apps)
 
 
-def declare(
-    resources: tuple[Path, ...], configs: tuple[Path, ...], app_id: str, *, builtin: bool
-) -> tuple[Declaration, ConfigSource]:
-    """Read what is declared for an app, and say how to read it again. Raises `ConfigurationError`."""
-    resources, configs = named_paths(resources, configs)
-    # Absolute, because a process in the background leaves the working directory.
-    paths = tuple(Path.absolute(path) for path in (*resources, *configs))
-    loaded = fingerprint(paths)
-    declaration = load_declaration(resources, configs, app_id, builtin=builtin)
-    absolute = paths[: len(resources)], paths[len(resources) :]
-    origin = ConfigSource(
-        lambda: load_declaration(*absolute, app_id, builtin=builtin), paths, loaded, working_directory()
-    )
-    return declaration, origin
+def declare(sources: Sources) -> tuple[Declaration, ConfigSource]:
+    """Read what is declared, and say how to read it again. Raises `ConfigurationError`."""
+    named = sources.with_defaults()
+    absolute = named.absolute()
+    loaded = fingerprint(absolute.paths)
+    declaration = load_declaration(named)
+    again = partial(load_declaration, absolute)
+    return declaration, ConfigSource(again, absolute.paths, loaded, working_directory())
 
 
-def load_declaration(
-    resources: tuple[Path, ...], configs: tuple[Path, ...], app_id: str, *, builtin: bool
-) -> Declaration:
-    """Read what is declared for an app. Raises `ConfigurationError`, also if that is no store at all."""
-    declaration = load(resources, configs, app_id, dict(os.environ), builtin=builtin)
+def load_declaration(sources: Sources) -> Declaration:
+    """Read what is declared, for one app or for many.
+
+    Raises `ConfigurationError`, also if there is no store at all for the one app.
+    """
+    named, environ = sources.with_defaults(), dict(os.environ)
+    if named.apps:
+        return load_for_apps(named.resources, named.configs, named.apps, environ, builtin=named.builtin)
+    declaration = load(named.resources, named.configs, named.app_id, environ, builtin=named.builtin)
     if not declaration.components:
-        told = ", ".join(map(str, resources))
-        whom = f"app id {app_id}" if app_id else "an app without an id (--app-id)"
+        told = ", ".join(map(str, named.resources))
+        whom = f"app id {named.app_id}" if named.app_id else "an app without an id (--app-id)"
         raise ConfigurationError(f"no secret store for {whom} in {told}: nothing to show")
     return declaration
 

@@ -45,6 +45,11 @@ def component_references(component: Component) -> frozenset[str]:
     return frozenset()
 
 
+def depends_on_app(component: Component) -> bool:
+    """Whether a property differs from app to app: it has a template with the app id in it."""
+    return any("{appID}" in (item.value or "") or "{namespace}" in (item.value or "") for item in component.items)
+
+
 def resolve(
     component: Component, context: TemplateContext, read: ReadSecret | None
 ) -> tuple[list[Property], list[Notice]]:
@@ -130,7 +135,7 @@ class _Resolution:
                     item.source,
                 )
             value = value.replace("{podName}", self._context.pod_name)
-        app_id = self._context.app_id
+        app_id = self._component.app_id or self._context.app_id
         value = value.replace("{namespace}", f"{self._context.namespace}.{app_id}")
         return value.replace("{appID}", app_id)
 

@@ -1,7 +1,7 @@
 """Attributes of inodes: owner, group, mode, size and times, as stat(2) shows them, and extended attributes. Pure."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from stat import S_IFDIR, S_IFREG
@@ -9,7 +9,22 @@ from typing import Final, NamedTuple
 
 from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.fs.inodes import Directory, Version
-from secretfs.fs.keys import Control, ControlKey, ControlsKey, DirectoryKey, LeafKey
+from secretfs.fs.keys import (
+    AppKey,
+    BulkKey,
+    Control,
+    ControlKey,
+    ControlsKey,
+    DirectoryKey,
+    FolderKey,
+    LeafKey,
+    RootKey,
+    SecretBulkKey,
+    SecretKey,
+    ValueKey,
+    app_of,
+)
+from secretfs.permissions import PermissionRule, Permissions, ViewPermissions
 from secretfs.store import Secret
 
 DIRECTORY_TIMEOUT: Final = 60.0
@@ -34,20 +49,15 @@ _CONTROL_DIRECTORY_MODE: Final = 0o500
 _CONTROL_FILE_MODES: Final = {Control.REFRESH: 0o200, Control.STATUS: 0o400}
 
 
-class Permissions(NamedTuple):
-    """Owner, group and permission bits of one inode. Ids are the host's."""
-
-    uid: int
-    gid: int
-    mode: int
+_APPS_MODE: Final = 0o711
+"""Of the root of a mount for many apps: whoever knows an app finds its directory, and nobody else lists the apps."""
 
 
 @dataclass(frozen=True, slots=True)
 class PermissionPolicy:
     """Decides owner, group and mode of every inode; nothing else does.
 
-    All secrets have the same: ``file_mode`` as given, and on directories an ``x`` for every ``r``. Control files belong
-    to the user that runs this process, whoever owns the secrets.
+    Control files, and the root of a mount for many apps, belong to the user that runs this process.
     """
 
     file_mode: int = 0o400
@@ -55,6 +65,10 @@ class PermissionPolicy:
     """Owner of the secrets; None is the user that runs this process."""
     gid: int | None = None
     """Their group; None is the group of this process."""
+    rules: Sequence[PermissionRule] = ()
+    """In a mount for a single app."""
+    apps: Mapping[str, ViewPermissions] | None = None
+    """What is different for an app, in a mount for many."""
 
     def of(self, key: DirectoryKey | LeafKey) -> Permissions:
         """Return owner, group and mode of what is at a place."""
@@ -63,14 +77,29 @@ class PermissionPolicy:
                 return Permissions(os.getuid(), os.getgid(), _CONTROL_DIRECTORY_MODE)
             case ControlKey(control):
                 return Permissions(os.getuid(), os.getgid(), _CONTROL_FILE_MODES[control])
+            case RootKey() if self.apps is not None:
+                return Permissions(os.getuid(), os.getgid(), _APPS_MODE)
+            case BulkKey() | SecretBulkKey():
+                return self.view(app_of(key.component)).of_bulk_file()
+            case ValueKey(component, name, value):
+                path = (component.rpartition("/")[2], name, *(() if value == name else (value,)))
+                return self.view(app_of(component)).of_file("/".join(path))
+        return self._of_directory(key)
+
+    def view(self, app: str | None) -> ViewPermissions:
+        """Return what holds for an app; for None, what holds for the only one, and for apps that say nothing."""
+        if app is not None and self.apps and app in self.apps:
+            return self.apps[app]
         uid = os.getuid() if self.uid is None else self.uid
         gid = os.getgid() if self.gid is None else self.gid
-        return Permissions(uid, gid, self.directory_mode if isinstance(key, DirectoryKey) else self.file_mode)
+        return ViewPermissions(Permissions(uid, gid, self.file_mode), self.rules)
 
-    @property
-    def directory_mode(self) -> int:
-        """Permission bits of directories. Their owner may write: we rename there, and may not be root."""
-        return 0o200 | self.file_mode | (self.file_mode & 0o444) >> 2
+    def _of_directory(self, key: RootKey | AppKey | FolderKey | SecretKey) -> Permissions:
+        """Directories that belong to us are writable for us: we rename there, and may not be root."""
+        app = None if isinstance(key, RootKey) else key.app if isinstance(key, AppKey) else app_of(key.component)
+        permissions = self.view(app).of_directory()
+        ours = app is None or permissions.uid == os.getuid()
+        return permissions._replace(mode=permissions.mode | 0o200) if ours else permissions
 
 
 class Attributes(NamedTuple):
@@ -89,7 +118,7 @@ class Attributes(NamedTuple):
     """Of a directory too: 1 says "not counted", so that find(1) does not conclude that it has no folders."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AttributePolicy:
     """Makes the attributes of the inodes of a mount. ``born`` is when it was mounted, in seconds since the epoch."""
 

@@ -22,7 +22,7 @@ from secretfs.fs.attributes import DIRECTORY_TIMEOUT, AttributePolicy, Attribute
 from secretfs.fs.content import UNREAD, Content, Contents
 from secretfs.fs.handles import PollWaiters
 from secretfs.fs.inodes import Directory, Inode, Tree, Version, is_of
-from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, SecretKey, ValueKey
+from secretfs.fs.keys import AppKey, DirectoryKey, FolderKey, LeafKey, RootKey, SecretKey, ValueKey
 from secretfs.fs.names import encode, split
 
 RETRY_AFTER, RETRY_AFTER_AT_MOST = 5.0, 60.0
@@ -103,10 +103,10 @@ class Changes:
         except (NoSuchEntry, SecretNotFound):
             return None
 
-    async def folder(self, key: RootKey | FolderKey) -> Mapping[bytes, DirectoryKey | LeafKey] | None:
+    async def folder(self, key: RootKey | AppKey | FolderKey) -> Mapping[bytes, DirectoryKey | LeafKey] | None:
         """Return what is listed in a folder; nothing if it is gone, None if it may not be listed."""
-        if isinstance(key, RootKey):
-            return self._contents.roots
+        if isinstance(key, RootKey | AppKey):
+            return self._contents.top(key)
         try:
             return (await self._contents.ask(key.component, lambda view: view.entries(key.segments)))[0]
         except NoSuchEntry:
@@ -114,8 +114,10 @@ class Changes:
         except AccessDenied:
             return None
 
-    def known_at(self, key: FolderKey) -> list[Inode]:
+    def known_at(self, key: AppKey | FolderKey) -> list[Inode]:
         """Return what the kernel may know at the place of a folder: it, or a secret of that name."""
+        if isinstance(key, AppKey):
+            return [inode for inode in (self._tree.known(key),) if inode is not None]
         name = "/".join(key.segments)
         view = self._contents.views.get(key.component)
         single_valued = view is not None and not view.multi_valued  # else that value is inside the secret's directory
@@ -132,10 +134,12 @@ class Changes:
     def path(self, key: DirectoryKey) -> bytes:
         """Return the path of a directory below the mount point."""
         match key:
+            case AppKey(app):
+                return encode(app)
             case FolderKey(component, segments):
-                return b"/".join(map(encode, (component, *segments)))
+                return b"/".join(map(encode, (*component.split("/"), *segments)))
             case SecretKey(component, name):
-                return b"/".join(map(encode, (component, *split(name))))
+                return b"/".join(map(encode, (*component.split("/"), *split(name))))
         return b""
 
     def inherited(self, component: str) -> list[LeafKey]:

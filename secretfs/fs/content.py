@@ -4,7 +4,7 @@ Knows the stores of one app, by component, and which of them has been replaced w
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final, NamedTuple, TypeVar
 
 import trio
@@ -14,7 +14,7 @@ from secretfs.cache.freshness import shared_deadline
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, SecretFSError, StoreError
 from secretfs.fs.bulk import render_env, render_json, render_secret
-from secretfs.fs.keys import Bulk, BulkKey, FolderKey, SecretBulkKey, ValueKey
+from secretfs.fs.keys import AppKey, Bulk, BulkKey, FolderKey, RootKey, SecretBulkKey, ValueKey, parent_of
 from secretfs.fs.names import encode
 from secretfs.fs.view import StoreView
 from secretfs.store import Secret
@@ -44,11 +44,12 @@ UNREAD: Final = Content(b"", 0.0, 0.0, 0)
 class Contents:
     """The stores of one app, and what is in the files that show them."""
 
-    def __init__(self, views: Mapping[str, StoreView], nursery: trio.Nursery) -> None:
+    def __init__(
+        self, views: Mapping[str, StoreView], nursery: trio.Nursery, apps: Collection[str] | None = None
+    ) -> None:
         self.views = dict(views)
-        """By component."""
-        self.roots = _roots(views)
-        """The directories of the stores, by path segment."""
+        """By where they are shown."""
+        self._tops = _tops(views, apps)
         self._bulks = TTLCache[BulkKey, bytes](self._render, nursery)
         self._unrenderable: dict[BulkKey, str] = {}
 
@@ -58,13 +59,22 @@ class Contents:
         view = self.views.get(change.component)
         return change if view is None else view.visible(change)
 
-    def replace(self, views: Mapping[str, StoreView]) -> list[str]:
-        """Show other stores from now on. Returns the components whose files may have other contents now."""
+    @property
+    def apps(self) -> frozenset[str]:
+        """The apps that have a directory."""
+        return frozenset(key.app for key in self._tops if isinstance(key, AppKey))
+
+    def top(self, key: RootKey | AppKey) -> Mapping[bytes, AppKey | FolderKey]:
+        """Return what is in the root, or in the directory of an app: nothing if there is no such app (any more)."""
+        return self._tops.get(key, {})
+
+    def replace(self, views: Mapping[str, StoreView], apps: Collection[str] | None = None) -> list[str]:
+        """Show other stores from now on. Returns those whose files may have other contents now."""
         for component in {*self.views, *views}:
             self._expire_bulks(component)
         different = [name for name, view in self.views.items() if not view.shows_the_same_as(views.get(name))]
         self.views = dict(views)
-        self.roots = _roots(views)
+        self._tops = _tops(views, apps)
         return different
 
     def drop_idle(self) -> None:
@@ -158,8 +168,17 @@ class Contents:
             self._bulks.expire(BulkKey(component, form))
 
 
-def _roots(views: Mapping[str, StoreView]) -> dict[bytes, FolderKey]:
-    return {encode(component): FolderKey(component) for component in sorted(views)}
+def _tops(
+    views: Mapping[str, StoreView], apps: Collection[str] | None
+) -> dict[RootKey | AppKey, dict[bytes, AppKey | FolderKey]]:
+    """Return the directories above the stores, with what is in them by path segment."""
+    tops: dict[RootKey | AppKey, dict[bytes, AppKey | FolderKey]] = {RootKey(): {}}
+    for app in sorted(apps or ()):
+        tops[RootKey()][encode(app)] = AppKey(app)
+        tops[AppKey(app)] = {}
+    for component in sorted(views):
+        tops[parent_of(component)][encode(component.rpartition("/")[2])] = FolderKey(component)
+    return tops
 
 
 def _content_of(key: ValueKey | SecretBulkKey, secret: CachedAnswer[Secret]) -> Content:

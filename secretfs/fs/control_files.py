@@ -102,12 +102,12 @@ class RefreshFile(RequestFile):
     async def write(self, text: bytes) -> None:
         """Refresh the paths, of several stores side by side. Raises the first error when all is done."""
         views, paths = dict(self._views()), parse_request(text)
-        roots = {path[:1] for path in paths}
-        concerned = [component for component in views if roots & {(), (encode(component),)}]
+        roots = {tuple(map(encode, component.split("/"))): view for component, view in views.items()}
+        concerned = sorted(view.component for root, view in roots.items() if any(_meet(root, path) for path in paths))
         log.info("a refresh is asked for: %s", ", ".join(concerned) or "of no store that is here")
         try:
             with shared_deadline(bulk=True):
-                await _refresh({encode(component): view for component, view in views.items()}, paths)
+                await _refresh(roots, paths)
         finally:
             for component in views:
                 self._refreshed(component)
@@ -122,14 +122,23 @@ def parse_request(text: bytes) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-async def _refresh(views: Mapping[bytes, StoreView], paths: Sequence[Path]) -> None:
-    errors: dict[Path, SecretFSError] = {path: NoSuchEntry() for path in paths if path and path[0] not in views}
+async def _refresh(roots: Mapping[Path, StoreView], paths: Sequence[Path]) -> None:
+    """Refresh what is at, above and below the roots of stores. A store that many apps see is refreshed once."""
+    errors: dict[Path, SecretFSError] = {
+        path: NoSuchEntry() for path in paths if path and not any(_meet(root, path) for root in roots)
+    }
+    refreshed: set[int] = set()
 
-    async def refresh_one(root: bytes) -> None:
+    async def refresh_one(root: Path) -> None:
+        view = roots[root]
         for path in paths:
+            below = path[len(root) :]
+            if not _meet(root, path) or (not below and view.store_id in refreshed):
+                continue
+            if not below:
+                refreshed.add(view.store_id)
             try:
-                if path[:1] in ((), (root,)):
-                    await views[root].refresh(path[1:])
+                await view.refresh(below)
             except (NoSuchEntry, SecretNotFound, AccessDenied) as error:
                 errors.setdefault(path, error)
             except SecretFSError as error:
@@ -137,11 +146,17 @@ async def _refresh(views: Mapping[bytes, StoreView], paths: Sequence[Path]) -> N
                 return  # the rest would end the same way, each after a deadline
 
     async with trio.open_nursery() as nursery:
-        for root in views:
+        for root in roots:
             nursery.start_soon(refresh_one, root)
     for path in paths:
         if path in errors:
             raise errors[path]
+
+
+def _meet(root: Path, path: Path) -> bool:
+    """Whether one of two paths leads to the other or through it."""
+    shorter = min(len(root), len(path))
+    return root[:shorter] == path[:shorter]
 
 
 def _store(statistics: Statistics) -> dict[str, Any]:

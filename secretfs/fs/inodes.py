@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from secretfs.errors import JournalUnreadable
 from secretfs.fs.journal import Flag, Journal, Record
 from secretfs.fs.keys import (
+    AppKey,
     ControlKey,
     ControlsKey,
     DirectoryKey,
@@ -123,6 +124,11 @@ class Tree:
             directory = self._directories[key] = Directory(self._journal.take_number(), key)
             self._inodes[directory.number] = directory
         return directory
+
+    @property
+    def apps(self) -> frozenset[str]:
+        """The apps whose directories the kernel may know."""
+        return frozenset(key.app for key in self._directories if isinstance(key, AppKey))
 
     def current(self, key: LeafKey) -> Version:
         """Return the version that the path to this place leads to, made unbound on first use."""
@@ -414,7 +420,7 @@ class Tree:
 
 def is_of(component: str, key: DirectoryKey | LeafKey) -> bool:
     """Whether a place is in the directory of a store, or that directory itself."""
-    return not isinstance(key, RootKey | ControlsKey | ControlKey) and key.component == component
+    return not isinstance(key, RootKey | AppKey | ControlsKey | ControlKey) and key.component == component
 
 
 def _is_known(inode: Inode) -> bool:

@@ -19,10 +19,18 @@ class RootKey:
 
 
 @dataclass(frozen=True, slots=True)
+class AppKey:
+    """The directory of an app, in a mount for many apps."""
+
+    app: str
+
+
+@dataclass(frozen=True, slots=True)
 class FolderKey:
     """A store (no segments) or a folder in it."""
 
     component: str
+    """Where the store is shown: ``COMPONENT``, and in a mount for many apps ``APP/COMPONENT``."""
     segments: tuple[str, ...] = ()
 
 
@@ -79,11 +87,12 @@ class ControlKey:
     control: Control
 
 
-DirectoryKey = RootKey | FolderKey | SecretKey | ControlsKey
+DirectoryKey = RootKey | AppKey | FolderKey | SecretKey | ControlsKey
 LeafKey = ValueKey | BulkKey | SecretBulkKey | ControlKey
 
 _KINDS: Final[dict[str, Any]] = {
     "root": RootKey,
+    "app": AppKey,
     "folder": FolderKey,
     "secret": SecretKey,
     "value": ValueKey,
@@ -94,6 +103,18 @@ _KINDS: Final[dict[str, Any]] = {
 }
 _NAMES: Final = {kind: name for name, kind in _KINDS.items()}
 _ENUMS: Final = {"form": Bulk, "control": Control}
+
+
+def app_of(component: str) -> str | None:
+    """Return the app whose directory a store is shown in; None in a mount for a single app."""
+    app, slash, _ = component.partition("/")
+    return app if slash else None
+
+
+def parent_of(component: str) -> RootKey | AppKey:
+    """Return the directory that a store is shown in."""
+    app = app_of(component)
+    return RootKey() if app is None else AppKey(app)
 
 
 def key_to_text(key: DirectoryKey | LeafKey) -> bytes:

@@ -29,7 +29,7 @@ from secretfs.fs.attributes import Attributes
 from secretfs.fs.caller import Caller
 from secretfs.fs.content import Content
 from secretfs.fs.inodes import Directory, Inode, Version
-from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey
+from secretfs.fs.keys import AppKey, DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey, parent_of
 from secretfs.fs.listing import Slices, in_order
 from secretfs.fs.names import CONTROL, encode, split
 from secretfs.fs.vfs import SecretVFS
@@ -173,7 +173,7 @@ class Publisher:
 
     async def _publish(self, component: str, change: Change) -> None:
         if change.whole:
-            await self._publish_entry(RootKey(), encode(component), FolderKey(component))
+            await self._publish_whole(component)
             return
         slices = Slices()
         for name in await in_order(change.names):
@@ -184,6 +184,14 @@ class Publisher:
         if change.values:
             log.info("%s: values changed: %d", component, len(change.values))
             self._published()  # whoever has read them may be told, also where the kernel has forgotten the files
+
+    async def _publish_whole(self, component: str) -> None:
+        """Publish that a store came or went, or first that its app did: an app without a store is ``APP/``."""
+        parent, own = parent_of(component), component.rpartition("/")[2]
+        if isinstance(parent, AppKey):
+            await self._publish_entry(RootKey(), encode(parent.app), parent)
+        if own:
+            await self._publish_entry(parent, encode(own), FolderKey(component))
 
     async def _publish_value(self, key: ValueKey) -> None:
         """Publish that a value is new, different or gone."""
@@ -219,7 +227,9 @@ class Publisher:
             parent = FolderKey(component, path[:depth])
             await self._publish_entry(parent, encode(own), FolderKey(component, path[: depth + 1]))
 
-    async def _publish_entry(self, parent: RootKey | FolderKey, segment: bytes, place: FolderKey) -> None:
+    async def _publish_entry(
+        self, parent: RootKey | AppKey | FolderKey, segment: bytes, place: AppKey | FolderKey
+    ) -> None:
         """Publish what has become of an entry. ``place`` is where it is, should it be a folder."""
         if self._changes.known(parent) is None:
             return  # the kernel knows nothing of the directory, so nobody watches it

@@ -12,7 +12,7 @@ Content that has changed means a new inode. The old one is `Superseded`: the ker
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import count
 
 import trio
@@ -43,6 +43,7 @@ from secretfs.fs.handles import DirectoryHandles, PollWaiters, Snapshot, directo
 from secretfs.fs.inodes import Directory, Tree, Version
 from secretfs.fs.journal import Journal
 from secretfs.fs.keys import (
+    AppKey,
     Bulk,
     BulkKey,
     Control,
@@ -79,12 +80,15 @@ class SecretVFS:
         journal: Journal | None = None,
         *,
         wake: Callable[[bytes], None] = lambda _: None,
+        apps: Collection[str] | None = None,
     ) -> None:
         """Begin a file system, or go on with the one that a journal tells of. Raises `JournalUnreadable`.
 
+        With ``apps``, each of them has a directory at the root, and the views are named ``APP/COMPONENT``.
+
         ``wake`` is called with each waiter that `poll` was given, when it is time; at once with those in the journal.
         """
-        self._contents = Contents(views, nursery)
+        self._contents = Contents(views, nursery, apps)
         self._listings = DirectoryHandles()
         self._serials = count(1)
         self._journal = journal or Journal()
@@ -105,17 +109,26 @@ class SecretVFS:
         """Take note of a change upstream, before it is published. Returns what of it this app may see."""
         return self._contents.observe(change)
 
-    def replace(self, views: Mapping[str, StoreView], others: frozenset[str] = frozenset()) -> frozenset[str]:
-        """Show other stores from now on. Returns the components that came or went, and ``others``.
+    def replace(
+        self,
+        views: Mapping[str, StoreView],
+        others: frozenset[str] = frozenset(),
+        apps: Collection[str] | None = None,
+        permissions: PermissionPolicy | None = None,
+    ) -> frozenset[str]:
+        """Show other stores from now on. Returns those that came or went, as ``APP/`` also apps, and ``others``.
 
         ``others`` are those that have nothing in common with the store of that name before: as if it went and came.
         """
         changed = frozenset(self._contents.views.keys() ^ views.keys()) | others
-        for component in self._contents.replace(views):
+        if permissions is not None:
+            self._attributes.permissions = permissions
+        before = self._contents.apps | self._tree.apps
+        for component in self._contents.replace(views, apps):
             self._tree.invalidate(component)
         for version in [version for component in changed for version in self._tree.detach_store(component)]:
             self._polls.wake(version.number)
-        return changed
+        return changed | {f"{app}/" for app in before ^ self._contents.apps}
 
     async def lookup(self, parent: int, segment: bytes, caller: Caller = UNKNOWN) -> Attributes:
         """Find an entry of a directory. The kernel holds a reference to what is returned until `forget`."""
@@ -282,8 +295,8 @@ class SecretVFS:
     async def _find(self, parent: DirectoryKey, segment: bytes) -> tuple[DirectoryKey | LeafKey, float]:
         """Return what is at this segment of a directory, and for how many seconds that holds."""
         match parent:
-            case RootKey() if segment == CONTROL:
-                return ControlsKey(), DIRECTORY_TIMEOUT
+            case RootKey() | AppKey():
+                return self._find_top(parent, segment), DIRECTORY_TIMEOUT
             case FolderKey(component, ()) if segment in _BULK_FORMS:
                 return BulkKey(component, _BULK_FORMS[segment]), DIRECTORY_TIMEOUT
             case FolderKey(component, segments):
@@ -298,11 +311,21 @@ class SecretVFS:
             raise NoSuchEntry(segment.decode(errors="replace"))
         return listing[segment], max(0.0, expires - trio.current_time())
 
+    def _find_top(self, parent: RootKey | AppKey, segment: bytes) -> DirectoryKey:
+        if segment == CONTROL and isinstance(parent, RootKey):
+            return ControlsKey()
+        found = self._contents.top(parent).get(segment)
+        if found is None:
+            raise NoSuchEntry(segment.decode(errors="replace"))
+        return found
+
     async def _list(self, parent: DirectoryKey) -> tuple[Listing, float]:
         """Return what is listed in a directory, and until when that holds, on trio's clock."""
-        found: Mapping[bytes, DirectoryKey | LeafKey] = self._contents.roots
+        found: Mapping[bytes, DirectoryKey | LeafKey] = {}
         remaining = DIRECTORY_TIMEOUT
         match parent:
+            case RootKey() | AppKey():
+                found = self._contents.top(parent)
             case FolderKey(component, segments):
                 listing, remaining = await self._contents.ask(component, lambda view: view.listing(segments))
                 return listing, trio.current_time() + remaining

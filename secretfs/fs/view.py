@@ -51,8 +51,9 @@ class _Arranged:
 class StoreView:
     """A `CachedStore` behind a `SecretScope`, with its names arranged in folders."""
 
-    def __init__(self, store: CachedStore, scope: SecretScope) -> None:
-        self.component = store.component
+    def __init__(self, store: CachedStore, scope: SecretScope, shown_as: str = "") -> None:
+        self.component = shown_as or store.component
+        """Where it is shown: ``COMPONENT``, and with apps ``APP/COMPONENT``."""
         self._store = store
         self._scope = scope
         allowed = scope.allowed_names
@@ -82,6 +83,11 @@ class StoreView:
         """Return the part of a change that this app may see. It has all names: `entries` tells which show."""
         values = frozenset(value for value in change.values if self._scope.allows(value[0]))
         return replace(change, values=values)
+
+    @property
+    def store_id(self) -> int:
+        """The same for all views of one store."""
+        return id(self._store)
 
     def shows_the_same_as(self, other: "StoreView | None") -> bool:
         """Whether another view is on the same store, with the same scope."""
@@ -392,8 +398,8 @@ class StoreView:
 
 
 def views_of(stores: Mapping[str, tuple[CachedStore, SecretScope]]) -> dict[str, StoreView]:
-    """Return the views of an app, by component: each of its stores behind its scope."""
-    return {name: StoreView(store, scope) for name, (store, scope) in stores.items()}
+    """Return the views of stores, by where they are shown: each store behind its scope."""
+    return {name: StoreView(store, scope, name) for name, (store, scope) in stores.items()}
 
 
 def _with_value(answer: CachedAnswer[Any], value: T) -> CachedAnswer[T]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from secretfs.cache.freshness import Freshness
-from secretfs.dapr.component import Component
+from secretfs.dapr.component import PERMISSIONS, Component
 from secretfs.durations import parse_duration
 from secretfs.errors import ConfigurationError
 from secretfs.settings import nearest
@@ -30,7 +30,7 @@ def freshness(component: Component, default: Freshness) -> Freshness:
             continue
         source = component.annotation_sources.get(name, component.source)
         if name not in FRESHNESS:
-            if name in store_annotations(component):
+            if name == PERMISSIONS or name in store_annotations(component):
                 continue
             raise ConfigurationError(f"unknown annotation {name}{_nearest(name, component)}", source)
         try:
@@ -50,7 +50,7 @@ def store_annotations(component: Component) -> Mapping[str, str]:
 
 def _nearest(name: str, component: Component) -> str:
     """Compare without the prefix that all of them share: it would make any two look alike."""
-    known = [known.removeprefix(PREFIX) for known in (*FRESHNESS, *_declared(component))]
+    known = [known.removeprefix(PREFIX) for known in (*FRESHNESS, PERMISSIONS, *_declared(component))]
     return nearest(name.removeprefix(PREFIX), known).replace("mean ", f"mean {PREFIX}")
 
 

@@ -8,7 +8,7 @@ passed: until then somebody may be waiting for it.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import trio
@@ -17,7 +17,7 @@ from secretfs.cache.change import Announce, Change, discard
 from secretfs.cache.freshness import Freshness
 from secretfs.cache.store_cache import CachedStore
 from secretfs.dapr.component import Component
-from secretfs.dapr.load import Declaration
+from secretfs.dapr.declaration import Declaration, DeclaredStore
 from secretfs.dapr.references import component_references
 from secretfs.errors import StoreError, log_defect
 from secretfs.registry.following import REFRESH_PAUSE, FollowingStore, UnopenedStore
@@ -54,14 +54,18 @@ class ReloadResult(NamedTuple):
     """What `StoreSet.replace` put in place."""
 
     stores: Mapping[str, ScopedStore]
+    """What is shown: by component name, and with apps by ``APP/COMPONENT``."""
     changes: Sequence[Change]
     """What no longer shows, or shows now, because of another scope."""
     replaced: frozenset[str]
-    """The components that are another kind of store now, of which nothing known before tells anything."""
+    """What is another kind of store now, of which nothing known before tells anything."""
 
 
 class StoreSet:
-    """All stores of one app. ``nursery`` runs their tasks; ``announce`` hears what changes in them."""
+    """All stores that are shown. ``nursery`` runs their tasks.
+
+    ``announce`` hears what changes, by what is shown: a change of a store that three apps see is three changes.
+    """
 
     def __init__(
         self, registry: Registry, default: Freshness, nursery: trio.Nursery, announce: Announce = discard
@@ -71,14 +75,16 @@ class StoreSet:
         self._default = default
         self._nursery = nursery
         self._running: dict[str, RunningStore] = {}
-        self._scopes: dict[str, SecretScope] = {}
+        self._shown: dict[str, DeclaredStore] = {}
+        self._shown_as: dict[str, list[str]] = {}
+        """What shows a component."""
         self.incomplete = False
         """Whether there is a component of the last declaration that is not served as declared, and may be later."""
 
     @property
-    def running(self) -> Mapping[str, RunningStore]:
-        """All of them, by component."""
-        return self._running
+    def shown(self) -> Mapping[str, RunningStore]:
+        """What is shown: by component name, and with apps by ``APP/COMPONENT``."""
+        return {name: self._running[store.component] for name, store in self._shown.items()}
 
     async def start(self, declaration: Declaration) -> dict[str, ScopedStore]:
         """Begin to serve what the registry has opened."""
@@ -121,7 +127,7 @@ class StoreSet:
 
     async def _install(self, declaration: Declaration, registry: Registry) -> ReloadResult:
         refused = {failure.component.name for failure in registry.failures if not failure.component.ignore_errors}
-        before, scopes = self._running, self._scopes
+        before, shown = self._running, self._shown
         now: dict[str, RunningStore] = {}
         for component in declaration.components:
             old, opened = before.get(component.name), registry.stores.get(component.name)
@@ -134,14 +140,15 @@ class StoreSet:
         gone = [served for name, served in before.items() if now.get(name) is not served]
         self._nursery.start_soon(self._close_later, gone, self._unneeded(registry))
         stores = self._scoped(declaration)
-        changes = [change for name in stores if name in scopes if (change := self._rescoped(name, scopes[name]))]
+        changes = [change for name in stores if name in shown if (change := self._rescoped(name, shown[name].scope))]
         replaced = frozenset(served.opened.component.name for served in gone if not self._is_same_kind(served))
         for served in gone:
             name = served.opened.component.name
             if name in now and name not in replaced:
                 now[name].cached.inherit(served.cached)
         log.info("serving %s", ", ".join(stores))
-        return ReloadResult(stores, changes, replaced & now.keys())
+        others = frozenset(name for name, store in self._shown.items() if store.component in replaced)
+        return ReloadResult(stores, changes, others)
 
     def _is_same_kind(self, before: RunningStore) -> bool:
         """Whether there is a store now under the name of this one, of the same kind."""
@@ -165,13 +172,23 @@ class StoreSet:
         return [opened for key, opened in everything.items() if key not in needed]
 
     def _scoped(self, declaration: Declaration) -> dict[str, ScopedStore]:
-        self._scopes = {name: declaration.scope(name) for name in self._running}
-        return {name: ScopedStore(served.cached, self._scopes[name]) for name, served in self._running.items()}
+        running = self._running
+        self._shown = {name: store for name, store in declaration.stores.items() if store.component in running}
+        self._shown_as = {}
+        for name, store in self._shown.items():
+            self._shown_as.setdefault(store.component, []).append(name)
+        return {name: ScopedStore(running[store.component].cached, store.scope) for name, store in self._shown.items()}
+
+    def _announce_shown(self, change: Change) -> None:
+        """Announce a change of a component for each store that shows it."""
+        for name in self._shown_as.get(change.component, ()):
+            self._announce(replace(change, component=name))
 
     def _rescoped(self, name: str, before: SecretScope) -> Change:
         """Return the names that one scope shows and the other does not."""
-        now = self._scopes[name]
-        known = self._running[name].cached.known_names().union(before.allowed_names or (), now.allowed_names or ())
+        now = self._shown[name].scope
+        cached = self._running[self._shown[name].component].cached
+        known = cached.known_names().union(before.allowed_names or (), now.allowed_names or ())
         return Change(name, names=frozenset(one for one in known if before.allows(one) != now.allows(one)))
 
     def _unchanged(self, declaration: Declaration) -> set[str]:
@@ -195,7 +212,7 @@ class StoreSet:
 
     async def _run(self, opened: OpenedStore, *, task_status: trio.TaskStatus[RunningStore]) -> None:
         with trio.CancelScope() as task:
-            cached = CachedStore(opened.client, opened.freshness, self._nursery, self._announce)
+            cached = CachedStore(opened.client, opened.freshness, self._nursery, self._announce_shown)
             task_status.started(RunningStore(opened, cached, task))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(cached.keep_fresh)

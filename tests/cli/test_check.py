@@ -11,13 +11,13 @@ import trio
 
 from secretfs.cache.freshness import Freshness
 from secretfs.cli.check import Report, examine
-from secretfs.dapr.load import load
+from secretfs.dapr.declaration import load
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import leaked, secret
 from tests.support.command import SECRETFS, environment, secretfs
 from tests.support.fake_type import Fakes, reference
-from tests.support.manifests import configuration, scope
+from tests.support.manifests import component, configuration, scope
 from tests.support.vault_fixtures import Folder, kv, openbao_server
 
 __all__ = ["kv", "openbao_server"]
@@ -334,3 +334,21 @@ class TestVault:
         done = secretfs("check", "--strict", "--connect", "--resources-path", fakes.directory)
         assert (done.status, done.err) == (0, "")
         assert done.out.splitlines() == ["/", "├── boot/", "│   └── token", "└── vault/", "    └── db/"]
+
+
+class TestApps:
+    def test_the_tree_has_a_directory_for_each_app(self, tmp_path: Path) -> None:
+        (tmp_path / "secrets.json").write_text('{"a": "1", "b": "2"}', encoding="utf-8")
+        component(tmp_path / "components", "file", "local.file", {"secretsFile": tmp_path / "secrets.json"})
+        strict = configuration(tmp_path, scope("file", denied=["b"]), name="strict")
+        (tmp_path / "apps").mkdir()
+        for name in ("orders", "billing"):
+            document = f"apiVersion: secretfs/v1alpha1\nkind: App\nmetadata: {{name: {name}}}\n"
+            (tmp_path / f"apps/{name}.yaml").write_text(document, encoding="utf-8")
+        sources = ("--resources-path", tmp_path / "components", "--config", strict, "--apps", tmp_path / "apps")
+        done = secretfs("check", "--connect", *sources)
+        assert (done.status, done.out.splitlines()) == (
+            0,
+            ["/", "├── billing/", "│   └── file/", "│       └── a", "└── orders/", "    └── file/", "        └── a"],
+        )
+        assert secretfs("check", *sources).out.splitlines()[:3] == ["/", "├── billing/", "│   └── file/"]

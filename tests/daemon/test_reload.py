@@ -15,8 +15,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Change, discard
 from secretfs.cache.freshness import Freshness
-from secretfs.daemon.reload import CHECK_EVERY, Reloader
-from secretfs.dapr.load import ConfigSource, Declaration, Fingerprint, fingerprint, load, working_directory
+from secretfs.daemon.reload import CHECK_EVERY, LOOK_EVERY, Reloader
+from secretfs.dapr.declaration import Declaration, load
+from secretfs.dapr.load import ConfigSource, Fingerprint, fingerprint, working_directory
 from secretfs.errors import ConfigurationError, NoSuchEntry, Superseded
 from secretfs.fs.attributes import PermissionPolicy
 from secretfs.fs.inodes import ROOT_INODE
@@ -376,7 +377,7 @@ async def app(fakes: Fakes, config: Path | None = None) -> AsyncIterator[App]:
         stores = StoreSet(registry, Freshness(), nursery, lambda change: vfs.hear(change))  # noqa: PLW0108 - not yet
         scoped = await stores.start(declaration)
         vfs = HeardVFS(lambda _: views_of(scoped), PermissionPolicy(), nursery)
-        reloader = Reloader(origin, stores, lambda scoped, others: vfs.replace(views_of(scoped), others), vfs.hear)
+        reloader = Reloader(origin, stores, lambda _, new: vfs.replace(views_of(new.stores), new.replaced), vfs.hear)
         yield App(reloader, stores, vfs)
         nursery.cancel_scope.cancel()
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from secretfs.cache.freshness import Freshness
-from secretfs.dapr.load import load
+from secretfs.dapr.declaration import load
 from secretfs.errors import NoSuchEntry
 from secretfs.fs.view import views_of
 from secretfs.linux.mountinfo import mounts

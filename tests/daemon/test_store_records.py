@@ -8,6 +8,8 @@ import pytest
 
 from secretfs.daemon.store_records import known_stores, record_stores, replaced_stores
 from secretfs.dapr.component import Component, Item, SecretKeyRef
+from secretfs.dapr.declaration import Declaration, DeclaredStore
+from secretfs.dapr.references import TemplateContext
 from secretfs.fs.journal import Journal, StoreRecord
 from secretfs.registry.opening import KnownStore
 from secretfs.registry.store_set import RunningStore
@@ -40,6 +42,10 @@ def journal_of(*components: Component) -> Journal:
     return journal
 
 
+def declared(component: Component) -> Declaration:
+    return Declaration((component,), {component.name: DeclaredStore(component.name)}, TemplateContext({}), ())
+
+
 @pytest.mark.parametrize(
     "now",
     [
@@ -51,7 +57,7 @@ def journal_of(*components: Component) -> Journal:
 )
 def test_a_component_that_is_what_it_was(now: Component) -> None:
     journal = journal_of(VAULT)
-    assert known_stores(journal, [now]) == {"kv": KnownStore(multi_valued=True, edited=False)}
+    assert known_stores(journal, declared(now)) == {"kv": KnownStore(multi_valued=True, edited=False)}
     assert replaced_stores(journal, running(now)) == frozenset()
 
 
@@ -68,27 +74,27 @@ def test_a_component_that_is_what_it_was(now: Component) -> None:
 )
 def test_a_component_that_was_edited_may_have_another_shape(now: Component) -> None:
     journal = journal_of(VAULT)
-    assert known_stores(journal, [now]) == {"kv": KnownStore(multi_valued=True, edited=True)}
+    assert known_stores(journal, declared(now)) == {"kv": KnownStore(multi_valued=True, edited=True)}
     assert replaced_stores(journal, running(now)) == frozenset()
     assert replaced_stores(journal, running(now, multi_valued=False)) == {"kv"}
 
 
 def test_a_component_of_another_type() -> None:
     journal, now = journal_of(VAULT), replace(VAULT, type="secretstores.local.file")
-    assert known_stores(journal, [now]) == {"kv": KnownStore(multi_valued=True, edited=True)}
+    assert known_stores(journal, declared(now)) == {"kv": KnownStore(multi_valued=True, edited=True)}
     assert replaced_stores(journal, running(now)) == {"kv"}
 
 
 def test_components_that_came_and_went() -> None:
     journal, other = journal_of(VAULT), replace(VAULT, name="other")
-    assert known_stores(journal, [other]) == {}
+    assert known_stores(journal, declared(other)) == {}
     assert replaced_stores(journal, running(other)) == {"kv", "other"}
 
 
 def test_a_journal_of_version_0_1_0_knows_the_shape_alone() -> None:
     journal = Journal()
     journal.stores = {"kv": StoreRecord(multi_valued=True)}
-    assert known_stores(journal, [VAULT]) == {"kv": KnownStore(multi_valued=True, edited=False)}
+    assert known_stores(journal, declared(VAULT)) == {"kv": KnownStore(multi_valued=True, edited=False)}
     assert replaced_stores(journal, running(VAULT)) == frozenset()
     assert replaced_stores(journal, running(VAULT, multi_valued=False)) == {"kv"}
 

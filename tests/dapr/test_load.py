@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from secretfs.dapr.load import Declaration, load
+from secretfs.dapr.declaration import Declaration, load
 from secretfs.errors import ConfigurationError
 from secretfs.scopes import ALLOW_ALL
 from tests.support.canary import leaked, secret

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from secretfs.fs.attributes import PermissionPolicy, Permissions
+from secretfs.fs.attributes import PermissionPolicy
 from secretfs.fs.control_files import FILES
 from secretfs.fs.keys import (
     Bulk,
@@ -20,6 +20,7 @@ from secretfs.fs.keys import (
     SecretKey,
     ValueKey,
 )
+from secretfs.permissions import Permissions
 
 DIRECTORIES: list[DirectoryKey] = [RootKey(), FolderKey("vault"), FolderKey("vault", ("a",)), SecretKey("vault", "a")]
 FILES_OF_STORES: list[LeafKey] = [

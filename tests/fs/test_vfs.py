@@ -26,7 +26,7 @@ from secretfs.fs.caller import Caller
 from secretfs.fs.estale import PATIENCE
 from secretfs.fs.handles import MAX_WAITERS
 from secretfs.fs.inodes import ROOT_INODE, Version
-from secretfs.fs.keys import Bulk, BulkKey, FolderKey, SecretKey, ValueKey
+from secretfs.fs.keys import Bulk, BulkKey, FolderKey, RootKey, SecretKey, ValueKey
 from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, SecretScope
 from tests.conftest import ExpectLog
@@ -148,7 +148,7 @@ async def test_types_modes_and_sizes(vfs: HeardVFS) -> None:
 
 @pytest.mark.parametrize(("file", "directory"), [(0o400, 0o700), (0o440, 0o750), (0o444, 0o755), (0o040, 0o250)])
 def test_whoever_may_read_files_may_enter_directories_and_their_owner_may_write(file: int, directory: int) -> None:
-    assert PermissionPolicy(file).directory_mode == directory
+    assert PermissionPolicy(file).of(RootKey()).mode == directory
 
 
 async def test_look_up_and_listing_read_no_values(vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock) -> None:

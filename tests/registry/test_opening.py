@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from secretfs.cache.freshness import Freshness
 from secretfs.cache.health import FAILURES, SHORTEST, Kind
-from secretfs.dapr.load import Declaration, load
+from secretfs.dapr.declaration import Declaration, load
 from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError, StoreUnavailable
 from secretfs.registry.opening import ComponentsFailed, Registry, check_references, open_registry
 from tests.conftest import ExpectLog

@@ -12,8 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from secretfs.cache.change import Change
 from secretfs.cache.freshness import Freshness
 from secretfs.dapr.component import Component
-from secretfs.dapr.configuration import Configuration
-from secretfs.dapr.load import Declaration, load
+from secretfs.dapr.declaration import Declaration, DeclaredStore, load
 from secretfs.dapr.references import TemplateContext
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, StoreUnavailable
 from secretfs.fs.view import views_of
@@ -502,8 +501,9 @@ class TestTheEndOfAStore:
         store = WatchingMemoryStore({"x": {"k": b"v"}})
         opened = OpenedStore.of(Component("a", "secretstores.fake"), store, Freshness())
         stores = StoreSet(Registry({"a": opened}), Freshness(), nursery)
-        nothing = Declaration((), Configuration(), TemplateContext({}, ""), ())
-        await (await stores.start(nothing))["a"].store.fetch("x")
+        shown = Declaration((), {"a": DeclaredStore("a")}, TemplateContext({}, ""), ())
+        nothing = Declaration((), {}, TemplateContext({}, ""), ())
+        await (await stores.start(shown))["a"].store.fetch("x")
         await stores.replace(nothing)
         await wait_all_tasks_blocked()
         await later(mock_clock, DEADLINE)

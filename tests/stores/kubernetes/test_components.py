@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from secretfs.cache.freshness import Freshness
-from secretfs.dapr import load as dapr_load
+from secretfs.dapr import declaration as dapr_declaration
 from secretfs.dapr.component import Component
-from secretfs.dapr.load import load
+from secretfs.dapr.declaration import load
 from secretfs.errors import ConfigurationError
 from secretfs.registry.opening import open_registry
 from tests.support.canary import secret
@@ -27,7 +27,7 @@ def manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give an empty directory for manifests, next to the files of a service account."""
     account = tmp_path / "token"
     account.touch()
-    monkeypatch.setattr(dapr_load, "_SERVICE_ACCOUNT", account)
+    monkeypatch.setattr(dapr_declaration, "_SERVICE_ACCOUNT", account)
     path = tmp_path / "components"
     path.mkdir()
     return path
@@ -56,7 +56,7 @@ def test_elsewhere_nobody_has(manifests: Path, environ: dict[str, str]) -> None:
 
 def test_it_can_be_done_without(manifests: Path) -> None:
     assert declared(manifests, builtin=False) == ()
-    dapr_load._SERVICE_ACCOUNT.unlink()
+    dapr_declaration._SERVICE_ACCOUNT.unlink()
     assert declared(manifests) == ()
 
 

@@ -1,0 +1,115 @@
+"""Apps: what has a view of its own in a mount for many apps.
+
+An app is a document of a kind that Dapr ignores, so it may stand in the same files as components::
+
+    apiVersion: secretfs/v1alpha1
+    kind: App
+    metadata: {name: orders}        # the Dapr app id, and the name of the directory
+    spec:
+      configuration: orders         # metadata.name of a Dapr Configuration; default: all that are given
+      owner: orders                 # a user name or a host id; default: the user that mounts
+      group: orders                 # a group name or a host id; default: the owner's group
+      mode: "0400"
+      permissions:                  # the first rule that matches decides
+        - {match: "vault/tls/*", group: ssl-cert, mode: "0440"}
+
+Fields are decoded like those of a component (`secretfs.dapr.component_yaml`), but an unknown field is an error: nobody
+else reads these documents.
+"""
+
+import pwd
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from secretfs.dapr.component import manifest_files
+from secretfs.dapr.component_yaml import Field, Object
+from secretfs.dapr.goyaml import MappingNode, parse, read_text, split_documents
+from secretfs.dapr.permission_rules import given, group_id, parse_rules, refuse_unknown, user_id
+from secretfs.errors import ConfigurationError, Notice, Source
+from secretfs.permissions import PermissionRule, parse_mode
+
+API_VERSION: Final = "secretfs/v1alpha1"
+KIND: Final = "App"
+
+_ROOT_FIELDS = ("apiVersion", "kind", "metadata", "spec")
+_METADATA_FIELDS = ("name", "labels", "annotations")
+_SPEC_FIELDS = ("configuration", "owner", "group", "mode", "permissions")
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """An app as declared. Two are equal when they declare the same, wherever they are written."""
+
+    name: str
+    configuration: str = ""
+    """``metadata.name`` of its Configuration; empty for all that are given."""
+    uid: int | None = None
+    gid: int | None = None
+    mode: int | None = None
+    """None: as the mount has it."""
+    rules: tuple[PermissionRule, ...] = ()
+    source: Source | None = field(default=None, compare=False)
+
+
+def load_apps(directories: Sequence[Path], notices: list[Notice]) -> tuple[App, ...]:
+    """Load the apps that the YAML files of these directories declare, by name.
+
+    Raises `ConfigurationError` for the first thing that is wrong. Documents of other kinds are passed over.
+    """
+    apps: dict[str, App] = {}
+    for path in manifest_files(directories, notices):
+        for app in apps_in(path):
+            earlier = apps.get(app.name)
+            if earlier:
+                raise ConfigurationError(f"app {app.name} is declared twice, first at {earlier.source}", app.source)
+            apps[app.name] = app
+    return tuple(apps[name] for name in sorted(apps))
+
+
+def apps_in(path: Path) -> Iterable[App]:
+    """Read the apps of one file. Raises `ConfigurationError`."""
+    for line, text in split_documents(read_text(path)):
+        root = parse(text, str(path), line)
+        if isinstance(root, MappingNode):
+            document = Field("", root.source, root).members()
+            if document["kind"].string() == KIND and document["apiVersion"].string() == API_VERSION:
+                yield _app(document)
+
+
+def _app(document: Object) -> App:
+    metadata, spec = document["metadata"].members(), document["spec"].members()
+    for fields, known in ((document, _ROOT_FIELDS), (metadata, _METADATA_FIELDS), (spec, _SPEC_FIELDS)):
+        refuse_unknown(fields, known)
+    return App(
+        name=_name(metadata["name"]),
+        configuration=spec["configuration"].string(),
+        uid=given(spec["owner"], user_id),
+        gid=_gid(spec),
+        mode=given(spec["mode"], parse_mode),
+        rules=parse_rules(spec["permissions"]),
+        source=document.source,
+    )
+
+
+def _name(name: Field) -> str:
+    """Read the name, which becomes a directory at the root of the mount."""
+    text = name.string()
+    if not text:
+        raise ConfigurationError(f"{name.path} is missing", name.source)
+    if text.startswith(".") or "/" in text or "\0" in text:
+        raise ConfigurationError(f"{name.path} {text!r} cannot be the name of a directory here", name.source)
+    return text
+
+
+def _gid(spec: Object) -> int | None:
+    """Read the group; that of the owner where only the owner is given, and the owner is a user of this host."""
+    gid = given(spec["group"], group_id)
+    uid = given(spec["owner"], user_id)
+    if gid is not None or uid is None:
+        return gid
+    try:
+        return pwd.getpwuid(uid).pw_gid
+    except KeyError:
+        return uid

@@ -1,0 +1,87 @@
+"""A mount for many apps: which components are opened, and which app sees which of them.
+
+A component that several apps may see is opened once, unless its properties depend on the app: then each app has one of
+its own, named ``APP/COMPONENT``. Names stay the same when another app comes or goes, so that its stores are untouched.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from secretfs.dapr.app import App, load_apps
+from secretfs.dapr.component import Component, load_manifests
+from secretfs.dapr.configuration import Configuration, load_configurations
+from secretfs.dapr.declaration import Declaration, DeclaredStore, visible_components
+from secretfs.dapr.references import TemplateContext, component_references, depends_on_app
+from secretfs.errors import ConfigurationError, Notice
+from secretfs.scopes import ALLOW_ALL
+from secretfs.settings import nearest
+
+
+def load_for_apps(
+    resources: Sequence[Path],
+    configs: Sequence[Path],
+    apps: Sequence[Path],
+    environ: Mapping[str, str],
+    *,
+    builtin: bool = True,
+) -> Declaration:
+    """Read all files for all apps. Raises `ConfigurationError` for the first thing that is wrong.
+
+    An app that sees no store is noted: its directory is empty until there is one.
+    """
+    notices: list[Notice] = []
+    manifests = load_manifests(resources, namespace=environ.get("NAMESPACE", ""))
+    configurations = load_configurations(configs, environ)
+    declared = load_apps(apps, notices)
+    opened: dict[str, Component] = {}
+    stores: dict[str, DeclaredStore] = {}
+    for app in declared:
+        configuration = _configuration_of(app, configurations)
+        components, remarks = visible_components(manifests, configuration, app.name, environ, builtin=builtin)
+        notices += remarks
+        if not components:
+            notices.append(Notice(f"app {app.name} sees no secret store: its directory is empty", app.source))
+        for name, component in _instances(app.name, components).items():
+            opened[component.name] = component
+            scope = configuration.scopes.get(name, ALLOW_ALL)
+            stores[f"{app.name}/{name}"] = DeclaredStore(component.name, scope)
+    by_name = {app.name: app for app in declared}
+    context = TemplateContext(environ)
+    return Declaration(tuple(opened.values()), stores, context, tuple(dict.fromkeys(notices)), by_name)
+
+
+def _configuration_of(app: App, configurations: Mapping[str, Configuration]) -> Configuration:
+    """Return the Configuration that an app names; without a name, the only one there is."""
+    if app.configuration:
+        if app.configuration not in configurations:
+            hint = nearest(app.configuration, tuple(configurations))
+            raise ConfigurationError(f"there is no Configuration named {app.configuration}{hint}", app.source)
+        return configurations[app.configuration]
+    if len(configurations) > 1:
+        names = ", ".join(sorted(configurations))
+        raise ConfigurationError(f"app {app.name} has to say which configuration is its own: {names}", app.source)
+    return next(iter(configurations.values()), Configuration())
+
+
+def _instances(app: str, components: Sequence[Component]) -> dict[str, Component]:
+    """Return what is opened for the components that an app sees, by the name that the app knows.
+
+    Two components of one name never meet here: the app that sees the first of them is refused (dapr ``disk.go``).
+    """
+    by_name = {component.name: component for component in components}
+    own: set[str] = set()
+    while more := {
+        c.name for c in components if c.name not in own and (depends_on_app(c) or component_references(c) & own)
+    }:
+        own |= more
+
+    def opened_name(name: str) -> str:
+        return f"{app}/{name}" if name in own else name
+
+    return {
+        name: replace(component, name=opened_name(name), secret_store=opened_name(component.secret_store), app_id=app)
+        if name in own
+        else component
+        for name, component in by_name.items()
+    }

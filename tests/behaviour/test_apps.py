@@ -1,0 +1,254 @@
+"""A mount for many apps: each has a directory, with its own stores, scopes, owner and permissions."""
+
+import itertools
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support.canary import secret
+from tests.support.command import secretfs
+from tests.support.manifests import component, configuration, scope
+from tests.support.mounted import Mounted, mounted
+from tests.support.secrets_file import SecretsFile, file
+from tests.support.shell import errno_of, run, wait_until
+from tests.support.watching import watching
+
+__all__ = ["file"]
+
+pytestmark = [pytest.mark.mount, pytest.mark.root("needs to mount for other users, which only root can")]
+
+ORDERS, BILLING, TLS, NOBODY = 4001, 4002, 4003, 65534
+SECRETS = {"db": {"password": secret("db"), "user": secret("user")}, "tls": {"key": secret("key")}}
+
+
+class Host:
+    """What is declared on a host."""
+
+    def __init__(self, root: Path) -> None:
+        self.components, self.apps, self.configs = root / "components", root / "apps", root / "configs"
+        self.mountpoint = root / "mnt"
+        for directory in (self.components, self.apps, self.configs, self.mountpoint):
+            directory.mkdir()
+
+    def add(self, name: str, spec: Mapping[str, object] | None = None) -> None:
+        """Declare an app; JSON is YAML."""
+        document = {"apiVersion": "secretfs/v1alpha1", "kind": "App", "metadata": {"name": name}, "spec": spec or {}}
+        new = self.apps / f"{name}.new"
+        new.write_text(json.dumps(document), encoding="utf-8")
+        new.replace(self.apps / f"{name}.yaml")
+
+    def remove(self, name: str) -> None:
+        (self.apps / f"{name}.yaml").unlink()
+
+    @property
+    def options(self) -> list[str]:
+        return ["--apps", str(self.apps), "--allow-other"]
+
+
+@pytest.fixture
+def host(tmp_path: Path, file: SecretsFile) -> Host:
+    """Declare two apps that see one secrets file, at a place that every user can reach."""
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_mode & 0o011 != 0o011:
+            directory.chmod(directory.stat().st_mode | 0o011)
+    host = Host(tmp_path)
+    file.write(SECRETS)
+    component(host.components, "file", "local.file", {"secretsFile": file.path, "nestedSeparator": "/"})
+    host.add("orders", {"owner": str(ORDERS)})
+    host.add("billing", {"owner": str(BILLING)})
+    return host
+
+
+@pytest.fixture
+def mount(host: Host) -> Iterator[Mounted]:
+    with mounted(host.components, options=host.options, mountpoint=host.mountpoint) as mount:
+        yield mount
+
+
+def read_as(user: int, path: Path, *groups: int) -> str:
+    """Read a file as a user with groups; returns its text, or what went wrong."""
+    supplementary = ["--groups", ",".join(map(str, groups))] if groups else ["--clear-groups"]
+    done = run("setpriv", "--reuid", str(user), "--regid", str(user), *supplementary, "cat", path)
+    return done.stdout.decode() if done.returncode == 0 else done.stderr.decode().rpartition(": ")[2].strip()
+
+
+def list_as(user: int, path: Path) -> str:
+    done = run("setpriv", "--reuid", str(user), "--regid", str(user), "--clear-groups", "ls", path)
+    return done.stdout.decode() if done.returncode == 0 else done.stderr.decode().rpartition(": ")[2].strip()
+
+
+def test_each_app_has_a_directory(mount: Mounted) -> None:
+    """app-1: With `--apps`, each app has a directory at the root, which only its owner and root can enter."""
+    assert sorted(os.listdir(mount.path)) == ["billing", "orders"]  # noqa: PTH208 - names are what counts
+    for app, user in {"orders": ORDERS, "billing": BILLING}.items():
+        status = (mount.path / app).stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (user, user, 0o500)
+        assert (mount.path / app / "file/db/password").stat().st_uid == user
+    for reader, (app, owner) in itertools.product(
+        (ORDERS, BILLING, NOBODY), {"orders": ORDERS, "billing": BILLING}.items()
+    ):
+        expected = secret("db") if reader == owner else "Permission denied"
+        assert read_as(reader, mount.path / app / "file/db/password") == expected
+
+
+def test_nobody_lists_the_apps(mount: Mounted) -> None:
+    """app-2: The root lists its apps to root and to the user who mounted; others get EACCES."""
+    assert (mount.path.stat().st_uid, mount.path.stat().st_mode & 0o777) == (os.getuid(), 0o711)
+    assert list_as(ORDERS, mount.path) == "Permission denied"
+    assert list_as(ORDERS, mount.path / "orders") == "file\n"
+    assert list_as(ORDERS, mount.path / "billing") == "Permission denied"
+    assert list_as(ORDERS, mount.path / "never-declared") == "No such file or directory"
+
+
+def test_each_app_has_its_own_view(host: Host, tmp_path: Path) -> None:
+    """app-3: An app sees the stores, secrets and templates that a mount for it alone would show."""
+    (tmp_path / "orders.json").write_text(json.dumps({"own": secret("own")}), encoding="utf-8")
+    (tmp_path / "billing.json").write_text("{}", encoding="utf-8")
+    component(host.components, "own", "local.file", {"secretsFile": f"{tmp_path}/{{appID}}.json"})
+    component(host.components, "env", "local.env", {"prefix": "APPS_TEST_"}, scopes=["billing"])
+    strict = configuration(host.configs, scope("file", default="deny", allowed=["tls/key"]), name="strict")
+    wide = configuration(host.configs, name="wide")
+    host.add("orders", {"owner": str(ORDERS), "configuration": "strict"})
+    host.add("billing", {"owner": str(BILLING), "configuration": "wide"})
+    config = [strict, wide]
+    with mounted(host.components, config=config, options=host.options, mountpoint=host.mountpoint) as mount:
+        seen = {
+            app: sorted(str(path.relative_to(mount.path / app)) for path in (mount.path / app).rglob("*"))
+            for app in ("orders", "billing")
+        }
+    assert seen["orders"] == ["file", "file/tls", "file/tls/key", "own", "own/own"]
+    assert seen["billing"][:2] == ["env", "file"]
+    assert "file/db/password" in seen["billing"]
+    assert "own/own" not in seen["billing"]
+
+
+def test_a_secret_is_fetched_once_for_all(host: Host, mount: Mounted) -> None:
+    """app-4: A store that several apps see is opened once; what one of them has read is not asked for again."""
+
+    def calls() -> dict[str, int]:
+        status = json.loads((mount.path / ".secretfs/status.json").read_text(encoding="utf-8"))
+        return {name: store["calls"]["fetch"]["made"] for name, store in status["stores"].items()}
+
+    (mount.path / "orders/file/db/password").read_bytes()
+    before = calls()
+    (mount.path / "billing/file/db/password").read_bytes()
+    assert calls() == before
+    assert set(before) == {"billing/file", "orders/file"}
+    assert before["orders/file"] == before["billing/file"]
+
+
+def test_a_rotation_reaches_the_watchers_of_every_app(mount: Mounted, file: SecretsFile, tmp_path: Path) -> None:
+    """app-5: A change is published in the directory of each app that sees it."""
+    directories = [mount.path / app / "file/db" for app in ("orders", "billing")]
+    for directory in directories:
+        (directory / "password").read_bytes()
+    with watching(tmp_path / "log", *directories) as watch:
+        file.write({**SECRETS, "db": {"password": secret("new"), "user": secret("user")}})
+        watch.wait_for(*(f"password MOVED_TO {directory}/" for directory in directories))
+    assert {(directory / "password").read_text() for directory in directories} == {secret("new")}
+
+
+def test_apps_come_and_go(host: Host, mount: Mounted, tmp_path: Path) -> None:
+    """app-6: An edit of the documents adds, changes and removes apps; files of other apps stay as they are."""
+    with (mount.path / "orders/file/db/password").open("rb") as held, watching(tmp_path / "log", mount.path) as watch:
+        inode = os.fstat(held.fileno()).st_ino
+        host.add("third", {"owner": str(NOBODY)})
+        watch.wait_for(f"third CREATE,ISDIR {mount.path}/")
+        assert read_as(NOBODY, mount.path / "third/file/tls/key") == secret("key")
+        host.add("third", {"owner": str(TLS)})
+        wait_until(lambda: read_as(TLS, mount.path / "third/file/tls/key") == secret("key"))
+        assert read_as(NOBODY, mount.path / "third/file/tls/key") == "Permission denied"
+        host.remove("third")
+        watch.wait_for(f"third DELETE,ISDIR {mount.path}/")
+        assert errno_of((mount.path / "third").stat) == "ENOENT"
+        assert (mount.path / "orders/file/db/password").stat().st_ino == inode
+
+
+def test_a_mistake_changes_nothing(host: Host) -> None:
+    """app-7: A mistake in a document is logged with file and line, and leaves every app as it is."""
+    told = [
+        rf"^ERROR .*{host.apps}/third\.yaml:1: spec\.owner: there is no user 'no-such-user' .*; nothing is changed$"
+    ]
+    with mounted(host.components, options=host.options, mountpoint=host.mountpoint, expect_log=told) as mount:
+        host.add("third", {"owner": "no-such-user"})
+        wait_until(lambda: "nothing is changed" in mount.log)
+        assert sorted(os.listdir(mount.path)) == ["billing", "orders"]  # noqa: PTH208 - likewise
+        assert (mount.path / "orders/file/tls/key").read_text() == secret("key")
+
+
+def test_before_mounting_a_mistake_stops_it(host: Host) -> None:
+    """A mistake stops the start with file and line (app-7, life-1)."""
+    host.add("third", {"mode": "0777"})
+    done = secretfs("mount", "--resources-path", host.components, *host.options, host.mountpoint)
+    assert done.status == 2
+    assert f"{host.apps}/third.yaml:1: spec.mode: '0777': a file here can be read and nothing else" in done.err
+
+
+def test_permission_rules(host: Host) -> None:
+    """app-8: The first permission rule that matches gives a secret another group or mode."""
+    rules = [{"match": "file/tls/*", "group": str(TLS), "mode": "0440"}]
+    host.add("orders", {"owner": str(ORDERS), "permissions": rules})
+    with mounted(host.components, options=host.options, mountpoint=host.mountpoint) as mount:
+        key, password = mount.path / "orders/file/tls/key", mount.path / "orders/file/db/password"
+        assert (key.stat().st_gid, key.stat().st_mode & 0o777) == (TLS, 0o440)
+        assert read_as(ORDERS, key) == secret("key")
+        assert read_as(TLS, key) == secret("key")
+        assert read_as(NOBODY, key, TLS) == secret("key")
+        assert read_as(NOBODY, key) == "Permission denied"
+        assert read_as(TLS, password) == "Permission denied"
+        assert list_as(TLS, mount.path / "orders") == "Permission denied"
+        assert read_as(TLS, mount.path / "orders/file/.bulk.json") == "Permission denied"
+
+
+def test_the_annotation_holds_for_a_mount_of_one_app_too(host: Host, file: SecretsFile) -> None:
+    """app-9: The annotation `secretfs/permissions` of a component has the same rules, also without `--apps`."""
+    annotations = {"secretfs/permissions": f"[{{match: 'file/tls/*', group: {TLS}, mode: 0440}}]"}
+    properties = {"secretsFile": file.path, "nestedSeparator": "/"}
+    component(host.components, "file", "local.file", properties, annotations=annotations)
+    with mounted(host.components, options=["--allow-other"], mountpoint=host.mountpoint) as mount:
+        assert read_as(TLS, mount.path / "file/tls/key") == secret("key")
+        assert read_as(TLS, mount.path / "file/db/password") == "Permission denied"
+
+
+def test_a_takeover_keeps_every_app(host: Host) -> None:
+    """app-10: A daemon that is killed is replaced for all apps; open files stay open."""
+    told = ["killed by SIGKILL"]
+    with mounted(host.components, options=host.options, mountpoint=host.mountpoint, expect_log=told) as mount:
+        paths = [mount.path / app / "file/db/password" for app in ("orders", "billing")]
+        with paths[0].open("rb") as held:
+            inodes = [path.stat().st_ino for path in paths]
+            os.kill(mount.worker, signal.SIGKILL)
+            assert held.read().decode() == secret("db")
+            assert [path.read_text() for path in paths] == [secret("db")] * 2
+            assert [path.stat().st_ino for path in paths] == inodes
+
+
+def test_an_app_that_goes_while_nobody_serves(host: Host) -> None:
+    """An app that is removed while nobody serves is gone afterwards (app-6, app-10)."""
+    with mounted(
+        host.components, options=host.options, mountpoint=host.mountpoint, expect_log=["killed by SIGKILL"]
+    ) as mount:
+        (mount.path / "billing/file/db/password").read_bytes()
+        host.remove("billing")
+        os.kill(mount.worker, signal.SIGKILL)
+        wait_until(lambda: os.listdir(mount.path) == ["orders"])  # noqa: PTH208 - likewise
+        wait_until(lambda: errno_of((mount.path / "billing").stat) == "ENOENT")
+
+
+def test_refresh_takes_paths_of_apps(mount: Mounted) -> None:
+    """`refresh` takes a path below the mount point, which begins with the app (control-2)."""
+    (mount.path / "orders/file/db/password").read_bytes()
+    for path in ("orders/file/db/password", "orders/file", "orders", "/"):
+        assert secretfs("refresh", mount.path, *([path] if path != "/" else [])).status == 0, path
+    assert secretfs("refresh", mount.path, "never-declared/file").status != 0
+
+
+def test_one_app_or_many(host: Host) -> None:
+    """`--app-id` and `--apps` exclude each other (app-1)."""
+    done = secretfs("mount", "--app-id", "orders", *host.options, host.mountpoint)
+    assert done.status == 2
+    assert "--app-id shows one app and --apps shows many: leave one of them out" in done.err

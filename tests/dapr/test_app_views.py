@@ -1,0 +1,149 @@
+"""A mount for many apps: which components are opened, and which app sees which of them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from secretfs.dapr.app_views import load_for_apps
+from secretfs.dapr.declaration import Declaration, DeclaredStore
+from secretfs.errors import ConfigurationError
+from secretfs.scopes import ALLOW_ALL
+from tests.support.manifests import component, configuration, scope
+
+
+def app(directory: Path, name: str, **spec: str) -> None:
+    directory.mkdir(exist_ok=True)
+    lines = "".join(f"\n  {key}: {value}" for key, value in spec.items())
+    text = f"apiVersion: secretfs/v1alpha1\nkind: App\nmetadata: {{name: {name}}}\nspec:{lines}\n"
+    (directory / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+class Files:
+    def __init__(self, root: Path) -> None:
+        self.components, self.apps, self.configs = root / "components", root / "apps", root / "configs"
+        self.components.mkdir()
+        self.apps.mkdir()
+
+    def load(self, *configs: Path) -> Declaration:
+        return load_for_apps([self.components], configs, [self.apps], {})
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def opened(declaration: Declaration) -> list[str]:
+    return sorted(component.name for component in declaration.components)
+
+
+def shown(declaration: Declaration) -> dict[str, str]:
+    return {name: store.component for name, store in declaration.stores.items()}
+
+
+def messages(declaration: Declaration) -> Iterable[str]:
+    return [notice.message for notice in declaration.notices]
+
+
+def test_equal_components_are_shared(files: Files) -> None:
+    component(files.components, "env", "local.env")
+    app(files.apps, "orders")
+    app(files.apps, "billing")
+    declaration = files.load()
+    assert opened(declaration) == ["env"]
+    assert shown(declaration) == {"billing/env": "env", "orders/env": "env"}
+    assert declaration.apps is not None
+    assert list(declaration.apps) == ["billing", "orders"]
+
+
+def test_a_component_that_depends_on_the_app_is_opened_for_each(files: Files) -> None:
+    component(files.components, "file", "local.file", {"secretsFile": "/secrets/{appID}.json"})
+    app(files.apps, "orders")
+    app(files.apps, "billing")
+    declaration = files.load()
+    assert shown(declaration) == {"billing/file": "billing/file", "orders/file": "orders/file"}
+    assert {c.name: c.app_id for c in declaration.components} == {"billing/file": "billing", "orders/file": "orders"}
+
+
+def test_so_is_what_takes_its_credentials_from_such_a_one(files: Files) -> None:
+    component(files.components, "token", "local.file", {"secretsFile": "/secrets/{appID}.json"})
+    reference = {"vaultToken": {"secretKeyRef": {"name": "token", "key": "token"}}}
+    component(files.components, "vault", "hashicorp.vault", reference, secret_store="token")
+    app(files.apps, "orders")
+    (token, vault) = sorted(files.load().components, key=lambda c: c.name)
+    assert (token.name, vault.name, vault.secret_store) == ("orders/token", "orders/vault", "orders/token")
+
+
+def test_scopes_of_components_decide_who_sees_them(files: Files) -> None:
+    component(files.components, "env", "local.env", scopes=["orders"])
+    component(files.components, "file", "local.file", {"secretsFile": "x.json"})
+    app(files.apps, "orders")
+    app(files.apps, "billing")
+    assert sorted(files.load().stores) == ["billing/file", "orders/env", "orders/file"]
+
+
+def test_two_components_of_one_name_are_refused_as_dapr_refuses_them(files: Files) -> None:
+    component(files.components, "env", "local.env", scopes=["orders"])
+    component(files.components / "..more", "env", "local.env", {"prefix": "B_"}, scopes=["billing"])
+    app(files.apps, "orders")
+    with pytest.raises(ConfigurationError, match="duplicate definition of Component name env"):
+        load_for_apps([files.components, files.components / "..more"], [], [files.apps], {})
+
+
+def test_each_app_has_the_scopes_of_the_configuration_that_it_names(files: Files) -> None:
+    component(files.components, "env", "local.env")
+    strict = configuration(files.configs, scope("env", default="deny", allowed=["A"]), name="strict")
+    open_ = configuration(files.configs, scope("env", denied=["B"]), name="open")
+    app(files.apps, "orders", configuration="strict")
+    app(files.apps, "billing", configuration="open")
+    declaration = files.load(strict, open_)
+    assert declaration.scope("orders/env").allowed_secrets == {"A"}
+    assert declaration.scope("billing/env").denied_secrets == {"B"}
+
+
+def test_without_a_name_it_is_the_only_one(files: Files, tmp_path: Path) -> None:
+    component(files.components, "env", "local.env")
+    app(files.apps, "orders")
+    assert files.load().stores == {"orders/env": DeclaredStore("env", ALLOW_ALL)}
+    only = configuration(files.configs, scope("env", denied=["B"]), name="only")
+    assert files.load(only).scope("orders/env").denied_secrets == {"B"}
+    other = configuration(files.configs, name="other")
+    with pytest.raises(ConfigurationError, match=r"orders\.yaml:1: app orders has to say which .*: only, other$"):
+        files.load(only, other)
+    app(files.apps, "orders", configuration="ony")
+    with pytest.raises(ConfigurationError, match=r"no Configuration named ony \(did you mean only\?\)"):
+        files.load(only, other)
+
+
+def test_files_of_one_name_are_merged(files: Files, tmp_path: Path) -> None:
+    component(files.components, "env", "local.env")
+    app(files.apps, "orders")
+    first = configuration(files.configs, scope("env", denied=["A"]), name="same")
+    second = configuration(tmp_path / "later", scope("env", denied=["B"]), name="same")
+    assert files.load(first, second).scope("orders/env").denied_secrets == {"B"}
+
+
+def test_an_app_without_a_store_is_noted(files: Files) -> None:
+    component(files.components, "env", "local.env", scopes=["orders"])
+    app(files.apps, "billing")
+    assert messages(files.load()) == ["app billing sees no secret store: its directory is empty"]
+
+
+def test_another_app_changes_no_name(files: Files) -> None:
+    component(files.components, "env", "local.env")
+    component(files.components, "file", "local.file", {"secretsFile": "/secrets/{appID}.json"})
+    app(files.apps, "orders")
+    before = files.load()
+    app(files.apps, "billing")
+    after = files.load()
+    assert before.stores.items() <= after.stores.items()
+    assert all(component in after.components for component in before.components)
+
+
+def test_the_same_notice_is_said_once(files: Files) -> None:
+    component(files.components, "env", "local.env")
+    (files.components / "notes.txt").write_text("x", encoding="utf-8")
+    app(files.apps, "orders")
+    app(files.apps, "billing")
+    assert list(messages(files.load())) == ["not a YAML file, passed over"]
