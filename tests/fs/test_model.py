@@ -649,6 +649,7 @@ def only_defects() -> None:
     logging.getLogger("secretfs").setLevel(logging.ERROR)
 
 
+@pytest.mark.timeout(600)  # hundreds of scripts: on a loaded machine they take minutes
 @pytest.mark.usefixtures("only_defects")
 @settings(
     max_examples=EXAMPLES,
