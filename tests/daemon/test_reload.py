@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Change, discard
 from secretfs.cache.freshness import Freshness
-from secretfs.daemon.reload import CHECK_EVERY, LOOK_EVERY, Reloader
+from secretfs.daemon.reload import CHECK_EVERY, Reloader
 from secretfs.dapr.declaration import Declaration, load
 from secretfs.dapr.load import ConfigSource, Fingerprint, fingerprint, working_directory
 from secretfs.errors import ConfigurationError, NoSuchEntry, Superseded
