@@ -1,4 +1,4 @@
-"""One mount, from opened stores to the last unmount."""
+"""Serve one mount, from the opened stores to the unmount."""
 
 import logging
 import math
@@ -37,7 +37,7 @@ from secretfs.registry.opening import Registry
 from secretfs.registry.store_set import ReloadResult, StoreSet
 
 REQUESTS = 10_000
-"""Kernel requests served at once. Each costs a task; a wait for one store must never keep another's readers out."""
+"""Kernel requests served at once, a task each. Enough that readers who wait for one store never block another's."""
 
 EVICT_EVERY = 2.0
 """Seconds."""
@@ -108,9 +108,9 @@ class Observer:
     """Callbacks for the life of a mount."""
 
     ready: Callable[[], None]
-    """The mount answers."""
+    """Called when the mount answers."""
     changed: Callable[[], None] = lambda: None
-    """A value that was read has changed, or something that was listed has come or gone, and the files show it."""
+    """Called when the files show a change: of a value that was read, or of a name that was listed."""
 
 
 async def serve(
@@ -122,13 +122,11 @@ async def serve(
     handover: Handover,
     observer: Observer,
 ) -> None:
-    """Mount, or go on with an inherited mount; serve until it is unmounted or a signal asks to stop.
+    """Mount, or take over an inherited mount; serve it until it is unmounted or a signal asks to stop.
 
-    Tells ``observer`` when the mount answers, and what changes.
-
-    A supervised mount stays when we stop, for our successor; another is unmounted. On a fatal error it stays behind,
-    dead if nobody supervises it: ENOTCONN is the truth, while an empty directory would look like "no secrets". The next
-    start replaces a dead mount.
+    After a signal a supervised mount stays for the next worker; without a supervisor it is unmounted. After a fatal
+    error the mount stays in any case, dead without a supervisor: ENOTCONN is the truth, while an empty directory would
+    look like "no secrets". The next start replaces a dead mount.
     """
     inherited = handover.inherited
     journal = inherited.journal if inherited else Journal()
@@ -159,7 +157,7 @@ async def serve(
             announce(Change(component, whole=True))
         reloader = Reloader(origin, stores, show, announce)
         device: int | None = None
-        with suppress(MountError):  # covered, or detached and still in use: it is served all the same
+        with suppress(MountError):  # covered, or detached and in use: it is served all the same
             device = set_process_name(options.mountpoint)
         _offer(connection, vfs, publisher)
         for task in (publisher.run, reloader.on_change, reloader.on_signal):
@@ -183,13 +181,13 @@ def _mount(options: MountOptions, journal: Journal) -> Connection:
 
 
 def _offer(connection: Connection, vfs: SecretVFS, publisher: Publisher) -> None:
-    """Give libfuse the connection. What is mounted, and with which options, is none of its business."""
+    """Give libfuse the connection in the place of a mount point; it mounts nothing itself."""
     operations = SecretOperations(vfs, publisher, connection)
     pyfuse3.init(operations, connection.offer(), set())
 
 
 async def _until_unmounted_or_asked_to_stop() -> bool:
-    """Serve requests. Returns whether we were asked to stop; requests under way are answered by nobody then."""
+    """Serve requests. Returns whether a signal asked to stop; the next worker answers the pending requests then."""
     asked = False
 
     async def stop_on_signal() -> None:

@@ -316,7 +316,7 @@ def _exit_status(code: int) -> int:
 
 
 def _working_directory() -> int:
-    """Open the working directory for all workers. Its path may lead through the mount, which nobody serves between two.
+    """Open the working directory for all workers. Its path may lead through the mount.
 
     If it has been removed, the root takes its place: absolute paths still lead to the same files.
     """

@@ -24,7 +24,7 @@ class MountInfo(NamedTuple):
     shared: bool
     """Whether what is mounted below it is seen in other mount namespaces, too (mount_namespaces(7))."""
     group: int | None = None
-    """The group of who mounted it, for FUSE."""
+    """Group id of its owner, for FUSE."""
     allow_other: bool = False
     """Whether the kernel lets other users in, for FUSE."""
 

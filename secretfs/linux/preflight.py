@@ -107,4 +107,4 @@ def explain(said: str, mountpoint: Path) -> MountError:
     said = "; ".join(line.strip() for line in said.splitlines() if line.strip())
     ways = (fix for pattern, fix in _SAID if re.search(pattern, said))
     fix = next(ways, f"ask for the reason: secretfs doctor {mountpoint}")
-    return MountError(f"cannot mount at {mountpoint}: {said or 'nobody says why'}", fix)
+    return MountError(f"cannot mount at {mountpoint}: {said or 'no reason is given'}", fix)

@@ -283,7 +283,7 @@ class TestRefusals:
         ),
         ("fuse: bad mount point `/mnt': Permission denied", "bad mount point", "needs an x"),
         ("one\n\n two\n", "cannot mount at /mnt: one; two", "secretfs doctor /mnt"),
-        ("", "cannot mount at /mnt: nobody says why", "secretfs doctor /mnt"),
+        ("", "cannot mount at /mnt: no reason is given", "secretfs doctor /mnt"),
     ],
 )
 def test_what_is_said_is_passed_on_with_a_way_out(said: str, reason: str, fix: str) -> None:
