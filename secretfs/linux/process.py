@@ -31,14 +31,14 @@ def protect_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Let every block of 1 MiB or more go back to the system when it is freed, and what it held with it.
+    """Let every block of 2 MiB or more go back to the system when it is freed, and what it held with it.
 
     Left to itself, glibc keeps blocks of up to 32 MiB for reuse once some have been freed: eight values of 15 MiB, read
     at once, left 500 MiB behind. A libc without mallopt(3) has no such habit.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        mallopt(_M_MMAP_THRESHOLD, 2 << 20)  # a read through the kernel is of 1 MiB at most
 
 
 def forbid_dumps() -> Notice | None:
