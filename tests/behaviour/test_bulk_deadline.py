@@ -51,9 +51,7 @@ def test_a_bulk_file(mount: Mounted) -> None:
 
 
 def test_a_refresh(mount: Mounted) -> None:
-    """control-10: A refresh takes as long as a bulk file may, else it is ETIMEDOUT, and what it did not reach is
-    expired.
-    """
+    """control-10: A refresh may take as long as a bulk file, else it is ETIMEDOUT, and the rest is expired."""
     refresh = mount.path / ".secretfs/refresh"
     assert len(json.loads((mount.path / "long/.bulk.json").read_bytes())) == SECRETS
     errno_of((mount.path / "brief/.bulk.json").read_bytes)
