@@ -32,7 +32,7 @@ PAUSE: Final = 0.5
 
 
 class Changes:
-    """The tree of a file system as those see it who change it."""
+    """The inode table and the contents, as far as publishing a change needs them."""
 
     def __init__(self, tree: Tree, contents: Contents, polls: PollWaiters, attributes: AttributePolicy) -> None:
         self._tree = tree
@@ -69,7 +69,7 @@ class Changes:
     def overtaken(self, key: LeafKey) -> list[tuple[Version, Version]]:
         """Return which version is to be renamed over which because readers found it before it was published.
 
-        The kernel may still have each older one somewhere: who watches one of them is told only if it is replaced.
+        The kernel may still have each older one, and a watch on it sees an event only if it is replaced.
         """
         superseded = self._tree.superseded(key)
         return list(zip([*superseded[1:], self._tree.current(key)], superseded, strict=True)) if superseded else []
@@ -86,7 +86,7 @@ class Changes:
                 self._polls.wake(past.number)
 
     def gone(self, inode: Inode) -> None:
-        """Let no path lead to what was deleted upstream, and wake who polls it."""
+        """Let no path lead to what was deleted upstream, and wake the programs that poll it."""
         self._tree.unlink(inode)
         self._polls.wake(inode.number)
 
@@ -143,9 +143,9 @@ class Changes:
         return b""
 
     def inherited(self, component: str) -> list[LeafKey]:
-        """Return the files of a store that were opened before we took over, and not longer ago than it remembers.
+        """Return the files of a store that were in use before the takeover: opened less than ``idle`` seconds ago.
 
-        Asked once: what changes from then on, the store itself tells.
+        Returns them once: later changes are announced by the cache.
         """
         view, now = self._contents.view(component), time.time()
         mine = {key: used for key, used in self._tree.inherited.items() if is_of(component, key)}
@@ -154,7 +154,7 @@ class Changes:
         return [key for key, used in mine.items() if used > now - view.idle]
 
     async def change_of_value(self, key: ValueKey) -> Change:
-        """Return how a file differs from what the kernel knows of it. Raises what keeps us from finding out."""
+        """Return how a file differs from what the kernel knows of it. Raises what prevents the comparison."""
         try:
             same = await self._is_unchanged(key)
         except AccessDenied:  # until that ends there is nothing to see
@@ -179,7 +179,7 @@ class Changes:
     async def change_of_names(self, folder: FolderKey, names: Iterable[str]) -> Change:
         """Return which of the names that the kernel knows in a folder are not listed any more.
 
-        Raises what keeps us from finding out.
+        Raises what prevents the comparison.
         """
         listed = await self.folder(folder)
         gone = [name for name in names if listed is not None and encode(split(name)[-1]) not in listed]
@@ -222,7 +222,7 @@ async def catch_up(changes: Changes, announce: Announce) -> None:
 
 
 async def _ask(questions: list[_Question], announce: Announce) -> None:
-    """Ask what is due first, until all is answered. What fails is put off, so that nothing else waits for it."""
+    """Ask what is due first, until all is answered. A question that fails is put off, so no other waits for it."""
     while questions:
         question = heappop(questions)
         await trio.sleep_until(question.due)

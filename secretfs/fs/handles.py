@@ -94,7 +94,7 @@ class PollWaiters:
         waiters[waiter] = self._journal.add_waiter(waiter)
 
     def wake(self, number: int) -> None:
-        """Wake all who poll a file."""
+        """Wake all programs that poll a file."""
         for waiter, slot in self._waiters.pop(number, {}).items():
             self._journal.drop(slot)
             self._wake(waiter)
