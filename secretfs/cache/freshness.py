@@ -18,6 +18,8 @@ class Freshness:
 
     ttl: float = 60.0
     """Age up to which an answer is served without a question."""
+    negative_ttl: float = 5.0
+    """Age up to which a listing says that a name is not there, if that is less than ``ttl``."""
     max_stale: float = 3600.0
     """Age up to which it is served while the store fails."""
     deadline: float = 5.0

@@ -78,9 +78,23 @@ class CachedStore:
         """Seconds after which what nobody uses is dropped."""
         return self._freshness.idle
 
-    async def names(self, folder: str) -> CachedAnswer[Names]:
-        """`SecretStore.names`, at most ttl old; older only while the store fails."""
-        return _given(await self._serve(self._names, folder))
+    @property
+    def negative_ttl(self) -> float:
+        """Seconds for which a listing says that a name is not there."""
+        return min(self._freshness.negative_ttl, self._freshness.ttl)
+
+    async def names(self, folder: str, *, max_age: float = math.inf) -> CachedAnswer[Names]:
+        """`SecretStore.names`, at most ttl old; older only while the store fails.
+
+        A listing that is older than ``max_age`` seconds is loaded again, if the store is not failing.
+        """
+        answer = self._names.access(folder)
+        if answer is None:
+            return _given(await self._serve(self._names, folder))
+        if trio.current_time() > answer.fetched + max_age and not self._client.in_doubt:
+            with contextlib.suppress(StoreError):  # logged where it happened; the listing that we have still counts
+                answer = await self._load(self._names, folder)
+        return _given(answer)
 
     async def fetch(self, name: str) -> CachedAnswer[Secret]:
         """`SecretStore.fetch`, at most ttl old; older only while the store fails."""

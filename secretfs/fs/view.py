@@ -5,6 +5,7 @@ else is not shown. A hidden secret is refused before the store is asked (Dapr: `
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -173,13 +174,18 @@ class StoreView:
     async def entry(self, segments: Path, segment: bytes) -> tuple[Entry, float]:
         """Return one entry of a folder and for how many seconds it holds. Raises `NoSuchEntry`."""
         try:
-            folder, names = await self._listing(segments)
+            entry, remaining = await self._find(segments, segment)
+            if entry is None and not is_probe(segment):
+                entry, remaining = await self._find(segments, segment, self._store.negative_ttl)
         except AccessDenied:
             return await self._probe(segments, segment), 0.0
-        entry = (await self._tree(folder, names)).get(segments, segment)
         if entry is None:
             raise NoSuchEntry(segment.decode(errors="replace"))
-        return entry, names.remaining
+        return entry, remaining
+
+    async def _find(self, segments: Path, segment: bytes, max_age: float = math.inf) -> tuple[Entry | None, float]:
+        folder, names = await self._listing(segments, max_age)
+        return (await self._tree(folder, names)).get(segments, segment), names.remaining
 
     async def every_secret(self) -> CachedAnswer[dict[str, Secret]]:
         """Return all secrets of the store, fresh for as long as the oldest of them.
@@ -266,24 +272,27 @@ class StoreView:
         if not self._scope.allows(name):
             raise NoSuchEntry(name)
 
-    async def _listing(self, segments: Path) -> tuple[str, CachedAnswer[Names]]:
+    async def _listing(self, segments: Path, max_age: float = math.inf) -> tuple[str, CachedAnswer[Names]]:
         """Return which folder the store was asked for, this or one above it, and the answer, which covers this one.
 
         A store without folders lists everything at once. A store with folders may refuse to list those above ours.
+        An answer that is older than ``max_age`` seconds is asked for again; those on the way to it are not.
         """
         if not segments:
-            return "", await self._names("")
+            return "", await self._names("", max_age)
         folder = "/".join(segments)
         try:
             above, names = await self._listing(segments[:-1])
         except AccessDenied:
-            return folder, await self._names(folder)
-        return (folder, await self._names(folder)) if folder in names.value.folders else (above, names)
+            return folder, await self._names(folder, max_age)
+        if folder in names.value.folders:
+            return folder, await self._names(folder, max_age)
+        return (above, names) if max_age == math.inf else await self._listing(segments[:-1], max_age)
 
-    async def _names(self, folder: str) -> CachedAnswer[Names]:
+    async def _names(self, folder: str, max_age: float = math.inf) -> CachedAnswer[Names]:
         """Return the names in a folder; if the store refuses, the allowed names of the scope stand in for them."""
         try:
-            return await self._store.names(folder)
+            return await self._store.names(folder, max_age=max_age)
         except AccessDenied:
             if self._allowed_listing is None:
                 raise

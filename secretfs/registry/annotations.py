@@ -14,6 +14,7 @@ from secretfs.stores import load_store_type
 PREFIX: Final = "secretfs/"
 FRESHNESS: Final = {
     "secretfs/ttl": "ttl",
+    "secretfs/negative-ttl": "negative_ttl",
     "secretfs/max-stale": "max_stale",
     "secretfs/deadline": "deadline",
     "secretfs/bulk-deadline": "bulk_deadline",
@@ -37,7 +38,7 @@ def freshness(component: Component, default: Freshness) -> Freshness:
             seconds = parse_duration(text)
         except ValueError as error:
             raise ConfigurationError(f"{name}: {error}", source) from None
-        if seconds < 0 or (not seconds and FRESHNESS[name] != "max_stale"):
+        if seconds < 0 or (not seconds and FRESHNESS[name] not in ("max_stale", "negative_ttl")):
             raise ConfigurationError(f"{name}: must be longer than nothing", source)
         chosen = replace(chosen, **{FRESHNESS[name]: seconds})
     return chosen

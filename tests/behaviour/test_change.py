@@ -333,6 +333,22 @@ def test_a_new_secret(source: Source) -> None:
     assert "newborn" in lines("ls", top)
 
 
+def test_a_new_secret_in_a_folder_that_was_just_listed(scratch: Path, own_server: OpenBao) -> None:
+    """fresh-7: A name that a listing lacks is looked for in a new one after `secretfs/negative-ttl` (5 s default)."""
+    folder = Folder(own_server, "negative")
+    folder.put("team/old", {"key": OLD})
+    annotations = {"secretfs/ttl": "1h", "secretfs/negative-ttl": "200ms"}
+    component(scratch / "negative", "vault", "hashicorp.vault", folder.metadata(), annotations=annotations)
+    with mounted(scratch / "negative") as mount:
+        new = mount.path / "vault/team/new/key"
+        assert lines("ls", mount.path / "vault/team") == ["old"]
+        assert errno_of(new.read_bytes) == "ENOENT"
+        folder.put("team/new", {"key": NEW})
+        wait_until(lambda: errno_of(new.stat) == "")
+        assert new.read_text() == NEW
+        assert lines("ls", mount.path / "vault/team") == ["new", "old"]
+
+
 def test_one_key_of_several(scratch: Path, own_server: OpenBao) -> None:
     """change-5: When one key of a secret changes, the files of its other keys do not."""
     folder = Folder(own_server, "keys")

@@ -180,6 +180,47 @@ async def test_a_change_of_names_is_told_and_the_entries_tell_what_of_it_shows(
     assert {name for change in heard for name in change.names} >= {"new" if folders else "new/seen"}
 
 
+async def test_a_name_that_is_not_there_has_its_folder_listed_again_once_it_is_a_little_older(
+    make: Make, mock_clock: MockClock, *, folders: bool
+) -> None:
+    """The negative ttl: once for all who ask, the folder itself and none above it."""
+    store = MemoryStore(FOLDED, folders=folders)
+    view = make(store)
+    team = "team" if folders else ""
+    await view.entry(("team",), b"a")
+    store.put("team/new", {"k": b"v"})
+    with pytest.raises(NoSuchEntry):
+        await view.entry(("team",), b"new")
+    assert store.calls[f"names:{team}"] == 1
+    mock_clock.jump(5.1)
+    async with trio.open_nursery() as readers:
+        for _ in range(10):
+            readers.start_soon(view.entry, ("team",), b"new")
+    assert store.calls[f"names:{team}"] == 2
+    assert sum(count for call, count in store.calls.items() if call.startswith("names:")) == (3 if folders else 2)
+    with pytest.raises(NoSuchEntry):
+        await view.entry(("team",), b"none")
+    mock_clock.jump(5.1)
+    with pytest.raises(NoSuchEntry):
+        await view.entry(("team",), b".git")  # programs look for such names in every directory
+    assert store.calls[f"names:{team}"] == 2
+
+
+async def test_a_listing_that_cannot_be_had_again_still_counts(
+    make: Make, mock_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    expect_log("vault: down")
+    store = MemoryStore(FOLDED)
+    view = make(store)
+    await view.entries(())
+    mock_clock.jump(5.1)
+    store.fail_with = StoreUnavailable("down")
+    for _ in range(5):
+        with pytest.raises(NoSuchEntry):
+            await view.entry((), b"none")
+    assert store.calls["names:"] == 2
+
+
 class TestWhereListingIsRefused:
     @pytest.fixture
     def store(self) -> MemoryStore:
