@@ -17,18 +17,6 @@ SOURCES = "\n".join(
 SAID_BY_FUSERMOUNT = ("not owned by user", "too many FUSE filesystems mounted", "mount failed: Operation not permitted")
 
 
-def anchors() -> set[str]:
-    """Name the headings as GitHub does."""
-    headings = re.findall(r"^##? (.*)$", TEXT, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def test_every_link_leads_to_a_heading() -> None:
-    links = re.findall(r"\]\(#([^)]*)\)", TEXT)
-    assert links
-    assert set(links) <= anchors()
-
-
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"`(secretfs [a-z]+[^`]*)`", TEXT))))
 def test_every_command_is_one(command: str) -> None:
     _, name, *words = command.split()
