@@ -7,10 +7,10 @@ bin := .venv/bin
 shell_files := $(wildcard scripts/* examples/*/*.sh) .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install uninstall test bench lint lock clean setup-run setup-dev
+.PHONY: help demo install uninstall test test-quick bench lint lock clean setup-run setup-dev
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: setup-run ## Mount an example and look around in it
 	@PATH="$(CURDIR)/$(bin):$$PATH" examples/demo/run.sh
@@ -21,8 +21,11 @@ install: setup-run ## Link the command, mount.secretfs and units for systemd (PR
 uninstall: ## Remove what install has put there
 	@scripts/install.sh uninstall
 
-test: lint ## Check the code and run all tests (ARGS="..." goes to pytest)
+test: lint ## Check the code and run all tests, or those of ARGS="..." (for pytest)
 	@scripts/test.sh $(ARGS)
+
+test-quick: setup-dev ## Run the quick tests, for the work in between: no mount, no server
+	@scripts/test.sh quick $(ARGS)
 
 bench: setup-dev ## Measure how fast it is
 	@$(bin)/python -m benchmarks $(ARGS)

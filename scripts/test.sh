@@ -1,21 +1,68 @@
 #!/usr/bin/env bash
-# Runs all tests with an empty temporary directory, and fails when they leave anything behind.
+# Runs the tests with empty temporary directories, and fails when they leave anything behind.
+#
+#   test.sh                 all of them: suites that know nothing of each other, as many at once as there are processors
+#   test.sh quick           those that need no mount, no server and no process of their own, one after the other
+#   test.sh ARGUMENT...     those that pytest finds for these arguments
+#
+# A suite is one pytest process. The same tests run in the same order in it every time, however many suites run at once.
+# Servers that have to be built are built before, once per machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scratch=$(mktemp -d -t secretfs-test.XXXXXX)
+# Nothing that starts a server, or a process for each test.
+quick=(tests/{cache,dapr,fs,fuse,registry,stores/_http} tests/stores/test_*.py tests/test_{durations,scopes,settings}.py)
 
-if ! scripts/build-kube-apiserver >/dev/null; then
+# The longest first: name, then what pytest is given. The last one has whatever the others have not.
+suites=(
+    "behaviour tests/behaviour --ignore=tests/behaviour/test_systemd.py"
+    "stores tests/stores"
+    "daemon tests/daemon tests/linux"
+    "systemd tests/behaviour/test_systemd.py"
+    "others tests --ignore=tests/behaviour --ignore=tests/stores --ignore=tests/daemon --ignore=tests/linux"
+)
+
+scratch=$(mktemp -d -t secretfs-test.XXXXXX)
+export scratch
+
+build_servers() {
+    scripts/build-kube-apiserver >/dev/null && return
     echo "The Kubernetes API server that the tests talk to could not be built." >&2
     exit 1
-fi
+}
 
-# Processes that have the directory of the tests in their arguments or their environment. Whoever has lost its parent has
-# that still. The brackets keep grep from finding itself.
+# Runs one suite; its output comes in one piece at its end. Names are short: sockets are made below this directory.
+# shellcheck disable=SC2317  # xargs calls it
+run_suite() {
+    local name=$1 status=0
+    mkdir "$scratch/$name"
+    TMPDIR=$scratch/$name COVERAGE_FILE=$scratch/coverage.$name .venv/bin/python -m pytest \
+        --basetemp="$scratch/$name/pytest" -o cache_dir="$scratch/$name/cache" --cov --cov-report= "${@:2}" \
+        >"$scratch/$name.log" 2>&1 || status=$?
+    { echo && echo "=== $name ===" && cat "$scratch/$name.log"; } | flock "$scratch" cat
+    return "$status"
+}
+export -f run_suite
+
+run_all() {
+    local status=0
+    # Not with "&": what a shell starts so ignores SIGINT, and the tests send it.
+    printf '%s\n' "${suites[@]}" | xargs -P "${JOBS:-$(nproc)}" -L 1 bash -c 'run_suite "$@"' bash || status=$?
+    .venv/bin/coverage combine --quiet "$scratch"/coverage.* && .venv/bin/coverage report
+    return "$status"
+}
+
+run_some() {
+    mkdir "$scratch/some"
+    TMPDIR=$scratch/some .venv/bin/python -m pytest --basetemp="$scratch/some/pytest" "$@"
+}
+
+# Processes that have the directory of the tests in their arguments or their environment. Those that have lost their
+# parent have it still. The brackets keep grep from finding itself.
 started() {
     local name=${scratch##*/}
     { grep --files-with-matches --no-messages --text "[${name:0:1}]${name:1}" /proc/[0-9]*/{cmdline,environ} || true; } |
-        cut -d/ -f3 | sort -u | xargs --no-run-if-empty ps -o pid=,args= --pid || true
+        cut -d/ -f3 | { grep -vxF "$$" || true; } | sort -u | xargs --no-run-if-empty ps -o pid=,args= --pid || true
 }
 
 # What a careless test could leave: mounts, processes, control groups, files. Those that are there before the tests do
@@ -26,12 +73,16 @@ traces() {
     started | sed 's/^ */process /'
     find /sys/fs/cgroup -type d -name 'secretfs-*' 2>/dev/null | sed 's/^/cgroup /' || true
     find /run/secretfs -type f 2>/dev/null | sed 's/^/file /' || true
-    find "$scratch" -mindepth 1 -maxdepth 1 ! -name pytest | sed 's/^/file /'
+    find "$scratch" -mindepth 2 -maxdepth 2 ! -name pytest ! -name cache | sed 's/^/file /'
 }
 
 before=$(traces)
 status=0
-TMPDIR=$scratch .venv/bin/python -m pytest --basetemp="$scratch/pytest" "$@" --cov || status=$?
+case ${1:-} in
+    "") build_servers && run_all || status=$? ;;
+    quick) run_some "${quick[@]}" -m "not mount and not root" "${@:2}" || status=$? ;;
+    *) build_servers && run_some "$@" --cov || status=$? ;;
+esac
 left=$(comm -13 <(sort <<<"$before") <(traces | sort))
 if [[ -n $left ]]; then
     printf 'The tests left something behind:\n%s\n' "$left" >&2
