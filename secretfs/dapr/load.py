@@ -8,6 +8,7 @@ from pathlib import Path
 from stat import S_ISDIR
 
 from secretfs.dapr.app_views import load_for_apps
+from secretfs.dapr.component import load_manifests
 from secretfs.dapr.declaration import Declaration, load
 from secretfs.errors import ConfigurationError
 
@@ -97,8 +98,21 @@ def load_declaration(sources: Sources) -> Declaration:
     if not declaration.components:
         told = ", ".join(map(str, named.resources))
         whom = f"app id {named.app_id}" if named.app_id else "an app without an id (--app-id)"
-        raise ConfigurationError(f"no secret store for {whom} in {told}: nothing to show")
+        others = _others(named.resources, environ.get("NAMESPACE", ""))
+        raise ConfigurationError(f"no secret store for {whom} in {told}: {others or 'nothing to show'}")
     return declaration
+
+
+def _others(resources: Sequence[Path], namespace: str) -> str:
+    """Say which secret stores there are for other apps, or other than those that a configuration denies."""
+    there = [component for component, _ in load_manifests(resources, namespace=namespace).components]
+    stores = [component for component in there if component.is_secret_store]
+    return ", ".join(f"{c.name} is {f'scoped to {_enumerated(c.scopes)}' if c.scopes else 'denied'}" for c in stores)
+
+
+def _enumerated(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _default(path: Path) -> Path:

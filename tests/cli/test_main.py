@@ -295,9 +295,10 @@ class TestMistakes:
         ]
 
     def test_an_app_without_any_store(self, components: Path, mountpoint: Path) -> None:
-        component(components, "env", "local.env", scopes=["other"])
+        component(components, "env", "local.env", scopes=["web", "other"])
         done = secretfs("mount", "--resources-path", components, "--app-id", "shop", mountpoint)
-        assert done == Done(2, "", f"secretfs: no secret store for app id shop in {components}: nothing to show\n")
+        reason = f"no secret store for app id shop in {components}: env is scoped to web and other"
+        assert done == Done(2, "", f"secretfs: {reason}\n")
 
     def test_a_name_cannot_steer_the_terminal(self, tmp_path: Path) -> None:
         _yaml(
