@@ -24,6 +24,9 @@ from secretfs.stores._http.trust import Trust
 NO_RETRIES: Final = urllib3.Retry(total=False, redirect=0, raise_on_redirect=False)
 """What is worth another attempt is decided here and in `secretfs.cache`, not by urllib3."""
 
+SEND_ONCE: Final = urllib3.Retry(total=False, redirect=0, raise_on_redirect=False)
+"""The same for a request that has effects although its method is one of `_READS`."""
+
 _READS = frozenset({"GET", "HEAD", "LIST"})
 _YOUNG = 1.0  # seconds that a connection may have been idle to carry a request that has effects
 _DEAD = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
@@ -113,20 +116,23 @@ class _Pool:
     that may have died: one that was idle for longer than a second, or that has shown an outdated certificate.
     """
 
-    def _make_request(self, conn: Any, method: str, url: str, *, timeout: Any = None, **request: Any) -> Any:
+    def _make_request(
+        self, conn: Any, method: str, url: str, *, timeout: Any = None, retries: Any = None, **request: Any
+    ) -> Any:
         began = time.monotonic()
         tunnels = conn.proxy_is_tunneling  # which conn no longer knows when it is closed
         reused = not conn.is_closed and conn.idle_since > 0
-        if reused and method not in _READS and not _is_fresh(conn, began):
+        has_effects = method not in _READS or retries is SEND_ONCE
+        if reused and has_effects and not _is_fresh(conn, began):
             self._reopen(conn, tunnels=tunnels)
         send = super()._make_request  # type: ignore[misc]  # that of urllib3's pool
         try:
-            response = send(conn, method, url, timeout=timeout, **request)
+            response = send(conn, method, url, timeout=timeout, retries=retries, **request)
         except _DEAD:
-            if not reused or method not in _READS:
+            if not reused or has_effects:
                 raise
             self._reopen(conn, tunnels=tunnels)
-            response = send(conn, method, url, timeout=_rest(timeout, began), **request)
+            response = send(conn, method, url, timeout=_rest(timeout, began), retries=retries, **request)
         _refuse_compressed(self, response)
         return response
 

@@ -180,7 +180,7 @@ class DynamicStore:
             "/v1/{engine}/{path}/{name}", engine=self._engine.path, path=self._engine.credentials, name=name
         )
         parameters = self._engine.parameters
-        answer, token = self._adapter.ask("GET" if parameters is None else "POST", url, json=parameters)
+        answer, token = self._adapter.ask("GET" if parameters is None else "POST", url, json=parameters, once=True)
         lease = Lease(*self._read(name, answer), token, self._term(answer, since), since)
         with self._lock:
             self._drop_expired()

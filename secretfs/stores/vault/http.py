@@ -27,7 +27,7 @@ from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
 from secretfs.errors import AccessDenied, ConfigurationError, SecretNotFound
 from secretfs.stores._http.body import read_body
-from secretfs.stores._http.connections import NO_RETRIES, SOCKET_OPTIONS, PlainPool, TLSPool, log_no_headers
+from secretfs.stores._http.connections import NO_RETRIES, SEND_ONCE, SOCKET_OPTIONS, PlainPool, TLSPool, log_no_headers
 from secretfs.stores._http.deadline import Deadline
 from secretfs.stores._http.failures import transport_error
 from secretfs.stores._http.trust import Trust
@@ -95,8 +95,10 @@ class Connections:
         """Return the seconds that this thread may wait for its next answer. Raises `DeadlineExceeded` when none."""
         return self._deadline.remaining(self.where)
 
-    def exchange(self, method: str, target: str, token: str, body: bytes | None) -> tuple[int, bytes]:
-        """Send a request. Returns the status and the body of the answer."""
+    def exchange(
+        self, method: str, target: str, token: str, body: bytes | None, *, once: bool = False
+    ) -> tuple[int, bytes]:
+        """Send a request; never twice if ``once``. Returns the status and the body of the answer."""
         headers = {"X-Vault-Request": "true"}
         if token:
             headers["X-Vault-Token"] = token
@@ -107,7 +109,7 @@ class Connections:
         try:
             response = self._pool.urlopen(
                 method, target, headers=headers, body=body, timeout=timeout,
-                retries=NO_RETRIES, redirect=False, preload_content=False,
+                retries=SEND_ONCE if once else NO_RETRIES, redirect=False, preload_content=False,
             )  # fmt: skip
         except (HTTPError, http.client.HTTPException, OSError) as error:
             # from None: some of these quote what the server sent.
@@ -140,22 +142,25 @@ class PoolAdapter(Adapter):  # type: ignore[misc]  # hvac has no types
         """Send a request for hvac's ``url``, a path that hvac has quoted. Raises `StoreError`."""
         return self.ask(method.upper(), url + (f"?{urlencode(params)}" if params else ""), json=json)[0]
 
-    def ask(self, method: str, target: str, *, json: Mapping[str, Any] | None = None) -> tuple[Response, str]:
+    def ask(
+        self, method: str, target: str, *, json: Mapping[str, Any] | None = None, once: bool = False
+    ) -> tuple[Response, str]:
         """Send a request, and return the answer with the token that it was given to.
 
-        One that is refused is sent again if the credential says that only the token was to blame.
+        With ``once`` a connection that breaks does not make it sent again: it has effects. A refused request has none:
+        it is sent again if the credential says that only the token was to blame.
         """
         body = None if json is None else jsonlib.dumps(json).encode()
         if self._credential is None:
-            return self._send(method, target, self._token, body), self._token
+            return self._send(method, target, self._token, body, once=once), self._token
         token = self._credential()
         try:
-            answer = self._send(method, target, token, body)
+            answer = self._send(method, target, token, body, once=once)
         except AccessDenied:
             if not self._credential.replaced(token, target):
                 raise
             token = self._credential()
-            answer = self._send(method, target, token, body)
+            answer = self._send(method, target, token, body, once=once)
         self._credential.accepted(target)
         return answer, token
 
@@ -181,8 +186,8 @@ class PoolAdapter(Adapter):  # type: ignore[misc]  # hvac has no types
             self._credential.close()
         self.connections.close()
 
-    def _send(self, method: str, target: str, token: str, body: bytes | None) -> Response:
-        status, content = self.connections.exchange(method, target, token, body)
+    def _send(self, method: str, target: str, token: str, body: bytes | None, *, once: bool) -> Response:
+        status, content = self.connections.exchange(method, target, token, body, once=once)
         if status == 204 and method in ("POST", "PUT"):
             return Response("{}", {})
         if status != 200:

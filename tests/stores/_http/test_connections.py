@@ -166,6 +166,17 @@ def test_what_has_effects_takes_a_connection_that_cannot_have_died(
         assert server.connections == 1 + new
 
 
+def test_a_read_that_has_effects_is_sent_once() -> None:
+    with KeepAlive(lambda _: (200, b"{}")) as server:
+        to = Connections(Endpoint(server.address, 2.0, Trust("store", lambda: tls_context([]))))
+        to.exchange("GET", "/", "", None, once=True)
+        server.ends_used = server.ends_all = close
+        with pytest.raises(StoreUnavailable, match="the connection broke"):
+            to.exchange("GET", "/", "", None, once=True)
+        to.close()
+        assert len(server.requests) == 2
+
+
 # --- Azure ---
 
 

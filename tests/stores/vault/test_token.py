@@ -73,7 +73,7 @@ class Server(PoolAdapter):
         other.__dict__ = {**self.__dict__, "_token": token}
         return other
 
-    def ask(self, method: str, target: str, *, json: Any = None) -> tuple[Response, str]:
+    def ask(self, method: str, target: str, *, json: Any = None, once: bool = False) -> tuple[Response, str]:
         what = target.removeprefix("/v1/auth/token/")
         self.asked.append(what)
         if what in self.fails:
