@@ -14,7 +14,7 @@ import yaml
 from secretfs.cli.main import cli
 from secretfs.registry.annotations import FRESHNESS
 from secretfs.stores import BUILTIN
-from tests.support.command import ROOT, Done, end_daemons
+from tests.support.command import NOBODY, ROOT, Done, end_daemons
 from tests.support.servers.openbao import OpenBao
 from tests.support.vault_fixtures import openbao_server
 
@@ -90,7 +90,7 @@ def place(tmp_path: Path, openbao_server: OpenBao) -> Iterator[Place]:
     """Give the place, and leave nothing mounted in it."""
     place = Place(tmp_path, openbao_server)
     yield place
-    for mountpoint in (place.mountpoint, tmp_path / "srv/secrets/shop"):
+    for mountpoint in (place.mountpoint, tmp_path / "srv/secrets", tmp_path / "srv/secrets/shop"):
         end_daemons(mountpoint)
 
 
@@ -123,6 +123,19 @@ def test_for_one_command(place: Place) -> None:
     console, _ = [*blocks("console", "For one command"), *blocks("sh", "For one command")]
     done = place.shell(console.removeprefix("$ "))
     assert (done.status, done.out, done.err) == (0, "correct horse battery staple", "")
+
+
+@pytest.mark.mount
+@pytest.mark.root("only root gives files to others")
+def test_for_several_apps(place: Place) -> None:
+    (app,), (script,) = blocks("yaml", "For several apps"), blocks("sh", "For several apps")
+    (place.directory / "apps").mkdir()
+    (place.directory / "apps/shop.yaml").write_text(app.replace("owner: shop", "owner: nobody"), encoding="utf-8")
+    (place.directory / "srv/secrets/shop").rmdir()
+    done = place.shell(script)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.split() == ["db", "hidden", "payment"]
+    assert (place.directory / "srv/secrets/shop").stat().st_uid == NOBODY
 
 
 # What `docker run` has runc do, for the flags that the README gives it.
