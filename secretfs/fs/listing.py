@@ -76,6 +76,10 @@ class Listing(Mapping[bytes, Key]):
         place = bisect_left(self._order, segment) + 1
         return [self._entries[following] for following in self._order[place : place + count]]
 
+    async def without_values(self) -> "Listing":
+        """Return the same listing without the values in it."""
+        return await make_listing({at: key for at, key in self.items() if not isinstance(key, ValueKey)})
+
 
 EMPTY: Final = Listing({}, (), 0)
 
@@ -113,6 +117,7 @@ class FolderTree:
         self._key_of = key_of
         self._folders: dict[Path, _Folder] = {(): _Folder(key_of)}
         self._listings: dict[Path, Listing] = {}
+        self._lock = trio.Lock()
         self.shadowed: list[str] = []
         """Names of secrets that nobody sees, because a folder has the same name."""
 
@@ -138,16 +143,14 @@ class FolderTree:
         folder = self._folders.get(path)
         return None if folder is None else folder.get(segment)
 
-    def listing(self, path: Path) -> Listing | None:
-        """Return the listing of a folder, if it has been made."""
-        return self._listings.get(path)
-
     async def make_listing(self, path: Path) -> Listing:
         """Return the listing of a folder. Nothing may be added any more."""
         if path not in self._folders:
             return EMPTY
         if path not in self._listings:
-            self._listings[path] = await make_listing(self._folders[path])
+            async with self._lock:  # one task sorts a large folder, the others wait for it
+                if path not in self._listings:
+                    self._listings[path] = await make_listing(self._folders[path])
         return self._listings[path]
 
     def _folder(self, path: Path) -> _Folder:

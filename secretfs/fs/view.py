@@ -7,6 +7,7 @@ else is not shown. A hidden secret is refused before the store is asked (Dapr: `
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -20,17 +21,7 @@ from secretfs.cache.store_cache import CachedStore
 from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.errors import AccessDenied, DeadlineExceeded, NoSuchEntry, SecretNotFound
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
-from secretfs.fs.listing import (
-    Entry,
-    FolderTree,
-    Listing,
-    Path,
-    SequentialReads,
-    Slices,
-    in_order,
-    make_keys,
-    make_listing,
-)
+from secretfs.fs.listing import Entry, FolderTree, Listing, Path, SequentialReads, Slices, in_order, make_keys
 from secretfs.fs.names import ancestors, decode, display_name, encode, folders_of, is_probe, split
 from secretfs.scopes import SecretScope
 from secretfs.store import Names, Secret
@@ -61,7 +52,8 @@ class StoreView:
         self._allowed_listing = None if allowed is None else Names(secrets=allowed)
         self._doubtful_folders = folders_of(scope.denied if allowed is None else allowed)
         """Folders that may or may not hold a visible secret: the store has to say which secrets are there."""
-        self._arranged: dict[str, _Arranged] = {}
+        self._arranged = defaultdict[str, _Arranged](lambda: _Arranged(FolderTree(self.component, self._key_of)))
+        """By the folder that the store was asked for."""
         self._shadowed: set[str] = set()
         self._reads = SequentialReads()
 
@@ -92,9 +84,7 @@ class StoreView:
 
     def shows_the_same_as(self, other: "StoreView | None") -> bool:
         """Whether another view is on the same store, with the same scope."""
-        if other is None:
-            return False
-        return self._store is other._store and self._scope == other._scope  # noqa: SLF001 - one class
+        return other is not None and (self._store, self._scope) == (other._store, other._scope)  # noqa: SLF001 - one class
 
     async def secret(self, name: str) -> CachedAnswer[Secret]:
         """Return a secret at most ttl old. Raises `NoSuchEntry` for one that the scope hides."""
@@ -154,10 +144,7 @@ class StoreView:
         """
         folder, names = await self._listing(segments)
         tree = await self._tree(folder, names)
-        listing = tree.listing(segments)
-        if listing is None:
-            async with self._arranged_of(folder).lock:  # one task sorts a large folder, the others wait for it
-                listing = await tree.make_listing(segments)
+        listing = await tree.make_listing(segments)
         if segments and not listing:
             if not tree:
                 self._arranged.pop(folder, None)  # else each name that a program guesses would stay in memory
@@ -168,7 +155,7 @@ class StoreView:
         """Return `entries` as a listing shows them: without values whose reads have effects."""
         entries, remaining = await self.entries(segments)
         if self.reads_have_effects and not self.multi_valued:
-            entries = await make_listing({at: key for at, key in entries.items() if not isinstance(key, ValueKey)})
+            entries = await entries.without_values()
         return entries, remaining
 
     async def entry(self, segments: Path, segment: bytes) -> tuple[Entry, float]:
@@ -299,21 +286,14 @@ class StoreView:
             now = trio.current_time()
             return CachedAnswer(self._allowed_listing, now, now + REFUSAL_TTL, time.time())
 
-    def _arranged_of(self, folder: str) -> _Arranged:
-        arranged = self._arranged.get(folder)
-        if arranged is None:
-            arranged = self._arranged[folder] = _Arranged(FolderTree(self.component, self._key_of))
-        return arranged
-
     async def _tree(self, folder: str, names: CachedAnswer[Names]) -> FolderTree:
         """Return an answer of the store, arranged in folders. Each answer is arranged once."""
-        arranged = self._arranged_of(folder)
+        arranged = self._arranged[folder]
         if not self._is_arranged(arranged, names):
             async with arranged.lock:
                 if not self._is_arranged(arranged, names):  # another task may have been faster
                     arranged.tree = await self._arrange(names.value)
-                arranged.answer = names
-        arranged.answer = names
+        arranged.answer = names  # no checkpoint in between: tree and answer belong together
         return arranged.tree
 
     def _is_arranged(self, arranged: _Arranged, names: CachedAnswer[Names]) -> bool:
