@@ -51,6 +51,12 @@ class Notice:
     source: Source | None = None
     fix: str = ""
     """What to do about it, where the message does not say."""
+    unsafe: bool = False
+    """Whether secrets may come from somewhere else, or be less protected, than the user means: an error in the log."""
+
+    def log_to(self, logger: logging.Logger) -> None:
+        """Log it, as loud as it is serious."""
+        logger.log(logging.ERROR if self.unsafe else logging.WARNING, "%s", self)
 
     def __str__(self) -> str:
         text = with_fix(self.message, self.fix)

@@ -7,7 +7,7 @@ nearest name that exists.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 
@@ -48,6 +48,7 @@ class SettingSpec:
     aliases: tuple[str, ...] = ()
     parse: Callable[[str], Any] = str
     required: bool = False
+    guards: bool = False
 
 
 def truthy(text: str) -> bool:
@@ -63,13 +64,15 @@ def setting(
     aliases: Iterable[str] = (),
     parse: Callable[[str], Any] = str,
     required: bool = False,
+    guards: bool = False,
 ) -> Any:
     """Declare a field of a store's ``Settings`` dataclass.
 
     ``parse`` turns the property's text into the field's value and raises ValueError, with a message that does not
-    repeat the text, when it cannot. ``required`` fields must be present and not empty.
+    repeat the text, when it cannot. ``required`` fields must be present and not empty. A field that ``guards`` says
+    where secrets come from or what protects the way to them: its default must not count because of a typo.
     """
-    spec = SettingSpec(name, help, tuple(aliases), parse, required)
+    spec = SettingSpec(name, help, tuple(aliases), parse, required, guards)
     return field(default=default, metadata={"setting": spec})
 
 
@@ -80,9 +83,14 @@ def specs(settings: type) -> dict[str, SettingSpec]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean X?)`` for the known name most like ``word``, or an empty string."""
+    name = _nearest(word, known)
+    return f" (did you mean {name}?)" if name else ""
+
+
+def _nearest(word: str, known: Iterable[str]) -> str | None:
     lowered = {name.lower(): name for name in known}
     match = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
-    return f" (did you mean {lowered[match[0]]}?)" if match else ""
+    return lowered[match[0]] if match else None
 
 
 def decode(
@@ -111,13 +119,19 @@ def decode(
 
 def unknown_properties(settings: type, properties: Iterable[Named]) -> list[Notice]:
     """Return a notice for each property that nothing reads, with the nearest name that would be."""
-    known = [name for spec in specs(settings).values() for name in (spec.name, *spec.aliases)]
-    lowered = {name.lower() for name in known}
-    return [
-        Notice(f"unknown property {prop.name} is ignored{nearest(prop.name, known)}", prop.source)
-        for prop in properties
-        if prop.name.lower() not in lowered
-    ]
+    properties = list(properties)
+    given = {prop.name.lower() for prop in properties}
+    owners = {name: spec for spec in specs(settings).values() for name in (spec.name, *spec.aliases)}
+    known = {name.lower() for name in owners}
+    return [_unknown(prop, owners, given) for prop in properties if prop.name.lower() not in known]
+
+
+def _unknown(prop: Named, owners: Mapping[str, SettingSpec], given: Set[str]) -> Notice:
+    message = f"unknown property {prop.name} is ignored{nearest(prop.name, owners)}"
+    meant = owners.get(_nearest(prop.name, owners) or "")
+    if meant is None or not meant.guards or given & {name.lower() for name in (meant.name, *meant.aliases)}:
+        return Notice(message, prop.source)
+    return Notice(f"{message}: {meant.name} has its default", prop.source, unsafe=True)
 
 
 def _by_lowercase_name(properties: Iterable[Property]) -> dict[str, Property]:

@@ -82,7 +82,7 @@ class Reloader:
         self._loaded = await trio.to_thread.run_sync(self._origin.fingerprint)
         declaration = await trio.to_thread.run_sync(self._origin.read)
         for notice in declaration.notices:
-            log.warning("%s", notice)
+            notice.log_to(log)
         replacement = await self._stores.replace(declaration)
         self._schedule_retry()
         if replacement is not None:

@@ -108,7 +108,7 @@ def _work(request: Request, handover: Handover, observer: Observer, end: Callabl
     declaration, origin = declare(request.sources)
     options.require_rights(declaration)
     for notice in (*declaration.notices, *options.notices):
-        log.warning("%s", notice)
+        notice.log_to(log)
     protect_memory()
     helpers = SyscallHelpers.fork()
 
@@ -140,7 +140,7 @@ async def _serve(
     known = known_stores(handover.inherited.journal, declaration) if handover.inherited else {}
     async with open_registry(components, declaration.context, options.default, known=known) as registry:
         for notice in registry.notices:
-            log.warning("%s", notice)
+            notice.log_to(log)
         if handover.inherited is None:
             registry.require()
         for failure in registry.failures:

@@ -107,7 +107,7 @@ class StoreSet:
         fresh = [component for component in declaration.components if component.name not in done]
         await open_components(registry, fresh, declaration.context, self._default)
         for notice in registry.notices:
-            log.warning("%s", notice)
+            notice.log_to(log)
         for failure in registry.failures:
             self._log_failure(failure, registry)
         self.incomplete = any(

@@ -294,6 +294,15 @@ class TestMistakes:
             "secretfs: c: cannot be read: Permission denied",
         ]
 
+    def test_a_typo_in_an_address_is_loud(self, components: Path, mountpoint: Path) -> None:
+        component(components, "vault", "hashicorp.vault", {"vaultAdr": "https://vault", "vaultToken": secret("token")})
+        expected = "unknown property vaultAdr is ignored (did you mean vaultAddr?): vaultAddr has its default"
+        done = secretfs("mount", "--foreground", "--resources-path", components, mountpoint)
+        assert any(line.startswith("ERROR ") and line.endswith(expected) for line in done.lines), done.err
+        checked = secretfs("check", "--strict", "--resources-path", components)
+        assert checked.status == 2
+        assert "vaultAdr" in checked.err
+
     def test_an_app_without_any_store(self, components: Path, mountpoint: Path) -> None:
         component(components, "env", "local.env", scopes=["web", "other"])
         done = secretfs("mount", "--resources-path", components, "--app-id", "shop", mountpoint)

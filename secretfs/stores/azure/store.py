@@ -64,6 +64,7 @@ class Settings:
         "azureEnvironment",
         "The cloud: AzurePublicCloud, AzureChinaCloud or AzureUSGovernmentCloud.",
         aliases=("azureCloud",),
+        guards=True,
     )
     auth_methods: str = setting(
         "azureAuthMethods",

@@ -35,9 +35,13 @@ ANNOTATIONS = frozenset({NAMESPACES, LABELS, FIELDS})
 class Settings:
     """The properties of a ``secretstores.kubernetes`` component."""
 
-    namespace: str = setting("defaultNamespace", "The namespace to serve if the variable NAMESPACE is not set.")
+    namespace: str = setting(
+        "defaultNamespace", "The namespace to serve if the variable NAMESPACE is not set.", guards=True
+    )
     kubeconfig: str = setting(
-        "kubeconfigPath", "The kubeconfig to use outside of a cluster. Default: KUBECONFIG, then ~/.kube/config."
+        "kubeconfigPath",
+        "The kubeconfig to use outside of a cluster. Default: KUBECONFIG, then ~/.kube/config.",
+        guards=True,
     )
 
 

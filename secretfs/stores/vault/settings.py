@@ -59,9 +59,13 @@ class Settings:
     """The properties. They hold credentials: there is no ``repr``."""
 
     address: str = setting(
-        "vaultAddr", "URL of the server.", default="https://127.0.0.1:8200", parse=_or("https://127.0.0.1:8200")
+        "vaultAddr",
+        "URL of the server.",
+        default="https://127.0.0.1:8200",
+        parse=_or("https://127.0.0.1:8200"),
+        guards=True,
     )
-    namespace: str = setting("vaultNamespace", "The namespace that holds the engine and the auth method.")
+    namespace: str = setting("vaultNamespace", "The namespace that holds the engine and the auth method.", guards=True)
     token: str = setting("vaultToken", "The token. Give either this or vaultTokenMountPath.")
     token_path: str = setting("vaultTokenMountPath", "A file with the token, read again when it changes.")
     prefix: str = setting(
@@ -85,11 +89,13 @@ class Settings:
         parse=lambda text: text == "true",
     )
     tls_server_name: str = setting(
-        "tlsServerName", "The name expected in the server's certificate, instead of the host of vaultAddr."
+        "tlsServerName", "The name expected in the server's certificate, instead of the host of vaultAddr.", guards=True
     )
-    ca_pem: str = setting("caPem", "PEM text of the authorities to trust, instead of the system's. Before caPath.")
-    ca_path: str = setting("caPath", "A folder of PEM files to trust, with its subfolders. Before caCert.")
-    ca_cert: str = setting("caCert", "A PEM file to trust.")
+    ca_pem: str = setting(
+        "caPem", "PEM text of the authorities to trust, instead of the system's. Before caPath.", guards=True
+    )
+    ca_path: str = setting("caPath", "A folder of PEM files to trust, with its subfolders. Before caCert.", guards=True)
+    ca_cert: str = setting("caCert", "A PEM file to trust.", guards=True)
     client_cert: str = setting("vaultClientCert", "PEM text of the certificate that we show, with its chain.")
     client_key: str = setting("vaultClientKey", "PEM text of its private key, if vaultClientCert does not have it.")
     client_cert_path: str = setting("vaultClientCertPath", "A PEM file with the certificate that we show.")

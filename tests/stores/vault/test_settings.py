@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from secretfs.errors import ConfigurationError
-from secretfs.settings import Property, decode
+from secretfs.settings import Property, decode, unknown_properties
 from secretfs.store import StoreContext
 from secretfs.stores.vault.store import Settings, open_store
 from tests.support.canary import CANARY, secret
@@ -132,3 +132,19 @@ def test_the_environment_has_no_say(monkeypatch: pytest.MonkeyPatch, kv: Folder)
         monkeypatch.setenv(name, "/nowhere")
     with opened(TYPE, kv.metadata()) as store:
         assert store.fetch("db").values == {"password": secret().encode()}
+
+
+@pytest.mark.parametrize("typo", ["vaultAdr", "vaultNamspace", "caCrt", "tlsServrName"])
+def test_a_typo_that_leaves_the_default_of_what_guards_is_unsafe(typo: str) -> None:
+    properties = [Property("vaultToken", "t"), Property(typo, "x")]
+    (notice,) = unknown_properties(Settings, properties)
+    assert notice.unsafe
+    assert " has its default" in str(notice)
+    meant = str(notice).partition("did you mean ")[2].partition("?")[0]
+    (harmless,) = unknown_properties(Settings, [*properties, Property(meant, "x")])
+    assert not harmless.unsafe
+
+
+def test_another_typo_is_not() -> None:
+    (notice,) = unknown_properties(Settings, [Property("vaultKVPrefx", "x")])
+    assert not notice.unsafe
