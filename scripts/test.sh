@@ -22,8 +22,7 @@ suites=(
     "others tests --ignore=tests/behaviour --ignore=tests/stores --ignore=tests/daemon --ignore=tests/linux"
 )
 
-scratch=$(mktemp -d -t secretfs-test.XXXXXX)
-export scratch
+scratch=$(mktemp -d -t secretfs-test.XXXXXX) # not exported: it is by this that processes of the tests are known
 
 build_servers() {
     scripts/build-kube-apiserver >/dev/null && return
@@ -34,10 +33,10 @@ build_servers() {
 # Runs one suite; its output comes in one piece at its end. Names are short: sockets are made below this directory.
 # shellcheck disable=SC2317  # xargs calls it
 run_suite() {
-    local name=$1 status=0
+    local scratch=$1 name=$2 status=0
     mkdir "$scratch/$name"
     TMPDIR=$scratch/$name COVERAGE_FILE=$scratch/coverage.$name .venv/bin/python -m pytest \
-        --basetemp="$scratch/$name/pytest" -o cache_dir="$scratch/$name/cache" --cov --cov-report= "${@:2}" \
+        --basetemp="$scratch/$name/pytest" -o cache_dir="$scratch/$name/cache" --cov --cov-report= "${@:3}" \
         >"$scratch/$name.log" 2>&1 || status=$?
     { echo && echo "=== $name ===" && cat "$scratch/$name.log"; } | flock "$scratch" cat
     return "$status"
@@ -47,7 +46,7 @@ export -f run_suite
 run_all() {
     local status=0
     # Not with "&": what a shell starts so ignores SIGINT, and the tests send it.
-    printf '%s\n' "${suites[@]}" | xargs -P "${JOBS:-$(nproc)}" -L 1 bash -c 'run_suite "$@"' bash || status=$?
+    printf '%s\n' "${suites[@]}" | xargs -P "${JOBS:-$(nproc)}" -L 1 bash -c 'run_suite "$@"' bash "$scratch" || status=$?
     .venv/bin/coverage combine --quiet "$scratch"/coverage.* && .venv/bin/coverage report
     return "$status"
 }
@@ -62,7 +61,7 @@ run_some() {
 started() {
     local name=${scratch##*/}
     { grep --files-with-matches --no-messages --text "[${name:0:1}]${name:1}" /proc/[0-9]*/{cmdline,environ} || true; } |
-        cut -d/ -f3 | { grep -vxF "$$" || true; } | sort -u | xargs --no-run-if-empty ps -o pid=,args= --pid || true
+        cut -d/ -f3 | sort -u | xargs --no-run-if-empty ps -o pid=,args= --pid || true
 }
 
 # What a careless test could leave: mounts, processes, control groups, files. Those that are there before the tests do
