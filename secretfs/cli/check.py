@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ from secretfs.cache.freshness import Freshness
 from secretfs.cache.store_cache import CachedStore
 from secretfs.cli.options import sources, take_sources
 from secretfs.cli.output import progress, warn, wrap
+from secretfs.cli.scope_check import unmatched
 from secretfs.dapr.component import Component
 from secretfs.dapr.declaration import Declaration
 from secretfs.dapr.load import load_declaration
@@ -30,7 +32,9 @@ from secretfs.registry.opening import (
     open_registry,
     open_store,
 )
+from secretfs.scopes import SecretScope
 from secretfs.settings import unknown_properties
+from secretfs.store import Names
 from secretfs.stores import load_store_type
 
 log = logging.getLogger(__name__)
@@ -152,6 +156,10 @@ async def _connect(
                 stores[name] = await _names(view, (), unlistable)
         except StoreError as error:
             report.failures.append(OpenFailure(component, error))
+        else:
+            for name in shown[component.name]:
+                empty = not stores[name] and not unlistable
+                report.notices += await _scoped(opened, name, declaration.scope(name), empty=empty)
         for folder in unlistable:
             message = f"the names in {folder} may not be listed; a secret can still be read by its name"
             report.notices.append(Notice(message, component.source))
@@ -171,6 +179,22 @@ async def _connect(
                         nursery.start_soon(look_into, registry.stores[component.name], calls)
             calls.cancel_scope.cancel()
     return stores
+
+
+async def _scoped(opened: OpenedStore, name: str, scope: SecretScope, *, empty: bool) -> list[Notice]:
+    """Warn of a store that is empty, not only for this app, and of names in its scope that none of its secrets has."""
+
+    def look() -> list[Notice]:
+        names = opened.store.names("")
+        if names == Names():
+            return [Notice(f"{name} is empty", opened.component.source)]
+        return unmatched(opened.store, name, scope, names)
+
+    if scope.unrestricted and not empty:
+        return []
+    with trio.move_on_after(opened.freshness.deadline), suppress(StoreError):  # what it listed before is still true
+        return await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+    return []
 
 
 async def _names(view: StoreView, segments: tuple[str, ...], unlistable: list[str]) -> Branch:

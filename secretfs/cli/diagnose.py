@@ -23,6 +23,7 @@ import trio
 
 import secretfs
 from secretfs.cache.freshness import Freshness
+from secretfs.cli.scope_check import unmatched
 from secretfs.dapr.component import Component
 from secretfs.dapr.declaration import Declaration
 from secretfs.durations import show_duration
@@ -44,7 +45,8 @@ from secretfs.linux.mountinfo import is_mounted, mount_ids, surrounding
 from secretfs.linux.mountpoint import is_dead, is_empty, require_place, resolve
 from secretfs.linux.process import forbid_dumps, lock_memory
 from secretfs.registry.opening import OpenedStore, open_registry
-from secretfs.store import ClockedStore
+from secretfs.scopes import SecretScope
+from secretfs.store import ClockedStore, Names
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ SKEW: Final = 30.0
 
 _PACKAGES: Final = ("pyfuse3", "trio", "hvac", "kubernetes", "azure-identity", "azure-keyvault-secrets")
 
+_SCOPE: Final = "compare the names in the secret scopes of the configuration with those in the store"
 _MEND: Final = "correct that; `secretfs check` reads it again"
 _WAYS_OUT: Final[Mapping[type[StoreError], str]] = {
     AccessDenied: "look at the credentials that the component names, and at what their role or policy allows",
@@ -273,24 +276,25 @@ def _wrong(check: str, error: SecretFSError, text: str, *, ignored: bool = False
 
 async def examine_stores(declaration: Declaration, default: Freshness, step: Callable[[], None]) -> list[Finding]:
     """Open every store and ask it, as a mount does. ``step`` is called twice for each component, as it goes on."""
-    found: dict[str, Finding] = {}
+    found: dict[str, list[Finding]] = {}
 
     async def look_into(opened: OpenedStore) -> None:
         component = opened.component
         try:
             with trio.fail_after(opened.freshness.deadline):
-                found[component.name] = await trio.to_thread.run_sync(_asked, opened, abandon_on_cancel=True)
+                scopes = [shown.scope for shown in declaration.stores.values() if shown.component == component.name]
+                found[component.name] = await trio.to_thread.run_sync(_asked, opened, scopes, abandon_on_cancel=True)
         except trio.TooSlowError:
             late = DeadlineExceeded(f"no answer within {show_duration(opened.freshness.deadline)}")
-            found[component.name] = _failed(component, late)
+            found[component.name] = [_failed(component, late)]
         except SecretFSError as error:
-            found[component.name] = _failed(component, error)
+            found[component.name] = [_failed(component, error)]
         except Exception as error:  # noqa: BLE001 - a store may be anybody's
-            found[component.name] = _failed(component, as_store_error(log, error))
+            found[component.name] = [_failed(component, as_store_error(log, error))]
         step()
 
     async with open_registry(declaration.components, declaration.context, default, lambda _: step()) as registry:
-        found |= {failure.component.name: _failed(failure.component, failure.error) for failure in registry.failures}
+        found |= {failure.component.name: [_failed(failure.component, failure.error)] for failure in registry.failures}
         async with trio.open_nursery() as nursery:
             for component in declaration.components:
                 if component.name in found:
@@ -298,12 +302,12 @@ async def examine_stores(declaration: Declaration, default: Freshness, step: Cal
                 else:
                     nursery.start_soon(look_into, registry.stores[component.name])
         notices = [_noted("manifests", notice) for notice in registry.notices]
-        stores = [found[component.name] for component in declaration.components]
+        stores = [finding for component in declaration.components for finding in found[component.name]]
         return [*notices, *stores, *_clocks(registry.stores)]
 
 
-def _asked(opened: OpenedStore) -> Finding:
-    """Ask an open store. The number of its names is not shown: some of them may be out of the app's scope."""
+def _asked(opened: OpenedStore, scopes: Sequence[SecretScope]) -> list[Finding]:
+    """Ask an open store. Only names that an app may see are counted."""
     check = f"store {opened.component.name}"
     began = perf_counter()
     opened.store.check()
@@ -313,9 +317,29 @@ def _asked(opened: OpenedStore) -> Finding:
         names = opened.store.names("")
     except AccessDenied as error:
         fix = "allow its credentials to list, unless its secrets are only read by names that are known"
-        return Finding.warn(check, f"{answers}, and does not let us list its names: {error}", fix)
-    listed = "and lists its names" if names.secrets or names.folders else "and has no secrets"
-    return Finding(check, f"{answers}, {listed}")
+        return [Finding.warn(check, f"{answers}, and does not let us list its names: {error}", fix)]
+    seen = sum(any(scope.allows(name) for scope in scopes) for name in names.secrets)
+    name = opened.component.name
+    asked = scopes if names.secrets or names.folders else []
+    typos = [typo for scope in asked for typo in unmatched(opened.store, name, scope, names)]
+    return [_counted(check, answers, seen, names), *(Finding.warn(check, str(typo), _SCOPE) for typo in typos)]
+
+
+def _counted(check: str, answers: str, seen: int, names: Names) -> Finding:
+    if names.folders:
+        below = "1 folder" if len(names.folders) == 1 else f"{len(names.folders)} folders"
+        return Finding(check, f"{answers}, {_count(seen)} and {below} at the top")
+    if seen:
+        return Finding(check, f"{answers}, {_count(seen)}")
+    if names.secrets:
+        return Finding(check, f"{answers}, no name that this app may see")
+    return Finding.warn(
+        check, f"{answers}, and is empty", "look whether the manifest names the right place in the store"
+    )
+
+
+def _count(names: int) -> str:
+    return "1 name" if names == 1 else f"{names} names"
 
 
 def _failed(component: Component, error: SecretFSError) -> Finding:

@@ -78,7 +78,7 @@ class TestTree:
             "    │   └── db/",
             "    └── zoo/",
         ]
-        assert (report.notices, report.failures, report.exit_code(strict=True)) == ([], [], 0)
+        assert (told(report, fakes), report.exit_code(strict=False)) == (["empty.yaml:1: empty is empty"], 1)
 
     def test_without_connecting_the_stores_alone(self, fakes: Fakes) -> None:
         fakes.add("b", {"secrets": stored("x")})
@@ -153,13 +153,13 @@ class TestTrouble:
         ],
     )
     def test_exit_codes(self, fakes: Fakes, fails: str, codes: tuple[int, int], *, ignored: bool) -> None:
-        fakes.add("a", {"fail": fails}, spec={"ignoreErrors": ignored})
-        fakes.add("b")
+        fakes.add("a", {"fail": fails, "secrets": stored("x")}, spec={"ignoreErrors": ignored})
+        fakes.add("b", {"secrets": stored("x")})
         report = checked(fakes, connect=True)
         assert (report.exit_code(strict=False), report.exit_code(strict=True)) == codes
 
     def test_a_warning_is_an_error_when_strict(self, fakes: Fakes) -> None:
-        fakes.add("a", {"tokn": "x"})
+        fakes.add("a", {"tokn": "x", "secrets": stored("x")})
         for connect in (True, False):
             report = checked(fakes, connect=connect)
             assert told(report, fakes) == ["a.yaml:9: unknown property tokn is ignored (did you mean token?)"]

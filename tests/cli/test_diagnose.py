@@ -20,7 +20,7 @@ from tests.support import fake_type
 from tests.support.canary import leaked, secret
 from tests.support.command import SECRETFS, Done, environment, in_namespace, secretfs
 from tests.support.fake_type import Fakes, reference
-from tests.support.manifests import component
+from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import mounted
 from tests.support.servers.faulty import Faulty
 from tests.support.vault_fixtures import Folder, kv, openbao_server
@@ -209,7 +209,7 @@ class TestDeclared:
         assert f"{tmp_path}/none: cannot be read" in found["manifests"][1]
 
     def test_what_check_would_warn_of(self, fakes: Fakes) -> None:
-        fakes.add("a", {"tokn": "x"})
+        fakes.add("a", {"tokn": "x", "secrets": {"value": {"db": {"k": secret()}}}})
         found = doctor("--resources-path", fakes.directory, env=dict(fakes.env))
         warnings = [one["finding"] for one in found.findings if one["level"] == "WARN"]
         assert (found.code, len(warnings)) == (1, 1)
@@ -265,11 +265,42 @@ class TestStores:
         fakes.add("full", {"secrets": {"value": {"db": {"k": secret()}}}})
         fakes.add("closed", {"secrets": {"value": {"db": {"k": secret()}}}, "fail": "names:=AccessDenied"})
         found = doctor("--resources-path", fakes.directory, env=dict(fakes.env))
-        quick = "answers in less than 1ms"
-        assert found["store empty"] == ("PASS", f"{quick}, and has no secrets")
-        assert found["store full"] == ("PASS", f"{quick}, and lists its names")
-        assert found["store closed"] == ("WARN", f"{quick}, and does not let us list its names: the fake says so")
+        stores = {name: found[name] for name in ("store empty", "store full", "store closed")}
+        said = {name: (level, text.partition("ms, ")[2]) for name, (level, text) in stores.items()}
+        assert said == {
+            "store empty": ("WARN", "and is empty"),
+            "store full": ("PASS", "1 name"),
+            "store closed": ("WARN", "and does not let us list its names: the fake says so"),
+        }
         assert found.code == 1
+
+    def test_a_scope(self, fakes: Fakes, tmp_path: Path) -> None:
+        """Names that the app may not see are not counted, and those that no secret has are a warning."""
+        for name in ("some", "none"):
+            fakes.add(name, {"secrets": {"value": {"db": {"k": secret()}, "mail": {"k": secret()}}}})
+        fakes.add(
+            "tree", {"folders": "true", "secrets": {"value": {"team/db": {"k": secret()}, "top": {"k": secret()}}}}
+        )
+        config = configuration(
+            tmp_path,
+            scope("some", allowed=["db", "dbb"]),
+            scope("none", default="deny"),
+            scope("tree", denied=["team/db", "team/dbb"]),
+        )
+        flags = ("--resources-path", fakes.directory, "--config", config)
+        lines = secretfs("doctor", *flags, env=dict(fakes.env)).out.splitlines()
+        found = [line[6:] for line in lines if " store " in line]
+        assert [line.partition("ms, ")[2] for line in found if "answers" in line] == [
+            *("no name that this app may see", "1 name", "1 name and 1 folder at the top"),
+        ]
+        warnings = [
+            "allowedSecrets of the store some: it has no secret dbb",
+            "deniedSecrets of the store tree: it has no secret team/dbb",
+        ]
+        assert [line.partition("  ")[2].strip() for line in found if "answers" not in line] == warnings
+        done = secretfs("check", "--connect", *flags, env=dict(fakes.env))
+        assert [line for line in done.lines if "Secrets of" in line] == [f"warning: {text}" for text in warnings]
+        assert done.status == 1
 
     def test_one_whose_package_is_not_installed(self, fakes: Fakes, tmp_path: Path) -> None:
         (tmp_path / "site" / "hvac").mkdir()
@@ -294,7 +325,7 @@ class TestVault:
         found = doctor("--resources-path", fakes.directory)
         level, text = found["store vault"]
         assert level == "PASS"
-        assert re.fullmatch(r"answers in (\d+|less than 1)ms, and lists its names", text)
+        assert re.fullmatch(r"answers in (\d+|less than 1)ms, 1 name", text)
         assert found["clock"] == ("PASS", "it agrees with that of vault")
         assert [path for operation, path in kv.requests() if operation == "read" and path.startswith("data/")] == []
 
