@@ -139,6 +139,25 @@ class IssuingStore(SecretStore, Protocol):
 
 
 @runtime_checkable
+class LeasingStore(SecretStore, Protocol):
+    """A store that its backend lends something: a token that it has logged in for, leases of credentials.
+
+    What is lent outlives a process. A process that is replaced passes it on; only the last one gives it back.
+    """
+
+    def resume(self, state: bytes, save: Callable[[bytes], None]) -> None:
+        """Go on with what a store of this component had saved (empty: nothing), and `save` whenever that changes.
+
+        Called once, before anybody uses a secret, and contacts nobody. ``save`` may be called from any thread. The
+        component may have been edited meanwhile: a state for another backend, or for another role there, is ignored.
+        The state is kept in memory that only root and this mount's processes can read.
+        """
+
+    def hand_over(self) -> None:
+        """Release connections, and give nothing back: the next process resumes. Called instead of `close`."""
+
+
+@runtime_checkable
 class ClockedStore(SecretStore, Protocol):
     """A store whose backend tells the time along with its answers: tokens and certificates go by both clocks."""
 

@@ -20,9 +20,11 @@ from secretfs.linux.log import printable
 from secretfs.linux.mountinfo import is_mounted, secretfs_at
 from secretfs.linux.mountpoint import is_dead
 from secretfs.linux.sd_notify import ServiceManager, service_manager, stored_descriptors
+from secretfs.registry.lease_file import LeaseFile
 
 CONNECTION: Final = "connection"
 JOURNAL: Final = "journal"
+LEASES: Final = "leases"
 
 _PATIENCE: Final = 10.0  # seconds
 
@@ -39,6 +41,9 @@ class Handover:
         self._supervised = supervised  # by our own supervisor, which exists for one mount and ends with it
         self._stored = stored or {}
         self._parent = os.getppid()
+        self._has_leases = LEASES in self._stored
+        self.leases = LeaseFile(self._stored.pop(LEASES, None))
+        """What the stores have been lent, by us or by our predecessor."""
         self.inherited: Connection | None = None
         """The mount of our predecessor, if it is taken over; see `inherit`."""
         self.takes_over = CONNECTION in self._stored
@@ -87,6 +92,8 @@ class Handover:
         else:
             if not reason:
                 self.inherited = connection
+                if self._manager is not None and not self._has_leases:  # of a version that kept none
+                    self._manager.store(LEASES, self.leases.file)
                 return True
         left = _is_left_at(path, ended=has_ended(descriptor))
         self.release()
@@ -102,12 +109,13 @@ class Handover:
     def keep(self, connection: Connection) -> None:
         """Have the supervisor store a mount for our successor."""
         if self._manager is not None:
+            self._manager.store(LEASES, self.leases.file)
             self._manager.store(JOURNAL, connection.journal.file)
             self._manager.store(CONNECTION, connection.descriptor)  # last: it is of no use without its journal
 
     def release(self) -> None:
         """Have the supervisor drop a mount that is unmounted."""
-        for name in (CONNECTION, JOURNAL):  # in this order: a journal alone is never taken for a mount
+        for name in (CONNECTION, JOURNAL, LEASES):  # in this order: a journal alone is never taken for a mount
             if self._manager is not None:
                 with _if_it_listens():
                     self._manager.remove(name)

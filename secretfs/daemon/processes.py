@@ -60,7 +60,7 @@ def force_unmount(path: Path) -> None:
     while is_mounted(path):  # there may be dead ones below
         mount = _require_own(path)
         pids = daemon_pids(mount)
-        _signal(pids, signal.SIGTERM)
+        _signal(pids, signal.SIGINT)
         nobody_waits = _abort(path) or bool(pids) or _seems_dead(path)
         _detach(path)
         clear_failure(str(path))

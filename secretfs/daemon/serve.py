@@ -31,10 +31,12 @@ from secretfs.fuse.connection import Connection, connect
 from secretfs.fuse.operations import SecretOperations
 from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import clear, unmount
+from secretfs.linux.process import set_name
 from secretfs.linux.syscall_helper import SyscallHelper, SyscallHelpers
 from secretfs.permissions import Permissions, ViewPermissions
 from secretfs.registry.opening import Registry
 from secretfs.registry.store_set import ReloadResult, StoreSet
+from secretfs.store import LeasingStore
 
 REQUESTS = 10_000
 """Kernel requests served at once, a task each. Enough that readers who wait for one store never block another's."""
@@ -46,6 +48,7 @@ ASK_AGAIN = 1.0
 """Seconds before a new mount that did not answer is asked again."""
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+"""SIGTERM ends the process: a supervised mount stays, for a successor. SIGINT ends the mount."""
 
 log = logging.getLogger(__name__)
 
@@ -124,11 +127,13 @@ async def serve(
 ) -> None:
     """Mount, or take over an inherited mount; serve it until it is unmounted or a signal asks to stop.
 
-    After a signal a supervised mount stays for the next worker; without a supervisor it is unmounted. After a fatal
-    error the mount stays in any case, dead without a supervisor: ENOTCONN is the truth, while an empty directory would
-    look like "no secrets". The next start replaces a dead mount.
+    On SIGTERM a supervised mount stays for the next worker, with what the stores have been lent. Any other is
+    unmounted, and the stores give back what they were lent when nobody is left to wait for it. After a fatal error the
+    mount stays in any case, dead without a supervisor: ENOTCONN is the truth, while an empty directory would look like
+    "no secrets". The next start replaces a dead mount.
     """
     inherited = handover.inherited
+    registry.hands_over = inherited is not None
     journal = inherited.journal if inherited else Journal()
     if inherited:
         journal.begin_generation()
@@ -140,6 +145,7 @@ async def serve(
         connection = inherited or _mount(options, journal)
         if not inherited:
             handover.keep(connection)
+        registry.hands_over = handover.outlives_us
         app_id = declaration.context.app_id
         permissions = options.permissions(declaration)
         wake, apps = connection.send, declaration.apps
@@ -165,14 +171,26 @@ async def serve(
         nursery.start_soon(_evict_idle, vfs)
         nursery.start_soon(catch_up, vfs.changes, announce)
         nursery.start_soon(_announce, options.mountpoint, app_id, helpers.asking, handover, observer.ready)
-        asked_to_stop = await _until_unmounted_or_asked_to_stop()
+        stop = await _until_unmounted_or_asked_to_stop(supervised=registry.hands_over)
         pyfuse3.close(unmount=False)
-        if not asked_to_stop:
+        registry.hands_over = stop is signal.SIGTERM and handover.outlives_us
+        if stop is None:
             log.info("unmounted %s", options.mountpoint)
-            handover.release()
-        elif not handover.outlives_us and (there := secretfs_at(options.mountpoint)) and there.minor == device:
+        elif not registry.hands_over and (there := secretfs_at(options.mountpoint)) and there.minor == device:
             unmount(options.mountpoint, lazy=True)
+        if not registry.hands_over:
+            _leave(handover, leased=any(isinstance(opened.store, LeasingStore) for opened in registry.open))
         nursery.cancel_scope.cancel()
+    if not registry.hands_over:
+        connection.close()
+
+
+def _leave(handover: Handover, *, leased: bool) -> None:
+    """Let nobody wait for us: the mount is gone, and what is left to do is to give back what stores were lent."""
+    handover.release()
+    if leased:
+        set_name("secretfs")  # we do not serve any more: see `daemon_pids`
+        handover.notify(STOPPING=1)
 
 
 def _mount(options: MountOptions, journal: Journal) -> Connection:
@@ -186,16 +204,18 @@ def _offer(connection: Connection, vfs: SecretVFS, publisher: Publisher) -> None
     pyfuse3.init(operations, connection.offer(), set())
 
 
-async def _until_unmounted_or_asked_to_stop() -> bool:
-    """Serve requests. Returns whether a signal asked to stop; the next worker answers the pending requests then."""
-    asked = False
+async def _until_unmounted_or_asked_to_stop(*, supervised: bool) -> signal.Signals | None:
+    """Serve requests until the mount is gone (None) or a signal asks to stop; the next worker answers pending ones."""
+    asked: signal.Signals | None = None
+    for number in _STOPPING if supervised else ():
+        signal.signal(number, signal.SIG_IGN)  # what counts is the first, which is received below
 
     async def stop_on_signal() -> None:
         nonlocal asked
         with trio.open_signal_receiver(*_STOPPING) as signals:
             async for number in signals:
                 log.info("ending after %s", signal.Signals(number).name)
-                asked = True
+                asked = signal.Signals(number)
                 nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:

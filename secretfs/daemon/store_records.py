@@ -15,7 +15,9 @@ def known_stores(journal: Journal, declaration: Declaration) -> dict[str, KnownS
     """Return what our predecessor knew of the components that are declared."""
     records, components = journal.stores, {component.name: component for component in declaration.components}
     return {
-        component.name: KnownStore(record.multi_valued, edited=_is_edited(component, record, journal))
+        component.name: KnownStore(
+            record.multi_valued, _is_edited(component, record, journal), record.reads_have_effects
+        )
         for name, store in declaration.stores.items()
         if (record := records.get(name)) is not None
         for component in (components[store.component],)
@@ -36,7 +38,12 @@ def record_stores(journal: Journal, shown: Mapping[str, RunningStore]) -> None:
 
 def _records(journal: Journal, shown: Mapping[str, RunningStore]) -> dict[str, StoreRecord]:
     return {
-        name: StoreRecord(store.cached.multi_valued, component.type.lower(), _declaration(component, journal))
+        name: StoreRecord(
+            store.cached.multi_valued,
+            component.type.lower(),
+            _declaration(component, journal),
+            store.cached.reads_have_effects,
+        )
         for name, store in shown.items()
         for component in (store.opened.component,)
     }

@@ -34,6 +34,7 @@ from secretfs.linux.daemonize import leave_terminal
 from secretfs.linux.log import describe_fallback, log_to, log_to_stderr, open_log, open_syslog, printable, say
 from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import unmount
+from secretfs.linux.process import set_name
 
 CHANNEL: Final = "supervisor"
 """Name of the descriptor through which a worker notifies us. Any process could flood an address such as systemd's."""
@@ -49,8 +50,8 @@ UNMOUNT_TIMEOUT: Final = 1.0
 START_TIMEOUT: Final = 30.0
 """Seconds that a worker has to be ready. The first one has no limit: its user sees that it is not ready yet."""
 
-_PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15  # linux/prctl.h
-_PROCESS_NAME = b"secretfs"
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
+_PROCESS_NAME = "secretfs"
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _MESSAGE_LIMIT = 8192
 
@@ -145,7 +146,7 @@ class Supervisor:
 
     def _timeout(self, worker: WorkerProcess) -> float:
         """Return for how many seconds a worker may be silent now."""
-        if self._stopping:
+        if self._stopping or worker.leaving:
             return STOP_TIMEOUT
         if worker.disconnected:
             return UNMOUNT_TIMEOUT
@@ -194,7 +195,8 @@ class Supervisor:
             if number in _STOP and not self._stopping:
                 self._stopping = True
                 worker.heard_at = time.monotonic()
-                os.kill(worker.pid, signal.SIGTERM)
+                # SIGTERM alone would mean that another worker takes over: see `secretfs.daemon.serve`.
+                os.kill(worker.pid, signal.SIGINT if worker.ready else signal.SIGTERM)
             elif number == signal.SIGHUP:
                 os.kill(worker.pid, number)
 
@@ -221,6 +223,9 @@ class Supervisor:
             worker.heard_at = time.monotonic()
         if not worker.ready or "READY" not in state:
             worker.status = state.get("STATUS", worker.status)
+        if "STOPPING" in state:
+            worker.leaving, worker.heard_at = True, time.monotonic()
+            set_name(_PROCESS_NAME)  # `secretfs unmount` waits for those who serve
         if "FDSTOREREMOVE" in state:
             self._remove(state.get("FDNAME", ""))
         if "READY" in state and not worker.ready:
@@ -329,7 +334,7 @@ def _working_directory() -> int:
 def _protect() -> None:
     """Protect the environment, which may hold credentials, from core dumps and from other processes of this user."""
     libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_NAME, _PROCESS_NAME, 0, 0, 0)
+    set_name(_PROCESS_NAME)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 

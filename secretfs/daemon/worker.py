@@ -138,7 +138,9 @@ async def _serve(
 ) -> None:
     components = declaration.components
     known = known_stores(handover.inherited.journal, declaration) if handover.inherited else {}
-    async with open_registry(components, declaration.context, options.default, known=known) as registry:
+    async with open_registry(
+        components, declaration.context, options.default, known=known, leases=handover.leases
+    ) as registry:
         for notice in registry.notices:
             notice.log_to(log)
         if handover.inherited is None:

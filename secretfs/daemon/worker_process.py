@@ -24,6 +24,8 @@ class WorkerProcess:
         self.killed_by_us = False
         self.disconnected = False
         """The kernel has ended the connection, as an unmount does, so the worker has to end."""
+        self.leaving = False
+        """The mount is gone, and the worker gives back what the stores were lent. Nobody waits for that."""
 
     @classmethod
     def start(

@@ -89,6 +89,7 @@ class StoreRecord:
     """The component's; empty if a version of secretfs that did not write it down has served the store."""
     declaration: str = ""
     """A keyed digest of how the component was declared; empty likewise."""
+    reads_have_effects: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +265,9 @@ class Journal:
     @stores.setter
     def stores(self, stores: Mapping[str, StoreRecord]) -> None:
         note: dict[str, object] = {name: store.multi_valued for name, store in stores.items()}
-        note[_DETAILS] = {name: (store.type, store.declaration) for name, store in stores.items()}
+        note[_DETAILS] = {
+            name: (store.type, store.declaration, store.reads_have_effects) for name, store in stores.items()
+        }
         self._store_note(json.dumps(note).encode())
 
     def _note(self) -> bytes:

@@ -89,6 +89,10 @@ class Connection:
         with contextlib.suppress(OSError):  # there is nobody to wake if the mount is gone
             os.write(self.descriptor, message)
 
+    def close(self) -> None:
+        """Give the kernel's end up. Those who still have files open in the mount get ENOTCONN, and nobody waits."""
+        os.close(self.descriptor)
+
 
 def has_ended(descriptor: int) -> bool:
     """Whether the kernel has ended a connection: it was unmounted, or aborted."""

@@ -24,13 +24,14 @@ from secretfs.settings import Property
 from secretfs.store import (
     CachedRead,
     ClockedStore,
+    LeasingStore,
     Names,
     RevalidatingStore,
     Secret,
     SecretStore,
     WatchingStore,
-    reads_have_effects,
 )
+from secretfs.store import reads_have_effects as has_effects
 
 T = TypeVar("T")
 
@@ -69,6 +70,7 @@ class FollowingStore:
         reopen: Callable[[list[Property]], SecretStore],
         *,
         multi_valued: bool | None = None,
+        reads_have_effects: bool = False,
     ) -> None:
         self._component = component
         self._resolve = resolve
@@ -80,6 +82,11 @@ class FollowingStore:
         self._reported = ""
         self._closed = False
         self._changed: Callable[[frozenset[str]], None] | None = None
+        self._inherited = b""
+        self._save: Callable[[bytes], None] | None = None
+        self._saving: _Generation | None = None
+        """The store whose state is kept: the newest."""
+        self._known_effects = reads_have_effects
         self._lock = threading.Lock()
         self._opening = threading.Lock()
         self.multi_valued = self._open().store.multi_valued if multi_valued is None else multi_valued
@@ -113,7 +120,17 @@ class FollowingStore:
     @property
     def reads_have_effects(self) -> bool:
         """`IssuingStore.reads_have_effects`, as the open store says."""
-        return self._current is not None and reads_have_effects(self._current.store)
+        return has_effects(self._current.store) if self._current else self._known_effects
+
+    def resume(self, state: bytes, save: Callable[[bytes], None]) -> None:
+        """`LeasingStore.resume`, if the store is lent anything."""
+        self._inherited, self._save = state, save
+        if self._current is not None:
+            self._resume(self._current)
+
+    def hand_over(self) -> None:
+        """`LeasingStore.hand_over`, if the store is lent anything; else close it."""
+        self._end(lambda store: store.hand_over() if isinstance(store, LeasingStore) else store.close())
 
     def clock_skew(self) -> float | None:
         """`ClockedStore.clock_skew`, if the store does tell."""
@@ -122,18 +139,32 @@ class FollowingStore:
 
     def close(self) -> None:
         """Close the store, and open none any more."""
+        self._end(lambda store: store.close())
+
+    def _end(self, end: Callable[[SecretStore], None]) -> None:
         with self._lock:
             self._closed = True
         if self._current is not None:
-            self._current.store.close()
+            end(self._current.store)
+
+    def _resume(self, opened: _Generation) -> None:
+        """Let a store that has just been opened go on with what was inherited, and save what becomes of it."""
+        save, state = self._save, self._inherited
+        if save is None:
+            return
+        self._inherited, self._saving = b"", opened
+        if isinstance(opened.store, LeasingStore):
+            opened.store.resume(state, lambda now: save(now) if self._saving is opened else None)
 
     def _open(self) -> _Generation:
         """Return the current store, opened if it is not yet."""
         with self._opening:
             if self._current is None:
                 self._properties = self._resolve()
-                self._current = _Generation(self._reopen(self._properties))
-                self._watch(self._current.store)
+                opened = _Generation(self._reopen(self._properties))
+                self._resume(opened)
+                self._current = opened
+                self._watch(opened.store)
             return self._current
 
     def refresh_references(self) -> None:
@@ -211,7 +242,9 @@ class FollowingStore:
         """Ask another store from now on, unless this one was closed meanwhile. Closes the one that nobody needs."""
         with self._lock:
             if not self._closed:
-                self._current = _Generation(store)
+                opened = _Generation(store)
+                self._resume(opened)
+                self._current = opened
             installed = self._current is not before
             needed = installed and before.calls  # then the last who leaves it closes it
         if not needed:
@@ -228,8 +261,9 @@ class FollowingStore:
 class UnopenedStore:
     """A `SecretStore` that could not be opened, and says why to everybody who asks."""
 
-    def __init__(self, error: SecretFSError, *, multi_valued: bool) -> None:
+    def __init__(self, error: SecretFSError, *, multi_valued: bool, reads_have_effects: bool = False) -> None:
         self.multi_valued = multi_valued
+        self.reads_have_effects = reads_have_effects
         self._error = error if isinstance(error, StoreError) else StoreError(str(error))
 
     def check(self) -> None:

@@ -30,8 +30,9 @@ from secretfs.errors import (
 )
 from secretfs.registry.annotations import freshness, store_annotations
 from secretfs.registry.following import FollowingStore, UnopenedStore
+from secretfs.registry.lease_file import LeaseFile
 from secretfs.settings import Property, decode
-from secretfs.store import Secret, SecretStore, StoreContext
+from secretfs.store import LeasingStore, Secret, SecretStore, StoreContext
 from secretfs.stores import load_store_type
 
 _CLOSING_TIME = 2.0  # seconds in all; a store that does not close in time is left to the end of the process
@@ -69,6 +70,7 @@ class KnownStore(NamedTuple):
     multi_valued: bool
     edited: bool = False
     """Its component has been edited since: it may be multi-valued or not by now."""
+    reads_have_effects: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,10 @@ class Registry:
     notices: list[Notice] = field(default_factory=list)
     sources: list[OpenedStore] = field(default_factory=list)
     """No longer among the stores, and open all the same: others take their credentials from them."""
+    leases: LeaseFile | None = None
+    """Where stores keep what their backends have lent them; None if nobody takes over."""
+    hands_over: bool = False
+    """Whether another process goes on with that when we end; else it is given back."""
 
     @property
     def open(self) -> list[OpenedStore]:
@@ -128,12 +134,13 @@ def open_store(
     read: ReadSecret | None,
     *,
     multi_valued: bool | None = None,
+    reads_have_effects: bool = False,
 ) -> tuple[SecretStore, list[Notice]]:
     """Resolve a component's properties and open its store. Blocks while ``read`` reads what they refer to.
 
     A store that refers to another one follows what it refers to: see `FollowingStore`. If it is known already whether
-    it is ``multi_valued``, that one is opened when it is first asked. Raises `ConfigurationError` with the place for
-    whatever is wrong with the component, and any `StoreError` of ``read``.
+    it is ``multi_valued``, and whether its ``reads_have_effects``, that one is opened when it is first asked. Raises
+    `ConfigurationError` with the place for whatever is wrong with the component, and any `StoreError` of ``read``.
     """
     module = load_store_type(component.type, component.version, component.source)
     context = StoreContext(component.name, component.namespace, chosen.deadline, store_annotations(component))
@@ -156,7 +163,10 @@ def open_store(
 
     if read is None:
         return open_with(look()), remarks
-    return FollowingStore(component.name, look, open_with, multi_valued=multi_valued), remarks
+    following = FollowingStore(
+        component.name, look, open_with, multi_valued=multi_valued, reads_have_effects=reads_have_effects
+    )
+    return following, remarks
 
 
 @asynccontextmanager
@@ -166,6 +176,7 @@ async def open_registry(
     default: Freshness,
     opened: Callable[[Component], None] = lambda _: None,
     known: Mapping[str, KnownStore] = MappingProxyType({}),
+    leases: LeaseFile | None = None,
 ) -> AsyncIterator[Registry]:
     """Open all components side by side, call ``opened`` as each is done, and close them all at the end.
 
@@ -173,7 +184,7 @@ async def open_registry(
     answer later. So may those that are ``known``, by name: another process has served them until a moment ago, and what
     cannot be opened of them stays as a store that answers with the reason.
     """
-    registry = Registry(failures=check_references(components))
+    registry = Registry(leases=leases, failures=check_references(components))
     broken = {failure.component.name for failure in registry.failures}
     for failure in registry.failures:
         opened(failure.component)
@@ -184,7 +195,7 @@ async def open_registry(
         registry.failures.sort(key=lambda failure: order[failure.component.name])
         yield registry
     finally:
-        await close_stores(registry.open)
+        await close_stores(registry.open, hand_over=registry.hands_over)
 
 
 async def open_components(
@@ -248,7 +259,16 @@ class _Opening:
         source, known = self._source(component), self._known.get(component.name)
         read = None if source is None else _reader(source, component.namespace)
         multi_valued = None if known is None or known.edited else known.multi_valued
-        opening = partial(open_store, component, self._templates, chosen, read, multi_valued=multi_valued)
+        effects = known is not None and known.reads_have_effects
+        opening = partial(
+            open_store,
+            component,
+            self._templates,
+            chosen,
+            read,
+            multi_valued=multi_valued,
+            reads_have_effects=effects,
+        )
         store, remarks = await trio.to_thread.run_sync(opening, abandon_on_cancel=True)
         self.remarks[component.name] = remarks
         self._registry.stores[component.name] = OpenedStore.of(component, store, chosen, source)
@@ -267,7 +287,8 @@ class _Opening:
     def _fail(self, component: Component, error: SecretFSError) -> None:
         self._registry.failures.append(OpenFailure(component, error))
         if component.name in self._known and component.name not in self._registry.stores:
-            store = UnopenedStore(error, multi_valued=self._known[component.name].multi_valued)
+            known = self._known[component.name]
+            store = UnopenedStore(error, multi_valued=known.multi_valued, reads_have_effects=known.reads_have_effects)
             self._registry.stores[component.name] = OpenedStore.of(component, store, self._default)
 
 
@@ -298,12 +319,13 @@ def _broken_chain(component: Component, by_name: Mapping[str, Component]) -> Con
     return None
 
 
-async def close_stores(stores: Iterable[OpenedStore]) -> None:
-    """Close stores side by side. One that does not close in time is left to the end of the process."""
+async def close_stores(stores: Iterable[OpenedStore], *, hand_over: bool = False) -> None:
+    """Close stores side by side, or have them hand over. One that takes too long is left to the end of the process."""
 
     async def close(store: SecretStore) -> None:
         try:
-            await trio.to_thread.run_sync(store.close, abandon_on_cancel=True)
+            end = store.hand_over if hand_over and isinstance(store, LeasingStore) else store.close
+            await trio.to_thread.run_sync(end, abandon_on_cancel=True)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the others must be closed too
             log_defect(log, error)
 

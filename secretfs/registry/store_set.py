@@ -30,6 +30,7 @@ from secretfs.registry.opening import (
     open_components,
 )
 from secretfs.scopes import SecretScope
+from secretfs.store import LeasingStore
 
 log = logging.getLogger(__name__)
 
@@ -207,8 +208,20 @@ class StoreSet:
         return served.opened.component == component
 
     async def _start(self, opened: OpenedStore) -> RunningStore:
+        self._resume(opened)
         served: RunningStore = await self._nursery.start(self._run, opened)
         return served
+
+    def _resume(self, opened: OpenedStore) -> None:
+        """Let a store go on with what the process before was lent. A defect in it costs that, and not the mount."""
+        leases, store = self._registry.leases, opened.store
+        if leases is None or not isinstance(store, LeasingStore):
+            return
+        slot = leases.slot(opened.component.name)
+        try:
+            store.resume(slot.state, slot.save)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - see above
+            log_defect(log, error)
 
     async def _run(self, opened: OpenedStore, *, task_status: trio.TaskStatus[RunningStore]) -> None:
         with trio.CancelScope() as task:

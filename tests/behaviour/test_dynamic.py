@@ -2,17 +2,20 @@
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.command import secretfs
 from tests.support.database_engine import Engine, database
 from tests.support.manifests import component
-from tests.support.mounted import Mounted, mounted
+from tests.support.mounted import Mounted, daemons, mounted
 from tests.support.servers.openbao import OpenBao
 from tests.support.servers.postgres import Postgres
 from tests.support.shell import errno_of, lines, output, run, wait_until
+from tests.support.vault_auth import count, logins
 from tests.support.watching import watching
 
 __all__ = ["database"]
@@ -33,7 +36,7 @@ def engine(openbao_server: OpenBao, database: Postgres) -> Engine:
 @pytest.fixture
 def mount(engine: Engine, tmp_path: Path) -> Iterator[Mounted]:
     component(tmp_path / "m", "database", "hashicorp.vault", engine.login(), annotations={"secretfs/ttl": "1s"})
-    with mounted(tmp_path / "m") as mount:
+    with mounted(tmp_path / "m", expect_log=[r"process \d+ ended .*: another takes over"]) as mount:
         yield mount
 
 
@@ -50,6 +53,11 @@ def fetches(mount: Mounted) -> int:
     status = json.loads((mount.path / ".secretfs/status.json").read_text())
     made: int = status["stores"]["database"]["calls"]["fetch"]["made"]
     return made
+
+
+def revocations(engine: Engine) -> int:
+    """Count what was given back since the server was told to forget."""
+    return count(engine.server, "sys/leases/revoke") + count(engine.server, "auth/token/revoke-self")
 
 
 def test_listing(mount: Mounted, engine: Engine) -> None:
@@ -155,3 +163,41 @@ def test_without_the_right_to_list(engine: Engine, tmp_path: Path) -> None:
         assert engine.users() == []
         assert errno_of(os.stat, mount.path / "database/other/username") == "EACCES"
         assert works(engine, mount.path / "database/app")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart(mount: Mounted, engine: Engine, number: signal.Signals) -> None:
+    """dynamic-7: A daemon that is restarted, upgraded or killed passes its leases on: readers keep the credential."""
+    role = mount.path / "database/app"
+    first, password = cat(role / "username"), cat(role / "password")
+    for _ in range(2):
+        worker = mount.worker
+        os.kill(worker, number)
+        wait_until(lambda worker=worker: daemons(mount.path) not in ([], [worker]))  # type: ignore[misc]
+        assert (cat(role / "username"), cat(role / "password")) == (first, password)
+    assert engine.users() == [first]
+    assert (logins(engine.server), engine.made(), revocations(engine)) == (1, 1, 0)
+    assert works(engine, mount.path / "database/writer")
+    assert logins(engine.server) == 1
+
+
+@pytest.mark.parametrize("end", ["unmount", "stop", "force"])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_the_real_end(mount: Mounted, engine: Engine, end: str, *, restarted: bool) -> None:
+    """dynamic-8: When a mount is unmounted or stopped, all that it was issued is revoked, also before a restart."""
+    assert works(engine, mount.path / "database/app")
+    if restarted:
+        worker = mount.worker
+        os.kill(worker, signal.SIGTERM)
+        wait_until(lambda: daemons(mount.path) not in ([], [worker]))
+        assert works(engine, mount.path / "database/writer")
+    match end:
+        case "unmount":
+            assert secretfs("unmount", mount.path).status == 0
+        case "force":
+            assert secretfs("unmount", "--force", mount.path).status == 0
+        case "stop":
+            mount.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: engine.users() == [])
+    assert mount.process.wait(10) == 0
+    assert count(engine.server, "auth/token/revoke-self") == 1

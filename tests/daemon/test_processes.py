@@ -96,7 +96,7 @@ from pathlib import Path
 from secretfs.linux.mountinfo import MountInfo
 from secretfs.daemon.processes import _name, set_name
 set_name(_name(MountInfo("/x", "fuse.secretfs", int(sys.argv[1]), 0, False)))
-ignored = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
 children = []
 for _ in range(2):
     child = os.fork()

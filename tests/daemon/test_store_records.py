@@ -29,7 +29,8 @@ def running(*components: Component, multi_valued: bool = True) -> dict[str, Runn
         component.name: cast(
             "RunningStore",
             SimpleNamespace(
-                opened=SimpleNamespace(component=component), cached=SimpleNamespace(multi_valued=multi_valued)
+                opened=SimpleNamespace(component=component),
+                cached=SimpleNamespace(multi_valued=multi_valued, reads_have_effects=False),
             ),
         )
         for component in components

@@ -26,7 +26,8 @@ from secretfs.errors import (
 from secretfs.store import Names, Secret
 from secretfs.stores._http.failures import about
 from secretfs.stores.vault.http import Credential, PoolAdapter
-from secretfs.stores.vault.renewal import Clock, LeaseTerm, Scheduler, retry_at
+from secretfs.stores.vault.loans import SavedLoans
+from secretfs.stores.vault.renewal import Clock, Lease, LeaseTerm, Scheduler, retry_at
 from secretfs.stores.vault.response import Response, addressable
 from secretfs.stores.vault.token import CLOSE_TIMEOUT
 
@@ -51,21 +52,6 @@ class Engine:
     """Seconds since it was last fetched after which a secret's lease is not renewed any more."""
 
 
-@dataclass(slots=True, eq=False)
-class Lease:
-    """Credentials, how long they live, and who asked for them last."""
-
-    id: str
-    """Empty for what ends by itself and cannot be revoked."""
-    secret: Secret
-    token: str = field(repr=False)
-    """The token it was taken with. When that ends, so does the lease."""
-    term: LeaseTerm
-    used: float
-    retired: bool = False
-    """Whoever asks gets other credentials. These live on until they end by themselves."""
-
-
 class DynamicStore:
     """Credentials that an engine issues: an `IssuingStore` and a `WatchingStore`."""
 
@@ -76,6 +62,7 @@ class DynamicStore:
         credential: Credential,
         scheduler: Scheduler,
         engine: Engine,
+        loans: SavedLoans,
         *,
         text: bool,
         clock: Clock = time.monotonic,
@@ -88,6 +75,7 @@ class DynamicStore:
         self._credential = credential
         self._scheduler = scheduler
         self._engine = engine
+        self._loans = loans
         self._clock = clock
         self._wall = wall
         self._lock = threading.Lock()
@@ -135,6 +123,31 @@ class DynamicStore:
     def clock_skew(self) -> float | None:
         """Compare the date of the latest answer with our clock."""
         return self._adapter.connections.clock_skew
+
+    def resume(self, state: bytes, save: Callable[[bytes], None]) -> None:
+        """Go on with the leases of a predecessor, and renew them as our own."""
+        leases = self._loans.resume(state, save, self._all_leases)
+        with self._lock:
+            for name, lease in leases:
+                if lease.retired or name in self._leases:
+                    self._retired.append(lease)
+                else:
+                    self._leases[name] = lease
+                    self._plan(lease.term.due, name, lease)
+        self._loans.changed()
+
+    def hand_over(self) -> None:
+        """Leave all leases to a successor."""
+        self._closed = True
+        self._scheduler.close()
+        self._loans.hand_over()
+        self._adapter.connections.close()
+
+    def _all_leases(self) -> list[tuple[str, Lease]]:
+        with self._lock:
+            self._drop_expired()
+            ending = [("", lease) for lease in self._retired]
+            return [*self._leases.items(), *ending]
 
     def close(self) -> None:
         """Revoke all leases in a bounded time, as far as the server answers."""
@@ -193,6 +206,7 @@ class DynamicStore:
             self._revoke([lease])
         elif lease.term.ttl:
             self._plan(lease.term.due, name, lease)
+            self._loans.changed()
         return lease
 
     def _read(self, name: str, answer: Response) -> tuple[str, Secret]:
@@ -251,6 +265,7 @@ class DynamicStore:
         top = answer.top
         lease.term = LeaseTerm.lent(since, top.get("lease_duration"), top.get("renewable"), lease.term.full)
         self._plan(lease.term.due, name, lease)
+        self._loans.changed()
 
     def _retire(self, *names: str) -> None:
         """Let those who watch ask for other credentials."""
@@ -260,6 +275,7 @@ class DynamicStore:
                 self._leases[name].retired = True
                 self._scheduler.cancel(name)
         if ending:
+            self._loans.changed()
             log.info("%s: new credentials are due for: %s", self._component, ", ".join(sorted(ending)))
             self._changed(frozenset(ending))
 

@@ -1,4 +1,4 @@
-"""What tokens and leases have in common: a life that ends unless it is renewed in time, in the background."""
+"""Tokens and leases: what the server lends for a term, which is renewed in time, in the background."""
 
 import logging
 import math
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secretfs.errors import MalformedAnswer
+from secretfs.store import Secret
 
 Clock = Callable[[], float]
 
@@ -50,6 +51,29 @@ class LeaseTerm:
     def last(self) -> bool:
         """Whether a renewal would not make it longer. The server counts in whole seconds, and rounds down."""
         return not self.renewable or self.ttl < self.full * 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token and its term."""
+
+    value: str = field(repr=False)
+    term: LeaseTerm
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """Credentials, how long they live, and who asked for them last."""
+
+    id: str
+    """Empty for what ends by itself and cannot be revoked."""
+    secret: Secret
+    token: str = field(repr=False)
+    """The token it was taken with. When that ends, so does the lease."""
+    term: LeaseTerm
+    used: float
+    retired: bool = False
+    """Whoever asks gets other credentials. These live on until they end by themselves."""
 
 
 def retry_at(now: float, term: "LeaseTerm") -> float | None:

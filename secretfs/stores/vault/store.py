@@ -27,9 +27,11 @@ from secretfs.stores._http.trust import Trust, file_identity, system_identity, t
 from secretfs.stores.vault.auth import certificate_of, given_token, login_of
 from secretfs.stores.vault.dynamic import DynamicStore, Engine
 from secretfs.stores.vault.http import Connections, Credential, Endpoint, PoolAdapter
+from secretfs.stores.vault.loans import SavedLoans
 from secretfs.stores.vault.renewal import Scheduler
 from secretfs.stores.vault.response import Response, addressable
 from secretfs.stores.vault.settings import Settings, given
+from secretfs.stores.vault.state import StateCodec
 from secretfs.stores.vault.token import FileToken, Session, StaticToken
 
 __all__ = ["Settings", "open_store"]
@@ -44,8 +46,9 @@ _ASK_AGAIN = 60.0  # seconds until a server that would not tell the engine's ver
 class VaultStore:
     """Secrets below ``prefix`` in one KV engine."""
 
-    def __init__(self, adapter: PoolAdapter, engine: str, prefix: str, *, text: bool) -> None:
+    def __init__(self, adapter: PoolAdapter, loans: SavedLoans, engine: str, prefix: str, *, text: bool) -> None:
         self.multi_valued = not text
+        self._loans = loans
         self._adapter = adapter
         self._kv = Kv(adapter)
         self._engine = engine
@@ -80,6 +83,16 @@ class VaultStore:
     def clock_skew(self) -> float | None:
         """Compare the date of the latest answer with our clock."""
         return self._adapter.connections.clock_skew
+
+    def resume(self, state: bytes, save: Callable[[bytes], None]) -> None:
+        """Go on with the token of a predecessor."""
+        self._loans.resume(state, save)
+        self._loans.changed()
+
+    def hand_over(self) -> None:
+        """Leave the token to a successor, and close the connections."""
+        self._loans.hand_over()
+        self._adapter.connections.close()
 
     def close(self) -> None:
         """Give a token back that we have logged in for, and close the connections."""
@@ -174,12 +187,14 @@ def _open(settings: Settings, context: StoreContext) -> VaultStore | DynamicStor
         credential = FileToken(token)
     adapter = PoolAdapter(connections, credential)
     text = settings.value_type == "text"
+    session = credential if isinstance(credential, Session) else None
+    loans = SavedLoans(context.component, StateCodec(settings), session)
     if settings.engine_type == "kv":
         prefix = settings.prefix.strip("/") if settings.use_prefix else ""
-        return VaultStore(adapter, settings.engine.strip("/"), prefix, text=text)
-    store = DynamicStore(context.component, adapter, credential, scheduler, _engine(settings), text=text)
-    if isinstance(credential, Session):
-        credential.on_change(store.token_changed)
+        return VaultStore(adapter, loans, settings.engine.strip("/"), prefix, text=text)
+    store = DynamicStore(context.component, adapter, credential, scheduler, _engine(settings), loans, text=text)
+    if session is not None:
+        session.on_change(store.token_changed)
     return store
 
 

@@ -9,14 +9,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 from secretfs.errors import AccessDenied, DeadlineExceeded, MalformedAnswer, StoreError, StoreUnavailable
 from secretfs.stores.vault.http import PoolAdapter
-from secretfs.stores.vault.renewal import Clock, LeaseTerm, Scheduler, retry_at
+from secretfs.stores.vault.renewal import Clock, LeaseTerm, Scheduler, Token, retry_at
 
 LOOKUP_INTERVAL = 1.0
 """Seconds between two looks whether a token is dead or was rightly refused, and between two refused logins."""
@@ -31,14 +30,6 @@ CLOSE_TIMEOUT = 2.0
 _MOST_TARGETS = 10_000
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A token and its term."""
-
-    value: str = field(repr=False)
-    term: LeaseTerm
 
 
 class Session:
@@ -69,10 +60,34 @@ class Session:
         self._targets: set[str] = set()
         self._closed = threading.Event()
         self._changed: Callable[[str], None] = lambda _: None
+        self._lent: Callable[[], None] = lambda: None
 
     def on_change(self, changed: Callable[[str], None]) -> None:
         """Call ``changed`` with each new token, from any thread, as soon as everybody gets it."""
         self._changed = changed
+
+    def on_loan(self, lent: Callable[[], None]) -> None:
+        """Call ``lent`` whenever `tokens` has changed, from any thread."""
+        self._lent = lent
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """All tokens that are to be given back at the end, the current one last."""
+        current = self._current
+        return (*self._previous, *([current] if current else []))
+
+    def adopt(self, tokens: Sequence[Token]) -> None:
+        """Go on with the tokens of a predecessor, unless we have logged in already. A dead one is found out in use."""
+        if self._current is None and tokens:
+            *self._previous, current = tokens
+            self._install(current)
+        else:
+            self._previous += tokens
+
+    def hand_over(self) -> None:
+        """Leave our tokens to a successor."""
+        self._closed.set()
+        self._scheduler.close()
 
     def __call__(self) -> str:
         """Return the token, logging in when there is none that lives. Raises `StoreError`."""
@@ -163,6 +178,7 @@ class Session:
     def _install(self, token: Token) -> None:
         self._current = token
         self._scheduler.at(token.term.due, self, self._renew_in_background)
+        self._lent()
 
     def _renew_in_background(self) -> None:
         """Renew the token, or get another one while this one still lives. Runs in the background."""
