@@ -23,7 +23,7 @@ class Secret:
     version: str = ""
     """What the store calls this version; empty where it has no versions."""
     modified: float | None = None
-    """When this version was written upstream, in seconds since the epoch; None where the store does not tell."""
+    """When this version was written upstream, in seconds since the epoch; None if the store does not report it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class SecretStore(Protocol):
 
 @runtime_checkable
 class WatchingStore(SecretStore, Protocol):
-    """A store that tells of changes by itself, so that they show before ttl is over."""
+    """A store that reports changes by itself, so that they show before ttl is over."""
 
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
         """Call ``changed`` with the names of secrets that were added, changed or deleted, from now until `close`.
@@ -159,10 +159,10 @@ class LeasingStore(SecretStore, Protocol):
 
 @runtime_checkable
 class ClockedStore(SecretStore, Protocol):
-    """A store whose backend tells the time along with its answers: tokens and certificates go by both clocks."""
+    """A store whose backend reports its time with its answers: tokens and certificates depend on both clocks."""
 
     def clock_skew(self) -> float | None:
-        """Return by how many seconds the backend's clock is ahead of ours; None if it has not told the time yet.
+        """Return by how many seconds the backend's clock is ahead of ours; None if it has not reported its time yet.
 
         Asks nobody: the latest answer counts.
         """

@@ -60,7 +60,7 @@ def _is_edited(component: Component, record: StoreRecord, journal: Journal) -> b
 
 
 def _declaration(component: Component, journal: Journal) -> str:
-    """Return a keyed digest of what decides whether a store is multi-valued. It tells nothing about a property."""
+    """Return a keyed digest of what decides whether a store is multi-valued. It reveals nothing about a property."""
     items = [
         (item.name, item.value, item.env_ref, ref and (ref.name, ref.key))
         for item in component.items

@@ -1,6 +1,6 @@
 """A store whose credentials come from another store: opened anew when they have been rotated upstream.
 
-A refusal is what tells at once. When the store says "forbidden", the references are read again; if they give other
+A refusal shows it at once. When the store says "forbidden", the references are read again; if they give other
 values, the store is opened with those and the question is asked again: the reader never notices. If they give the same,
 the refusal stands. A question that is refused again and again looks upstream once a second, so that a program which
 keeps asking for what it may not have costs little.
@@ -59,7 +59,7 @@ class FollowingStore:
 
     Both block, and may raise; what they raise at a later time is logged, and the refusal that led to it stands.
 
-    If it is told whether the store is ``multi_valued`` it opens it when it is first asked, and raises then what keeps
+    If ``multi_valued`` is given, it opens the store at the first call, and raises then what keeps
     it from that: a store that was served until a moment ago is there, whether its references can be read or not.
     """
 
@@ -133,7 +133,7 @@ class FollowingStore:
         self._end(lambda store: store.hand_over() if isinstance(store, LeasingStore) else store.close())
 
     def clock_skew(self) -> float | None:
-        """`ClockedStore.clock_skew`, if the store does tell."""
+        """`ClockedStore.clock_skew`, if the store reports it."""
         store = self._current.store if self._current is not None else None
         return store.clock_skew() if isinstance(store, ClockedStore) else None
 
@@ -189,7 +189,7 @@ class FollowingStore:
 
     @contextmanager
     def _in_use(self) -> Iterator[_Generation]:
-        """Hold the current store. One that was replaced meanwhile is closed by the last who leaves it."""
+        """Hold the current store. One that was replaced meanwhile is closed by the last call that leaves it."""
         opened = self._current or self._open()
         with self._lock:
             generation = self._current or opened
@@ -204,11 +204,11 @@ class FollowingStore:
                 generation.store.close()
 
     def _was_replaced(self, refused: _Generation, question: Question, refused_at: float) -> bool:
-        """Whether there is another store to ask by now, opened by us or by somebody else who was refused."""
+        """Whether there is another store to ask by now, opened by us or by another call that was refused."""
         with self._opening:
             if self._current is not refused:
                 return True
-            if self._last_refresh > refused_at:  # by somebody who was refused at the same time
+            if self._last_refresh > refused_at:  # by a call that was refused at the same time
                 return False
             now = time.monotonic()
             self._refreshed = {asked: at for asked, at in self._refreshed.items() if now < at + REFRESH_PAUSE}
@@ -230,7 +230,7 @@ class FollowingStore:
                 return
             store = self._reopen(properties)
         except SecretFSError as error:
-            if str(error) != self._reported:  # told once: it is looked at again and again
+            if str(error) != self._reported:  # logged once: it is looked at again and again
                 self._reported = str(error)
                 log.warning("%s: its credentials cannot be read again: %s", self._component, error)
             return
@@ -246,7 +246,7 @@ class FollowingStore:
                 self._resume(opened)
                 self._current = opened
             installed = self._current is not before
-            needed = installed and before.calls  # then the last who leaves it closes it
+            needed = installed and before.calls  # then the last call that leaves it closes it
         if not needed:
             (before.store if installed else store).close()
         if installed:
@@ -259,7 +259,7 @@ class FollowingStore:
 
 
 class UnopenedStore:
-    """A `SecretStore` that could not be opened, and says why to everybody who asks."""
+    """A `SecretStore` that could not be opened: every call raises why."""
 
     def __init__(self, error: SecretFSError, *, multi_valued: bool, reads_have_effects: bool = False) -> None:
         self.multi_valued = multi_valued

@@ -136,7 +136,7 @@ class StoreSet:
                 now[component.name] = await self._start(opened)
             elif old is not None:
                 now[component.name] = old
-        # From here on nothing waits: what a new store finds out is heard by who shows it.
+        # No await from here on: what a new store announces must reach the views that show it.
         self._running = now
         gone = [served for name, served in before.items() if now.get(name) is not served]
         self._nursery.start_soon(self._close_later, gone, self._unneeded(registry))
