@@ -51,7 +51,7 @@ class TestImports:
         assert imported_by("import secretfs.cli.main", *SDKS) == []
 
     def test_opening_local_stores_imports_no_sdk(self, tmp_path: Path) -> None:
-        (tmp_path / "s.json").write_text("{}", encoding="utf-8")
+        (tmp_path / "s.json").write_text('{"a": "b"}', encoding="utf-8")
         component(tmp_path / "c", "env", "local.env")
         component(tmp_path / "c", "file", "local.file", {"secretsFile": tmp_path / "s.json"})
         code = (

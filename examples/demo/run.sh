@@ -13,6 +13,7 @@ clean_up() {
         secretfs unmount "$mnt" || fusermount3 -u -z "$mnt" || umount --lazy "$mnt" || true
     fi
     rmdir "$mnt" || true # never rm -r: that would go into a mount
+    rm -f {/run,"${XDG_RUNTIME_DIR:-/run}"}/secretfs/*"${mnt##*/}.log" # where there is no syslog, it logs there
     ((status == 0)) || echo "The demo failed." >&2
     exit "$status"
 }

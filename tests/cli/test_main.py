@@ -19,7 +19,7 @@ from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import daemons, fuse_mounts
 
 COMMANDS: tuple[list[str], ...] = ([], ["mount"], ["unmount"], ["check"], ["status"], ["refresh"], ["doctor"], ["run"])
-SOURCES = ["--resources-path", "--config", "--app-id", "--disable-builtin-k8s-secret-store"]
+SOURCES = ["--resources-path", "--config", "--app-id", "--apps", "--disable-builtin-k8s-secret-store"]
 
 
 Inside = Callable[..., Done]
@@ -142,7 +142,7 @@ class TestHelp:
         (["mount", "a", "b"], "Got unexpected extra argument (b)"),
         (["unmount"], "Missing argument 'MOUNTPOINT'."),
         (["mount", "--resource-path", "c", "m"], "No such option '--resource-path'. Did you mean '--resources-path'?"),
-        (["check", "--appid", "x"], "No such option '--appid'. Did you mean '--app-id'?"),
+        (["check", "--appid", "x"], "No such option '--appid'. (Did you mean one of: '--app-id', '--apps'?)"),
         (["check", "extra"], "Got unexpected extra argument (extra)"),
         (["mount", "--mode", "rw", "m"], "Invalid value for '--mode': 'rw' is not an octal mode such as 0440"),
         (["mount", "--mode", "0640", "m"], "'0640': files here can be read and nothing else (0400, 0440, 0444)"),
