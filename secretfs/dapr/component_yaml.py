@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from secretfs.dapr.goyaml import MappingNode, Node, ScalarNode, SequenceNode, Value, is_merge, merged_maps, resolve
+from secretfs.dapr.yaml_field import YamlField, join
 from secretfs.errors import ConfigurationError, Notice, Source
 from secretfs.settings import nearest
 
@@ -25,16 +26,8 @@ _HTML_ESCAPES = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u202
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class Field(YamlField):
     """A field of a document, there or not. What is missing and what is null are one thing, as in encoding/json."""
-
-    path: str
-    source: Source
-    node: Node | None = field(default=None, repr=False)
-
-    def is_null(self) -> bool:
-        """Tell whether there is nothing here."""
-        return self.node is None or (isinstance(self.node, ScalarNode) and resolve(self.node) is None)
 
     def string(self) -> str:
         """Read a string. Numbers and booleans become text, as they do for a string field of a Go struct."""
@@ -91,8 +84,7 @@ class Field:
         return resolve(self.node)
 
     def _mismatch(self, wanted: str) -> ConfigurationError:
-        where = self.path or "the document"
-        return ConfigurationError(f"{where} must be {wanted}, not {_describe(self.node)}", self.source)
+        return self.mismatch(wanted, _describe(self.node))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +99,7 @@ class Object:
         """Find a field without regard to case. Of several spellings the last that is not null counts."""
         found = [member for spelling, member in self.fields.items() if spelling.casefold() == name.casefold()]
         given = [member for member in found if not member.is_null()]
-        return (given or found or [Field(_join(self.path, name), self.source)])[-1]
+        return (given or found or [Field(join(self.path, name), self.source)])[-1]
 
     def unknown(self, known: Iterable[str]) -> list[Notice]:
         """Write a notice for each field that is none of ``known``."""
@@ -120,13 +112,9 @@ class Object:
         ]
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
 def _members(node: MappingNode, path: str) -> dict[str, Field]:
     """Index a map by its keys as JSON would spell them. The last of two equal keys counts."""
-    return {name: Field(_join(path, name), key.source, value) for name, key, value in _entries(node, path)}
+    return {name: Field(join(path, name), key.source, value) for name, key, value in _entries(node, path)}
 
 
 def _entries(node: MappingNode, path: str) -> Iterator[tuple[str, Node, Node]]:

@@ -6,23 +6,16 @@ vanishes.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from secretfs.dapr.goyaml import MappingNode, Node, ScalarNode, SequenceNode, is_merge, merged_maps, resolve
-from secretfs.errors import ConfigurationError, Source
+from secretfs.dapr.yaml_field import YamlField, join
+from secretfs.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class Field(YamlField):
     """A field of a document, which may be null."""
-
-    path: str
-    source: Source
-    node: Node | None = field(default=None, repr=False)
-
-    def is_null(self) -> bool:
-        """Tell whether there is nothing here."""
-        return self.node is None or (isinstance(self.node, ScalarNode) and resolve(self.node) is None)
 
     def string(self) -> str:
         """Read a string: the text of any scalar as it is written."""
@@ -62,7 +55,7 @@ class Field:
                 named = Field(f"a key of {self.path or 'the document'}", key.source, key)
                 if not named.is_null():
                     name = named.string()
-                    members.setdefault(name, Field(_join(self.path, name), key.source, value))
+                    members.setdefault(name, Field(join(self.path, name), key.source, value))
         for key, value in node.entries:
             if is_merge(key):
                 for merged in merged_maps(value):
@@ -70,16 +63,12 @@ class Field:
 
     def _mismatch(self, wanted: str) -> ConfigurationError:
         kind = {MappingNode: "a map", SequenceNode: "a list"}.get(type(self.node), "a single value")
-        return ConfigurationError(f"{self.path or 'the document'} must be {wanted}, not {kind}", self.source)
+        return self.mismatch(wanted, kind)
 
 
 def _text(node: ScalarNode) -> str:
     value = resolve(node)
     return value if isinstance(value, str) else node.text
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def _refuse_duplicates(keys: Iterable[Node]) -> None:
