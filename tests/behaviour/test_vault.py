@@ -15,6 +15,7 @@ import trustme
 import yaml
 
 from tests.support.canary import secret
+from tests.support.command import secretfs
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, mounted
 from tests.support.servers.openbao import OpenBao, openbao
@@ -222,6 +223,26 @@ def test_refused(server: OpenBao, tmp_path: Path, properties: dict[str, object],
     assert code == status
     assert reason in told
     assert "vault.yaml" in told
+
+
+@pytest.mark.parametrize("command", ["mount", "check", "doctor"])
+@pytest.mark.parametrize("engine", ["kv", "dynamic"])
+def test_a_refused_token_says_where_it_is_from(server: OpenBao, tmp_path: Path, command: str, engine: str) -> None:
+    """The message names the property or the file that the token comes from, and the fix (life-1)."""
+    (tmp_path / "token").write_text("hvs.bad")
+    for properties, reason in (
+        ({"vaultToken": "hvs.bad"}, "the server does not accept vaultToken: give a valid token"),
+        ({"vaultTokenMountPath": tmp_path / "token"}, f"the token in {tmp_path / 'token'} (vaultTokenMountPath): put"),
+    ):
+        more = {"vaultAddr": server.address, "vaultEngineType": engine}
+        component(tmp_path / "m", "vault", VAULT, {**more, **properties})
+        if command == "mount":
+            _, told = refused_mount(tmp_path / "m")
+        else:
+            options = ["--connect"] if command == "check" else []
+            done = secretfs(command, *options, "--resources-path", tmp_path / "m")
+            told = done.out + done.err
+        assert reason in " ".join(told.split())
 
 
 # --- TLS ---

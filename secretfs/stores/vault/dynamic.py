@@ -63,6 +63,7 @@ class DynamicStore:
         scheduler: Scheduler,
         engine: Engine,
         loans: SavedLoans,
+        explained: Callable[[Callable[[], Any]], Any],
         *,
         text: bool,
         clock: Clock = time.monotonic,
@@ -76,6 +77,7 @@ class DynamicStore:
         self._scheduler = scheduler
         self._engine = engine
         self._loans = loans
+        self._explained = explained
         self._clock = clock
         self._wall = wall
         self._lock = threading.Lock()
@@ -87,7 +89,9 @@ class DynamicStore:
 
     def check(self) -> None:
         """Ask for the engine, which needs a good token with some right in it, and makes nothing."""
-        mount = self._ask(f"enginePath {self._engine.path}", lambda: self._adapter.mount(self._engine.path))
+        mount = self._ask(
+            f"enginePath {self._engine.path}", lambda: self._explained(lambda: self._adapter.mount(self._engine.path))
+        )
         if mount.get("type") in ("kv", "generic", "cubbyhole"):
             raise MalformedAnswer(
                 f"enginePath {self._engine.path}: the engine makes nothing, so its type is not dynamic"

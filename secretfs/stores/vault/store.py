@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ from secretfs.stores.vault.renewal import Scheduler
 from secretfs.stores.vault.response import Response, addressable
 from secretfs.stores.vault.settings import Settings, given
 from secretfs.stores.vault.state import StateCodec
-from secretfs.stores.vault.token import FileToken, Session, StaticToken
+from secretfs.stores.vault.token import FileToken, Session, StaticToken, explained
 
 __all__ = ["Settings", "open_store"]
 
@@ -46,9 +47,19 @@ _ASK_AGAIN = 60.0  # seconds until a server that would not tell the engine's ver
 class VaultStore:
     """Secrets below ``prefix`` in one KV engine."""
 
-    def __init__(self, adapter: PoolAdapter, loans: SavedLoans, engine: str, prefix: str, *, text: bool) -> None:
+    def __init__(
+        self,
+        adapter: PoolAdapter,
+        loans: SavedLoans,
+        explained: Callable[[Callable[[], Any]], Any],
+        engine: str,
+        prefix: str,
+        *,
+        text: bool,
+    ) -> None:
         self.multi_valued = not text
         self._loans = loans
+        self._explained = explained
         self._adapter = adapter
         self._kv = Kv(adapter)
         self._engine = engine
@@ -58,7 +69,7 @@ class VaultStore:
 
     def check(self) -> None:
         """Ask for the engine, which needs a good token with some right in it."""
-        self._version = self._ask(f"enginePath {self._engine}", self._ask_version)
+        self._version = self._ask(f"enginePath {self._engine}", lambda: self._explained(self._ask_version))
 
     def names(self, folder: str) -> Names:
         """List one folder, and nothing below it."""
@@ -189,13 +200,23 @@ def _open(settings: Settings, context: StoreContext) -> VaultStore | DynamicStor
     text = settings.value_type == "text"
     session = credential if isinstance(credential, Session) else None
     loans = SavedLoans(context.component, StateCodec(settings), session)
+    checked = partial(explained, unproven, credential, "" if session else _origin(settings))
     if settings.engine_type == "kv":
         prefix = settings.prefix.strip("/") if settings.use_prefix else ""
-        return VaultStore(adapter, loans, settings.engine.strip("/"), prefix, text=text)
-    store = DynamicStore(context.component, adapter, credential, scheduler, _engine(settings), loans, text=text)
+        return VaultStore(adapter, loans, checked, settings.engine.strip("/"), prefix, text=text)
+    store = DynamicStore(
+        context.component, adapter, credential, scheduler, _engine(settings), loans, checked, text=text
+    )
     if session is not None:
         session.on_change(store.token_changed)
     return store
+
+
+def _origin(settings: Settings) -> str:
+    """Say where a given token comes from, and what to do about one that is refused."""
+    if settings.token_path:
+        return f"the token in {settings.token_path} (vaultTokenMountPath): put a valid one there, it is read again"
+    return "vaultToken: give a valid token, or name a file with one in vaultTokenMountPath"
 
 
 def _engine(settings: Settings) -> Engine:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from secretfs.errors import AccessDenied, DeadlineExceeded, MalformedAnswer, StoreError, StoreUnavailable
 from secretfs.stores.vault.http import PoolAdapter
@@ -28,6 +28,8 @@ CLOSE_TIMEOUT = 2.0
 """Seconds that giving everything back may take."""
 
 _MOST_TARGETS = 10_000
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -313,6 +315,24 @@ class FileToken:
 
     def close(self) -> None:
         """Leave the token as it is."""
+
+
+def explained(adapter: PoolAdapter, token: Callable[[], str], origin: str, call: Callable[[], T]) -> T:
+    """Call, and let a refusal say where the token comes from, and what to do, if it is the token that is refused.
+
+    ``origin`` is empty for a token that we have logged in for: a refused login speaks for itself.
+    """
+    try:
+        return call()
+    except AccessDenied as error:
+        if origin:
+            try:
+                adapter.bearing(token()).get("/v1/auth/token/lookup-self")
+            except AccessDenied:
+                raise AccessDenied(f"{error}; the server does not accept {origin}") from None
+            except StoreError:
+                log.debug("the server does not say whether it accepts %s", origin)
+        raise
 
 
 def renewed(adapter: PoolAdapter, term: LeaseTerm, clock: Clock) -> LeaseTerm:
