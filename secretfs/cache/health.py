@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Kind(Enum):
-    """The questions of `secretfs.store.SecretStore`, and of `secretfs.store.RevalidatingStore`."""
+    """The calls of `secretfs.store.SecretStore` and of `secretfs.store.RevalidatingStore`."""
 
     CHECK = "check"
     NAMES = "names"
@@ -23,13 +23,13 @@ class Kind(Enum):
 
 
 class State(Enum):
-    """What is to be thought of a store, the best first."""
+    """The health of a store, the best first."""
 
     OK = "ok"
     REFUSED = "refused"
-    """It answers; its last answer was that we may not."""
+    """It answers; its last answer was "forbidden"."""
     IN_DOUBT = "in doubt"
-    """Its last call failed: what is known is served."""
+    """Its last call failed: cached answers are served."""
     DOWN = "down"
     """Several in a row failed: the circuit breaker is open, and only probes call the store."""
 
@@ -53,7 +53,7 @@ class Statistics:
     last_success: float | None
     last_error: Failure | None
     next_try: float | None
-    """When a store that is down is tried again."""
+    """When a store that is down is probed next."""
     names: int
     cached: int
     stale: int
@@ -63,7 +63,7 @@ class Statistics:
 
 
 class CallStats:
-    """Takes note of every call to one store."""
+    """Counts the calls to one store."""
 
     def __init__(self) -> None:
         self.asked: Counter[Kind] = Counter()
@@ -74,12 +74,12 @@ class CallStats:
         """The last answer was a refusal."""
 
     def answered(self, kind: Kind, at: float) -> None:
-        """Take note of an answer, also of "no such secret"."""
+        """Count an answer; "no such secret" is one."""
         self.asked[kind] += 1
         self.last_success, self.last_refused = at, False
 
     def refused(self, kind: Kind, at: float, error: StoreError) -> None:
-        """Take note of an answer that says no."""
+        """Count a refusal."""
         self.failed(kind, at, error)
         self.last_refused = True
 
@@ -98,13 +98,13 @@ SHORTEST, LONGEST = 1.0, 30.0
 
 
 class CircuitBreaker:
-    """Counts what a store did last. Times are seconds on whatever clock the caller uses."""
+    """Opens after consecutive failures. Times are seconds on the clock of the caller."""
 
     def __init__(self) -> None:
         self._failures = 0
         self._error: StoreError | None = None
         self.retry_at = 0.0
-        """When to try the store again."""
+        """When to probe the store."""
         self.pause = 0.0
         """Seconds from the last failure to then."""
         self._counted_at = 0.0

@@ -1,14 +1,14 @@
 """Freshness and outages: what is known of a store, how fresh it is kept, and what is served while the store is down.
 
-A `CachedStore` stands between the file system and a `SecretStore`. It asks each question once at a time, and waits for
-no answer longer than the store's deadline.
+A `CachedStore` stands between the file system and a `SecretStore`. Loads are single flight, and no request waits longer
+than the store's deadline.
 
-* What is younger than ttl is served. "No such secret" and "forbidden" are answers, and take effect at once.
-* What is in use is asked for again in the background before it expires, so that readers do not wait; what nobody has
-  used for ``idle`` is dropped from memory.
-* A store whose reads have effects is asked for a secret when somebody uses it, and never in the background.
-* While a store fails, what is known is served up to ``max_stale`` old, at once and marked as stale. What is not known
-  fails in time, and after a few failures at once, until the store answers again; that is found out in the background.
+* An answer younger than ``ttl`` is served. "No such secret" and "forbidden" are answers, and take effect at once.
+* A secret in use is renewed in the background before it expires, so readers do not wait; so are the listings that lead
+  to it. Only an open is a use. An answer that nobody asked for within ``idle`` is dropped from memory.
+* A store whose reads have effects is asked for a secret when a reader needs it, and never in the background.
+* While a store fails, cached answers are served up to ``max_stale`` old, marked as stale. Anything else fails within
+  the deadline, and at once while the circuit breaker is open; `StoreClient` probes the store in the background.
 
 Belongs to one trio thread; nothing here is thread-safe.
 """

@@ -1,9 +1,9 @@
 """The stores that are being served, and how they are replaced while they are.
 
-Each store has a task of its own for its cache. A new declaration keeps every store whose component is unchanged, with
-all that is known of it; opens what is new or changed beside what runs; and only then puts the new set in place, in one
-step. What cannot be opened leaves what was there running. A store that was replaced is closed when its deadline has
-passed: until then somebody may be waiting for it.
+Each store has a task of its own for its cache. A reload keeps every store whose component is unchanged, with its cache;
+opens new and changed stores beside the running ones; and then replaces the set in one step. A store that cannot be
+opened leaves its predecessor running. A replaced store is closed when its deadline has passed: until then a caller may
+be waiting for it.
 """
 
 import logging
