@@ -1,8 +1,8 @@
 """Dynamic secrets: engines of Vault that make credentials when they are asked, and take them back when a lease ends.
 
-One read makes one set of credentials. They are given to everybody who asks while their lease lives; it is renewed as
+One read issues one set of credentials. All readers get it while its lease lives; the lease is renewed as
 long as somebody asks now and then, and revoked at the end. Before a lease ends that cannot be renewed any more, the
-store tells those who watch it: they ask again and get new credentials, while the old ones still work for a while.
+store notifies its watchers: they read again and get new credentials, while the old ones still work for a while.
 """
 
 import logging
@@ -272,7 +272,7 @@ class DynamicStore:
         self._loans.changed()
 
     def _retire(self, *names: str) -> None:
-        """Let those who watch ask for other credentials."""
+        """Let watchers read other credentials."""
         with self._lock:
             ending = [name for name in names if name in self._leases and not self._leases[name].retired]
             for name in ending:

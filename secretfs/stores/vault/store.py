@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_ASK_AGAIN = 60.0  # seconds until a server that would not tell the engine's version is asked again
+_ASK_AGAIN = 60.0  # seconds until a server that did not give the engine's version is asked again
 
 
 class VaultStore:
@@ -133,7 +133,7 @@ class VaultStore:
         return "/".join(part for part in (self._prefix, name) if part)
 
     def _api(self) -> Any:
-        """Return hvac's API for the engine's version. One that cannot be told is taken for version 2, as by Dapr."""
+        """Return hvac's API for the engine's version. An unknown one counts as version 2, as in Dapr."""
         if self._version is None and time.monotonic() >= self._ask_after:
             self._adapter.prepare()
             try:
@@ -143,7 +143,7 @@ class VaultStore:
         return self._kv.v1 if self._version == 1 else self._kv.v2
 
     def _ask_version(self) -> int:
-        # The one endpoint that tells it to a token which may do no more than read one secret of the engine.
+        # The one endpoint that answers a token which may only read one secret of the engine.
         mount = self._adapter.mount(self._engine)
         if mount.get("type", "kv") not in ("kv", "generic", "cubbyhole"):
             raise MalformedAnswer("the engine is not of type kv")
@@ -164,7 +164,7 @@ def open_store(settings: Settings, context: StoreContext) -> VaultStore | Dynami
         raise ConfigurationError(f"{context.component}: {error}") from None
     if settings.skip_verify:
         logger.warning(
-            "%s: skipVerify is true: whoever answers for %s is given the token", context.component, settings.address
+            "%s: skipVerify is true: any server that answers for %s gets the token", context.component, settings.address
         )
     return store
 

@@ -1,6 +1,6 @@
 """The life of a token: renewed in the background, replaced by logging in again, given back at the end.
 
-A token may be used by any number of threads while one of them renews or replaces it. Whoever needs a token that is not
+Any number of threads may use a token while one of them renews or replaces it. A thread that needs a token that is not
 there logs in; the others wait for that, no longer than they may.
 """
 
@@ -110,7 +110,7 @@ class Session:
     def replaced(self, token: str, target: str) -> bool:
         """After a refusal: look whether the token is dead, and then log in.
 
-        What was never allowed is probably refused by a policy: that is worth one look a second, whoever asks.
+        What was never allowed is probably refused by a policy: that is worth one look a second in all.
         """
         with self._exclusively():
             if self._current is None or self._current.value != token:

@@ -188,7 +188,7 @@ def test_a_common_name_is_no_name(authority: trustme.CA) -> None:
 
 
 def test_skip_verify(folder: Folder, expect_log: Callable[[str], None]) -> None:
-    expect_log(r"store: skipVerify is true: whoever answers for https://127\.0\.0\.1:\d+ is given the token")
+    expect_log(r"store: skipVerify is true: any server that answers for https://127\.0\.0\.1:\d+ gets the token")
     assert reads(**trusting(folder, skipVerify="true"))
     assert reads(**trusting(folder, skipVerify="true", caPem="ignored", caCert="/ignored", tlsServerName="ignored"))
     assert REFUSED in refusal(**trusting(folder, skipVerify="True"))
