@@ -1,7 +1,8 @@
 """Every error secretfs raises, its errno and its exit code.
 
     SecretFSError
-    ├── ConfigurationError      a manifest, configuration, flag or setting is wrong      exit 2
+    ├── ConfigurationError      a manifest, configuration, flag or setting is    EINVAL  exit 2
+    │                           wrong; EINVAL for a request to reload it
     ├── MountError              the kernel or the mount point refuses                    exit 3
     ├── CommandError            a command that is not there, or cannot be run            127, 126
     ├── JournalUnreadable       what is known of a mount cannot be taken over            exit 3
@@ -78,6 +79,7 @@ class SecretFSError(Exception):
 class ConfigurationError(SecretFSError):
     """Something a user wrote is wrong. Stops before anything is mounted."""
 
+    errno = errno.EINVAL
     exit_code = 2
 
     def __init__(self, message: str, source: Source | None = None) -> None:

@@ -9,6 +9,7 @@ import click
 
 import secretfs
 from secretfs.cli import mount_helper
+from secretfs.cli.apps import apps_command
 from secretfs.cli.check import check_command
 from secretfs.cli.doctor import doctor_command
 from secretfs.cli.mount import mount_command
@@ -46,7 +47,7 @@ def cli() -> None:
 
 for command in (
     *(mount_command, unmount_command, status_command, refresh_command, check_command),
-    *(doctor_command(mount_command.params), run_command),
+    *(doctor_command(mount_command.params), run_command, apps_command),
 ):
     cli.add_command(command)
 

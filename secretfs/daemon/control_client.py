@@ -1,6 +1,7 @@
 """Read the status of a mount, and write requests to it, through its control files."""
 
 import errno
+import json
 import os
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -59,6 +60,21 @@ def refresh(mountpoint: Path, given: Path, paths: Sequence[str]) -> Iterator[Sec
                 raise _explained(mountpoint, error) from None
             reason = os.strerror(error.errno or 0)
             yield StoreError(f"{'everything' if path == '*' else path}: {reason}; see secretfs status {mountpoint}")
+
+
+def reload(mountpoint: Path) -> str:
+    """Have a mount read its declaration again. Returns the mistake that kept all as it was, or nothing.
+
+    Raises `MountError` if the mount does not answer.
+    """
+    control = _control(mountpoint, "reload")
+    try:
+        call_with_timeout(mountpoint, partial(_write, control, "*"), while_alive=True)
+    except OSError as error:
+        if error.filename is not None or error.errno != errno.EINVAL:
+            raise _explained(mountpoint, error) from None
+        return str(json.loads(read_status(mountpoint))["declaration"]["error"])
+    return ""
 
 
 def _control(mountpoint: Path, name: str) -> Path:

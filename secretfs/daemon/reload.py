@@ -9,8 +9,10 @@ import logging
 import math
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,7 @@ from secretfs.cache.change import Announce, Change
 from secretfs.dapr.declaration import Declaration
 from secretfs.dapr.load import ConfigSource, working_directory
 from secretfs.errors import SecretFSError, log_defect
+from secretfs.fs.control_files import DeclarationStatus, Declared
 from secretfs.registry.store_set import ReloadResult, StoreSet
 
 CHECK_EVERY: Final = 1.0
@@ -36,10 +39,18 @@ Show = Callable[[Declaration, ReloadResult], frozenset[str]]
 Returns the stores that came or went, or are another store now."""
 
 
-class Reloader:
+class Reloader(Declared):
     """Serves what is declared now in the place of what was declared before."""
 
-    def __init__(self, origin: ConfigSource, stores: StoreSet, show: Show, announce: Announce) -> None:
+    def __init__(
+        self,
+        origin: ConfigSource,
+        stores: StoreSet,
+        show: Show,
+        announce: Announce,
+        apps: Collection[str] | None = None,
+    ) -> None:
+        """``apps`` are those that are shown so far; None in a mount for a single app."""
         self._origin = origin
         self._stores = stores
         self._show = show
@@ -48,6 +59,7 @@ class Reloader:
         self._loaded = origin.loaded
         self._pause = 0.0
         self._retry_at = math.inf
+        self._status = DeclarationStatus(_names(apps), tuple(map(str, origin.apps)))
         self._schedule_retry()
 
     async def on_change(self) -> None:
@@ -66,16 +78,24 @@ class Reloader:
             async for _ in signals:
                 await self.reload()
 
+    def status(self) -> DeclarationStatus:
+        """Return what is declared, and how the last reload ended."""
+        return self._status
+
     async def reload(self) -> None:
-        """Read everything again and serve it, or log why not."""
+        """Read everything again and serve it, or log why not; `status` has the reason too."""
         async with self._reloading:
+            reason = ""
             try:
                 async with _working_in(self._origin.directory):
                     await self._reload()
             except SecretFSError as error:
+                reason = str(error)
                 log.error("%s; nothing is changed", error)  # noqa: TRY400 - a mistake of a user, not of ours
             except Exception as error:  # noqa: BLE001 - a defect here must not cost everybody the mount
+                reason = f"unexpected {type(error).__name__}; the log has the place"
                 log_defect(log, error)
+            self._status = replace(self._status, reloaded=time.time(), error=reason)
 
     async def _reload(self) -> None:
         self._retry_at = math.inf
@@ -85,17 +105,21 @@ class Reloader:
             notice.log_to(log)
         replacement = await self._stores.replace(declaration)
         self._schedule_retry()
-        if replacement is not None:
-            for component in sorted(self._show(declaration, replacement)):
-                self._announce(Change(component, whole=True))
-            for change in replacement.changes:
-                self._announce(change)
+        for component in sorted(self._show(declaration, replacement)):
+            self._announce(Change(component, whole=True))
+        for change in replacement.changes:
+            self._announce(change)
+        self._status = replace(self._status, apps=_names(declaration.apps))
 
     def _schedule_retry(self) -> None:
         """Schedule the next attempt for stores that did not answer."""
         shortest, longest = RETRY
         self._pause = min(longest, max(shortest, 2 * self._pause)) if self._stores.incomplete else 0.0
         self._retry_at = trio.current_time() + self._pause if self._pause else math.inf
+
+
+def _names(apps: Collection[str] | None) -> tuple[str, ...] | None:
+    return None if apps is None else tuple(sorted(apps))
 
 
 @asynccontextmanager

@@ -149,8 +149,6 @@ async def serve(
         app_id = declaration.context.app_id
         permissions = options.permissions(declaration)
         wake, apps = connection.send, declaration.apps
-        vfs = SecretVFS(views_of(started), permissions, nursery, app_id, journal, wake=wake, apps=apps)
-        publisher = Publisher(vfs, options.mountpoint, helpers.publishing, announced, observer.changed)
 
         def show(declared: Declaration, result: ReloadResult) -> frozenset[str]:
             permissions, views = options.permissions(declared), views_of(result.stores)
@@ -158,10 +156,14 @@ async def serve(
             record_stores(journal, stores.shown)
             return changed
 
+        reloader = Reloader(origin, stores, show, announce, apps)
+        vfs = SecretVFS(
+            views_of(started), permissions, nursery, app_id, journal, wake=wake, apps=apps, declared=reloader
+        )
+        publisher = Publisher(vfs, options.mountpoint, helpers.publishing, announced, observer.changed)
         replaced = replaced_stores(journal, stores.shown) if inherited else frozenset()
         for component in sorted(show(declaration, ReloadResult(started, (), replaced))):
             announce(Change(component, whole=True))
-        reloader = Reloader(origin, stores, show, announce)
         device: int | None = None
         with suppress(MountError):  # covered, or detached and in use: it is served all the same
             device = set_process_name(options.mountpoint)
@@ -170,7 +172,7 @@ async def serve(
             nursery.start_soon(task)
         nursery.start_soon(_evict_idle, vfs)
         nursery.start_soon(catch_up, vfs.changes, announce)
-        nursery.start_soon(_announce, options.mountpoint, app_id, helpers.asking, handover, observer.ready)
+        nursery.start_soon(_announce, options.mountpoint, _whose(declaration), helpers.asking, handover, observer.ready)
         stop = await _until_unmounted_or_asked_to_stop(supervised=registry.hands_over)
         pyfuse3.close(unmount=False)
         registry.hands_over = stop is signal.SIGTERM and handover.outlives_us
@@ -231,8 +233,16 @@ async def _evict_idle(vfs: SecretVFS) -> None:
         vfs.evict_idle()
 
 
+def _whose(declaration: Declaration) -> str:
+    """Say whom a mount is for."""
+    if declaration.apps is not None:
+        return f"{len(declaration.apps)} apps"
+    app_id = declaration.context.app_id
+    return f"app id {app_id}" if app_id else "no app id"
+
+
 async def _announce(
-    mountpoint: Path, app_id: str, helper: SyscallHelper, handover: Handover, ready: Callable[[], None]
+    mountpoint: Path, whose: str, helper: SyscallHelper, handover: Handover, ready: Callable[[], None]
 ) -> None:
     """Say that the mount is ready when it answers through the kernel, as to its users; then feed the watchdog.
 
@@ -244,7 +254,7 @@ async def _announce(
     handover.notify(READY=1, STATUS=f"serves {mountpoint}")
     how, app = (
         "took over the mount at" if handover.inherited else "mounted at",
-        f"app id {app_id}" if app_id else "no app id",
+        whose,
     )
     log.info("%s %s: %s, process %d", how, mountpoint, app, os.getpid())
     while handover.watchdog is not None:

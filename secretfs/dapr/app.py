@@ -71,11 +71,16 @@ def load_apps(directories: Sequence[Path], notices: list[Notice]) -> tuple[App, 
 def apps_in(path: Path) -> Iterable[App]:
     """Read the apps of one file. Raises `ConfigurationError`."""
     for line, text in split_documents(read_text(path)):
-        root = parse(text, str(path), line)
-        if isinstance(root, MappingNode):
-            document = Field("", root.source, root).members()
-            if document["kind"].string() == KIND and document["apiVersion"].string() == API_VERSION:
-                yield _app(document)
+        yield from apps_in_text(text, str(path), line)
+
+
+def apps_in_text(text: str, path: str, line: int) -> Iterable[App]:
+    """Read the app of one document, which begins at a line of a file; none if it is something else."""
+    root = parse(text, path, line)
+    if isinstance(root, MappingNode):
+        document = Field("", root.source, root).members()
+        if document["kind"].string() == KIND and document["apiVersion"].string() == API_VERSION:
+            yield _app(document)
 
 
 def _app(document: Object) -> App:

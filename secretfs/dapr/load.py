@@ -27,6 +27,8 @@ class ConfigSource:
     """Directories of manifests and apps, and configuration files; absolute."""
     loaded: Fingerprint
     """What `fingerprint` returned before everything was read for the first time."""
+    apps: Sequence[Path] = ()
+    """Directories of apps; absolute."""
     directory: Path | None = None
     """Where relative paths in manifests start; None leaves the working directory as it is."""
 
@@ -83,7 +85,7 @@ def declare(sources: Sources) -> tuple[Declaration, ConfigSource]:
     loaded = fingerprint(absolute.paths)
     declaration = load_declaration(named)
     again = partial(load_declaration, absolute)
-    return declaration, ConfigSource(again, absolute.paths, loaded, working_directory())
+    return declaration, ConfigSource(again, absolute.paths, loaded, absolute.apps, working_directory())
 
 
 def load_declaration(sources: Sources) -> Declaration:

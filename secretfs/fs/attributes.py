@@ -46,7 +46,7 @@ XATTRS: Final[dict[str, Callable[[CachedAnswer[Secret]], str]]] = {
 
 
 _CONTROL_DIRECTORY_MODE: Final = 0o500
-_CONTROL_FILE_MODES: Final = {Control.REFRESH: 0o200, Control.STATUS: 0o400}
+_CONTROL_FILE_MODES: Final = {Control.REFRESH: 0o200, Control.RELOAD: 0o200, Control.STATUS: 0o400}
 
 
 _APPS_MODE: Final = 0o711

@@ -16,18 +16,18 @@ import trio
 import secretfs
 from secretfs.cache.freshness import shared_deadline
 from secretfs.cache.health import Kind, State, Statistics
-from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
+from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
 from secretfs.fs.keys import Control
 from secretfs.fs.names import encode
 from secretfs.fs.view import StoreView
 
-FILES: Final = {b"refresh": Control.REFRESH, b"status.json": Control.STATUS}
+FILES: Final = {b"refresh": Control.REFRESH, b"reload": Control.RELOAD, b"status.json": Control.STATUS}
 """What is in the directory, by path segment."""
 
 LARGEST_REQUEST: Final = 65536
+"""Bytes of one write(2). The kernel splits a larger one, into pieces of at least this size."""
 
 log = logging.getLogger(__name__)
-"""Bytes of one write(2). The kernel splits a larger one, into pieces of at least this size."""
 
 Path = tuple[bytes, ...]
 """The segments of a path below the mount point."""
@@ -66,16 +66,49 @@ class MountStatus:
     """How many processes have served the mount before this one."""
 
 
+@dataclass(frozen=True, slots=True)
+class DeclarationStatus:
+    """What is declared, and how the last attempt to read it anew ended. Times are seconds since the epoch."""
+
+    apps: Sequence[str] | None = None
+    """The apps that have a directory; None in a mount for a single app."""
+    app_directories: Sequence[str] = ()
+    """Where apps are declared."""
+    reloaded: float | None = None
+    error: str = ""
+    """Why the last reload has changed nothing; empty if it took effect."""
+
+
+class Declared:
+    """What is declared, as control files show it and have it read again. This one never changes."""
+
+    def status(self) -> DeclarationStatus:
+        """Return how it stands."""
+        return DeclarationStatus()
+
+    async def reload(self) -> None:
+        """Read everything again and serve it; `status` says whether a mistake kept all as it was."""
+
+
+UNDECLARED: Final = Declared()
+
+
 class StatusFile(RenderedFile):
     """``status.json``: the health of the mount and of its stores."""
 
-    def __init__(self, mount: Callable[[], MountStatus], views: Callable[[], Mapping[str, StoreView]]) -> None:
+    def __init__(
+        self,
+        mount: Callable[[], MountStatus],
+        views: Callable[[], Mapping[str, StoreView]],
+        declared: Callable[[], DeclarationStatus],
+    ) -> None:
         self._mount = mount
         self._views = views
+        self._declared = declared
 
     def render(self) -> bytes:
         """Render the status. It tells times, not ages, so it stays the same while nothing happens."""
-        mount = self._mount()
+        mount, declared = self._mount(), self._declared()
         document = {
             "mount": {
                 "version": secretfs.__version__,
@@ -85,6 +118,12 @@ class StatusFile(RenderedFile):
                 "inodes": mount.inodes,
                 "open_files": mount.open_files,
                 "takeovers": mount.takeovers,
+            },
+            "declaration": {
+                "apps": declared.apps,
+                "app_directories": declared.app_directories,
+                "reloaded": _timestamp(declared.reloaded),
+                "error": declared.error or None,
             },
             "stores": {name: _store(view.statistics()) for name, view in sorted(self._views().items())},
         }
@@ -111,6 +150,20 @@ class RefreshFile(RequestFile):
         finally:
             for component in views:
                 self._refreshed(component)
+
+
+class ReloadFile(RequestFile):
+    """``reload``: read manifests, configuration and apps again, whatever is written."""
+
+    def __init__(self, declared: Declared) -> None:
+        self._declared = declared
+
+    async def write(self, text: bytes) -> None:
+        """Return when what is declared now is shown. Raises `ConfigurationError` if a mistake kept all as it was."""
+        await self._declared.reload()
+        error = self._declared.status().error
+        if error:
+            raise ConfigurationError(error)
 
 
 def parse_request(text: bytes) -> list[Path]:

@@ -73,6 +73,7 @@ class Control(Enum):
 
     STATUS = "status"
     REFRESH = "refresh"
+    RELOAD = "reload"
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,12 @@ from secretfs.fs.changes import Changes
 from secretfs.fs.content import Content, Contents
 from secretfs.fs.control_files import (
     FILES,
+    UNDECLARED,
     ControlFile,
+    Declared,
     MountStatus,
     RefreshFile,
+    ReloadFile,
     RenderedFile,
     RequestFile,
     StatusFile,
@@ -71,7 +74,7 @@ _BULK_FORMS = {BULK_JSON: Bulk.JSON, BULK_ENV: Bulk.ENV}
 class SecretVFS:
     """The file system of one app: a directory for each of its stores, by component name."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition of a mount
         self,
         views: Mapping[str, StoreView],
         permissions: PermissionPolicy,
@@ -81,6 +84,7 @@ class SecretVFS:
         *,
         wake: Callable[[bytes], None] = lambda _: None,
         apps: Collection[str] | None = None,
+        declared: Declared = UNDECLARED,
     ) -> None:
         """Begin a file system, or go on with the one that a journal tells of. Raises `JournalUnreadable`.
 
@@ -100,7 +104,8 @@ class SecretVFS:
         """For those who publish what changes."""
         self._app_id = app_id
         self._controls: dict[Control, ControlFile] = {
-            Control.STATUS: StatusFile(self._mount_status, lambda: self._contents.views),
+            Control.STATUS: StatusFile(self._mount_status, lambda: self._contents.views, declared.status),
+            Control.RELOAD: ReloadFile(declared),
             # After a request, what was right a moment before is not good enough.
             Control.REFRESH: RefreshFile(lambda: self._contents.views, self._tree.invalidate),
         }

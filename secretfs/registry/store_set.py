@@ -19,7 +19,7 @@ from secretfs.cache.store_cache import CachedStore
 from secretfs.dapr.component import Component
 from secretfs.dapr.declaration import Declaration, DeclaredStore
 from secretfs.dapr.references import component_references
-from secretfs.errors import StoreError, log_defect
+from secretfs.errors import ConfigurationError, StoreError, log_defect
 from secretfs.registry.following import REFRESH_PAUSE, FollowingStore, UnopenedStore
 from secretfs.registry.opening import (
     OpenedStore,
@@ -94,14 +94,14 @@ class StoreSet:
         self.incomplete = any(isinstance(opened.store, UnopenedStore) for opened in self._registry.stores.values())
         return self._scoped(declaration)
 
-    async def replace(self, declaration: Declaration) -> ReloadResult | None:
-        """Serve another declaration. None if there is a mistake in it: then all stays as it is."""
+    async def replace(self, declaration: Declaration) -> ReloadResult:
+        """Serve another declaration. Raises `ConfigurationError` for a mistake in it: then all stays as it is."""
         mistakes = check_references(declaration.components)
         fatal = [mistake for mistake in mistakes if not mistake.component.ignore_errors]
-        for mistake in fatal:
+        for mistake in fatal[1:]:
             log.error("%s; nothing is changed", mistake)
         if fatal:
-            return None
+            raise ConfigurationError(str(fatal[0]))
         kept = self._unchanged(declaration)
         registry = Registry({name: self._running[name].opened for name in kept}, failures=mistakes)
         done = kept | {mistake.component.name for mistake in mistakes}

@@ -252,3 +252,49 @@ def test_one_app_or_many(host: Host) -> None:
     done = secretfs("mount", "--app-id", "orders", *host.options, host.mountpoint)
     assert done.status == 2
     assert "--app-id shows one app and --apps shows many: leave one of them out" in done.err
+
+
+class TestAppsCommand:
+    """app-11: `secretfs apps apply` and `remove` return when the mount shows the change."""
+
+    def document(self, path: Path, name: str, **spec: object) -> Path:
+        document = {"apiVersion": "secretfs/v1alpha1", "kind": "App", "metadata": {"name": name}, "spec": spec}
+        path.write_text(json.dumps(document), encoding="utf-8")
+        return path
+
+    def test_apply_list_and_remove(self, mount: Mounted, tmp_path: Path) -> None:
+        """app-11: `secretfs apps apply` and `remove` return when the mount shows the change."""
+        document = self.document(tmp_path / "any-name", "third", owner=str(NOBODY))
+        assert secretfs("apps", "list", mount.path).out.split() == ["billing", "orders"]
+        assert secretfs("apps", "apply", mount.path, document).status == 0
+        assert (mount.path / "third/file/tls/key").stat().st_uid == NOBODY
+        assert secretfs("apps", "list", mount.path).out.split() == ["billing", "orders", "third"]
+        assert secretfs("apps", "remove", mount.path, "third").status == 0
+        assert errno_of((mount.path / "third").stat) == "ENOENT"
+        done = secretfs("apps", "remove", mount.path, "third")
+        assert (done.status, done.err.strip().endswith("/apps/third.yaml")) == (2, True)
+
+    def test_a_mistake_changes_nothing(self, host: Host, tmp_path: Path) -> None:
+        """After a mistake everything is as it was, and the command says what is wrong (app-7, app-11)."""
+        told = ["has to say which configuration is its own.*; nothing is changed"]
+        configs = [configuration(host.configs, name=name) for name in ("strict", "wide")]
+        for app in ("orders", "billing"):
+            host.add(app, {"configuration": "wide"})
+        with mounted(
+            host.components, config=configs, options=host.options, mountpoint=host.mountpoint, expect_log=told
+        ) as mount:
+            unknown = self.document(tmp_path / "unknown", "third", ownr="x")
+            done = secretfs("apps", "apply", mount.path, unknown)
+            assert (done.status, "unknown field spec.ownr (did you mean owner?)" in done.err) == (2, True)
+            done = secretfs("apps", "apply", mount.path, self.document(tmp_path / "vague", "third"))
+            assert (done.status, "app third has to say which configuration is its own: strict, wide" in done.err) == (
+                2,
+                True,
+            )
+            assert sorted(path.name for path in host.apps.iterdir()) == ["billing.yaml", "orders.yaml"]
+            assert secretfs("apps", "list", mount.path).out.split() == ["billing", "orders"]
+
+    def test_a_mount_of_a_single_app_has_none(self, host: Host) -> None:
+        with mounted(host.components, mountpoint=host.mountpoint) as mount:
+            done = secretfs("apps", "list", mount.path)
+            assert (done.status, "shows a single app; mount with --apps DIR" in done.err) == (2, True)
