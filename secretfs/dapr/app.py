@@ -20,6 +20,7 @@ else reads these documents.
 import pwd
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -60,7 +61,7 @@ def load_apps(directories: Sequence[Path], notices: list[Notice]) -> tuple[App, 
     """
     apps: dict[str, App] = {}
     for path in manifest_files(directories, notices):
-        for app in apps_in(path):
+        for app in _apps_in(path, _identity(path)):
             earlier = apps.get(app.name)
             if earlier:
                 raise ConfigurationError(f"app {app.name} is declared twice, first at {earlier.source}", app.source)
@@ -68,10 +69,22 @@ def load_apps(directories: Sequence[Path], notices: list[Notice]) -> tuple[App, 
     return tuple(apps[name] for name in sorted(apps))
 
 
-def apps_in(path: Path) -> Iterable[App]:
-    """Read the apps of one file. Raises `ConfigurationError`."""
-    for line, text in split_documents(read_text(path)):
-        yield from apps_in_text(text, str(path), line)
+@lru_cache(maxsize=10_000)
+def _apps_in(path: Path, identity: object) -> tuple[App, ...]:
+    """Read the apps of one file. Raises `ConfigurationError`.
+
+    A host has a thousand apps and changes one of them: a file that is the same as before is not parsed again.
+    """
+    return tuple(app for line, text in split_documents(read_text(path)) for app in apps_in_text(text, str(path), line))
+
+
+def _identity(path: Path) -> object:
+    """Return something that differs when the content of a file may differ."""
+    try:
+        status = path.stat()
+    except OSError:
+        return object()  # gone: reading it says so
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def apps_in_text(text: str, path: str, line: int) -> Iterable[App]:

@@ -125,9 +125,17 @@ class StatusFile(RenderedFile):
                 "reloaded": _timestamp(declared.reloaded),
                 "error": declared.error or None,
             },
-            "stores": {name: _store(view.statistics()) for name, view in sorted(self._views().items())},
+            "stores": {name: _store(statistics) for name, statistics in sorted(self._statistics(declared).items())},
         }
         return json.dumps(document, indent=2).encode() + b"\n"
+
+    def _statistics(self, declared: DeclarationStatus) -> dict[str, Statistics]:
+        """Return the health of each store, once: a thousand apps may see the same."""
+        views = self._views()
+        if declared.apps is None:
+            return {name: view.statistics() for name, view in views.items()}
+        stores = {view.store_name: view for view in views.values()}
+        return {name: view.store_statistics() for name, view in stores.items()}
 
 
 class RefreshFile(RequestFile):

@@ -239,6 +239,15 @@ class StoreView:
             if arranged.answer is not None and not arranged.answer.remaining and not arranged.lock.locked():
                 del self._arranged[folder]
 
+    @property
+    def store_name(self) -> str:
+        """The name of the component that is opened for this view, and for others."""
+        return self._store.component
+
+    def store_statistics(self) -> Statistics:
+        """Return the health of the store with all that any view of it may see."""
+        return self._store.statistics()
+
     def statistics(self) -> Statistics:
         """Return the health of the store. What the scope hides is not counted."""
         return self._store.statistics(None if self._scope.unrestricted else self._scope.allows)
