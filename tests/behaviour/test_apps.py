@@ -246,6 +246,22 @@ def test_refresh_takes_paths_of_apps(mount: Mounted) -> None:
     assert secretfs("refresh", mount.path, "never-declared/file").status != 0
 
 
+def test_a_reload_by_hand(host: Host) -> None:
+    """control-11: A write to `reload` shows what is declared now; after a mistake it is EINVAL and changes nothing."""
+    told = ["there is no user 'no-such-user' .*; nothing is changed"]
+    with mounted(host.components, options=host.options, mountpoint=host.mountpoint, expect_log=told) as mount:
+        control = mount.path / ".secretfs/reload"
+        host.add("third", {"owner": str(NOBODY)})
+        control.write_text("*")
+        assert (mount.path / "third").stat().st_uid == NOBODY
+        host.add("third", {"owner": "no-such-user"})
+        assert errno_of(control.write_text, "*") == "EINVAL"
+        assert (mount.path / "third").stat().st_uid == NOBODY
+        declared = json.loads((mount.path / ".secretfs/status.json").read_text(encoding="utf-8"))["declaration"]
+        assert declared["apps"] == ["billing", "orders", "third"]
+        assert "third.yaml:1: spec.owner: there is no user" in declared["error"]
+
+
 def test_one_app_or_many(host: Host) -> None:
     """`--app-id` and `--apps` exclude each other (app-1)."""
     done = secretfs("mount", "--app-id", "orders", *host.options, host.mountpoint)
@@ -294,6 +310,7 @@ class TestAppsCommand:
             assert secretfs("apps", "list", mount.path).out.split() == ["billing", "orders"]
 
     def test_a_mount_of_a_single_app_has_none(self, host: Host) -> None:
+        """A mount of a single app has no apps to change (app-11)."""
         with mounted(host.components, mountpoint=host.mountpoint) as mount:
             done = secretfs("apps", "list", mount.path)
             assert (done.status, "shows a single app; mount with --apps DIR" in done.err) == (2, True)

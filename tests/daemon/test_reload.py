@@ -123,6 +123,7 @@ class FakeOrigin:
     """Files whose content is a number, and a declaration that says which it was read from."""
 
     directory: Path | None = None
+    apps: tuple[Path, ...] = ()
 
     def __init__(self) -> None:
         self.content = 0

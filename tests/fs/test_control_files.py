@@ -112,7 +112,11 @@ class TestThePlace:
         handle = await vfs.open_directory(ROOT_INODE)
         assert [segment for _, segment, _ in await vfs.read_directory(handle, 0)] == [b"vault"]
         handle = await vfs.open_directory((await walk(vfs, ".secretfs")).inode)
-        assert [segment for _, segment, _ in await vfs.read_directory(handle, 0)] == [b"refresh", b"status.json"]
+        assert [segment for _, segment, _ in await vfs.read_directory(handle, 0)] == [
+            b"refresh",
+            b"reload",
+            b"status.json",
+        ]
 
     @pytest.mark.parametrize("path", [".secretfs-x", ".secretfs/x", "vault/.secretfs", "vault/db/.secretfs"])
     async def test_is_nowhere_else(self, vfs: HeardVFS, path: str) -> None:
