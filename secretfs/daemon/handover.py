@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from secretfs.daemon.supervisor import CHANNEL
+from secretfs.daemon.supervisor import CHANNEL, CONNECTION
 from secretfs.errors import JournalUnreadable, MountError
 from secretfs.fs.journal import Journal
 from secretfs.fuse.connection import Connection, has_ended
@@ -22,7 +22,6 @@ from secretfs.linux.mountpoint import is_dead
 from secretfs.linux.sd_notify import ServiceManager, service_manager, stored_descriptors
 from secretfs.registry.lease_file import LeaseFile
 
-CONNECTION: Final = "connection"
 JOURNAL: Final = "journal"
 LEASES: Final = "leases"
 

@@ -36,6 +36,9 @@ from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import unmount
 from secretfs.linux.process import set_name
 
+CONNECTION: Final = "connection"
+"""Name of the descriptor that is the mount itself: a worker removes it when the mount is gone. Of the others only
+workers know, each version of its own."""
 CHANNEL: Final = "supervisor"
 """Name of the descriptor through which a worker notifies us. Any process could flood an address such as systemd's."""
 
@@ -156,7 +159,7 @@ class Supervisor:
 
     def _decide(self, worker: WorkerProcess, code: int) -> int | None:
         """Decide what follows the end of a worker: an exit status, or None for another worker."""
-        if self._was_ready and not self._stored and (code == 0 or worker.disconnected):
+        if self._was_ready and CONNECTION not in self._stored and (code == 0 or worker.disconnected):
             return 0  # it was unmounted
         if self._stopping:
             return self._unmount()
@@ -301,7 +304,7 @@ class Supervisor:
 
     def _clean_up(self) -> None:
         """Unmount what a first worker has mounted that never was ready."""
-        if self._stored:
+        if CONNECTION in self._stored:
             self._unmount()
 
     def _unmount(self) -> int:

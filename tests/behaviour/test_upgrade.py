@@ -16,7 +16,7 @@ from tests.support.canary import secret
 from tests.support.command import ROOT, secretfs
 from tests.support.lacking import cannot_test
 from tests.support.manifests import component
-from tests.support.mounted import Mounted, mounted
+from tests.support.mounted import Mounted, fuse_mounts, mounted
 from tests.support.readers import Readers
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.shell import errno_of, wait_until
@@ -143,6 +143,9 @@ def test_a_downgrade_of_a_live_mount(components: Path, site: Site, tmp_path: Pat
             assert token.read() == OLD.encode()
         assert (mount.path / "env/KEY").read_text() == OLD
         assert errno_of((mount.path / "file/nothing").stat) == "ENOENT"
+        assert secretfs("unmount", mount.path).status == 0
+        assert mount.process.wait(20) == 0  # what the version before does not know of is no reason to go on
+        assert str(mount.path) not in fuse_mounts()
 
 
 def helpers(worker: int) -> set[str]:
