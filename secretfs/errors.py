@@ -9,7 +9,7 @@
     ├── NoSuchEntry             a path that is not there for this app            ENOENT
     ├── NoSuchAttribute         an extended attribute that is not there          ENODATA
     ├── ReadOnly                a write                                          EROFS
-    ├── Superseded              an inode whose version was replaced              ESTALE
+    ├── Superseded              a version whose bytes are lost                   ESTALE
     ├── TooLarge                a request to .secretfs/refresh over the limit    EFBIG
     └── StoreError              a secret store could not give an answer          EIO     exit 4
         ├── SecretNotFound      the store says there is no such secret           ENOENT
@@ -208,10 +208,10 @@ class TooLarge(SecretFSError):
 
 
 class Superseded(SecretFSError):
-    """An inode whose version is no longer the one its path leads to.
+    """A version whose bytes were lost with the process that had them, while its path leads to another one.
 
-    ESTALE makes the kernel look the path up again, once, and go on with what it finds (``retry_estale`` in fs/namei.c);
-    a program sees it only when it reopens an old descriptor through /proc.
+    ESTALE makes the kernel repeat a call by path, once, and go on with what it finds (``retry_estale`` in fs/namei.c).
+    A program sees it when it reads from a file that it had open before.
     """
 
     errno = errno.ESTALE

@@ -121,6 +121,10 @@ class CachedStore:
             folder = folder.rpartition("/")[0]
             self._names.use(folder)
 
+    def idle_for(self, name: str) -> float:
+        """Return for how many seconds nobody has asked for a secret; infinity if it is not known."""
+        return self._secrets.idle_for(name)
+
     def prefetch(self, names: Iterable[str]) -> None:
         """Ask for secrets that somebody is about to want, if they are not known and the store is in no doubt."""
         if not self._client.in_doubt and not self.reads_have_effects:

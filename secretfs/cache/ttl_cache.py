@@ -189,6 +189,11 @@ class TTLCache(Generic[K, T]):
         entry = self._entries.get(key)
         return entry is not None and entry.due <= trio.current_time()
 
+    def idle_for(self, key: K) -> float:
+        """Return for how many seconds nobody has asked for an answer; infinity if there is none."""
+        entry = self._entries.get(key)
+        return math.inf if entry is None else trio.current_time() - entry.accessed
+
     def drop_idle(self, idle: float) -> None:
         """Forget the answers that nobody has asked for in ``idle`` seconds."""
         limit = trio.current_time() - idle

@@ -147,7 +147,7 @@ def show(status: Mapping[str, Any], mountpoint: Path, now: float) -> StatusRepor
         Line(""),
         Line(
             f"{mountpoint}: secretfs {mount['version']}, {app}, process {mount['pid']}, since {mount['started']}, "
-            f"{mount['inodes']} inodes, {mount['open_files']} open files, taken over {mount['takeovers']} times"
+            f"{mount['inodes']} inodes, taken over {mount['takeovers']} times"
         ),
     ]
     return StatusReport(lines, EXIT_TROUBLE if wrong else 0)

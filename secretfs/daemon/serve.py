@@ -148,7 +148,7 @@ async def serve(
         registry.hands_over = handover.outlives_us
         app_id = declaration.context.app_id
         permissions = options.permissions(declaration)
-        wake, apps = connection.send, declaration.apps
+        apps = declaration.apps
 
         def show(declared: Declaration, result: ReloadResult) -> frozenset[str]:
             permissions, views = options.permissions(declared), views_of(result.stores)
@@ -158,7 +158,7 @@ async def serve(
 
         reloader = Reloader(origin, stores, show, announce, apps)
         vfs = SecretVFS(
-            views_of(started), permissions, nursery, app_id, journal, wake=wake, apps=apps, declared=reloader
+            views_of(started), permissions, nursery, app_id, journal, kernel=connection, apps=apps, declared=reloader
         )
         publisher = Publisher(vfs, options.mountpoint, helpers.publishing, announced, observer.changed)
         replaced = replaced_stores(journal, stores.shown) if inherited else frozenset()
@@ -171,6 +171,7 @@ async def serve(
         for task in (publisher.run, reloader.on_change, reloader.on_signal):
             nursery.start_soon(task)
         nursery.start_soon(_evict_idle, vfs)
+        nursery.start_soon(publisher.evict_idle)
         nursery.start_soon(catch_up, vfs.changes, announce)
         nursery.start_soon(_announce, options.mountpoint, _whose(declaration), helpers.asking, handover, observer.ready)
         stop = await _until_unmounted_or_asked_to_stop(supervised=registry.hands_over)

@@ -30,6 +30,9 @@ from secretfs.store import Secret
 DIRECTORY_TIMEOUT: Final = 60.0
 """Seconds for which the kernel may keep the attributes of a directory, which never change."""
 
+FOREVER: Final = 1e8
+"""Seconds for which the kernel may keep what never changes: three years."""
+
 XATTR_VERSION: Final = "user.secretfs.version"
 """What the store calls the version of the secret."""
 XATTR_FETCHED: Final = "user.secretfs.fetched"
@@ -130,8 +133,8 @@ class AttributePolicy:
         uid, gid, mode = self.permissions.of(directory.key)
         return Attributes(directory.number, S_IFDIR | mode, uid, gid, 0, self.born, DIRECTORY_TIMEOUT, entry_timeout)
 
-    def of_file(self, version: Version, attr_timeout: float = 0.0, entry_timeout: float = 0.0) -> Attributes:
-        """Return the attributes of a file."""
+    def of_file(self, version: Version, entry_timeout: float = 0.0) -> Attributes:
+        """Return the attributes of a file: for ever, once its version is bound. Until then its size is not known."""
         uid, gid, mode = self.permissions.of(version.key)
         modified = version.modified or self.born
         return Attributes(
@@ -141,7 +144,7 @@ class AttributePolicy:
             gid,
             version.size,
             modified,
-            attr_timeout,
+            FOREVER if version.digest else 0.0,
             entry_timeout,
             int(version.linked),  # else a watch on a file that is open would not hear that it is gone when it is closed
         )

@@ -18,12 +18,33 @@ import trio
 from secretfs.cache.change import Announce, Change
 from secretfs.cache.store_cache import BACKGROUND
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound
-from secretfs.fs.attributes import DIRECTORY_TIMEOUT, AttributePolicy, Attributes
+from secretfs.fs.attributes import AttributePolicy, Attributes
 from secretfs.fs.content import UNREAD, Content, Contents
+from secretfs.fs.control_files import FILES
 from secretfs.fs.handles import PollWaiters
 from secretfs.fs.inodes import Directory, Inode, Tree, Version, is_of
-from secretfs.fs.keys import AppKey, DirectoryKey, FolderKey, LeafKey, RootKey, SecretKey, ValueKey
-from secretfs.fs.names import encode, split
+from secretfs.fs.keys import (
+    AppKey,
+    Bulk,
+    BulkKey,
+    Control,
+    ControlKey,
+    ControlsKey,
+    DirectoryKey,
+    FolderKey,
+    LeafKey,
+    RootKey,
+    SecretBulkKey,
+    SecretKey,
+    ValueKey,
+)
+from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL, encode, split
+
+_BULK_NAMES: Final = {Bulk.JSON: BULK_JSON, Bulk.ENV: BULK_ENV}
+_CONTROL_NAMES: Final[dict[Control, bytes]] = {control: name for name, control in FILES.items()}
+
+IDLE_PART: Final = 0.5
+"""Of the time after which what nobody uses is dropped: when the kernel is asked whether anybody still does."""
 
 RETRY_AFTER, RETRY_AFTER_AT_MOST = 5.0, 60.0
 """Seconds until a question of `catch_up` that a store could not answer is asked again; the time doubles."""
@@ -54,17 +75,24 @@ class Changes:
         return self._tree.known(key)
 
     def successor(self, key: DirectoryKey | LeafKey) -> Inode:
-        """Return a new version for a file's place, or the directory of a directory's."""
+        """Return a new version for a file's place, with what is in it if that is known, or a directory's directory."""
         if isinstance(key, DirectoryKey):
             return self._tree.directory(key)
-        return self._tree.successor(key)
+        version, content = self._tree.successor(key), self._peek(key)
+        if content is not None:
+            self._tree.has_content(version, content.data, content.modified)
+            version.answer = content.serial
+        return version
 
     def entry_of(self, inode: Inode) -> Attributes:
-        """Count a reference to an inode and return what the kernel may know of it without asking again."""
+        """Count a reference to an inode and return what the kernel may know of it, and for how long."""
         self._tree.add_ref(inode)
         if isinstance(inode, Directory):
-            return self._attributes.of_directory(inode, DIRECTORY_TIMEOUT)
-        return self._attributes.of_file(inode, 0.0, DIRECTORY_TIMEOUT)
+            return self._attributes.of_directory(inode)
+        content = self._peek(inode.key)
+        remaining = content.remaining if content and content.serial == inode.answer else 0.0
+        inode.entry_expires = max(inode.entry_expires, trio.current_time() + remaining)
+        return self._attributes.of_file(inode, remaining)
 
     def overtaken(self, key: LeafKey) -> list[tuple[Version, Version]]:
         """Return which version is to be renamed over which because readers found it before it was published.
@@ -77,7 +105,9 @@ class Changes:
     def has_content(self, key: LeafKey, content: Content) -> bool:
         """Whether the version that a path leads to has this content."""
         current = self._tree.known(key)
-        return isinstance(current, Version) and self._tree.has_content(current, content.data, content.modified)
+        if content is UNREAD or not isinstance(current, Version):
+            return False
+        return self._tree.has_content(current, content.data, content.modified)
 
     def promote(self, version: Version, replaced: Version | None) -> None:
         """Let a version take its place, and wake those who poll the ones before."""
@@ -103,6 +133,38 @@ class Changes:
         except (NoSuchEntry, SecretNotFound):
             return None
 
+    def idle(self, component: str) -> list[Version]:
+        """Return the files of a store that nobody has used for half the time after which they leave memory.
+
+        Those that were returned before and that the kernel still has count as used: they are open, mapped or watched.
+        """
+        found, now = [], trio.current_time()
+        for version in self._tree.holding(component):
+            key = version.key
+            if isinstance(key, ControlKey) or not self._tree.is_current(version) or version.entry_expires > now:
+                continue
+            if self._contents.idle_for(key) < IDLE_PART:
+                version.evicting = False
+            elif version.evicting:
+                version.evicting = False
+                self._contents.use(key)
+            else:
+                version.evicting = True
+                found.append(version)
+        return found
+
+    def idles(self) -> dict[str, float]:
+        """Return for each store the seconds after which what nobody uses leaves memory."""
+        return {component: view.idle for component, view in self._contents.views.items()}
+
+    def _peek(self, key: LeafKey) -> Content | None:
+        if isinstance(key, ControlKey):
+            return None
+        try:
+            return self._contents.peek(key)
+        except NoSuchEntry:
+            return None
+
     async def folder(self, key: RootKey | AppKey | FolderKey) -> Mapping[bytes, DirectoryKey | LeafKey] | None:
         """Return what is listed in a folder; nothing if it is gone, None if it may not be listed."""
         if isinstance(key, RootKey | AppKey):
@@ -124,8 +186,14 @@ class Changes:
         secret = ValueKey(key.component, name, name) if single_valued else SecretKey(key.component, name)
         return [inode for place in (key, secret) if (inode := self._tree.known(place)) is not None]
 
-    def place(self, key: ValueKey) -> tuple[bytes, DirectoryKey]:
-        """Return the path segment of a value and the directory it is in."""
+    def place(self, key: LeafKey) -> tuple[bytes, DirectoryKey]:
+        """Return the path segment of a file and the directory it is in. Raises `NoSuchEntry` if its store is gone."""
+        if isinstance(key, ControlKey):
+            return _CONTROL_NAMES[key.control], ControlsKey()
+        if isinstance(key, BulkKey):
+            return _BULK_NAMES[key.form], FolderKey(key.component)
+        if isinstance(key, SecretBulkKey):
+            return _BULK_NAMES[key.form], SecretKey(key.component, key.name)
         if self._contents.view(key.component).multi_valued:
             return encode(key.key), SecretKey(key.component, key.name)
         *above, own = split(key.name)
@@ -140,6 +208,8 @@ class Changes:
                 return b"/".join(map(encode, (*component.split("/"), *segments)))
             case SecretKey(component, name):
                 return b"/".join(map(encode, (*component.split("/"), *split(name))))
+            case ControlsKey():
+                return CONTROL
         return b""
 
     def inherited(self, component: str) -> list[LeafKey]:

@@ -4,6 +4,7 @@ Knows the stores of one app, by component, and which of them has been replaced w
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final, NamedTuple, TypeVar
 
@@ -124,9 +125,17 @@ class Contents:
 
     def use(self, key: ValueKey | BulkKey | SecretBulkKey) -> None:
         """Take note that a file is in use: somebody opens it, or has it open."""
+        if isinstance(key, BulkKey):
+            self._bulks.use(key)
+        elif key.component in self.views:
+            self.views[key.component].use(key.name)
+
+    def idle_for(self, key: ValueKey | BulkKey | SecretBulkKey) -> float:
+        """Return for how long nobody has asked for a file, as a part of the time after which it leaves memory."""
+        if isinstance(key, BulkKey):
+            return self._bulks.idle_for(key) / BULK_IDLE
         view = self.views.get(key.component)
-        if view is not None and not isinstance(key, BulkKey):
-            view.use(key.name)
+        return view.idle_for(key.name) / view.idle if view else math.inf
 
     def peek(self, key: ValueKey | BulkKey | SecretBulkKey) -> Content | None:
         """Return what is in a file if that may be served without waiting."""

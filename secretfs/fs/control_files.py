@@ -61,7 +61,6 @@ class MountStatus:
     started: float
     """Seconds since the epoch."""
     inodes: int
-    open_files: int
     takeovers: int
     """How many processes have served the mount before this one."""
 
@@ -116,7 +115,6 @@ class StatusFile(RenderedFile):
                 "pid": mount.pid,
                 "started": _timestamp(mount.started),
                 "inodes": mount.inodes,
-                "open_files": mount.open_files,
                 "takeovers": mount.takeovers,
             },
             "declaration": {
@@ -141,10 +139,8 @@ class StatusFile(RenderedFile):
 class RefreshFile(RequestFile):
     """``refresh``: ask the stores again, now, for the paths that are written, one a line."""
 
-    def __init__(self, views: Callable[[], Mapping[str, StoreView]], refreshed: Callable[[str], None]) -> None:
-        """Call ``refreshed`` with each component after a request, also after one that failed."""
+    def __init__(self, views: Callable[[], Mapping[str, StoreView]]) -> None:
         self._views = views
-        self._refreshed = refreshed
 
     async def write(self, text: bytes) -> None:
         """Refresh the paths, of several stores side by side. Raises the first error when all is done."""
@@ -152,12 +148,8 @@ class RefreshFile(RequestFile):
         roots = {tuple(map(encode, component.split("/"))): view for component, view in views.items()}
         concerned = sorted(view.component for root, view in roots.items() if any(_meet(root, path) for path in paths))
         log.info("a refresh is asked for: %s", ", ".join(concerned) or "of no store that is here")
-        try:
-            with shared_deadline(bulk=True):
-                await _refresh(roots, paths)
-        finally:
-            for component in views:
-                self._refreshed(component)
+        with shared_deadline(bulk=True):
+            await _refresh(roots, paths)
 
 
 class ReloadFile(RequestFile):

@@ -15,7 +15,7 @@ _NUMBER = (1 << _NUMBER_BITS) - 1
 """Inode numbers stay below: ten years of a thousand versions a second are 3e11."""
 
 MAX_WAITERS: Final = 1000
-"""Waiters that are remembered for each time that a file is open. A poll that has timed out is remembered too."""
+"""Waiters that are remembered for each file. A poll that has timed out, or whose file is closed, is remembered too."""
 
 
 @dataclass(slots=True)
@@ -83,12 +83,12 @@ class PollWaiters:
     def __len__(self) -> int:
         return len(self._waiters)
 
-    def add(self, number: int, waiter: bytes, opens: int) -> None:
-        """Remember who polls a file that is open so many times."""
+    def add(self, number: int, waiter: bytes) -> None:
+        """Remember who polls a file."""
         waiters = self._waiters.setdefault(number, {})
         if waiter in waiters:
             return
-        if len(waiters) >= MAX_WAITERS * opens:
+        if len(waiters) >= MAX_WAITERS:
             self.wake(number)  # whoever still waits polls again
             waiters = self._waiters.setdefault(number, {})
         waiters[waiter] = self._journal.add_waiter(waiter)
@@ -100,7 +100,7 @@ class PollWaiters:
             self._wake(waiter)
 
     def forget(self, number: int) -> None:
-        """Forget who polls a file: it is closed."""
+        """Forget who polls a file: the kernel has forgotten it, so nobody has it open."""
         for slot in self._waiters.pop(number, {}).values():
             self._journal.drop(slot)
 

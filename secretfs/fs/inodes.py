@@ -11,7 +11,6 @@ What the kernel knows is in the journal before it knows it, so that a process wh
 """
 
 import hashlib
-import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -54,7 +53,6 @@ class Version:
     number: int
     key: LeafKey
     lookups: int = 0
-    opens: int = 0
     digest: bytes = b""
     """Identity of the content; empty while unbound. Keyed, so that it tells nothing about the content."""
     answer: int = 0
@@ -63,13 +61,15 @@ class Version:
     modified: float = 0.0
     """Seconds since the epoch."""
     content: bytes | None = field(default=None, repr=False)
-    """Held while somebody has the version open, and for a moment after it was bound or closed."""
-    held_since: int = 0
-    """The age of the tree then."""
-    confirmed: float = 0.0
-    """When an answer was last found to have this content, on the owner's clock; `Tree.invalidate` takes it back."""
-    right_at: float = 0.0
-    """When it was last known to be right, on the same clock. That is past, and nothing takes it back."""
+    """Kept from when it is bound until the kernel forgets the inode; lost when the process that has it ends."""
+    in_doubt: bool = False
+    """Whether it may be opened only when the store says that it still has this content."""
+    opened: bool = False
+    """Whether a program has opened it, and may have seen its bytes."""
+    evicting: bool = False
+    """Whether the kernel has been asked to forget it, for nobody seems to use it."""
+    entry_expires: float = 0.0
+    """When the kernel asks again where the path leads, on the owner's clock."""
     linked: bool = True
     """Whether the kernel still has it at its path, as far as we have told: no rename has replaced it, no unlink removed
     it."""
@@ -81,17 +81,15 @@ Inode = Directory | Version
 
 
 class Tree:
-    """All inodes that the kernel knows or somebody has open, by number and by place."""
+    """All inodes that the kernel knows, by number and by place."""
 
     def __init__(self, journal: Journal | None = None) -> None:
         """Begin a tree, or go on with the one that is in a journal. Raises `JournalUnreadable`."""
         self._journal = journal or Journal()
         self._digest_key = self._journal.digest_key
-        self._age = 0
         self._inodes: dict[int, Inode] = {}
-        self._open: set[Version] = set()
-        self._holding: set[Version] = set()
-        """The versions whose content is in memory."""
+        self._holding: defaultdict[str, set[Version]] = defaultdict(set)
+        """The versions whose content is in memory, by component; without those of control files."""
         self._directories: dict[DirectoryKey, Directory] = {}
         self._current: dict[LeafKey, Version] = {}
         self._superseded: defaultdict[LeafKey, list[Version]] = defaultdict(list)
@@ -108,6 +106,9 @@ class Tree:
 
     def __len__(self) -> int:
         return len(self._inodes)
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._inodes
 
     def count(self) -> int:
         """Return the number of inodes, without those of control files."""
@@ -161,14 +162,13 @@ class Tree:
         ``modified`` is when the content was written or first seen; a version keeps the time it was bound with.
         """
         version = self.current(key)
-        if version.answer == answer:
-            return version
-        digest = self._digest(content)
-        if version.digest and version.digest != digest:
-            version = self._replace(key)
-        if not version.digest:
+        if version.answer != answer:
+            digest = self._digest(content)
+            if version.digest and version.digest != digest:
+                version = self._replace(key)
             self._give(version, digest, content, modified)
-        version.answer = answer
+            version.answer = answer
+        version.in_doubt = False
         return version
 
     def successor(self, key: LeafKey) -> Version:
@@ -217,7 +217,7 @@ class Tree:
         """Take no content of a store's files for right any more, until an answer says so again."""
         for inode in self._inodes.values():
             if isinstance(inode, Version) and is_of(component, inode.key):
-                inode.confirmed = -math.inf
+                inode.in_doubt, inode.answer = True, 0
 
     def detach_store(self, component: str) -> list[Version]:
         """Let no path lead to what is in the directory of a store that has gone. Returns its files."""
@@ -238,40 +238,28 @@ class Tree:
             self._drop_unknown(inode)
 
     def has_content(self, version: Version, content: bytes, modified: float) -> bool:
-        """Whether a version that is not the current one has this content all the same; one that is unbound gets it."""
+        """Whether a version has this content, which it is given if it is unbound or was inherited without its bytes."""
         digest = self._digest(content)
-        if not version.digest:
+        if version.digest in (b"", digest):
             self._give(version, digest, content, modified)
-        return version.digest == digest
+            version.in_doubt = False
+            return True
+        return False
 
-    def evict(self) -> None:
-        """Let go of contents that nobody has open and that were held at the time before the last. Call it at times."""
-        self._age += 1
-        let_go = {v for v in self._holding if not v.opens and v.held_since < self._age - 1}
-        for version in let_go:
-            version.content = None
-        self._holding -= let_go
+    def rebind(self, version: Version, content: bytes, modified: float) -> None:
+        """Give a version other content than it had. Only right for one whose bytes nobody has seen or can see."""
+        version.digest = b""
+        self.has_content(version, content, modified)
 
-    def open(self, version: Version, content: bytes) -> None:
-        """Count an open file. The content stays in memory until the last one is closed."""
-        version.opens += 1
-        self._hold(version, content)
-        self._count_opens(version)
+    def open(self, version: Version) -> None:
+        """Take note that a program opens a version now."""
+        version.opened = True
+        if version.slot:
+            self._journal.note_use(version.slot)
 
-    def pin(self, version: Version, content: bytes) -> None:
-        """Keep the content of a version for a moment, or for as long as it is open."""
-        self._hold(version, content)
-
-    def close(self, version: Version) -> None:
-        """Count a closed file. One close may be told twice, before and after a process was killed."""
-        version.opens = max(0, version.opens - 1)
-        version.held_since = self._age
-        self._count_opens(version)
-        self._drop_unknown(version)
-
-    def open_files(self) -> list[LeafKey]:
-        """Return the places of all files that somebody has open."""
-        return [version.key for version in self._open]
+    def holding(self, component: str) -> list[Version]:
+        """Return the versions of a store's files whose content is in memory."""
+        return list(self._holding[component])
 
     def add_ref(self, inode: Inode) -> None:
         """Count a reference that the kernel takes: a lookup, or an entry of a directory listing.
@@ -282,6 +270,8 @@ class Tree:
         self._inodes[inode.number] = inode
         if isinstance(inode, Directory):
             self._directories.setdefault(inode.key, inode)
+        elif inode.content is not None and not isinstance(inode.key, ControlKey):
+            self._holding[inode.key.component].add(inode)
         if not inode.slot:
             self._write_down(inode)
         self._journal.count(inode.slot, inode.lookups)
@@ -292,9 +282,6 @@ class Tree:
         inode.lookups -= lookups
         if inode.slot:
             self._journal.count(inode.slot, inode.lookups)
-        if inode.lookups <= 0 and isinstance(inode, Version):
-            inode.opens = 0  # the kernel forgets nothing that is open: one open was counted twice, around a kill
-            self._open.discard(inode)
         self._drop_unknown(inode)
 
     def _restore(self, record: Record) -> None:
@@ -323,11 +310,11 @@ class Tree:
 
     def _restored_version(self, record: Record, key: LeafKey) -> Version:
         linked = bool(record.flags & (Flag.CURRENT | Flag.LINKED))
-        version = Version(record.number, key, record.lookups, record.opens, linked=linked, slot=record.slot)
-        if version.opens:
-            self._open.add(version)
+        version = Version(record.number, key, record.lookups, linked=linked, slot=record.slot)
+        version.opened = bool(record.opens)
         if record.flags & Flag.BOUND:
             version.digest, version.size, version.modified = record.digest, record.size, record.modified
+            version.in_doubt = True
         return version
 
     def _write_down(self, inode: Inode) -> None:
@@ -335,19 +322,6 @@ class Tree:
         self._mark(inode)
         if isinstance(inode, Version) and inode.digest:
             self._journal.bind(inode.slot, inode.digest, inode.size, inode.modified)
-
-    def _hold(self, version: Version, content: bytes) -> None:
-        version.content, version.held_since = content, self._age
-        if not isinstance(version.key, ControlKey):  # nobody could give a control file's content again
-            self._holding.add(version)
-
-    def _count_opens(self, version: Version) -> None:
-        if version.opens:
-            self._open.add(version)
-        else:
-            self._open.discard(version)
-        if version.slot:
-            self._journal.count_opens(version.slot, version.opens)
 
     def _mark(self, inode: Inode) -> None:
         """Write down what is true of an inode, if the kernel has heard of it."""
@@ -373,6 +347,7 @@ class Tree:
                 del self._directories[inode.key]
             return
         self._detach(inode)
+        self._let_go(inode)
         if self.is_current(inode):
             del self._current[inode.key]
         elif inode.key in self._current:  # a successor that nobody has come to look at yet
@@ -382,6 +357,7 @@ class Tree:
         """Let another version be the current one. This one stays as long as the kernel has it."""
         if not _is_known(version):
             self._detach(version)
+            self._let_go(version)
             self._inodes.pop(version.number, None)
         elif version.linked and version not in self._superseded[version.key]:
             self._superseded[version.key].append(version)
@@ -397,10 +373,19 @@ class Tree:
         self._mark(version)
 
     def _give(self, version: Version, digest: bytes, content: bytes, modified: float) -> None:
+        """Bind a version, or keep the newest copy of the content that it has: the cache has the same one."""
+        version.content = content
+        if not isinstance(version.key, ControlKey):
+            self._holding[version.key.component].add(version)
+        if version.digest:
+            return
         version.digest, version.size, version.modified = digest, len(content), modified
-        self._hold(version, content)
         if version.slot:
             self._journal.bind(version.slot, digest, version.size, modified)
+
+    def _let_go(self, version: Version) -> None:
+        if not isinstance(version.key, ControlKey):
+            self._holding[version.key.component].discard(version)
 
     def _digest(self, content: bytes) -> bytes:
         return hashlib.blake2b(content, key=self._digest_key, digest_size=16).digest()
@@ -424,5 +409,5 @@ def is_of(component: str, key: DirectoryKey | LeafKey) -> bool:
 
 
 def _is_known(inode: Inode) -> bool:
-    """Whether the kernel holds a reference or somebody has the file open."""
-    return inode.lookups > 0 or (isinstance(inode, Version) and inode.opens > 0)
+    """Whether the kernel holds a reference. It does for as long as the inode is open, mapped or watched."""
+    return inode.lookups > 0

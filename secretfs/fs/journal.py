@@ -227,9 +227,9 @@ class Journal:
         """Write how many references the kernel holds."""
         self._words[slot + _Field.LOOKUPS] = lookups
 
-    def count_opens(self, slot: int, opens: int) -> None:
-        """Write how many have the file open, and that it has been used now."""
-        self._words[slot + _Field.OPENS] = opens
+    def note_use(self, slot: int) -> None:
+        """Write that the file has been opened, and that it has been used now."""
+        self._words[slot + _Field.OPENS] = 1
         self._words[slot + _Field.USED] = _bits(time.time())
 
     def flag(self, slot: int, flags: Flag) -> None:

@@ -16,7 +16,8 @@ import math
 import os
 import secrets
 from collections import deque
-from collections.abc import AsyncIterable, Callable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -41,6 +42,15 @@ BACKLOG = 10_000
 _OVERTAKEN = (errno.ENOENT, errno.EEXIST, errno.ENOTCONN, errno.ECONNABORTED)
 """A reader has looked and the kernel knows already, or the mount is gone."""
 
+IDLE_PARTS = 8
+"""How often in the time after which a file leaves memory it is looked at whether it is used."""
+
+LOOK_AT_STORES = 60.0
+"""Seconds between two looks at which stores there are, while there are none."""
+
+PATIENCE = 5.0
+"""Seconds for which a request to refresh waits until its results show."""
+
 log = logging.getLogger(__name__)
 
 
@@ -51,6 +61,8 @@ class Call(Enum):
     MKDIR = "mkdir"
     UNLINK = "unlink"
     RMDIR = "rmdir"
+    EVICT = "lstat"
+    """Finds an entry gone, which it is for this call only: so the kernel forgets what nobody holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +92,7 @@ class Publisher:
         vfs: SecretVFS,
         mountpoint: Path,
         helper: SyscallHelper,
-        announced: AsyncIterable[Change],
+        announced: trio.MemoryReceiveChannel[Change],
         published: Callable[[], None] = lambda: None,
     ) -> None:
         self._announced = announced
@@ -89,7 +101,7 @@ class Publisher:
         self._helper = helper
         self._published = published
         self._mountpoint = os.fsencode(mountpoint)
-        self._waiting: dict[str, deque[Change]] = {}
+        self._waiting: dict[str, deque[Change | trio.Event]] = {}
         self._begin, self._begun = trio.open_memory_channel[str](math.inf)  # no component is in there twice
         self._one_at_a_time = trio.Lock()
         self.grant: PendingSyscall | None = None
@@ -123,13 +135,56 @@ class Publisher:
         """Publish what has changed in a store, until nothing more has."""
         waiting = self._waiting[component]
         while waiting:
+            change = waiting.popleft()
+            if isinstance(change, trio.Event):
+                change.set()
+                continue
             try:
-                await self._publish(component, waiting.popleft())
+                await self._publish(component, change)
             except SecretFSError as error:  # of the store: it has been logged, and readers will find out
                 log.debug("%s: a change is not announced: %s", component, error)
             except Exception as error:  # noqa: BLE001 - a defect here must not cost everybody the mount
                 log_defect(log, error)
         del self._waiting[component]
+
+    async def caught_up(self) -> None:
+        """Wait until all that has been announced by now is published, `PATIENCE` seconds at most."""
+        with trio.move_on_after(PATIENCE):
+            while self._announced.statistics().current_buffer_used:
+                await trio.lowlevel.checkpoint()
+            async with trio.open_nursery() as nursery:
+                for waiting in self._waiting.values():
+                    mark = trio.Event()
+                    waiting.append(mark)
+                    nursery.start_soon(mark.wait)
+
+    async def evict_idle(self) -> None:
+        """Have the kernel forget files that nobody uses, so that their values leave memory in time. Runs forever.
+
+        What somebody has open, mapped or watched, it keeps: that counts as used.
+        """
+        looked: dict[str, float] = {}
+        while True:
+            idles = self._changes.idles()
+            await trio.sleep(min(idles.values(), default=LOOK_AT_STORES) / IDLE_PARTS)
+            for component, idle in idles.items():
+                if trio.current_time() >= looked.get(component, -math.inf) + idle / IDLE_PARTS:
+                    looked[component] = trio.current_time()
+                    await self._evict_idle_of(component)
+
+    async def _evict_idle_of(self, component: str) -> None:
+        for version in self._changes.idle(component):
+            with suppress(NoSuchEntry):  # its store is gone, and it with that
+                await self._evict(version, *self._changes.place(version.key))
+
+    async def _evict(self, version: Version, segment: bytes, parent: DirectoryKey) -> None:
+        async with self._one_at_a_time:
+            directory = self._changes.known(parent)
+            if directory is None:  # then there is no entry of it either, and the kernel is about to forget it
+                version.evicting = False
+                return
+            grant = PendingSyscall(Call.EVICT, directory.number, segment, version)
+            await self._call(grant, self._changes.path(parent))
 
     def is_asked_by(self, caller: Caller) -> bool:
         """Whether a request of the kernel is on behalf of the call under way."""
@@ -142,8 +197,8 @@ class Publisher:
             return None
         if segment == grant.pending or (segment == grant.segment and grant.call in (Call.UNLINK, Call.RMDIR)):
             return self._changes.entry_of(grant.inode)
-        if segment == grant.segment and grant.call is Call.MKDIR:
-            raise NoSuchEntry("not made yet")
+        if segment == grant.segment and grant.call in (Call.MKDIR, Call.EVICT):
+            raise NoSuchEntry("not made yet, or not wanted any more")
         if segment == grant.segment and grant.replaced is not None:
             return self._changes.entry_of(grant.replaced)
         if segment == grant.segment and self._changes.reads_have_effects(grant.inode.key):
@@ -275,6 +330,7 @@ class Publisher:
             level = logging.DEBUG if error.errno in _OVERTAKEN else logging.WARNING
             log.log(level, "a change is not announced: %s: %s", grant.call.value, error.strerror)
         else:
-            self._published()
+            if grant.call is not Call.EVICT:
+                self._published()
         finally:
             self.grant = None

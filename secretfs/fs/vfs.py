@@ -1,19 +1,24 @@
 """What a tree of secrets is as a file system: inodes and paths, errors and freshness, but no FUSE and no store.
 
 Every method takes inode numbers the kernel knows and answers with `Attributes`, bytes or a `SecretFSError`. Names come
-from listings. A value is fetched when its size or its bytes are asked for, and in `lookup` never, because the kernel
-takes one lookup at a time in a directory and one slow secret would hold up the rest: an entry whose value is not known
-is answered with an attribute timeout of 0, and the kernel then asks `getattr`, which runs side by side. (The keys of a
-multi-valued secret are names that only its value tells; all its lookups wait for the same one.)
+from listings.
 
-Content that has changed means a new inode. The old one is `Superseded`: the kernel looks the path up again by itself.
+Freshness is in the entries: `lookup` says for how long a path leads to an inode, which is what is left of ttl. The
+kernel asks again after that, and such a look-up fetches the value. The first look-up of a name does not, because the
+kernel may hold up others in that directory until it is answered: an entry whose value is not known is answered with an
+attribute timeout of 0, and the kernel then asks `getattr`. (The keys of a multi-valued secret are names that only its
+value tells; all its look-ups wait for the same one.)
+
+Content that has changed means a new inode: what the kernel knows of an inode, its size and its bytes, stays right.
 """
 
+import copy
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import count
+from typing import Final
 
 import trio
 
@@ -41,7 +46,6 @@ from secretfs.fs.control_files import (
     RequestFile,
     StatusFile,
 )
-from secretfs.fs.estale import Retries
 from secretfs.fs.handles import DirectoryHandles, PollWaiters, Snapshot, directory_of
 from secretfs.fs.inodes import Directory, Tree, Version
 from secretfs.fs.journal import Journal
@@ -66,9 +70,19 @@ from secretfs.fs.view import StoreView
 
 log = logging.getLogger(__name__)
 
-GRACE = 0.1
-"""Seconds for which a version can be opened from when it was right, whatever happens: `SHORTEST_TTL` of the cache."""
+REPEATED_WITHIN: Final = 0.5
+"""Seconds within which the kernel repeats a look-up that has failed."""
 _BULK_FORMS = {BULK_JSON: Bulk.JSON, BULK_ENV: Bulk.ENV}
+
+
+class Kernel:
+    """What the file system has to say to the kernel of its own accord: to nobody, unless a connection says it."""
+
+    def wake(self, waiter: bytes) -> None:
+        """Wake a waiter that `SecretVFS.poll` was given. Those in the journal are woken at once."""
+
+    def forget_attributes(self, inode: int) -> None:
+        """Have it ask for the attributes of an inode again."""
 
 
 class SecretVFS:
@@ -82,22 +96,22 @@ class SecretVFS:
         app_id: str = "",
         journal: Journal | None = None,
         *,
-        wake: Callable[[bytes], None] = lambda _: None,
+        kernel: Kernel | None = None,
         apps: Collection[str] | None = None,
         declared: Declared = UNDECLARED,
     ) -> None:
         """Begin a file system, or go on with the one that a journal tells of. Raises `JournalUnreadable`.
 
         With ``apps``, each of them has a directory at the root, and the views are named ``APP/COMPONENT``.
-
-        ``wake`` is called with each waiter that `poll` was given, when it is time; at once with those in the journal.
         """
+        self._kernel = kernel or Kernel()
         self._contents = Contents(views, nursery, apps)
         self._listings = DirectoryHandles()
         self._serials = count(1)
         self._journal = journal or Journal()
-        self._polls = PollWaiters(self._journal, wake)
-        self._retries = Retries()
+        self._polls = PollWaiters(self._journal, self._kernel.wake)
+        self._failed: dict[tuple[Caller, LeafKey], tuple[float, SecretFSError]] = {}
+        """Look-ups that failed and that the kernel is about to repeat: when, on trio's clock, and how."""
         self._tree = Tree(self._journal)
         self._attributes = AttributePolicy(permissions, self._journal.born)
         self.changes = Changes(self._tree, self._contents, self._polls, self._attributes)
@@ -106,8 +120,7 @@ class SecretVFS:
         self._controls: dict[Control, ControlFile] = {
             Control.STATUS: StatusFile(self._mount_status, lambda: self._contents.views, declared.status),
             Control.RELOAD: ReloadFile(declared),
-            # After a request, what was right a moment before is not good enough.
-            Control.REFRESH: RefreshFile(lambda: self._contents.views, self._tree.invalidate),
+            Control.REFRESH: RefreshFile(lambda: self._contents.views),
         }
 
     def observe(self, change: Change) -> Change:
@@ -138,28 +151,22 @@ class SecretVFS:
     async def lookup(self, parent: int, segment: bytes, caller: Caller = UNKNOWN) -> Attributes:
         """Find an entry of a directory. The kernel holds a reference to what is returned until `forget`."""
         key, remaining = await self._find(self._directory(parent).key, segment)
-        return self._entry(key, remaining)
+        content = None if isinstance(key, DirectoryKey | ControlKey) else await self._revalidate(key, caller)
+        return self._entry(key, remaining, content)
 
     def forget(self, inode: int, lookups: int) -> None:
         """Take back references of the kernel."""
         self._tree.drop_refs(inode, lookups)
+        if inode not in self._tree:
+            self._polls.forget(inode)
 
     async def getattr(self, number: int, caller: Caller = UNKNOWN) -> Attributes:
-        """Return attributes with the true size, which may mean to fetch the value. ``caller`` as in `open`."""
+        """Return attributes with the true size. Of a version that has no content yet, that means to fetch the value."""
         inode = self._tree.inode(number)
         if isinstance(inode, Directory):
             return self._attributes.of_directory(inode)
-        if isinstance(inode.key, ControlKey):
-            return self._attributes.of_file(inode)
-        if inode.opens and self._reads_have_effects(inode.key):
-            return self._attributes.of_file(inode)  # fstat: lsof asks for what others have open
-        try:
-            content = await self._content_for(caller, inode)
-        except SecretFSError:
-            if inode.opens:  # fstat of an open file: it keeps its version, whatever became of the secret
-                return self._attributes.of_file(inode)
-            raise
-        return self._attributes.of_file(inode, content.remaining)
+        await self._bind_unbound(inode)
+        return self._attributes.of_file(inode)
 
     async def open_directory(self, number: int, caller: Caller = UNKNOWN) -> int:
         """Take a snapshot of a directory's entries; returns a handle for `read_directory` and `close_directory`."""
@@ -199,17 +206,18 @@ class SecretVFS:
     async def open(self, number: int, caller: Caller = UNKNOWN) -> int:
         """Open a file at the version of this inode. The handle is the inode number: it carries no state of its own.
 
-        Raises `Superseded` when the path by now leads to another version, unless this one was right a moment ago, or
-        since ``caller`` was told so the last time: the kernel repeats the call only once, and a value that changes ten
-        times a second must be possible to open.
+        Raises `Superseded` for a version that a process before us or a store before this one had, if its store has
+        another one by now: the kernel then looks the path up again, and finds that.
         """
         version = self._version(number)
         if isinstance(version.key, ControlKey):
             if version.content is None and isinstance(self._controls[version.key.control], RenderedFile):
                 raise Superseded("another process rendered it")
-            self._tree.open(version, version.content or b"")
             return number
-        self._tree.open(version, (await self._content_for(caller, version)).data)
+        await self._bind_unbound(version)
+        if version.in_doubt:
+            await self._confirm(version, version.key)
+        self._tree.open(version)
         self._contents.use(version.key)
         return number
 
@@ -230,18 +238,15 @@ class SecretVFS:
         return file if isinstance(file, RequestFile) else None
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
-        """Read from an open file. Raises `Superseded` if this process took over and the version is not to be had."""
+        """Read from a version. Raises `Superseded` if its bytes were lost with the process that had them."""
         version = self._version(handle)
         if version.content is None:
-            self._tree.pin(version, (await self._current_content(version)).data)
+            if isinstance(version.key, ControlKey):
+                raise Superseded("another process rendered it")
+            content = await self._contents.get(version.key)
+            if not self._tree.has_content(version, content.data, content.modified):
+                raise Superseded(f"inode {handle} was replaced")
         return (version.content or b"")[offset : offset + size]
-
-    def close(self, handle: int) -> None:
-        """Close an open file."""
-        version = self._version(handle)
-        self._tree.close(version)
-        if not version.opens:
-            self._polls.forget(handle)
 
     async def getxattr(self, number: int, name: str, caller: Caller = UNKNOWN) -> bytes:
         """Return an extended attribute of a value or of a multi-valued secret. Raises `NoSuchAttribute`."""
@@ -269,17 +274,14 @@ class SecretVFS:
         if not self._tree.is_current(version):
             return True
         if waiter is not None:
-            self._polls.add(number, waiter, version.opens)
+            self._polls.add(number, waiter)
         return False
 
     def evict_idle(self) -> None:
-        """Let what is open count as used, and forget what was made of secrets and is not used. Call it at times."""
+        """Forget what was made of secrets and is not used. Call it at times."""
         self._contents.drop_idle()
-        self._retries.drop_lost(trio.current_time())
-        self._tree.evict()
-        for key in self._tree.open_files():
-            if not isinstance(key, ControlKey):
-                self._contents.use(key)
+        now = trio.current_time()
+        self._failed = {call: failed for call, failed in self._failed.items() if now <= failed[0] + REPEATED_WITHIN}
 
     def _reads_have_effects(self, key: LeafKey | SecretKey) -> bool:
         view = None if isinstance(key, ControlKey) else self._contents.views.get(key.component)
@@ -341,18 +343,31 @@ class SecretVFS:
         expires = trio.current_time() + remaining
         return await make_listing(found), expires
 
-    def _entry(self, key: DirectoryKey | LeafKey, remaining: float) -> Attributes:
-        """Count a reference and say what is known without waiting: of a value that is not at hand, only the name."""
+    def _entry(self, key: DirectoryKey | LeafKey, remaining: float, content: Content | None = None) -> Attributes:
+        """Count a reference and say what is known without waiting: of a value that is not at hand, only the name.
+
+        The entry is good for as long as the answers of the store that it is made of.
+        """
         if isinstance(key, DirectoryKey):
             directory = self._tree.directory(key)
             self._tree.add_ref(directory)
             return self._attributes.of_directory(directory, remaining)
         if isinstance(key, ControlKey):
             return self._control_entry(key)
-        content = self._contents.peek(key)
+        content = content or self._contents.peek(key)
         version = self._bind(key, content) if content else self._tree.current(key)
+        remaining = self._good_for(version, content, remaining)
+        version.entry_expires = max(version.entry_expires, trio.current_time() + remaining)
         self._tree.add_ref(version)
-        return self._attributes.of_file(version, content.remaining if content else 0.0, remaining)
+        return self._attributes.of_file(version, remaining)
+
+    def _good_for(self, version: Version, content: Content | None, remaining: float) -> float:
+        """Return for how many seconds a path leads to a version, if it does so for ``remaining`` to the same file."""
+        if not isinstance(version.key, ValueKey):  # it changes when any secret does, and nobody renames for that
+            return 0.0
+        if content:
+            return min(remaining, content.remaining)
+        return 0.0 if version.digest else remaining
 
     def _control_entry(self, key: ControlKey) -> Attributes:
         """Count a reference to a control file as it is now; it is looked up each time that it is opened.
@@ -371,50 +386,57 @@ class SecretVFS:
         return self._attributes.of_file(version)
 
     def _mount_status(self) -> MountStatus:
-        open_files = sum(not isinstance(key, ControlKey) for key in self._tree.open_files())
         journal = self._journal
-        return MountStatus(
-            self._app_id, os.getpid(), journal.born, self._tree.count(), open_files, takeovers=journal.generation
-        )
+        return MountStatus(self._app_id, os.getpid(), journal.born, self._tree.count(), takeovers=journal.generation)
 
-    async def _content_for(self, caller: Caller, version: Version) -> Content:
-        """Return what is in a version, for somebody who found it at its path. Raises `Superseded` once, as a rule."""
-        asked = trio.current_time()
-        will_do = self._retries.is_right(caller, version, asked)
-        try:
-            return await self._current_content(version)
-        except Superseded:
-            will_do = will_do or trio.current_time() <= version.confirmed + GRACE
-            if version.content is None or not will_do:
-                self._retries.told(caller, version, asked)
-                raise
-            return Content(version.content, version.modified, 0.0, version.answer)
+    async def _revalidate(self, key: ValueKey | BulkKey | SecretBulkKey, caller: Caller) -> Content | None:
+        """Fetch what is in a file again if the kernel has it at an entry that has expired.
 
-    async def _current_content(self, version: Version) -> Content:
-        """Fetch what the path of a version leads to. Raises `Superseded` if that is not, or no longer, this version.
-
-        One that was replaced by another of the same content will do: the kernel may have been told of it just before.
+        Only then: without an entry, or while it has never asked for the size, the kernel holds up others with this
+        look-up. What fails is looked up once more by the kernel, for the same caller, and fails the same way at once.
         """
-        if not isinstance(version.key, ControlKey):
-            content = await self._contents.get(version.key)
-            if self._tree.is_current(version):
-                suits = self._bind(version.key, content) is version
-            else:
-                suits = self._tree.has_content(version, content.data, content.modified)
-            if suits:
-                return content
-            # Whoever asked is about to come for this one, and may find that it was replaced as well: see `Retries`.
-            successor = self._bind(version.key, content)
-            successor.right_at = trio.current_time()
-            self._tree.pin(successor, content.data)
-        raise Superseded(f"inode {version.number} was replaced")
+        version = self._tree.known(key)
+        known = isinstance(version, Version) and version.lookups and version.digest
+        if not known or self._contents.peek(key) is not None:
+            return None
+        failed_at, error = self._failed.pop((caller, key), (0.0, None))
+        if error is not None and trio.current_time() <= failed_at + REPEATED_WITHIN:
+            raise copy.copy(error)
+        try:
+            return await self._contents.get(key)
+        except SecretFSError as failure:
+            self._failed[caller, key] = trio.current_time(), failure
+            raise
+
+    async def _bind_unbound(self, version: Version) -> None:
+        """Fetch the content of a version that has none yet."""
+        if version.digest or isinstance(version.key, ControlKey):
+            return
+        content = await self._contents.get(version.key)
+        if self._tree.is_current(version):
+            self._bind(version.key, content)
+        else:
+            self._tree.has_content(version, content.data, content.modified)
+
+    async def _confirm(self, version: Version, key: ValueKey | BulkKey | SecretBulkKey) -> None:
+        """Find out whether the store still has the content of a version. Raises `Superseded` if it has another one.
+
+        If nobody has opened that version before, and its bytes are lost, it becomes the one that the store has now: the
+        kernel repeats a call only once, and a kill may come in the middle of that.
+        """
+        content = await self._contents.get(key)
+        if self._tree.has_content(version, content.data, content.modified):
+            return
+        if version.content is not None or version.opened:
+            raise Superseded(f"inode {version.number} was replaced")
+        self._tree.rebind(version, content.data, content.modified)
+        self._kernel.forget_attributes(version.number)
 
     def _bind(self, key: LeafKey, content: Content) -> Version:
         before = self._tree.known(key)
         if isinstance(before, Version) and before.answer == content.serial:
             return before
         version = self._tree.bind(key, content.serial, content.data, content.modified)
-        version.confirmed = version.right_at = trio.current_time()
         if before is not None and before is not version:
             self._polls.wake(before.number)
         return version

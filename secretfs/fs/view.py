@@ -103,6 +103,10 @@ class StoreView:
         """Count a secret as used: a program opens it, or has it open and may watch it for changes."""
         self._store.use(name)
 
+    def idle_for(self, name: str) -> float:
+        """Return for how many seconds nobody has asked for a secret; infinity if it is not known."""
+        return self._store.idle_for(name)
+
     def note_listing(self, listing: Listing) -> None:
         """Note that a program lists a directory: it may go on to read the secrets one by one."""
         self._reads = SequentialReads(listing)

@@ -18,6 +18,7 @@ from typing import Final
 
 from secretfs.errors import MountError
 from secretfs.fs.journal import Journal
+from secretfs.fs.vfs import Kernel
 from secretfs.linux.mountinfo import FSTYPE
 from secretfs.linux.preflight import DEVICE, explain, require_device, require_fusermount
 
@@ -29,10 +30,12 @@ _INIT_IN: Final = struct.Struct("=IIIII")  # major, minor, max_readahead, flags,
 _OUT_HEADER: Final = struct.Struct("=IiQ")  # len, error, unique
 _FUSE_INIT: Final = 26
 _FLAGS2_HAS_RESEND: Final = 1 << (39 - 32)
-_NOTIFY_RESEND = 7
+_INVAL_INODE_OUT: Final = struct.Struct("=Qqq")  # inode, offset (negative: only attributes), length
+_NOTIFY_INVAL_INODE: Final = 2
+_NOTIFY_RESEND: Final = 7
 
 
-class Connection:
+class Connection(Kernel):
     """A mount as the kernel offers it to whoever serves it. Has a journal of what the kernel has been told."""
 
     def __init__(self, descriptor: int, journal: Journal) -> None:
@@ -84,10 +87,17 @@ class Connection:
                 os.dup2(self.descriptor, self._place, inheritable=False)
             return ours.recv(_LARGEST, socket.MSG_DONTWAIT)
 
-    def send(self, message: bytes) -> None:
+    def wake(self, waiter: bytes) -> None:
         """Send the kernel a message of `wake_up_call`. One about a file that is closed by now does nothing."""
         with contextlib.suppress(OSError):  # there is nobody to wake if the mount is gone
-            os.write(self.descriptor, message)
+            os.write(self.descriptor, waiter)
+
+    def forget_attributes(self, inode: int) -> None:
+        """Have the kernel ask for the attributes of an inode again, if it knows it."""
+        body = _INVAL_INODE_OUT.pack(inode, -1, 0)
+        header = _OUT_HEADER.pack(_OUT_HEADER.size + len(body), _NOTIFY_INVAL_INODE, 0)
+        with contextlib.suppress(OSError):  # it does not, or the mount is gone
+            os.write(self.descriptor, header + body)
 
     def close(self) -> None:
         """Give the kernel's end up. Those who still have files open in the mount get ENOTCONN, and nobody waits."""

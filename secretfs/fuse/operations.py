@@ -198,8 +198,11 @@ class SecretOperations(ReadOnlyOperations):
 
     @_answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        """Take a request. Nothing else may be written to."""
-        await self._vfs.write(fh, buf)
+        """Take a request, and answer when its results show. Nothing else may be written to."""
+        try:
+            await self._vfs.write(fh, buf)
+        finally:
+            await self._publisher.caught_up()
         return len(buf)
 
     @_answers
@@ -219,8 +222,7 @@ class SecretOperations(ReadOnlyOperations):
 
     @_answers
     async def release(self, fh: FileHandleT) -> None:
-        """Close a version."""
-        self._vfs.close(fh)
+        """Close a file: a version is there for as long as the kernel knows it, whoever has it open."""
 
     @_answers
     async def poll(self, inode: InodeT, fh: FileHandleT, poll_handle: PollHandle | None, ctx: RequestContext) -> int:

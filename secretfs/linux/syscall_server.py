@@ -17,6 +17,7 @@ LARGEST: Final = 64 << 10
 """Bytes of a request at most: two paths of PATH_MAX and some."""
 SYSCALLS: Final[Mapping[str, Callable[..., object]]] = {
     "statvfs": os.statvfs,
+    "lstat": os.lstat,
     "rename": os.rename,
     "mkdir": os.mkdir,
     "unlink": os.unlink,

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,28 @@ def test_no_reader_notices(components: Path, kv: Folder) -> None:
                 killed(mount)
         assert readers.failures == []
         assert readers.done > 100
+
+
+def test_kills_while_values_change(components: Path, file: SecretsFile) -> None:
+    """takeover-26: `stat` and `open` of a path are never ESTALE, however often the daemon is killed meanwhile."""
+    first = {f"key-{n}": OLD for n in range(6)}
+    file.write(first)
+    with mount_of(components) as mount:
+        failed: list[str] = []
+
+        def by_path(path: Path) -> None:
+            failed.append(errno_of(path.stat))
+            failed.append(errno_of(lambda: os.close(os.open(path, os.O_RDONLY))))
+
+        def rotate() -> None:
+            file.write({name: secret(str(random.random())) for name in first})
+            time.sleep(0.25)  # a change each time that another daemon has taken over, and some between
+
+        paths = [mount.path / "file" / name for name in first]
+        with Readers(rotate, *(partial(by_path, path) for path in paths)):
+            for _ in range(8):
+                killed(mount)
+        assert set(failed) == {""}
 
 
 def test_what_is_open_goes_on(components: Path) -> None:

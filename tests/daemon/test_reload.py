@@ -349,10 +349,7 @@ class App:
             return await self.vfs.open(await self.inode(path))
 
     async def read(self, path: str) -> str:
-        handle = await self.open(path)
-        text = await self.content(handle)
-        self.vfs.close(handle)
-        return text
+        return await self.content(await self.open(path))
 
     async def content(self, handle: int) -> str:
         return (await self.vfs.read(handle, 0, 999)).decode()
@@ -415,7 +412,6 @@ class TestWhatIsSeen:
             assert running.vfs.poll(handle, None)
             with pytest.raises(NoSuchEntry):
                 await running.vfs.open(handle)
-            running.vfs.close(handle)
 
     async def test_another_kind_of_store_has_nothing_of_the_one_before(self, fakes: Fakes) -> None:
         fakes.add("a", secrets={"value": {"k": {"k": secret("same")}}})

@@ -66,22 +66,14 @@ def test_other_content_of_the_same_size_is_another_inode() -> None:
     assert tree.inode(old.number) is old
 
 
-def test_an_open_version_keeps_its_content_until_a_moment_after_the_last_close() -> None:
+def test_a_superseded_version_keeps_its_content_until_the_kernel_forgets_it() -> None:
     tree = Tree()
     old = tree.bind(KEY, 1, b"one", 10.0)
     tree.add_ref(old)
-    tree.open(old, b"one")
-    tree.open(old, b"one")
+    tree.add_ref(old)
     tree.bind(KEY, 2, b"two", 20.0)
-    tree.close(old)
-    for _ in range(3):
-        tree.evict()
+    tree.drop_refs(old.number, 1)
     assert held(old) == b"one"
-    tree.close(old)
-    tree.evict()
-    assert held(old) == b"one"  # for a moment
-    tree.evict()
-    assert held(old) is None
     tree.drop_refs(old.number, 1)
     with pytest.raises(KeyError):
         tree.inode(old.number)
@@ -174,11 +166,12 @@ def test_what_was_deleted_stays_an_inode_until_it_is_forgotten_and_its_place_is_
 def test_an_open_file_that_was_deleted_keeps_its_content() -> None:
     tree = Tree()
     version = tree.bind(KEY, 1, b"one", 10.0)
-    tree.open(version, b"one")
+    tree.add_ref(version)
+    tree.open(version)
     tree.unlink(version)
     assert not tree.is_current(version)
     assert held(version) == b"one"
-    tree.close(version)
+    tree.drop_refs(version.number, 1)
     assert len(tree) == 1
 
 
@@ -253,15 +246,14 @@ class TreeAgainstModel(RuleBasedStateMachine):
     def open(self, version: Version) -> None:
         if version.number not in self.bound or not self._known(version):
             return
-        self.tree.open(version, self.bound[version.number])
+        self.tree.open(version)
+        assert version.content == self.bound[version.number]
         self.opens[version.number] = self.opens.get(version.number, 0) + 1
 
     @rule(version=versions)
     def close(self, version: Version) -> None:
         if self.opens.get(version.number, 0):
             self.opens[version.number] -= 1
-            self.tree.close(version)
-            self._forget_current(version)
 
     @rule(target=versions, version=consumes(versions))
     def forget(self, version: Version) -> MultipleResults[Version]:

@@ -113,12 +113,12 @@ class TestJournal:
         journal = Journal()
         slot = journal.add(7, b"a place")
         journal.count(slot, 3)
-        journal.count_opens(slot, 2)
+        journal.note_use(slot)
         journal.bind(slot, b"d" * 16, 1 << 40, 1234.5)
         journal.flag(slot, Flag.CURRENT)
         (record,) = successor(journal).records()
         assert record == Record(
-            slot, 7, 3, 2, Flag.CURRENT | Flag.BOUND, 1 << 40, 1234.5, record.used, b"d" * 16, b"a place"
+            slot, 7, 3, 1, Flag.CURRENT | Flag.BOUND, 1 << 40, 1234.5, record.used, b"d" * 16, b"a place"
         )
         assert record.used == pytest.approx(journal.born, abs=60)
 
@@ -229,10 +229,9 @@ def scenario(tree: Tree, told: dict[int, int]) -> None:
     tell(first)
     tell(first)
     tree.bind(key, 1, b"one", 1.0)
-    tree.open(first, b"one")
+    tree.open(first)
     second = tree.bind(key, 2, b"two", 2.0)
     tell(second)
-    tree.close(first)
     give_up(first)
     third = tree.successor(key)
     assert isinstance(third, Version)
@@ -278,7 +277,7 @@ def test_a_tree_goes_on_where_it_was() -> None:
     for place, key in enumerate(scenario_keys, 1):
         version = tree.bind(key, place, b"content", 5.0)
         tree.add_ref(version)
-        tree.open(version, b"content")
+        tree.open(version)
     old = tree.current(scenario_keys[0])
     new = tree.bind(scenario_keys[0], 9, b"other", 6.0)
     tree.add_ref(new)
@@ -288,32 +287,18 @@ def test_a_tree_goes_on_where_it_was() -> None:
     assert not later.is_current(later.inode(old.number))  # type: ignore[arg-type]
     restored = later.inode(old.number)
     assert isinstance(restored, Version)
-    assert (restored.size, restored.modified, restored.opens, restored.content) == (7, 5.0, 1, None)
+    assert (restored.size, restored.modified, restored.opened, restored.in_doubt, restored.content) == (
+        7,
+        5.0,
+        True,
+        True,
+        None,
+    )
     assert later.has_content(restored, b"content", 0.0)
     assert not later.has_content(restored, b"another", 0.0)
     assert later.bind(scenario_keys[0], 1, b"other", 0.0) is later.inode(new.number)
     assert set(later.inherited) == set(scenario_keys)
-    later.close(restored)
-    later.close(restored)  # told twice: by who was killed, and by us
-    assert restored.opens == 0
+    assert restored.content == b"content"
     later.drop_refs(old.number, 1)
     with pytest.raises(KeyError):
         later.inode(old.number)
-
-
-def test_an_open_that_was_counted_twice_ends_when_the_kernel_forgets() -> None:
-    """The kernel sends an OPEN again that was counted, and not answered, by who was killed."""
-    journal = Journal()
-    tree = Tree(journal)
-    version = tree.bind(ValueKey("env", "a", "a"), 1, b"content", 1.0)
-    tree.add_ref(version)
-    tree.open(version, b"content")
-    later = Tree(successor(journal))
-    again = later.inode(version.number)
-    assert isinstance(again, Version)
-    later.open(again, b"content")
-    later.close(again)
-    assert later.open_files()
-    later.drop_refs(again.number, 1)
-    assert later.open_files() == []
-    assert list(successor(journal).records())[1:] == []

@@ -1,6 +1,7 @@
 """The file system of secrets without a kernel: inodes, versions, sizes and errors, on a virtual clock."""
 
 import json
+import os
 import stat
 from collections.abc import Callable, Mapping
 
@@ -8,7 +9,6 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-import secretfs.fs.vfs
 from secretfs.cache.change import Announce, Change
 from secretfs.cache.freshness import Freshness
 from secretfs.errors import (
@@ -17,16 +17,16 @@ from secretfs.errors import (
     DeadlineExceeded,
     NoSuchAttribute,
     NoSuchEntry,
-    SecretNotFound,
     StoreUnavailable,
     Superseded,
 )
-from secretfs.fs.attributes import Attributes, PermissionPolicy
+from secretfs.fs.attributes import FOREVER, Attributes, PermissionPolicy
 from secretfs.fs.caller import Caller
-from secretfs.fs.estale import PATIENCE
 from secretfs.fs.handles import MAX_WAITERS
 from secretfs.fs.inodes import ROOT_INODE, Version
+from secretfs.fs.journal import Journal
 from secretfs.fs.keys import Bulk, BulkKey, FolderKey, RootKey, SecretKey, ValueKey
+from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, SecretScope
 from tests.conftest import ExpectLog
@@ -40,12 +40,6 @@ Make = Callable[..., HeardVFS]
 
 OLD = canary("old").encode()
 NEW = canary("newer and longer").encode()
-
-
-@pytest.fixture(autouse=True)
-def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a version be superseded at once: on a clock that stands still a moment would never end."""
-    monkeypatch.setattr(secretfs.fs.vfs, "GRACE", -1.0)
 
 
 @pytest.fixture
@@ -88,19 +82,12 @@ async def walk(vfs: HeardVFS, path: str) -> Attributes:
 
 
 async def cat(vfs: HeardVFS, path: str) -> bytes:
-    """Open, read and close; a `Superseded` on the way means one more look-up, as in the kernel."""
-    for attempt in range(2):
-        attributes = await walk(vfs, path)
-        try:
-            handle = await vfs.open(attributes.inode)
-        except Superseded:
-            assert attempt == 0
-            continue
-        content = await vfs.read(handle, 0, 1 << 20)
-        assert (await vfs.getattr(attributes.inode)).size == len(content)
-        vfs.close(handle)
-        return content
-    raise AssertionError("superseded twice")
+    """Open and read."""
+    attributes = await walk(vfs, path)
+    handle = await vfs.open(attributes.inode)
+    content = await vfs.read(handle, 0, 1 << 20)
+    assert (await vfs.getattr(attributes.inode)).size == len(content)
+    return content
 
 
 async def ls(vfs: HeardVFS, path: str = "") -> dict[str, Attributes]:
@@ -161,8 +148,7 @@ async def test_look_up_and_listing_read_no_values(vfs: HeardVFS, env: MemoryStor
 
 async def test_getattr_tells_the_true_size(vfs: HeardVFS, mock_clock: MockClock) -> None:
     attributes = await vfs.getattr((await walk(vfs, "env/TOKEN")).inode)
-    assert attributes.size == len(OLD)
-    assert attributes.attr_timeout == 60
+    assert (attributes.size, attributes.attr_timeout) == (len(OLD), FOREVER)
     assert (await ls(vfs, "env"))["TOKEN"].size == len(OLD)  # known now, so a listing tells it as well
 
 
@@ -173,29 +159,129 @@ async def test_a_thousand_secrets_are_listed_with_one_call(make: Make) -> None:
     assert store.calls == {"names:": 1}
 
 
-async def test_a_rotation_is_a_new_inode(vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock) -> None:
-    await cat(vfs, "env/TOKEN")
-    before = await walk(vfs, "env/TOKEN")
-    env.put("TOKEN", {"TOKEN": NEW})
-    mock_clock.jump(60)
-    with pytest.raises(Superseded):
-        await vfs.getattr(before.inode)
-    after = await walk(vfs, "env/TOKEN")
-    assert after.inode != before.inode
-    assert (after.size, after.attr_timeout) == (len(NEW), 60)
-    assert await cat(vfs, "env/TOKEN") == NEW
-
-
-async def test_opening_an_inode_whose_value_was_rotated_makes_the_kernel_look_again(
+async def test_a_rotation_is_a_new_inode_and_the_old_one_is_what_it_was(
     vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock
 ) -> None:
     await cat(vfs, "env/TOKEN")
     before = await walk(vfs, "env/TOKEN")
+    assert (before.attr_timeout, before.entry_timeout) == (FOREVER, 60)
     env.put("TOKEN", {"TOKEN": NEW})
     mock_clock.jump(60)
-    with pytest.raises(Superseded):
-        await vfs.open(before.inode)
+    after = await walk(vfs, "env/TOKEN")
+    assert after.inode != before.inode
+    assert (after.size, after.attr_timeout, after.entry_timeout) == (len(NEW), FOREVER, 60)
     assert await cat(vfs, "env/TOKEN") == NEW
+    assert (await vfs.getattr(before.inode)).size == len(OLD)
+    assert await vfs.read(await vfs.open(before.inode), 0, 999) == OLD
+
+
+async def test_an_entry_is_good_for_what_is_left_of_ttl(vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock) -> None:
+    await ls(vfs, "env")
+    mock_clock.jump(10)
+    unknown = await walk(vfs, "env/TOKEN")
+    assert (unknown.attr_timeout, unknown.entry_timeout) == (0, 50)
+    await vfs.getattr(unknown.inode)
+    mock_clock.jump(40)
+    assert (await walk(vfs, "env/TOKEN")).entry_timeout == 10
+    mock_clock.jump(10)  # the listing expires, and is asked for again
+    assert (await walk(vfs, "env/TOKEN")).entry_timeout == 10
+    mock_clock.jump(10)
+    assert (await ls(vfs, "env"))["TOKEN"].entry_timeout == 0  # the value has expired, and a listing reads none
+    assert (await walk(vfs, "env/TOKEN")).entry_timeout == 50
+
+
+class TestSlowStore:
+    """A look-up of a name that the kernel has waits for the store; a first one does not."""
+
+    async def test_a_first_look_up_does_not_wait(self, vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock) -> None:
+        await ls(vfs, "env")
+        for inode in [attributes.inode for attributes in (await ls(vfs, "env")).values()]:
+            vfs.forget(inode, 2)
+        env.gate.clear()
+        with trio.fail_after(0):
+            assert (await walk(vfs, "env/TOKEN")).attr_timeout == 0
+
+    async def test_a_name_that_was_only_listed_does_not_either(
+        self, vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock
+    ) -> None:
+        await ls(vfs, "env")
+        env.gate.clear()
+        with trio.fail_after(0):
+            assert (await walk(vfs, "env/TOKEN")).attr_timeout == 0
+
+    async def test_revalidation_waits_and_the_kernel_repeats_it_without_another_wait(
+        self, vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+    ) -> None:
+        expect_log("env: no answer within 5s")
+        directory = (await walk(vfs, "env")).inode
+        await cat(vfs, "env/TOKEN")
+        mock_clock.jump(Freshness().max_stale)
+        await ls(vfs, "env")
+        mock_clock.autojump_threshold = 0
+        env.gate.clear()
+        begin = trio.current_time()
+        for asks in (caller(7), caller(7)):
+            with pytest.raises(DeadlineExceeded):
+                await vfs.lookup(directory, b"TOKEN", asks)
+        assert trio.current_time() == begin + 5
+        env.gate.set()
+
+
+class TestKills:
+    """Nothing that a program does by path is ESTALE, whenever the daemon is killed and whatever is rotated."""
+
+    @pytest.fixture
+    def again(self, env: MemoryStore, nursery: trio.Nursery) -> Callable[[SecretVFS, bytes], SecretVFS]:
+        def again(before: SecretVFS, value: bytes) -> SecretVFS:
+            env.put("TOKEN", {"TOKEN": value})
+            views = {"env": StoreView(AtOnce("env", env, Freshness(), nursery), ALLOW_ALL)}
+            return SecretVFS(views, PermissionPolicy(), nursery, journal=Journal(os.dup(before._journal.file)))
+
+        return again
+
+    async def test_between_each_step_of_an_open_and_its_repetition(
+        self, make: Make, env: MemoryStore, again: Callable[[SecretVFS, bytes], SecretVFS]
+    ) -> None:
+        first: SecretVFS = make(env=env)
+        directory = (await first.lookup(ROOT_INODE, b"env")).inode
+        found = (await first.lookup(directory, b"TOKEN")).inode
+        await first.getattr(found)
+        second = again(first, b"second")
+        assert await second.open(found) == found  # nobody has opened it before: it becomes what the store has now
+        assert await second.read(found, 0, 999) == b"second"
+        assert (await second.getattr(found)).size == len(b"second")
+        third = again(second, b"third")
+        with pytest.raises(Superseded):  # somebody has; the kernel looks the path up again
+            await third.open(found)
+        repeated = (await third.lookup(directory, b"TOKEN")).inode
+        fourth = again(third, b"fourth")
+        assert await fourth.open(repeated) == repeated
+        assert await fourth.read(repeated, 0, 999) == b"fourth"
+
+    async def test_what_somebody_may_have_seen_is_looked_up_again(
+        self, make: Make, env: MemoryStore, again: Callable[[SecretVFS, bytes], SecretVFS]
+    ) -> None:
+        before: SecretVFS = make(env=env)
+        directory = (await before.lookup(ROOT_INODE, b"env")).inode
+        inode = (await before.lookup(directory, b"TOKEN")).inode
+        await before.open(inode)
+        after = again(before, NEW)
+        with pytest.raises(Superseded):  # the kernel repeats the call
+            await after.open(inode)
+        found = (await after.lookup(directory, b"TOKEN")).inode
+        assert found != inode
+        assert await after.read(await after.open(found), 0, 999) == NEW
+        with pytest.raises(Superseded):  # its bytes are lost
+            await after.read(inode, 0, 999)
+
+    async def test_what_is_the_same_goes_on(
+        self, make: Make, env: MemoryStore, again: Callable[[SecretVFS, bytes], SecretVFS]
+    ) -> None:
+        before: SecretVFS = make(env=env)
+        inode = (await before.lookup((await before.lookup(ROOT_INODE, b"env")).inode, b"TOKEN")).inode
+        await before.open(inode)
+        after = again(before, OLD)
+        assert await after.read(await after.open(inode), 0, 999) == OLD
 
 
 async def test_the_same_value_written_again_stays_the_same_inode(
@@ -234,7 +320,6 @@ async def test_an_open_file_keeps_its_version(vfs: HeardVFS, env: MemoryStore, m
     mock_clock.jump(60)
     assert (await vfs.getattr(inode)).size == len(OLD)
     assert await vfs.read(handle, 0, 999) == OLD
-    vfs.close(handle)
     vfs.forget(inode, 1)
 
 
@@ -247,9 +332,9 @@ async def test_fstat_works_while_the_store_is_down(
     env.fail_with = StoreUnavailable("down")
     mock_clock.jump(Freshness().max_stale)
     assert (await vfs.getattr(inode)).size == len(OLD)
-    vfs.close(handle)
+    assert await vfs.read(handle, 0, 999) == OLD
     with pytest.raises(StoreUnavailable):
-        await vfs.getattr(inode)
+        await walk(vfs, "env/TOKEN")
 
 
 async def test_a_key_that_a_secret_loses_is_gone(vfs: HeardVFS, vault: MemoryStore, mock_clock: MockClock) -> None:
@@ -258,9 +343,8 @@ async def test_a_key_that_a_secret_loses_is_gone(vfs: HeardVFS, vault: MemorySto
     vault.put("db", {"password": OLD})
     mock_clock.jump(60)
     with pytest.raises(NoSuchEntry):
-        await vfs.getattr(inode)
-    with pytest.raises(NoSuchEntry):
         await walk(vfs, "vault/db/user")
+    assert (await vfs.getattr(inode)).size == len(b"joe")
 
 
 async def test_a_key_that_is_lost_while_a_directory_is_read_is_passed_over(
@@ -341,7 +425,6 @@ async def test_bulk_is_one_version_and_scope_filtered(make: Make, vault: MemoryS
     mock_clock.jump(60)
     assert json.loads(await cat(vfs, "vault/.bulk.json")) == {"team/api": {"key": "other"}}
     assert json.loads(await vfs.read(handle, 0, 999)) == {"team/api": {"key": "k"}}
-    vfs.close(handle)
 
 
 async def test_many_readers_of_the_bulk_file_share_one_snapshot(vfs: HeardVFS, vault: MemoryStore) -> None:
@@ -586,18 +669,13 @@ class TestChangesThatAStoreTells:
         store.put(name, {key: NEW})
         assert (await stat_of(vfs, path)).inode == before  # nobody has told it yet
         await tell(store, name)
-        with pytest.raises(Superseded):
-            await vfs.open(before)
         after = await stat_of(vfs, path)
         assert after.inode != before
-        assert (after.size, after.attr_timeout, after.entry_timeout) == (len(NEW), 60, 60)
+        assert (after.size, after.attr_timeout, after.entry_timeout) == (len(NEW), FOREVER, 60)
         assert (await walk(vfs, path)).inode == after.inode
         assert await cat(vfs, path) == NEW
         assert (await vfs.getattr(before)).size == len(OLD)  # fstat
         assert await vfs.read(handle, 0, 999) == OLD
-        vfs.close(handle)
-        with pytest.raises(Superseded):
-            await vfs.getattr(before)
         assert (name, key) in {value for change in told for value in change.values}
         told.clear()
         await tell(store, name)
@@ -619,7 +697,6 @@ class TestChangesThatAStoreTells:
         }
         assert (await walk(vfs, "vault/.bulk.json")).inode != before
         assert await vfs.read(handle, 0, 999) == content
-        vfs.close(handle)
         assert told
 
     async def test_what_is_added_is_there_and_what_is_deleted_is_gone_at_once(
@@ -636,8 +713,7 @@ class TestChangesThatAStoreTells:
         assert {"ADDED", "TOKEN"} & (await ls(vfs, "env")).keys() == {"ADDED"}
         with pytest.raises(NoSuchEntry):
             await walk(vfs, "env/TOKEN")
-        with pytest.raises(SecretNotFound):
-            await vfs.getattr(inode)
+        assert (await vfs.getattr(inode)).size == len(OLD)  # fstat
 
     async def test_the_same_content_is_the_same_inode(
         self, vfs: HeardVFS, env: WatchingMemoryStore, told: list[Change], mock_clock: MockClock
@@ -658,8 +734,7 @@ class TestChangesThatAStoreTells:
         await tell(env, "TOKEN")
         assert vfs.told
         assert not vfs._contents._bulks.peek(BulkKey("env", Bulk.JSON))
-        with pytest.raises(Superseded):
-            await vfs.open(before.inode)
+        assert (await walk(vfs, "env/.bulk.json")).inode != before.inode
 
 
 class Polled:
@@ -727,14 +802,12 @@ class TestPoll:
         assert (await vfs.getattr(polled.handle)).size == len(OLD)
         assert (await walk(vfs, "env/TOKEN")).inode != polled.handle
 
-    async def test_nobody_is_remembered_after_close(
+    async def test_nobody_is_remembered_when_the_kernel_has_forgotten(
         self, vfs: HeardVFS, env: MemoryStore, polled: Polled, mock_clock: MockClock
     ) -> None:
-        await vfs.open(polled.handle)
         polled.poll("a")
-        vfs.close(polled.handle)
         assert vfs._polls
-        vfs.close(polled.handle)
+        vfs.forget(polled.handle, 1)
         assert not vfs._polls
         env.put("TOKEN", {"TOKEN": NEW})
         mock_clock.jump(60)
@@ -760,109 +833,4 @@ def caller(pid: int) -> Caller:
 async def stat_of(vfs: HeardVFS, path: str) -> Attributes:
     """Return attributes that may be believed for a while, as the kernel gets them for stat(2)."""
     attributes = await walk(vfs, path)
-    try:
-        return attributes if attributes.attr_timeout else await vfs.getattr(attributes.inode)
-    except Superseded:
-        return await walk(vfs, path)
-
-
-async def test_a_version_can_be_opened_for_a_moment_after_it_was_right(
-    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(secretfs.fs.vfs, "GRACE", 0.1)
-    await cat(vfs, "env/TOKEN")
-    mock_clock.jump(60)
-    await cat(vfs, "env/TOKEN")
-    env.put("TOKEN", {"TOKEN": NEW})
-    await vfs._contents.views["env"]._store._secrets.load("TOKEN")
-    before = (await walk(vfs, "env/TOKEN")).inode
-    env.put("TOKEN", {"TOKEN": OLD})
-    await vfs._contents.views["env"]._store._secrets.load("TOKEN")
-    assert (await walk(vfs, "env/TOKEN")).inode != before
-    handle = await vfs.open(before)
-    assert await vfs.read(handle, 0, 999) == NEW
-    vfs.close(handle)
-    mock_clock.jump(0.2)
-    with pytest.raises(Superseded):
-        await vfs.open(before)
-
-
-async def test_a_version_that_expired_is_not_opened_once_more(
-    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(secretfs.fs.vfs, "GRACE", 0.1)
-    await cat(vfs, "env/TOKEN")
-    env.put("TOKEN", {"TOKEN": NEW})
-    mock_clock.jump(60)
-    assert await cat(vfs, "env/TOKEN") == NEW
-
-
-class TestWhoComesBackLate:
-    """The kernel repeats a call that ended with ESTALE once, on a busy machine not at once."""
-
-    @pytest.fixture
-    async def found(self, vfs: HeardVFS, env: MemoryStore) -> int:
-        """Let caller 7 open a version that is superseded, look the path up again, and find one that is, too."""
-        old = (await walk(vfs, "env/TOKEN")).inode
-        await vfs.getattr(old)
-        self.rotate(vfs, env, b"second")
-        with pytest.raises(Superseded):
-            await vfs.open(old, caller(7))
-        found = (await walk(vfs, "env/TOKEN")).inode
-        assert found != old
-        self.rotate(vfs, env, b"third")
-        return found
-
-    def rotate(self, vfs: HeardVFS, env: MemoryStore, value: bytes) -> None:
-        env.put("TOKEN", {"TOKEN": value})
-        vfs._contents.views["env"]._store._secrets.expire("TOKEN")
-
-    async def test_gets_what_was_right_since(self, vfs: HeardVFS, found: int, mock_clock: MockClock) -> None:
-        mock_clock.jump(PATIENCE)
-        handle = await vfs.open(found, caller(7))
-        assert await vfs.read(handle, 0, 99) == b"second"
-        vfs.close(handle)
-        with pytest.raises(Superseded):  # once
-            await vfs.open(found, caller(7))
-        assert await cat(vfs, "env/TOKEN") == b"third"
-
-    async def test_gets_its_size(self, vfs: HeardVFS, found: int) -> None:
-        attributes = await vfs.getattr(found, caller(7))
-        assert (attributes.size, attributes.attr_timeout) == (len(b"second"), 0.0)
-
-    async def test_also_if_somebody_asked_for_a_newer_one_meanwhile(self, vfs: HeardVFS, found: int) -> None:
-        """What is written to ``refresh`` is about calls that begin after it."""
-        vfs._tree.invalidate("env")
-        handle = await vfs.open(found, caller(7))
-        assert await vfs.read(handle, 0, 99) == b"second"
-        vfs.close(handle)
-
-    async def test_gets_also_what_was_right_before_already(
-        self, vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock
-    ) -> None:
-        """The call began with what the kernel remembered, when the next version had been there for long."""
-        old = (await walk(vfs, "env/TOKEN")).inode
-        await vfs.getattr(old)
-        self.rotate(vfs, env, b"second")
-        assert (await stat_of(vfs, "env/TOKEN")).inode != old
-        mock_clock.jump(10)
-        for _ in range(2):
-            vfs.evict_idle()
-        with pytest.raises(Superseded):
-            await vfs.open(old, caller(7))
-        found = (await walk(vfs, "env/TOKEN")).inode
-        self.rotate(vfs, env, b"third")
-        handle = await vfs.open(found, caller(7))
-        assert await vfs.read(handle, 0, 99) == b"second"
-        vfs.close(handle)
-
-    async def test_and_nobody_else_does(self, vfs: HeardVFS, found: int) -> None:
-        with pytest.raises(Superseded):
-            await vfs.open(found, caller(8))
-
-    async def test_nor_who_does_not_come(self, vfs: HeardVFS, found: int, mock_clock: MockClock) -> None:
-        mock_clock.jump(PATIENCE + 0.1)
-        vfs.evict_idle()
-        assert not len(vfs._retries)
-        with pytest.raises(Superseded):
-            await vfs.open(found, caller(7))
+    return attributes if attributes.attr_timeout else await vfs.getattr(attributes.inode)

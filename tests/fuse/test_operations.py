@@ -55,7 +55,6 @@ HANDLERS: dict[str, tuple[object, ...]] = {
     "releasedir": (1,),
     "open": (2, os.O_RDONLY, NOBODY),
     "read": (2, 0, 10),
-    "release": (2,),
     "getxattr": (2, b"user.x", NOBODY),
     "listxattr": (2, None),
     "poll": (2, 2, None, None),
@@ -98,6 +97,9 @@ class Recorder:
         self.asked.append(("lookup", *args))
         return self.answer
 
+    async def caught_up(self) -> None:
+        self.asked.append(("caught_up",))
+
     def rename(self, *args: object) -> None:
         self.asked.append(("rename", *args))
 
@@ -135,7 +137,6 @@ class FailingVFS:
     def __getattr__(self, name: str) -> Callable[..., object]:
         if name in (
             "close_directory",
-            "close",
             "listxattr",
             "poll",
             "takes_requests",
@@ -167,6 +168,7 @@ def test_this_list_of_handlers_is_complete() -> None:
         *WRITES,
         "flush",
         "forget",
+        "release",
         "statfs",
     }
     assert own == inherited
@@ -324,8 +326,9 @@ async def test_so_is_opening_a_file_to_write_unless_it_takes_requests(inode: int
 
 
 async def test_only_what_takes_requests_is_written_to() -> None:
-    vfs = Requested()
-    assert await serving(vfs).write(pyfuse3.FileHandleT(9), 0, b"all") == 3
+    vfs, publisher = Requested(), Recorder()
+    assert await serving(vfs, publisher).write(pyfuse3.FileHandleT(9), 0, b"all") == 3
+    assert publisher.asked == [("caught_up",)]  # the answer comes when the results show
     with pytest.raises(pyfuse3.FUSEError) as raised:
         await serving(vfs).write(pyfuse3.FileHandleT(2), 0, b"all")
     assert raised.value.errno == errno.EROFS

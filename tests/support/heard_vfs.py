@@ -6,8 +6,19 @@ import trio
 
 from secretfs.cache.change import Announce, Change
 from secretfs.fs.attributes import PermissionPolicy
-from secretfs.fs.vfs import SecretVFS
+from secretfs.fs.vfs import Kernel, SecretVFS
 from secretfs.fs.view import StoreView
+
+
+class Told(Kernel):
+    """A kernel that is told to wake waiters."""
+
+    def __init__(self, woken: list[bytes]) -> None:
+        self._woken = woken
+
+    def wake(self, waiter: bytes) -> None:
+        """Take note."""
+        self._woken.append(waiter)
 
 
 class HeardVFS(SecretVFS):
@@ -23,7 +34,7 @@ class HeardVFS(SecretVFS):
         self.told: list[Change] = []
         """The changes that this app may see."""
         self.woken: list[bytes] = []
-        super().__init__(make_views(self.hear), permissions, nursery, app_id, wake=self.woken.append)
+        super().__init__(make_views(self.hear), permissions, nursery, app_id, kernel=Told(self.woken))
 
     def hear(self, change: Change) -> None:
         """Take what is announced."""
