@@ -23,7 +23,7 @@ from secretfs.fs.attributes import PermissionPolicy
 from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.view import views_of
 from secretfs.registry.opening import open_registry
-from secretfs.registry.store_set import StoreSet
+from secretfs.registry.store_set import ReloadResult, StoreSet
 from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret
@@ -153,11 +153,12 @@ class FakeStores:
         self.gate.set()
         self.incomplete = False
 
-    async def replace(self, declaration: Declaration) -> None:
+    async def replace(self, declaration: Declaration) -> ReloadResult:
         self.replaced.append(declaration.context.app_id)
         self.waiting += 1
         await self.gate.wait()
         self.waiting -= 1
+        return ReloadResult({}, (), frozenset())
 
 
 class Watched:
