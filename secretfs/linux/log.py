@@ -101,10 +101,14 @@ def printable(text: str) -> str:
 def _fallback(mountpoint: Path) -> logging.Handler:
     path = runtime_file(mountpoint, ".log")
     try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        _make_runtime_directory(path)
     except OSError:
         return logging.NullHandler()
     return _with_time(_LogFile(path, LIMIT))
+
+
+def _make_runtime_directory(file: Path | str) -> None:
+    Path(file).parent.mkdir(mode=0o700, exist_ok=True)
 
 
 def _with_time(handler: logging.Handler) -> logging.Handler:
@@ -197,6 +201,8 @@ class _LogFile(_CountsLost, logging.FileHandler):
         super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=bool(limit))
 
     def _open(self) -> io.TextIOWrapper:
+        if self.limit:
+            _make_runtime_directory(self.baseFilename)
         # 0600 if it is new: names of secrets are worth protecting, too.
         descriptor = open_regular(self.baseFilename, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
         return os.fdopen(descriptor, "a", encoding=self.encoding, errors=self.errors)
@@ -205,7 +211,10 @@ class _LogFile(_CountsLost, logging.FileHandler):
         """Write a line: to the file of that name, or to the old one if there can be no new one."""
         with contextlib.suppress(OSError):
             self._follow()
-        super().emit(record)
+        try:
+            super().emit(record)
+        except OSError:  # logging lets through what the first line meets that opens the file
+            self.handleError(record)
 
     def _follow(self) -> None:
         old = self.stream

@@ -380,6 +380,22 @@ END
         assert text.endswith("line 19 of a log\n")
         assert len(text) <= 2 * (200 + 60)
 
+    def test_the_runtime_directory_may_go_before_the_first_line(
+        self, root: logging.Logger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """The last file of another mount takes the directory along. A supervisor must not end of that."""
+        monkeypatch.setattr(log_module, "_SYSLOG", str(tmp_path / "none"))
+        monkeypatch.setattr(log_module, "runtime_file", lambda _, suffix: tmp_path / f"run/m{suffix}")
+        log_to(open_syslog(tmp_path / "m"))
+        (tmp_path / "run").rmdir()
+        (tmp_path / "run").write_text("", encoding="ascii")
+        root.info("there is no place for this one")
+        (tmp_path / "run").unlink()
+        root.info("the next one")
+        (line,) = (tmp_path / "run/m.log").read_text(encoding="utf-8").splitlines()
+        assert line.endswith("INFO the next one [lines lost before this one: 1]")
+        assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
+
 
 @pytest.mark.parametrize(
     ("text", "shown"),
