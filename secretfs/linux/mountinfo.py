@@ -36,7 +36,8 @@ def mounts() -> Iterator[MountInfo]:
         _, _, device, _, point, _, *propagation = before.split(b" ")
         path = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), point)
         fstype, _, rest = after.partition(b" ")
-        user, group = (re.search(rb"\b%s_id=(\d+)" % kind, rest) for kind in (b"user", b"group"))
+        options = rest.rpartition(b" ")[2]  # of the file system; what is before them is its user's to choose
+        user, group = (re.search(rb"\b%s_id=(\d+)" % kind, options) for kind in (b"user", b"group"))
         yield MountInfo(
             os.fsdecode(path),
             os.fsdecode(fstype),
@@ -44,7 +45,7 @@ def mounts() -> Iterator[MountInfo]:
             int(user[1]) if user else None,
             any(field.startswith(b"shared:") for field in propagation),
             int(group[1]) if group else None,
-            b"allow_other" in rest.rpartition(b" ")[2].split(b","),
+            b"allow_other" in options.split(b","),
         )
 
 

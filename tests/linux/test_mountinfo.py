@@ -40,3 +40,20 @@ END
     """)
     assert done.err == ""
     assert done.out.splitlines() == [f"{seen} False False" for seen in (False, True, False, True, False)]
+
+
+def test_a_user_cannot_pass_a_mount_off_as_somebody_elses() -> None:
+    """What is shown as mounted is for the user to choose who mounts; it comes before the options."""
+    done = in_namespace("""
+        as_nobody mkdir m
+        cat > mount.py <<-'END'
+from pathlib import Path
+from secretfs.fuse.connection import connect
+from secretfs.linux.mountinfo import secretfs_at
+path = Path("m").resolve()
+connection = connect(path, "user_id=0,group_id=0,allow_other", allow_other=False)
+print(secretfs_at(path)[3:])
+END
+        as_nobody /mnt/python/bin/python mount.py
+    """)
+    assert (done.status, done.out) == (0, "(65534, False, 65534, False)\n"), done.err
