@@ -84,11 +84,15 @@ def ask_all(mountpoints: Sequence[Path]) -> list[Health]:
 
 
 def ask(mountpoint: Path) -> Health:
-    """Ask a mount for its status."""
+    """Ask a mount for its status. One of another user may answer anything."""
     try:
-        return Health(mountpoint, json.loads(read_status(mountpoint)))
+        health = Health(mountpoint, json.loads(read_status(mountpoint)))
+        _health(health)
     except MountError as error:
         return Health(mountpoint, error=error)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return Health(mountpoint, error=MountError(f"what {mountpoint} answers is not a status that we can read"))
+    return health
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,16 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from secretfs.daemon.processes import last_failure
 from secretfs.errors import ConfigurationError, MountError, SecretFSError, StoreError
 from secretfs.fs.names import CONTROL
 from secretfs.linux.mountinfo import require_mounted
 from secretfs.linux.mountpoint import call_with_timeout
+
+_LARGEST_STATUS: Final = 64 << 20
+"""Bytes that are read from a file system of somebody else."""
 
 
 def read_status(mountpoint: Path) -> bytes:
@@ -27,14 +31,17 @@ def read_status(mountpoint: Path) -> bytes:
 
 
 def _read_as_owner(mountpoint: Path, path: Path) -> bytes:
-    """Read a file as the user who mounted: without --allow-other the kernel lets nobody else in, not even root."""
+    """Read a file as the user who mounted: without --allow-other the kernel lets nobody else in, not even root.
+
+    That user may trace the process that reads, so it gets nothing of ours: no environment, no terminal.
+    """
     mount = require_mounted(mountpoint)
-    command = ["cat", "--", str(path)]
-    env = {"PATH": os.defpath, "LC_ALL": "C"}  # ours is not for that user to see
+    command = ["head", "-c", str(_LARGEST_STATUS), "--", str(path)]
+    env = {"PATH": os.defpath, "LC_ALL": "C"}
     try:
         done = subprocess.run(  # noqa: S603 - no shell
-            command, env=env, user=mount.user, group=mount.group, extra_groups=[],
-            capture_output=True, timeout=2.0, check=False,
+            command, env=env, user=mount.user, group=mount.group, extra_groups=[], start_new_session=True,
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=2.0, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise MountError(f"the secretfs at {mountpoint} does not answer", "ask as the user who mounted it") from None

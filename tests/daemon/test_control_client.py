@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from secretfs.cli import status
 from secretfs.cli.status import Health, StatusReport, show, show_all
 from secretfs.daemon.control_client import read_status, refresh
 from secretfs.errors import ConfigurationError, MountError
@@ -130,6 +131,14 @@ class TestShowAll:
         mounts = [Health(Path("/m"), {"mount": MOUNT, "stores": {"a": one}}) for one in (WELL, store)]
         assert show_all(mounts).exit_code == code
 
+    @pytest.mark.parametrize("answer", [b"", b"\xff", b"[]", b"{}", b'{"stores": 1}', b'{"stores": {"a": {}}}'])
+    def test_an_answer_that_is_no_status(self, answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A program of any user may call itself secretfs: it must not keep root from seeing the other mounts."""
+        monkeypatch.setattr(status, "read_status", lambda _: answer)
+        report = show_all(status.ask_all([Path("/m")]))
+        assert report.lines[0].text == "what /m answers is not a status that we can read"
+        assert report.exit_code == 3
+
     def test_none_is_no_error(self) -> None:
         assert ([line.text for line in show_all([]).lines], show_all([]).exit_code) == (["no secretfs is mounted"], 0)
 
@@ -179,6 +188,32 @@ class TestStatusOfAll:
         ]
         assert done.out.splitlines()[-2].startswith("/mnt/nobody/a: secretfs ")
         assert done.out.splitlines()[-1] == "no secretfs is mounted"
+
+    def test_root_reads_the_status_of_others_with_nothing_of_its_own(self) -> None:
+        """The user may trace the process that reads for root: it has no terminal, and is in a session of its own."""
+        done = in_namespace("""
+            env_component SFS_
+            as_nobody mkdir a
+            as_nobody secretfs mount --resources-path c --app-id shop a
+            head=$(readlink -f "$(command -v head)")
+            cp "$head" head
+            cat > spy <<-'END'
+#!/bin/sh
+( id -u; readlink /proc/$$/fd/0; tr '\\0' '\\n' < /proc/$$/environ | cut -d= -f1 | sort | tr '\\n' ' '; echo
+  read -r stat < /proc/$$/stat; set -- $stat; test "$6" = "$1" && echo 'a session of its own' ) > seen
+exec ./head "$@"
+END
+            chmod 755 spy head
+            as_nobody touch seen
+            mount --bind spy "$head"
+            secretfs status a > status
+            umount "$head"
+            grep -c 'app id shop' status
+            cat seen
+            as_nobody secretfs unmount a
+        """)
+        assert done.err == ""
+        assert done.out.splitlines() == ["1", "65534", "/dev/null", "LC_ALL PATH ", "a session of its own"]
 
 
 @pytest.mark.mount
