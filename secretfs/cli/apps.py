@@ -14,9 +14,9 @@ import click
 
 from secretfs.cli.options import PATH
 from secretfs.daemon.control_client import read_status, reload
-from secretfs.dapr.app import App, apps_in_text
+from secretfs.dapr.app import App, apps_in_text, is_app_name
 from secretfs.dapr.goyaml import read_text, split_documents
-from secretfs.errors import ConfigurationError, MountError
+from secretfs.errors import ConfigurationError, MountError, SecretFSError
 from secretfs.linux.log import printable
 from secretfs.linux.mountpoint import call_with_timeout, resolve
 
@@ -71,7 +71,7 @@ def apply_command(mountpoint: Path, files: tuple[Path, ...], directory: Path | N
     if not documents:
         raise ConfigurationError(f"no app is declared in {', '.join(map(str, files))}: a document with kind: App")
     with _locked(target):
-        _change(place, {target / f"{name}.yaml": text for name, text in documents.items()})
+        _change(place, {target / f"{name}.yaml": text.encode() for name, text in documents.items()})
     for name in documents:
         _require_shown(place, name)
     sys.exit(0)
@@ -95,7 +95,7 @@ def remove_command(mountpoint: Path, names: tuple[str, ...], directory: Path | N
     with _locked(target):
         files = {name: target / f"{name}.yaml" for name in names}
         for name, file in files.items():
-            if not file.is_file():
+            if not is_app_name(name) or not file.is_file():
                 raise ConfigurationError(f"app {name} is not declared in {file}")
         _change(place, dict.fromkeys(files.values()))
     sys.exit(0)
@@ -134,13 +134,13 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _change(mountpoint: Path, documents: Mapping[Path, str | None]) -> None:
+def _change(mountpoint: Path, documents: Mapping[Path, bytes | None]) -> None:
     """Write documents, or remove those that are None, and have the mount read them. Undo it all after a mistake."""
-    before = {path: path.read_text(encoding="utf-8") if path.is_file() else None for path in documents}
-    _write(documents)
+    before = {path: _read(path) for path in documents}
     try:
+        _write(documents)
         reason = reload(mountpoint)
-    except MountError:
+    except SecretFSError:
         _write(before)
         raise
     if reason:
@@ -149,15 +149,24 @@ def _change(mountpoint: Path, documents: Mapping[Path, str | None]) -> None:
         raise ConfigurationError(reason)
 
 
-def _write(documents: Mapping[Path, str | None]) -> None:
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _write(documents: Mapping[Path, bytes | None]) -> None:
     for path, text in documents.items():
-        if text is None:
-            path.unlink(missing_ok=True)
-            continue
-        new = path.with_suffix(".new")
+        new = path.with_name(f".{path.name}.new")  # a reload passes over what begins with a dot
         try:
-            new.write_text(text, encoding="utf-8")
-            new.replace(path)
+            if text is None:
+                path.unlink(missing_ok=True)
+            else:
+                new.write_bytes(text)
+                new.replace(path)
         except OSError as error:
             raise ConfigurationError(f"cannot write {path}: {error.strerror}") from None
 

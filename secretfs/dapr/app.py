@@ -116,9 +116,14 @@ def _name(name: Field) -> str:
     text = name.string()
     if not text:
         raise ConfigurationError(f"{name.path} is missing", name.source)
-    if text.startswith(".") or "/" in text or "\0" in text:
+    if not is_app_name(text):
         raise ConfigurationError(f"{name.path} {text!r} cannot be the name of a directory here", name.source)
     return text
+
+
+def is_app_name(text: str) -> bool:
+    """Whether a text can be the name of an app, which is one segment of a path."""
+    return bool(text) and not text.startswith(".") and "/" not in text and "\0" not in text
 
 
 def _gid(spec: Object) -> int | None:

@@ -289,6 +289,23 @@ class TestAppsCommand:
         done = secretfs("apps", "remove", mount.path, "third")
         assert (done.status, done.err.strip().endswith("/apps/third.yaml")) == (2, True)
 
+    def test_a_name_is_no_path(self, host: Host, mount: Mounted) -> None:
+        """What `secretfs apps remove` removes is in the directory of the apps (app-11)."""
+        elsewhere = host.components.parent / "else.yaml"
+        elsewhere.write_text("", encoding="utf-8")
+        assert secretfs("apps", "remove", mount.path, "../else").status == 2
+        assert elsewhere.exists()
+
+    def test_what_cannot_be_written_changes_nothing(self, host: Host, mount: Mounted, tmp_path: Path) -> None:
+        """If one of several documents cannot be written, none is (app-11)."""
+        first, second = "third", "x" * 247  # a file of that name can be, but not one beside it
+        done = secretfs(
+            *("apps", "apply", mount.path),
+            *(self.document(tmp_path / name[:5], name, owner=str(NOBODY)) for name in (first, second)),
+        )
+        assert (done.status, "File name too long" in done.err) == (2, True)
+        assert sorted(path.name for path in host.apps.iterdir()) == ["billing.yaml", "orders.yaml"]
+
     def test_a_mistake_changes_nothing(self, host: Host, tmp_path: Path) -> None:
         """After a mistake everything is as it was, and the command says what is wrong (app-7, app-11)."""
         told = ["has to say which configuration is its own.*; nothing is changed"]
