@@ -151,6 +151,10 @@ class DeadlineExceeded(StoreError):
     meaning = "a call was not answered in time"
 
 
+class NoTurn(DeadlineExceeded):
+    """The store was not called in time: too many other calls were before this one. That is no failure of the store."""
+
+
 class StoreUnavailable(StoreError):
     """The store cannot answer now and may later: connection refused, overloaded, sealed, a server error."""
 

@@ -10,6 +10,7 @@ Belongs to one trio thread; nothing here is thread-safe but the calls into the s
 import contextlib
 import copy
 import logging
+import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,9 +22,12 @@ import trio
 from secretfs.cache.freshness import time_limit
 from secretfs.cache.health import CallStats, CircuitBreaker, FailureLog, Kind, State
 from secretfs.cache.ttl_cache import CachedAnswer
+from secretfs.cache.turns import NO_APP, ONLY_APP, Turn, TurnQueue
 from secretfs.errors import (
     AccessDenied,
+    DeadlineExceeded,
     MalformedAnswer,
+    NoTurn,
     SecretNotFound,
     StoreError,
     StoreUnavailable,
@@ -43,6 +47,9 @@ SHORTEST_TTL: Final = 0.1
 """Seconds that an answer lives from when it arrives, whatever ttl says. The kernel repeats a call once when a file was
 superseded; an answer that had expired by then would end it with ESTALE."""
 
+REMIND: Final = 60.0
+"""Seconds after which the log has again that an app asks for more than the store answers."""
+
 _ANSWERS: Final = {Kind.NAMES: Names, Kind.FETCH: Secret, Kind.COMPARE: frozenset}
 
 log = logging.getLogger(__name__)
@@ -51,9 +58,9 @@ log = logging.getLogger(__name__)
 class StoreClient:
     """Calls one store, for its cache and for the stores that take their credentials from it.
 
-    ``ttl`` and ``deadline`` are seconds. A thread whose call outlives the deadline is abandoned, and keeps its place
-    among the `CONCURRENCY` of this store until the SDK gives up: a store that hangs slows down no other store, and
-    cannot pile up threads. `keep_probing` has to run beside the calls.
+    ``ttl`` and ``deadline`` are seconds. Apps take turns (`secretfs.cache.turns`). A thread whose call outlives the
+    deadline is abandoned, and keeps its place among the `CONCURRENCY` of this store until the SDK gives up: a store
+    that hangs slows down no other store, and cannot pile up threads. `keep_probing` has to run beside the calls.
     """
 
     def __init__(self, component: str, store: SecretStore, ttl: float, deadline: float, store_type: str = "") -> None:
@@ -63,7 +70,9 @@ class StoreClient:
         self.stats = CallStats()
         self._ttl = ttl
         self._deadline = deadline
-        self._limiter = trio.CapacityLimiter(CONCURRENCY)
+        self.turns = TurnQueue(CONCURRENCY)
+        self._calls: dict[tuple[Kind, str], Turn] = {}
+        """The last call of each kind under way."""
         self._breaker = CircuitBreaker()
         self._log = FailureLog(component)
         self._failed = trio.Event()
@@ -71,6 +80,8 @@ class StoreClient:
         self._opened = trio.Event()
         """Set when the circuit breaker opens, until it is probed."""
         self._defects: frozenset[tuple[str, str, int]] = frozenset()
+        self._overrun: dict[str, float] = {}
+        """When it was logged of an app that it asks for more than the store answers."""
         self._ended = False
 
     @property
@@ -104,6 +115,12 @@ class StoreClient:
     async def fetch(self, name: str) -> CachedAnswer[Secret | StoreError]:
         """Call `SecretStore.fetch`, unless the circuit breaker is open. Raises any failure."""
         return await self._guarded(Kind.FETCH, self.store.fetch, name)
+
+    def share(self, kind: Kind, argument: str) -> None:
+        """Let the app of this task wait for a call that another one has asked for. Its turn counts for both."""
+        turn = self._calls.get((kind, argument))
+        if turn is not None:
+            turn.share()
 
     async def fetch_reference(self, name: str, namespace: str = "") -> Secret:
         """Read a secret as a reference to it in a component of ``namespace`` means it.
@@ -176,12 +193,16 @@ class StoreClient:
         ttl = self._ttl
         answer: T | StoreError
         subject = (kind.value, argument)
+        turn = self._calls[kind, argument] = self.turns.turn()
         try:
-            answer = await self._in_thread(lambda argument: _checked(kind, call(argument)), argument)
+            answer = await self._in_thread(lambda: _checked(kind, call(argument)), turn)
         except SecretNotFound as error:
             answer = error
         except AccessDenied as error:
             answer, ttl = error, min(ttl, REFUSAL_TTL)
+        except NoTurn as error:
+            self._log_overrun(turn, error)
+            raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it costs this store, not the mount
             failure = self._as_failure(error)
             self.stats.failed(kind, time.time(), failure)
@@ -189,6 +210,9 @@ class StoreClient:
             if failure is error or kind not in (Kind.NAMES, Kind.FETCH):  # a defect met by one question is no outage
                 self._note_failure(kind, failure, asked)
             raise failure from None
+        finally:
+            if self._calls.get((kind, argument)) is turn:
+                del self._calls[kind, argument]
         if isinstance(answer, AccessDenied):
             self.stats.refused(kind, time.time(), answer)
             self._log.refused(subject, answer)
@@ -197,6 +221,14 @@ class StoreClient:
             self._log.answered(subject)
         self._note_recovery()
         return CachedAnswer(answer, asked, max(asked + ttl, trio.current_time() + SHORTEST_TTL), asked_at)
+
+    def _log_overrun(self, turn: Turn, error: NoTurn) -> None:
+        """Log once in a while which app asks for more than the store answers, unless it is the store that fails."""
+        app, now = next(iter(turn.apps)), trio.current_time()
+        if not self.in_doubt and now >= self._overrun.get(app, -math.inf) + REMIND:
+            self._overrun[app] = now
+            whose = {ONLY_APP: "", NO_APP: " in the background"}.get(app, f" of app {app}")
+            log.warning("%s: a call%s did not get its turn: %s", self.component, whose, error)
 
     def _as_failure(self, error: BaseException) -> StoreError:
         """Make a failure of whatever was raised. The log gets the place of each defect once: a probe meets it again."""
@@ -217,9 +249,15 @@ class StoreClient:
                 self._opened = trio.Event()
         self._log.over()
 
-    async def _in_thread(self, call: Callable[[str], T], argument: str) -> T:
-        with time_limit(self._deadline, trio.current_time()):
-            return await trio.to_thread.run_sync(call, argument, limiter=self._limiter, abandon_on_cancel=True)
+    async def _in_thread(self, call: Callable[[], T], turn: Turn) -> T:
+        """Call the store in a thread, when it is the turn of this call. Raises `NoTurn` if that takes too long."""
+        try:
+            with time_limit(self._deadline, trio.current_time()):
+                return await trio.to_thread.run_sync(call, limiter=turn, abandon_on_cancel=True)  # type: ignore[arg-type]
+        except DeadlineExceeded as error:
+            if turn.app is None:
+                raise NoTurn(f"{error}: {CONCURRENCY} calls at once were not enough for all that was asked") from None
+            raise
 
 
 def _checked(kind: Kind, answer: T) -> T:

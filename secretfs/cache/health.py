@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
+from secretfs.cache.turns import Work
 from secretfs.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class Statistics:
     """Values that are served although they have expired."""
     asked: Mapping[Kind, int]
     failed: Mapping[Kind, int]
+    work: Mapping[str, Work]
+    """Calls that wait and run, by app."""
 
 
 class CallStats:

@@ -27,8 +27,9 @@ import trio
 from secretfs.cache.change import Announce, Change, discard
 from secretfs.cache.client import StoreClient
 from secretfs.cache.freshness import Freshness, request_limit
-from secretfs.cache.health import Statistics
+from secretfs.cache.health import Kind, Statistics
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
+from secretfs.cache.turns import NO_APP, asking_for
 from secretfs.errors import StoreError
 from secretfs.store import CachedRead, Names, RevalidatingStore, Secret
 from secretfs.store import reads_have_effects as has_effects
@@ -133,7 +134,7 @@ class CachedStore:
 
     async def _prefetch(self, name: str) -> None:
         if self._secrets.peek(name) is None:  # nobody was faster
-            await self._load_quietly(self._secrets, [name])
+            await self._load_all(self._secrets, [name])
 
     async def refresh(self, concerned: Callable[[str], bool] = lambda _: True) -> None:
         """Ask again, now, for what is known of the secrets and folders that are ``concerned``, if only the names.
@@ -178,6 +179,7 @@ class CachedStore:
             stale,
             dict(stats.asked),
             dict(stats.failures),
+            self._client.turns.work,
         )
 
     async def _reload(self, asked: list[tuple[TTLCache[str, Any], str]]) -> None:
@@ -314,13 +316,18 @@ class CachedStore:
             if isinstance(answer.value, Secret) and answer.fetched > -math.inf  # what was inherited is not from here
         }
         with contextlib.suppress(StoreError):  # logged where it happened; what is due will be read
-            said = await self._client.unchanged(known)
+            with asking_for(NO_APP):
+                said = await self._client.unchanged(known)
             for name in said.value if isinstance(said.value, frozenset) else ():
                 before = answers.get(name)
                 if before is not None and self._secrets.known(name) is before:  # else somebody was faster
                     self._secrets.keep(name, said.revalidated(before))
 
     async def _load_quietly(self, cache: TTLCache[str, Any], keys: Iterable[str]) -> None:
+        with asking_for(NO_APP):
+            await self._load_all(cache, keys)
+
+    async def _load_all(self, cache: TTLCache[str, Any], keys: Iterable[str]) -> None:
         for key in keys:
             if self._client.down:
                 return
@@ -329,6 +336,7 @@ class CachedStore:
 
     async def _load(self, cache: TTLCache[str, T], key: str) -> CachedAnswer[T]:
         """Load within one deadline, also what changes again and again while it is asked for."""
+        self._client.share(Kind.NAMES if cache is self._names else Kind.FETCH, key)
         with request_limit(self._freshness):
             return await cache.load(key)
 

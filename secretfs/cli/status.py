@@ -146,6 +146,7 @@ def show(status: Mapping[str, Any], mountpoint: Path, now: float) -> StatusRepor
     if lines:
         lines.append(Line(""))
     lines += _table(stores, now)
+    lines += _waiting(status.get("calls", {"apps": {}})["apps"])
     app = f"app id {mount['app_id']}" if mount["app_id"] else "no app id"
     lines += [
         Line(""),
@@ -155,6 +156,16 @@ def show(status: Mapping[str, Any], mountpoint: Path, now: float) -> StatusRepor
         ),
     ]
     return StatusReport(lines, EXIT_TROUBLE if wrong else 0)
+
+
+def _waiting(apps: Mapping[str, Mapping[str, int]]) -> Iterator[Line]:
+    """Say which apps ask for more than the stores answer at once, the worst first."""
+    waiting = {app: work for app, work in apps.items() if work["waiting"]}
+    if waiting:
+        yield Line("")
+    for app, work in sorted(waiting.items(), key=lambda item: -item[1]["waiting"]):
+        whose = f"app {app}" if app else "the only app"
+        yield Line(f"{whose}: {work['waiting']} calls wait for their turn, {work['running']} run")
 
 
 def _severity(store: Mapping[str, Any]) -> int:

@@ -6,7 +6,8 @@ A `RenderedFile` can be read, a `RequestFile` can be written to. Their modes are
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,6 +17,7 @@ import trio
 import secretfs
 from secretfs.cache.freshness import shared_deadline
 from secretfs.cache.health import Kind, State, Statistics
+from secretfs.cache.turns import NO_APP
 from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
 from secretfs.fs.keys import Control
 from secretfs.fs.names import encode
@@ -108,6 +110,7 @@ class StatusFile(RenderedFile):
     def render(self) -> bytes:
         """Render the status. It tells times, not ages, so it stays the same while nothing happens."""
         mount, declared = self._mount(), self._declared()
+        stores = self._statistics(declared)
         document = {
             "mount": {
                 "version": secretfs.__version__,
@@ -123,7 +126,8 @@ class StatusFile(RenderedFile):
                 "reloaded": _timestamp(declared.reloaded),
                 "error": declared.error or None,
             },
-            "stores": {name: _store(statistics) for name, statistics in sorted(self._statistics(declared).items())},
+            "calls": _calls(stores.values(), mount.app_id),
+            "stores": {name: _store(statistics) for name, statistics in sorted(stores.items())},
         }
         return json.dumps(document, indent=2).encode() + b"\n"
 
@@ -210,6 +214,17 @@ def _meet(root: Path, path: Path) -> bool:
     """Whether one of two paths leads to the other or through it."""
     shorter = min(len(root), len(path))
     return root[:shorter] == path[:shorter]
+
+
+def _calls(stores: Iterable[Statistics], only_app: str) -> dict[str, Any]:
+    """Return how many calls wait and run, over all stores: of each app that has any, and in the background."""
+    work: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for store in stores:
+        for app, count in store.work.items():
+            work[app] += Counter(waiting=count.waiting, running=count.running)
+    shown = {app: {"waiting": count["waiting"], "running": count["running"]} for app, count in work.items()}
+    background = shown.pop(NO_APP, {"waiting": 0, "running": 0})
+    return {"apps": {app or only_app: count for app, count in sorted(shown.items())}, "background": background}
 
 
 def _store(statistics: Statistics) -> dict[str, Any]:

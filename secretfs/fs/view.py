@@ -19,8 +19,9 @@ from secretfs.cache.client import REFUSAL_TTL, in_parallel
 from secretfs.cache.health import Statistics
 from secretfs.cache.store_cache import CachedStore
 from secretfs.cache.ttl_cache import CachedAnswer
+from secretfs.cache.turns import ONLY_APP, asking_for
 from secretfs.errors import AccessDenied, DeadlineExceeded, NoSuchEntry, SecretNotFound
-from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
+from secretfs.fs.keys import FolderKey, SecretKey, ValueKey, app_of
 from secretfs.fs.listing import Entry, FolderTree, Listing, Path, SequentialReads, Slices, in_order, make_keys
 from secretfs.fs.names import ancestors, decode, display_name, encode, folders_of, is_probe, split
 from secretfs.scopes import SecretScope
@@ -46,6 +47,7 @@ class StoreView:
     def __init__(self, store: CachedStore, scope: SecretScope, shown_as: str = "") -> None:
         self.component = shown_as or store.component
         """Where it is shown: ``COMPONENT``, and with apps ``APP/COMPONENT``."""
+        self._app = app_of(self.component) or ONLY_APP
         self._store = store
         self._scope = scope
         allowed = scope.allowed_names
@@ -91,8 +93,9 @@ class StoreView:
         known = self.recall(name)
         if known is not None:
             return known
-        self._store.prefetch(self._reads.ahead_of(name))
-        return await self._store.fetch(name)
+        with asking_for(self._app):
+            self._store.prefetch(self._reads.ahead_of(name))
+            return await self._store.fetch(name)
 
     def recall(self, name: str) -> CachedAnswer[Secret] | None:
         """Return `secret` if it can be served without waiting, else None. Raises what `secret` raises."""
@@ -292,7 +295,8 @@ class StoreView:
     async def _names(self, folder: str, max_age: float = math.inf) -> CachedAnswer[Names]:
         """Return the names in a folder; if the store refuses, the allowed names of the scope stand in for them."""
         try:
-            return await self._store.names(folder, max_age=max_age)
+            with asking_for(self._app):
+                return await self._store.names(folder, max_age=max_age)
         except AccessDenied:
             if self._allowed_listing is None:
                 raise

@@ -4,13 +4,16 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.support import fake_type
 from tests.support.canary import secret
-from tests.support.command import secretfs
+from tests.support.command import ROOT, secretfs
 from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import Mounted, mounted
 from tests.support.secrets_file import SecretsFile, file
@@ -260,6 +263,36 @@ def test_a_reload_by_hand(host: Host) -> None:
         declared = json.loads((mount.path / ".secretfs/status.json").read_text(encoding="utf-8"))["declaration"]
         assert declared["apps"] == ["billing", "orders", "third"]
         assert "third.yaml:1: spec.owner: there is no user" in declared["error"]
+
+
+def test_an_app_that_hammers_starves_no_other(host: Host, tmp_path: Path) -> None:
+    """app-12: An app whose questions pile up, or hang, leaves room for the questions of the others."""
+    hog = [f"hog-{number}" for number in range(20)]
+    values = {name: {"key": secret(name)} for name in (*hog, "db")}
+    fails = " ".join(f"fetch:{name}=hang" for name in hog)
+    properties = {"secrets": json.dumps(values), "fail": fails}
+    component(host.components, "slow", fake_type.TYPE, properties, annotations={"secretfs/deadline": "60s"})
+    with (
+        fake_type.installed(tmp_path / "site") as site,
+        mounted(
+            host.components, options=host.options, mountpoint=host.mountpoint, env={"PYTHONPATH": f"{ROOT}:{site}"}
+        ) as mount,
+        ThreadPoolExecutor(len(hog)) as threads,
+    ):
+
+        def calls() -> dict[str, dict[str, int]]:
+            status = json.loads((mount.path / ".secretfs/status.json").read_text(encoding="utf-8"))
+            apps: dict[str, dict[str, int]] = status["calls"]["apps"]
+            return apps
+
+        for name in hog:
+            threads.submit((mount.path / f"orders/slow/{name}/key").read_bytes)
+        busy = {"orders": {"waiting": 16, "running": 4}}
+        wait_until(lambda: calls() == busy)
+        assert (mount.path / "billing/slow/db/key").read_text() == secret("db")
+        assert calls() == busy
+        assert "app orders: 16 calls wait for their turn, 4 run" in secretfs("status", mount.path).out
+        subprocess.run(["umount", "--lazy", "--force", mount.path], check=True)
 
 
 def test_one_app_or_many(host: Host) -> None:

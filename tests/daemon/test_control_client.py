@@ -101,6 +101,18 @@ class TestShow:
     def test_an_age_is_the_rougher_the_longer_it_is(self, seconds: float, text: str) -> None:
         assert f" {text} ago" in shown(env=WELL | {"last_success": moment(-seconds)}).lines[1].text
 
+    def test_apps_that_wait_have_a_line_the_worst_first(self) -> None:
+        apps = {"idle": (0, 4), "orders": (3, 1), "billing": (90, 2)}
+        calls = {"apps": {app: {"waiting": waiting, "running": running} for app, (waiting, running) in apps.items()}}
+        told = show({"mount": MOUNT, "stores": {"env": WELL}, "calls": calls}, Path("/mnt/secrets"), NOW)
+        assert [line.text for line in told.lines[2:-1]] == [
+            "",
+            "app billing: 90 calls wait for their turn, 2 run",
+            "app orders: 3 calls wait for their turn, 1 run",
+            "",
+        ]
+        assert told.exit_code == 0
+
     def test_a_table_of_names_of_ten_characters_fits_a_terminal(self) -> None:
         assert len(shown(store_name=WELL | {"state": "in doubt"}).lines[3].text) <= 80
 

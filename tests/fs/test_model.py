@@ -28,6 +28,7 @@ from secretfs.cache.client import SHORTEST_TTL, StoreClient
 from secretfs.cache.freshness import Freshness
 from secretfs.cache.health import LONGEST
 from secretfs.cache.store_cache import STALE_TTL
+from secretfs.cache.turns import Turn
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,
@@ -172,14 +173,14 @@ class Upstream:
 class DirectCalls(StoreClient):
     """Calls without a thread, so that the virtual clock decides what happens when."""
 
-    async def _in_thread(self, question: Callable[[str], T], argument: str) -> T:
+    async def _in_thread(self, question: Callable[[], T], _turn: Turn) -> T:
         store = cast("Upstream", self.store)
         try:
             with trio.fail_after(self._deadline):
                 await trio.sleep(store.random.uniform(0, LATENCY))
                 await store.hangs.wait()
                 try:
-                    return question(argument)
+                    return question()
                 finally:
                     await trio.sleep(store.random.uniform(0, LATENCY))
                     await store.hangs.wait()

@@ -7,6 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from secretfs.cache.client import StoreClient
+from secretfs.cache.turns import Turn
 from tests.support.cached import Cached
 from tests.support.memory_store import WatchingMemoryStore
 
@@ -14,9 +15,9 @@ T = TypeVar("T")
 
 
 class _CallsAtOnce(StoreClient):
-    async def _in_thread(self, question: Callable[[str], T], argument: str) -> T:
+    async def _in_thread(self, question: Callable[[], T], _turn: Turn) -> T:
         await trio.lowlevel.checkpoint()
-        return question(argument)
+        return question()
 
 
 class AtOnce(Cached):

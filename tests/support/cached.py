@@ -47,7 +47,7 @@ def calls_under_way() -> bool:
     """Whether a thread is calling a store, other than those that a `MemoryStore` holds at its gate."""
     run = trio.lowlevel.current_trio_token()
     ours = (client for client, token in Cached.clients.items() if token is run)
-    return any(client._limiter.borrowed_tokens > _held(client.store) for client in ours)
+    return any(client.turns.running > _held(client.store) for client in ours)
 
 
 def _held(store: SecretStore) -> int:

@@ -1,0 +1,139 @@
+"""Turns: a bounded number of calls to one store at once, shared out among the apps that ask.
+
+Apps whose questions wait take turns, so that an app with a thousand questions delays another by one call and not by a
+thousand. In a mount for many apps, an app runs at most as many calls as it leaves places free: the calls of an app that
+hang leave half of the places to the others. Background work takes turns like an app.
+
+Belongs to one trio thread.
+"""
+
+import contextlib
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Final, NamedTuple
+
+import trio
+
+ONLY_APP: Final = ""
+"""Who asks in a mount for a single app. Nobody else is there, so it may take all places."""
+NO_APP: Final = ".background"
+"""Who asks when no reader waits. No app has a name that begins with a dot."""
+
+_asker: ContextVar[str] = ContextVar("_asker", default=ONLY_APP)
+
+
+@contextlib.contextmanager
+def asking_for(app: str) -> Iterator[None]:
+    """Ask stores for an app, or for `NO_APP`, in this task and in those that it starts."""
+    token = _asker.set(app)
+    try:
+        yield
+    finally:
+        _asker.reset(token)
+
+
+class Work(NamedTuple):
+    """How many calls of one app there are."""
+
+    waiting: int = 0
+    running: int = 0
+
+
+class TurnQueue:
+    """Gives the calls to one store their turns. ``places`` is the number of calls at once."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: OrderedDict[str, OrderedDict[Turn, None]] = OrderedDict()
+        """The calls that wait, by app. The app at the front has the next turn."""
+        self._running = Counter[str]()
+
+    @property
+    def running(self) -> int:
+        """How many calls run."""
+        return self._running.total()
+
+    @property
+    def work(self) -> Mapping[str, Work]:
+        """How many calls wait and run, by app: those that have any. A call that two apps wait for counts for both."""
+        apps = sorted({*self._waiting, *+self._running})
+        return {app: Work(len(self._waiting.get(app, ())), self._running[app]) for app in apps}
+
+    def turn(self) -> "Turn":
+        """Return the turn of a call that this task makes. It is a limiter for `trio.to_thread.run_sync`."""
+        return Turn(self, _asker.get())
+
+    def enter(self, turn: "Turn", *apps: str) -> None:
+        """Let a call wait for apps."""
+        for app in apps:
+            self._waiting.setdefault(app, OrderedDict())[turn] = None
+        self._start_next()
+
+    def leave(self, turn: "Turn") -> None:
+        """Take back a call that waits, or that has ended."""
+        if turn.app is None:
+            self._forget(turn)
+            return
+        self._running[turn.app] -= 1
+        self._free += 1
+        self._start_next()
+
+    def _start_next(self) -> None:
+        while self._free and (app := next(filter(self._may_run, self._waiting), None)) is not None:
+            turn = next(iter(self._waiting[app]))
+            self._waiting.move_to_end(app)
+            self._forget(turn)
+            self._free -= 1
+            self._running[app] += 1
+            turn.begin(app)
+
+    def _may_run(self, app: str) -> bool:
+        return app == ONLY_APP or self._running[app] < self._free
+
+    def _forget(self, turn: "Turn") -> None:
+        for app in turn.apps:
+            del self._waiting[app][turn]
+            if not self._waiting[app]:
+                del self._waiting[app]
+
+
+class Turn:
+    """The turn of one call, for all apps that wait for its answer. A limiter of trio with a single place."""
+
+    def __init__(self, queue: TurnQueue, app: str) -> None:
+        self._queue = queue
+        self._begun = trio.Event()
+        self.apps = {app: None}
+        """Who waits for the answer."""
+        self.app: str | None = None
+        """For whom it runs; None while it waits."""
+        self._waits = False
+
+    def share(self) -> None:
+        """Let the app of this task wait for the answer too: the call is made when either of them has its turn."""
+        app = _asker.get()
+        if self.app is None and app not in self.apps:
+            self.apps[app] = None
+            if self._waits:
+                self._queue.enter(self, app)
+
+    def begin(self, app: str) -> None:
+        """Run for an app."""
+        self.app, self._waits = app, False
+        self._begun.set()
+
+    async def acquire_on_behalf_of(self, _borrower: object) -> None:
+        """Wait for the turn."""
+        self._waits = True
+        self._queue.enter(self, *self.apps)
+        try:
+            await self._begun.wait()
+        except BaseException:
+            self._waits = False
+            self._queue.leave(self)
+            raise
+
+    def release_on_behalf_of(self, _borrower: object) -> None:
+        """End the turn: the thread has ended, which may be long after everybody has given up."""
+        self._queue.leave(self)
