@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import yaml
 
 from secretfs import errors
 from secretfs.settings import setting, truthy
-from secretfs.store import StoreContext
+from secretfs.store import CachedRead, StoreContext
 from tests.support.canary import secret
 from tests.support.manifests import component
 from tests.support.memory_store import MemoryStore
@@ -71,6 +71,15 @@ class FakeStore(MemoryStore):
     def check(self) -> None:
         events.append(f"check {self._name}")
         super().check()
+
+    def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
+        """Report nothing, or go wrong."""
+        self._go_wrong("watch")
+
+    def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
+        """Vouch for nothing, or go wrong."""
+        self._go_wrong("unchanged")
+        return frozenset()
 
     def close(self) -> None:
         events.append(f"close {self._name}")
