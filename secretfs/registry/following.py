@@ -19,7 +19,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from secretfs.errors import AccessDenied, SecretFSError, StoreError, StoreUnavailable, TLSFailure
+from secretfs.errors import (
+    AccessDenied,
+    SecretFSError,
+    StoreError,
+    StoreUnavailable,
+    TLSFailure,
+    as_store_error,
+    log_defect,
+)
 from secretfs.settings import Property
 from secretfs.store import (
     CachedRead,
@@ -201,7 +209,7 @@ class FollowingStore:
                 generation.calls -= 1
                 orphaned = generation is not self._current and not generation.calls
             if orphaned:
-                generation.store.close()
+                _close(generation.store)
 
     def _was_replaced(self, refused: _Generation, question: Question, refused_at: float) -> bool:
         """Whether there is another store to ask by now, opened by us or by another call that was refused."""
@@ -229,10 +237,12 @@ class FollowingStore:
                 self._reported = ""
                 return
             store = self._reopen(properties)
-        except SecretFSError as error:
-            if str(error) != self._reported:  # logged once: it is looked at again and again
-                self._reported = str(error)
-                log.warning("%s: its credentials cannot be read again: %s", self._component, error)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a store may be anybody's
+            reason = str(as_store_error(None, error))
+            if reason != self._reported:  # logged once: they are read again and again
+                self._reported = reason
+                as_store_error(log, error)  # logs the place of a defect
+                log.warning("%s: its credentials cannot be read again: %s", self._component, reason)
             return
         self._reported = ""
         self._properties = properties
@@ -248,14 +258,27 @@ class FollowingStore:
             installed = self._current is not before
             needed = installed and before.calls  # then the last call that leaves it closes it
         if not needed:
-            (before.store if installed else store).close()
+            _close(before.store if installed else store)
         if installed:
             self._watch(store)
             log.info("%s: opened with new credentials", self._component)
 
     def _watch(self, store: SecretStore) -> None:
-        if self._changed is not None and isinstance(store, WatchingStore):
+        if self._changed is None or not isinstance(store, WatchingStore):
+            return
+        try:
             store.watch(self._changed)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a store may be anybody's
+            reason = as_store_error(log, error)
+            log.error("%s: its changes show after ttl: %s", self._component, reason)  # noqa: TRY400 - not ours
+
+
+def _close(store: SecretStore) -> None:
+    """Close a store that is not called any more. What it raises is no concern of the one that is."""
+    try:
+        store.close()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a store may be anybody's
+        log_defect(log, error)
 
 
 class UnopenedStore:

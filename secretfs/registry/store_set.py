@@ -251,5 +251,5 @@ async def _refresh_references(opened: OpenedStore) -> None:
         await trio.sleep(max(opened.source.freshness.ttl, REFRESH_PAUSE))
         try:
             await trio.to_thread.run_sync(opened.store.refresh_references, abandon_on_cancel=True)
-        except Exception as error:  # noqa: BLE001 - a defect in one store must not cost everybody the mount
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a defect in one store must not cost everybody the mount
             log_defect(log, error)

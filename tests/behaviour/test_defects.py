@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_a_check_that_raises(fakes: Fakes, exception: str) -> None:
 
 
 def test_a_comparison_and_a_watch_that_raise(fakes: Fakes) -> None:
-    """error-14: So do `unchanged` and `watch`, which no reader waits for: what is in use is read instead."""
+    """No reader waits for `unchanged` and `watch`: what is in use is read instead (error-14)."""
     fails = {"secrets": {"value": {"db": {"key": secret("bad")}}}, "fail": "unchanged=ValueError watch=ValueError"}
     fakes.add("bad", fails, annotations={"secretfs/ttl": "300ms"})
     with mounted(fakes.directory, env=fakes.env, expect_log=[*DEFECT, "its changes show after ttl"]) as mount:
@@ -68,16 +69,9 @@ def test_a_comparison_and_a_watch_that_raise(fakes: Fakes) -> None:
 
 
 def test_a_store_that_is_opened_late_and_cannot_be(fakes: Fakes, tmp_path: Path) -> None:
-    """error-14: So does a store whose new credential is of no use, when it is first called after a takeover."""
+    """A new worker opens it at its first call, with a credential that is of no use (error-14)."""
 
-    def credential(how: str) -> None:
-        (tmp_path / "new.json").write_text(json.dumps({"how": how}), encoding="utf-8")
-        (tmp_path / "new.json").replace(tmp_path / "source.json")
-
-    credential("nothing=hang")
-    component(fakes.directory, "source", "local.file", {"secretsFile": tmp_path / "source.json"})
-    known = {"secrets": {"value": {"db": {"key": secret("needy")}}}, "fail": reference("how")}
-    fakes.add("needy", known, secret_store="source")
+    credential = add_needy(fakes, tmp_path)
     log = [*DEFECT, r"process \d+ ended", "component needy", "needy: "]
     with mounted(fakes.directory, env=fakes.env, expect_log=log) as mount:
         first = mount.worker
@@ -91,6 +85,40 @@ def test_a_store_that_is_opened_late_and_cannot_be(fakes: Fakes, tmp_path: Path)
         credential("nothing=hang")
         wait_until(lambda: errno_of((mount.path / "needy/db/key").read_text) == "")
         assert mount.worker == worker != first
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("open=SystemExit", "unexpected SystemExit"), ("watch=ValueError close=ValueError", "its changes show after ttl")],
+)
+def test_a_rotated_credential_with_which_a_store_raises(fakes: Fakes, tmp_path: Path, how: str, said: str) -> None:
+    """The store that is open goes on; another credential is tried as soon as there is one (error-14)."""
+    credential = add_needy(fakes, tmp_path)
+    with mounted(fakes.directory, env=fakes.env, expect_log=[*DEFECT, "needy: "]) as mount:
+        worker = mount.worker
+        assert (mount.path / "needy/db/key").read_text() == secret("needy")
+        credential(how)
+        wait_until(lambda: re.search(f"needy: .*{said}", mount.log))
+        credential("something=hang")
+        times = 2 if how.startswith("watch") else 1
+        wait_until(lambda: mount.log.count("needy: opened with new credentials") == times)
+        assert (mount.path / "needy/db/key").read_text() == secret("needy")
+        assert mount.worker == worker
+
+
+def add_needy(fakes: Fakes, directory: Path) -> Callable[[str], None]:
+    """Add a store that goes wrong as its credential says. Returns what rotates that credential."""
+
+    def rotate(how: str) -> None:
+        (directory / "new.json").write_text(json.dumps({"how": how}), encoding="utf-8")
+        (directory / "new.json").replace(directory / "source.json")
+
+    rotate("nothing=hang")
+    source = {"secretsFile": directory / "source.json"}
+    component(fakes.directory, "source", "local.file", source, annotations={"secretfs/ttl": "1s"})
+    needy = {"secrets": {"value": {"db": {"key": secret("needy")}}}, "fail": reference("how")}
+    fakes.add("needy", needy, secret_store="source")
+    return rotate
 
 
 def store(mount: Mounted, name: str) -> dict[str, Any]:
