@@ -221,6 +221,12 @@ class Superseded(SecretFSError):
     errno = errno.ESTALE
 
 
+class AppRemoved(SecretFSError):
+    """A file of an app that has been removed while a program had it open."""
+
+    errno = errno.ESTALE
+
+
 def log_defect(logger: logging.Logger, error: BaseException) -> None:
     """Log where an unexpected exception came from, without its text: that may quote a value."""
     bare = Exception(f"{type(error).__name__} (its text is withheld: it may quote a secret)")

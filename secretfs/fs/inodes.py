@@ -12,6 +12,7 @@ What the kernel knows is in the journal before it knows it, so that a process wh
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from secretfs.errors import JournalUnreadable
@@ -26,6 +27,7 @@ from secretfs.fs.keys import (
     RootKey,
     SecretKey,
     ValueKey,
+    app_of,
     key_from_text,
     key_to_text,
 )
@@ -66,6 +68,8 @@ class Version:
     """Whether it may be opened only when the store says that it still has this content."""
     opened: bool = False
     """Whether a program has opened it, and may have seen its bytes."""
+    revoked: bool = False
+    """Whether it belongs to an app that has been removed: nobody may read it any more."""
     evicting: bool = False
     """Whether the kernel has been asked to forget it, for nobody seems to use it."""
     entry_expires: float = 0.0
@@ -231,6 +235,19 @@ class Tree:
         for version in files:
             self.unlink(version)
         return files
+
+    def revoke(self, apps: Collection[str]) -> list[Version]:
+        """Let nobody read the files of apps any more, whoever has them open. Returns those that the kernel knows."""
+        files = [
+            inode
+            for inode in self._inodes.values()
+            if isinstance(inode, Version) and not isinstance(inode.key, ControlKey)
+            if app_of(inode.key.component) in apps
+        ]
+        for version in files:
+            version.revoked, version.content = True, None
+            self._let_go(version)
+        return [version for version in files if _is_known(version)]
 
     def discard(self, inode: Inode) -> None:
         """Drop an inode that was made for the kernel, and that the kernel did not take."""

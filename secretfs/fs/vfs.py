@@ -16,7 +16,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import count
 from typing import Final
 
@@ -24,6 +24,7 @@ import trio
 
 from secretfs.cache.change import Change
 from secretfs.errors import (
+    AppRemoved,
     NoSuchAttribute,
     NoSuchEntry,
     ReadOnly,
@@ -84,6 +85,9 @@ class Kernel:
     def forget_attributes(self, inode: int) -> None:
         """Have it ask for the attributes of an inode again."""
 
+    def forget_content(self, inode: int) -> None:
+        """Have it drop the bytes that it has of a file. Waits for reads that we have yet to answer: needs a thread."""
+
 
 class SecretVFS:
     """The file system of one app: a directory for each of its stores, by component name."""
@@ -117,6 +121,10 @@ class SecretVFS:
         self.changes = Changes(self._tree, self._contents, self._polls, self._attributes)
         """For those who publish what changes."""
         self._app_id = app_id
+        self._nursery = nursery
+        self._revoked = trio.Event()
+        """Set when the kernel has no byte of an app that was removed."""
+        self._revoked.set()
         self._controls: dict[Control, ControlFile] = {
             Control.STATUS: StatusFile(self._mount_status, lambda: self._contents.views, declared.status),
             Control.RELOAD: ReloadFile(declared),
@@ -142,11 +150,33 @@ class SecretVFS:
         if permissions is not None:
             self._attributes.permissions = permissions
         before = self._contents.apps | self._tree.apps
+        gone = before - frozenset(apps or ())
         for component in self._contents.replace(views, apps):
             self._tree.invalidate(component)
         for version in [version for component in changed for version in self._tree.detach_store(component)]:
             self._polls.wake(version.number)
+        self._revoke(gone)
         return changed | {f"{app}/" for app in before ^ self._contents.apps}
+
+    def _revoke(self, apps: Collection[str]) -> None:
+        """Fail the files of apps that have been removed, also where a program has them open or mapped."""
+        files = self._tree.revoke(apps)
+        if apps:
+            opened = sum(version.opened for version in files)
+            log.info("removed %s: files that are still open fail, %d at most", ", ".join(sorted(apps)), opened)
+        if files:
+            self._revoked = trio.Event()
+            self._nursery.start_soon(self._drop_content, [version.number for version in files], self._revoked)
+
+    async def _drop_content(self, numbers: Sequence[int], done: trio.Event) -> None:
+        def drop() -> None:
+            for number in numbers:
+                self._kernel.forget_content(number)
+
+        try:
+            await trio.to_thread.run_sync(drop, abandon_on_cancel=True)
+        finally:
+            done.set()
 
     async def lookup(self, parent: int, segment: bytes, caller: Caller = UNKNOWN) -> Attributes:
         """Find an entry of a directory. The kernel holds a reference to what is returned until `forget`."""
@@ -214,6 +244,7 @@ class SecretVFS:
             if version.content is None and isinstance(self._controls[version.key.control], RenderedFile):
                 raise Superseded("another process rendered it")
             return number
+        _require_app(version)
         await self._bind_unbound(version)
         if version.in_doubt:
             await self._confirm(version, version.key)
@@ -231,6 +262,7 @@ class SecretVFS:
         if file is None:
             raise ReadOnly("write")
         await file.write(text)
+        await self._revoked.wait()
 
     def _request_file(self, number: int) -> RequestFile | None:
         key = self._tree.inode(number).key
@@ -240,6 +272,7 @@ class SecretVFS:
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Read from a version. Raises `Superseded` if its bytes were lost with the process that had them."""
         version = self._version(handle)
+        _require_app(version)
         if version.content is None:
             if isinstance(version.key, ControlKey):
                 raise Superseded("another process rendered it")
@@ -440,3 +473,8 @@ class SecretVFS:
         if before is not None and before is not version:
             self._polls.wake(before.number)
         return version
+
+
+def _require_app(version: Version) -> None:
+    if version.revoked:
+        raise AppRemoved(f"inode {version.number} belongs to an app that has been removed")

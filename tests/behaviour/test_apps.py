@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,15 @@ pytestmark = [pytest.mark.mount, pytest.mark.root("needs to mount for other user
 
 ORDERS, BILLING, TLS, NOBODY = 4001, 4002, 4003, 65534
 SECRETS = {"db": {"password": secret("db"), "user": secret("user")}, "tls": {"key": secret("key")}}
+
+MAPPED = """
+import mmap, sys
+with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
+    print(memory[:].decode(), flush=True)
+    sys.stdin.read()
+    print(memory[:].decode(), flush=True)
+"""
+"""Maps a file, and reads it again when it is told to."""
 
 
 class Host:
@@ -293,6 +303,34 @@ def test_an_app_that_hammers_starves_no_other(host: Host, tmp_path: Path) -> Non
         assert calls() == busy
         assert "app orders: 16 calls wait for their turn, 4 run" in secretfs("status", mount.path).out
         subprocess.run(["umount", "--lazy", "--force", mount.path], check=True)
+
+
+def test_the_open_files_of_an_app_that_is_removed(host: Host, mount: Mounted) -> None:
+    """app-13: When an app is removed, its open files fail with ESTALE; mapped ones end the process with SIGBUS."""
+    kept = (mount.path / "orders/file/db/password").open("rb", buffering=0)
+    held = (mount.path / "billing/file/db/password").open("rb", buffering=0)
+    with kept, held:
+        with subprocess.Popen(
+            [sys.executable, "-c", MAPPED, str(mount.path / "billing/file/tls/key")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as mapped:
+            assert mapped.stdin
+            assert mapped.stdout
+            assert mapped.stdout.readline().decode() == secret("key") + "\n"
+            assert held.read().decode() == secret("db")
+            assert secretfs("apps", "remove", mount.path, "billing").status == 0
+            mapped.stdin.close()
+            assert mapped.wait() == -signal.SIGBUS
+        held.seek(0)
+        assert errno_of(held.read) == "ESTALE"
+        assert errno_of(Path(f"/proc/self/fd/{held.fileno()}").read_bytes) == "ESTALE"
+        assert kept.read().decode() == secret("db")
+        host.add("billing", {"owner": str(BILLING)})
+        (mount.path / ".secretfs/reload").write_text("*")
+        assert (mount.path / "billing/file/db/password").read_text() == secret("db")
+        assert errno_of(held.read) == "ESTALE"
+    assert "removed billing: files that are still open fail, 2 at most" in mount.log
 
 
 def test_one_app_or_many(host: Host) -> None:
