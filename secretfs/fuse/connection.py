@@ -19,17 +19,14 @@ from typing import Final
 from secretfs.errors import MountError
 from secretfs.fs.journal import Journal
 from secretfs.fs.vfs import Kernel
+from secretfs.fuse import handshake
 from secretfs.linux.mountinfo import FSTYPE
 from secretfs.linux.preflight import DEVICE, explain, require_device, require_fusermount
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8  # sys/mount.h
 _LARGEST: Final = 64 << 10  # bytes; no message before FUSE_INIT is answered is longer
 
-_IN_HEADER: Final = struct.Struct("=IIQQIIII")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen
-_INIT_IN: Final = struct.Struct("=IIIII")  # major, minor, max_readahead, flags, flags2
 _OUT_HEADER: Final = struct.Struct("=IiQ")  # len, error, unique
-_FUSE_INIT: Final = 26
-_FLAGS2_HAS_RESEND: Final = 1 << (39 - 32)
 _INVAL_INODE_OUT: Final = struct.Struct("=Qqq")  # inode, offset (negative: only attributes), length
 _NOTIFY_INVAL_INODE: Final = 2
 _NOTIFY_RESEND: Final = 7
@@ -46,26 +43,32 @@ class Connection(Kernel):
         self.taken_over = bool(journal.init)
         """Somebody has served it before."""
         if not self.taken_over:
-            journal.store_init(_read_init(descriptor))
+            journal.store_init(handshake.accept(_read_init(descriptor)))
 
     @property
     def obstacle(self) -> str:
         """Why it cannot be taken over; nothing if it can."""
         if has_ended(self.descriptor):
             return "the kernel has ended the connection"
-        if not _knows_resend(self.journal.init):
+        if not handshake.knows_resend(self.journal.init):
             return "a kernel before Linux 6.9 does not send again what was read and not answered"
         return ""
 
     def offer(self) -> str:
         """Return a path for libfuse to mount at: a socket with the kernel's FUSE_INIT in it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.send(self.journal.init)
+        ours.send(handshake.for_libfuse(self.journal.init))
         self._ours, self._place = ours, theirs.detach()
         return f"/dev/fd/{self._place}"
 
     def attach(self) -> None:
-        """Put the kernel in the place of that socket. Call it when libfuse has read FUSE_INIT and not yet answered."""
+        """Put the kernel in the place of that socket. Call it when libfuse has read FUSE_INIT and not yet answered.
+
+        Our answer comes first, whoever served the mount before: a kill may have come before the kernel had it.
+        """
+        if handshake.is_accepted(self.journal.init):
+            with contextlib.suppress(FileNotFoundError):  # it had
+                os.write(self.descriptor, handshake.answer(self.journal.init))
         os.dup2(self.descriptor, self._place, inheritable=False)
         if self._ours is not None:
             self._ours.close()
@@ -189,13 +192,5 @@ def _read_init(descriptor: int) -> bytes:
         message = os.read(descriptor, _LARGEST)
     except OSError as error:
         raise MountError(f"the kernel ended the connection at once: {error.strerror}") from None
-    if _IN_HEADER.unpack_from(message)[1] != _FUSE_INIT:
-        raise MountError("the kernel did not begin with FUSE_INIT")
+    handshake.require_init(message)
     return message
-
-
-def _knows_resend(init: bytes) -> bool:
-    if len(init) < _IN_HEADER.size + _INIT_IN.size:
-        return False
-    *_, flags2 = _INIT_IN.unpack_from(init, _IN_HEADER.size)
-    return bool(flags2 & _FLAGS2_HAS_RESEND)

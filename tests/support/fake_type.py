@@ -17,7 +17,7 @@ import yaml
 
 from secretfs import errors
 from secretfs.settings import setting, truthy
-from secretfs.store import CachedRead, StoreContext
+from secretfs.store import CachedRead, Secret, StoreContext
 from tests.support.canary import secret
 from tests.support.manifests import component
 from tests.support.memory_store import MemoryStore
@@ -48,6 +48,7 @@ class Settings:
         default=(),
         parse=lambda text: tuple((what, how) for what, _, how in (word.partition("=") for word in text.split())),
     )
+    meet: int = setting("meet", "How many secrets must be asked for at the same time.", default=0, parse=int)
     delay: float = setting("delay", "Seconds that each call takes.", default=0.0, parse=float)
     record: str = setting("record", "File to write the process group and session into when it is opened.")
 
@@ -67,6 +68,12 @@ class FakeStore(MemoryStore):
         self._name = name
         self._fail = dict(settings.fail)
         self._delay = settings.delay
+        self._meeting = threading.Barrier(settings.meet) if settings.meet else None
+
+    def fetch(self, name: str) -> Secret:
+        if self._meeting is not None:
+            self._meeting.wait(30)
+        return super().fetch(name)
 
     def check(self) -> None:
         events.append(f"check {self._name}")

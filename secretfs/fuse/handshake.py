@@ -1,0 +1,83 @@
+"""FUSE_INIT: what the kernel offers when a mount begins, and what we take of it. Pure. See linux/fuse.h.
+
+We answer it ourselves, for the first process that serves a mount and for every one that takes over: libfuse 3.14 never
+asks for FUSE_PARALLEL_DIROPS, takes FUSE_ATOMIC_O_TRUNC, and leaves the number of reads under way at 12. Then it is
+shown an offer of nothing but what we have taken, and the kernel ignores its answer, which comes second.
+"""
+
+import struct
+from typing import Final
+
+from secretfs.errors import MountError
+
+_FUSE_INIT: Final = 26
+_IN_HEADER: Final = struct.Struct("=IIQQIIII")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen
+_INIT_IN: Final = struct.Struct("=IIIII")  # major, minor, max_readahead, flags, flags2
+_OUT_HEADER: Final = struct.Struct("=IiQ")  # len, error, unique
+_INIT_OUT: Final = struct.Struct("=IIIIHHIIHHIIH22x")
+# major, minor, max_readahead, flags, max_background, congestion_threshold, max_write, time_gran, max_pages,
+# map_alignment, flags2, max_stack_depth, request_timeout
+
+_MAJOR, _MINOR = 7, 38  # what libfuse 3.14 speaks
+_ATOMIC_O_TRUNC: Final = 1 << 3
+_MAX_PAGES: Final = 1 << 22
+_WANTED: Final = (
+    1 << 0  # ASYNC_READ: several reads of one file at a time
+    | 1 << 5  # BIG_WRITES: a request to refresh comes in one piece
+    | 1 << 12  # AUTO_INVAL_DATA: a directory whose time has changed is listed anew
+    | 1 << 13  # DO_READDIRPLUS: a listing has the attributes with the names
+    | 1 << 15  # ASYNC_DIO
+    | 1 << 18  # PARALLEL_DIROPS: look-ups of several names in one directory at a time
+    | 1 << 30  # INIT_EXT: there are more flags, in flags2
+    | _MAX_PAGES
+)  # without ATOMIC_O_TRUNC: truncating is a request of its own, which can be refused
+_FLAGS2_HAS_RESEND: Final = 1 << (39 - 32)
+
+_MAX_WRITE: Final = 128 << 10  # bytes; libfuse has a buffer of that size for each request under way
+_PAGES: Final = 256  # of one request to read: 1 MB
+_BACKGROUND: Final = 512  # reads ahead that may be under way: one store that hangs must not keep others from reading
+
+
+def require_init(message: bytes) -> None:
+    """Raise `MountError` if a message is not FUSE_INIT."""
+    if len(message) < _IN_HEADER.size + _INIT_IN.size or _IN_HEADER.unpack_from(message)[1] != _FUSE_INIT:
+        raise MountError("the kernel did not begin with FUSE_INIT, as Linux 5.4 and newer do")
+
+
+def accept(offer: bytes) -> bytes:
+    """Return the kernel's offer with nothing in it but what we take."""
+    major, minor, readahead, flags, flags2 = _INIT_IN.unpack_from(offer, _IN_HEADER.size)
+    taken = bytearray(offer)
+    _INIT_IN.pack_into(taken, _IN_HEADER.size, major, minor, readahead, flags & _WANTED, flags2)
+    return bytes(taken)
+
+
+def is_accepted(offer: bytes) -> bool:
+    """Whether an offer is what `accept` returned; else libfuse has answered it, in a version of secretfs before."""
+    return not _INIT_IN.unpack_from(offer, _IN_HEADER.size)[3] & _ATOMIC_O_TRUNC
+
+
+def for_libfuse(offer: bytes) -> bytes:
+    """Return an offer as libfuse may see it: it has a buffer of a megabyte for each request if pages are offered."""
+    if not is_accepted(offer):
+        return offer
+    major, minor, readahead, flags, flags2 = _INIT_IN.unpack_from(offer, _IN_HEADER.size)
+    shown = bytearray(offer)
+    _INIT_IN.pack_into(shown, _IN_HEADER.size, major, minor, readahead, flags & ~_MAX_PAGES, flags2)
+    return bytes(shown)
+
+
+def answer(offer: bytes) -> bytes:
+    """Return our answer to an accepted offer."""
+    unique = _IN_HEADER.unpack_from(offer)[2]
+    _, minor, readahead, flags, _ = _INIT_IN.unpack_from(offer, _IN_HEADER.size)
+    limits = (_BACKGROUND, _BACKGROUND * 3 // 4, _MAX_WRITE, 1, _PAGES)
+    body = _INIT_OUT.pack(_MAJOR, min(minor, _MINOR), readahead, flags, *limits, 0, 0, 0, 0)
+    return _OUT_HEADER.pack(_OUT_HEADER.size + len(body), 0, unique) + body
+
+
+def knows_resend(offer: bytes) -> bool:
+    """Whether the kernel sends again what was read and not answered (FUSE_NOTIFY_RESEND, Linux 6.9)."""
+    if len(offer) < _IN_HEADER.size + _INIT_IN.size:
+        return False
+    return bool(_INIT_IN.unpack_from(offer, _IN_HEADER.size)[4] & _FLAGS2_HAS_RESEND)
