@@ -201,3 +201,23 @@ def test_the_real_end(mount: Mounted, engine: Engine, end: str, *, restarted: bo
     wait_until(lambda: engine.users() == [])
     assert mount.process.wait(10) == 0
     assert count(engine.server, "auth/token/revoke-self") == 1
+
+
+@pytest.mark.root("needs to mount for other users, which only root can")
+def test_an_app_that_is_removed(engine: Engine, tmp_path: Path) -> None:
+    """What was issued for an app is revoked when it is removed, unless another app shares the store (app-13)."""
+    apps = tmp_path / "apps"
+    apps.mkdir()
+    for app in ("orders", "billing"):
+        document = {"apiVersion": "secretfs/v1alpha1", "kind": "App", "metadata": {"name": app}}
+        (apps / f"{app}.yaml").write_text(json.dumps(document), encoding="utf-8")
+    component(tmp_path / "m", "shared", "hashicorp.vault", engine.login(), annotations={"secretfs/deadline": "1s"})
+    own = {"secretfs/deadline": "1s"}
+    component(tmp_path / "m", "own", "hashicorp.vault", engine.login(), annotations=own, scopes=["billing"])
+    with mounted(tmp_path / "m", options=["--apps", str(apps)]) as mount:
+        shared = cat(mount.path / "billing/shared/app/username")
+        own_user = cat(mount.path / "billing/own/app/username")
+        assert sorted(engine.users()) == sorted([shared, own_user])
+        assert secretfs("apps", "remove", mount.path, "billing").status == 0
+        wait_until(lambda: engine.users() == [shared])
+        assert cat(mount.path / "orders/shared/app/username") == shared
