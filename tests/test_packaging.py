@@ -34,6 +34,14 @@ def imported_by(code: str, *prefixes: str) -> list[str]:
     return done.out.rpartition("modules:")[2].split()
 
 
+def running(*arguments: str) -> str:
+    """Return code that runs the command line, which has to end well."""
+    return (
+        f"import sys; from secretfs.cli.main import main; sys.argv[1:] = {arguments!r}\n"
+        "try: main()\nexcept SystemExit as end: assert not end.code, end.code\n"
+    )
+
+
 class TestImports:
     def test_the_package_imports_nothing_else(self) -> None:
         assert imported_by("import secretfs", "secretfs", "trio", "pyfuse3", "click", "yaml", *SDKS) == ["secretfs"]
@@ -48,18 +56,22 @@ class TestImports:
         assert run([sys.executable, "-c", code], env=environment()).out == "True\n"
 
     def test_the_command_line_imports_no_sdk(self) -> None:
-        assert imported_by("import secretfs.cli.main", *SDKS) == []
+        code = "from secretfs.cli.main import COMMANDS, command; [command(name) for name in COMMANDS]"
+        assert imported_by(code, *SDKS) == []
+
+    def test_help_imports_no_command(self) -> None:
+        ours = [
+            *("secretfs", "secretfs.cli", "secretfs.cli.main", "secretfs.cli.mount_helper", "secretfs.cli.output"),
+            *("secretfs.errors", "secretfs.linux", "secretfs.linux.log", "secretfs.linux.regular_file"),
+            *("secretfs.linux.runtime_directory", "secretfs.settings"),
+        ]
+        assert imported_by(running("--help"), "secretfs", "trio", "pyfuse3", "yaml", *SDKS) == ours
 
     def test_opening_local_stores_imports_no_sdk(self, tmp_path: Path) -> None:
         (tmp_path / "s.json").write_text('{"a": "b"}', encoding="utf-8")
         component(tmp_path / "c", "env", "local.env")
         component(tmp_path / "c", "file", "local.file", {"secretsFile": tmp_path / "s.json"})
-        code = (
-            "import sys; from secretfs.cli.main import main\n"
-            f"sys.argv = ['secretfs', 'check', '--connect', '--resources-path', {str(tmp_path / 'c')!r}]\n"
-            "try: main()\nexcept SystemExit as end: assert not end.code\n"
-        )
-        assert imported_by(code, *SDKS) == []
+        assert imported_by(running("check", "--connect", "--resources-path", str(tmp_path / "c")), *SDKS) == []
 
     @pytest.mark.mount
     def test_a_daemon_of_local_stores_maps_no_sdk(self, tmp_path: Path) -> None:

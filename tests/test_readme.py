@@ -11,7 +11,7 @@ import click
 import pytest
 import yaml
 
-from secretfs.cli.main import cli
+from secretfs.cli.main import COMMANDS, command
 from secretfs.registry.annotations import FRESHNESS
 from secretfs.stores import BUILTIN
 from tests.support.command import NOBODY, ROOT, Done, end_daemons
@@ -213,14 +213,14 @@ def test_in_a_container(place: Place) -> None:
 def test_the_line_of_fstab_has_flags() -> None:
     (line,) = blocks("fstab")
     options = line.split()[3].split(",")
-    flags = {flag for parameter in cli.commands["mount"].params for flag in parameter.opts}
+    flags = {flag for parameter in command("mount").params for flag in parameter.opts}
     ours = {f"--{option.partition('=')[0]}" for option in options if option not in ("_netdev", "nofail")}
     assert ours < flags
 
 
 def test_the_table_of_commands() -> None:
     named = {name.strip("`").split()[1] for name, _ in rows("Command")}
-    assert named == set(cli.commands)
+    assert named == set(COMMANDS)
 
 
 def test_the_table_of_flags() -> None:
@@ -232,8 +232,8 @@ def test_the_table_of_flags() -> None:
             if "mount" in told[flag]:
                 told[flag].add("doctor")
     found: dict[str, set[str]] = {}
-    for name, command in cli.commands.items():
-        for parameter in command.params:
+    for name in COMMANDS:
+        for parameter in command(name).params:
             if isinstance(parameter, click.Option) and not parameter.hidden:
                 (long,) = [flag for flag in parameter.opts if flag.startswith("--")]
                 found.setdefault(long, set()).add(name)

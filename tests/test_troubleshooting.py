@@ -5,7 +5,7 @@ import re
 import click
 import pytest
 
-from secretfs.cli.main import cli
+from secretfs.cli.main import command as command_of
 from tests.support.command import ROOT
 
 PAGE = ROOT / "docs/troubleshooting.md"
@@ -20,7 +20,7 @@ SAID_BY_FUSERMOUNT = ("not owned by user", "too many FUSE filesystems mounted", 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"`(secretfs [a-z]+[^`]*)`", TEXT))))
 def test_every_command_is_one(command: str) -> None:
     _, name, *words = command.split()
-    known = cli.commands[name]
+    known = command_of(name)
     flags = {flag for parameter in known.params if isinstance(parameter, click.Option) for flag in parameter.opts}
     assert {word for word in words if word.startswith("-")} <= flags
 

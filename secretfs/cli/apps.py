@@ -29,7 +29,7 @@ DIRECTORY = click.option(
 )
 
 
-@click.group("apps", short_help="Add, remove and list the apps of a mount.")
+@click.group("apps")
 def apps_command() -> None:
     """Add, remove and list the apps of a mount that was made with --apps.
 

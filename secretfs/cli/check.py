@@ -45,7 +45,7 @@ Branch = Mapping[str, "Branch | None"]
 """A directory as it is shown: entries by name, None for a file."""
 
 
-@click.command("check", short_help="Check everything that a mount loads, and show its tree.")
+@click.command("check")
 @sources
 @click.option("--strict", is_flag=True, help="Treat warnings as errors.")
 @click.option("--connect", is_flag=True, help="Open every store and list the names in it.")

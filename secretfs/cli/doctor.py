@@ -1,7 +1,7 @@
 """``secretfs doctor``: the findings of `secretfs.cli.diagnose`, as they are made."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +18,7 @@ from secretfs.cli.diagnose import (
     summary,
     to_json,
 )
+from secretfs.cli.mount import mount_command
 from secretfs.cli.options import PATH, take_freshness, take_sources
 from secretfs.cli.output import progress, wrap
 from secretfs.daemon.serve import MountOptions
@@ -25,21 +26,6 @@ from secretfs.dapr.declaration import Declaration
 from secretfs.dapr.load import load_declaration
 from secretfs.errors import ConfigurationError
 from secretfs.linux.log import printable
-
-
-def doctor_command(mount_parameters: Sequence[click.Parameter]) -> click.Command:
-    """Make the command, which takes every flag of ``mount``."""
-    return click.Command(
-        "doctor",
-        callback=_doctor,
-        help=_doctor.__doc__,
-        short_help="Say whether a mount would come up here, and what to do if not.",
-        params=[
-            *(parameter for parameter in mount_parameters if parameter.name != "mountpoint"),
-            click.Option(["--json", "as_json"], is_flag=True, help="Print the findings for programs."),
-            click.Argument(["mountpoint"], type=PATH, required=False),
-        ],
-    )
 
 
 def _doctor(mountpoint: Path | None, *, as_json: bool, **flags: Any) -> NoReturn:
@@ -99,3 +85,16 @@ def _print_finding(finding: Finding) -> None:
     click.echo(text.removeprefix(" " * len(finding.level.value)))
     if finding.fix:
         click.echo(wrap(f"{'fix:':>18} {printable(finding.fix)}", sys.stdout, " " * 19))
+
+
+doctor_command = click.Command(
+    "doctor",
+    callback=_doctor,
+    help=_doctor.__doc__,
+    params=[
+        *(parameter for parameter in mount_command.params if parameter.name != "mountpoint"),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print the findings for programs."),
+        click.Argument(["mountpoint"], type=PATH, required=False),
+    ],
+)
+"""It takes every flag of ``mount``."""

@@ -1,27 +1,56 @@
 """The command line: flags in, exit codes out. What the commands do is elsewhere."""
 
+import importlib
 import io
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Final, NoReturn, cast
 
 import click
 
 import secretfs
 from secretfs.cli import mount_helper
-from secretfs.cli.apps import apps_command
-from secretfs.cli.check import check_command
-from secretfs.cli.doctor import doctor_command
-from secretfs.cli.mount import mount_command
 from secretfs.cli.output import reporting
-from secretfs.cli.refresh import refresh_command
-from secretfs.cli.run import run_command
-from secretfs.cli.status import status_command
-from secretfs.cli.unmount import unmount_command
 from secretfs.errors import ConfigurationError
 
+COMMANDS: Final[Mapping[str, str]] = {
+    "apps": "Add, remove and list the apps of a mount.",
+    "check": "Check everything that a mount loads, and show its tree.",
+    "doctor": "Say whether a mount would come up here, and what to do if not.",
+    "mount": "Mount the secrets at a directory.",
+    "refresh": "Ask stores again now, without waiting for ttl.",
+    "run": "Run a command with secrets mounted for it alone.",
+    "status": "Show the health of a mount and its stores, or of all mounts.",
+    "unmount": "Unmount, and end the process that serves it.",
+}
+"""Every command in a line. It is in the module of its name."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class _Commands(click.Group):
+    """The commands, each imported when it is asked for: none waits for the libraries of the others."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return command(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def command(name: str) -> click.Command:
+    """Import the command of a name in `COMMANDS`."""
+    module = importlib.import_module(f"secretfs.cli.{name}")
+    found = cast("click.Command", getattr(module, f"{name}_command"))
+    found.short_help = COMMANDS[name]
+    return found
+
+
+@click.group(
+    cls=_Commands,
+    commands=[click.Command(name) for name in COMMANDS],  # stand-ins: click knows the names, and hints at the nearest
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(secretfs.__version__, prog_name="secretfs")
 def cli() -> None:
     """Secrets as files: every store of your Dapr components is a directory, every secret a file.
@@ -45,16 +74,9 @@ def cli() -> None:
     """  # noqa: D301 - a real backspace keeps click from wrapping what follows
 
 
-for command in (
-    *(mount_command, unmount_command, status_command, refresh_command, check_command),
-    *(doctor_command(mount_command.params), run_command, apps_command),
-):
-    cli.add_command(command)
-
-
 def main() -> NoReturn:
     """Run the command line. Whatever goes wrong ends as a line on standard error, and an exit code."""
-    if mount_helper.is_request(sys.argv[1:], cli.commands):
+    if mount_helper.is_request(sys.argv[1:], COMMANDS):
         mount_secretfs()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without the lines of a tree is no error
@@ -72,6 +94,7 @@ def mount_secretfs() -> NoReturn:
 
 
 def _mount_as_asked() -> int:
+    mount_command = command("mount")
     asked = mount_helper.translate(sys.argv[1:], mount_command)
     try:
         with mount_command.make_context("mount", asked.flags, obj=asked.again) as context:

@@ -15,7 +15,7 @@ from secretfs.linux.mountpoint import resolve
 from secretfs.linux.process import require_owner
 
 
-@click.command("mount", short_help="Mount the secrets at a directory.")
+@click.command("mount")
 @sources
 @freshness
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground and log to standard error.")

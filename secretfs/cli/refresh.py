@@ -12,7 +12,7 @@ from secretfs.daemon.control_client import refresh
 from secretfs.linux.mountpoint import resolve
 
 
-@click.command("refresh", short_help="Ask stores again now, without waiting for ttl.")
+@click.command("refresh")
 @click.argument("mountpoint", type=PATH)
 @click.argument("paths", nargs=-1, metavar="[PATH]...")
 def refresh_command(mountpoint: Path, paths: tuple[str, ...]) -> NoReturn:

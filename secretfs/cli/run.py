@@ -32,7 +32,6 @@ from secretfs.linux.preflight import require_device
 
 @click.command(
     "run",
-    short_help="Run a command with secrets mounted for it alone.",
     context_settings={"allow_interspersed_args": False},
     options_metavar="[OPTIONS] --",
 )

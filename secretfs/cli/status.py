@@ -28,7 +28,7 @@ EXIT_TROUBLE: Final = 1
 _SEVERITY: Final = {state.value: place for place, state in enumerate(State)}
 
 
-@click.command("status", short_help="Show the health of a mount and its stores, or of all mounts.")
+@click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Print it for programs: .secretfs/status.json as it is.")
 @click.argument("mountpoint", type=PATH, required=False)
 def status_command(mountpoint: Path | None, *, as_json: bool) -> NoReturn:

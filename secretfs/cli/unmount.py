@@ -9,7 +9,7 @@ from secretfs.daemon.processes import force_unmount, unmount_and_wait
 from secretfs.linux.mountpoint import resolve
 
 
-@click.command("unmount", short_help="Unmount, and end the process that serves it.")
+@click.command("unmount")
 @click.option(
     "--force", is_flag=True, help="Unmount even if it hangs or is in use: end its processes, let pending reads fail."
 )

@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from secretfs.cli.main import cli
+from secretfs.cli.main import COMMANDS
 from secretfs.cli.mount import mount_command
 from secretfs.cli.mount_helper import is_request, translate
 from secretfs.errors import ConfigurationError
@@ -95,7 +95,7 @@ def test_switches_may_stand_anywhere() -> None:
 )
 def test_a_request_can_be_made_again(arguments: list[str]) -> None:
     asked = translate(arguments, mount_command)
-    assert is_request(asked.again, cli.commands)
+    assert is_request(asked.again, COMMANDS)
     assert translate(asked.again, mount_command) == asked
 
 
@@ -117,4 +117,4 @@ def test_what_mount_would_not_ask_is_refused(arguments: list[str]) -> None:
     ],
 )
 def test_a_request_is_told_from_a_command(arguments: list[str], *, is_one: bool) -> None:
-    assert is_request(arguments, cli.commands) == is_one
+    assert is_request(arguments, COMMANDS) == is_one
