@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 import trio
 
 from secretfs.cache.freshness import time_limit
-from secretfs.cache.health import CallStats, CircuitBreaker, FailureLog, Kind, State
+from secretfs.cache.health import CallStats, CircuitBreaker, FailureLog, Kind, State, Statistics
 from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.cache.turns import NO_APP, ONLY_APP, Turn, TurnQueue
 from secretfs.errors import (
@@ -101,12 +101,22 @@ class StoreClient:
             return State.DOWN if self.down else State.IN_DOUBT
         return State.REFUSED if self.stats.last_refused else State.OK
 
-    @property
-    def next_try(self) -> float | None:
-        """When a store that is down is probed next, in seconds since the epoch."""
-        if self.stats.last_error is None or not self.down:
-            return None
-        return self.stats.last_error.at + self._breaker.pause
+    def statistics(self, *, names: int, cached: int, stale: int) -> Statistics:
+        """Return the health of the store, with what its cache counts."""
+        stats, last_error = self.stats, self.stats.last_error
+        return Statistics(
+            self.store_type,
+            self.state,
+            stats.last_success,
+            last_error,
+            last_error.at + self._breaker.pause if last_error is not None and self.down else None,
+            names,
+            cached,
+            stale,
+            dict(stats.asked),
+            dict(stats.failures),
+            self.turns.work,
+        )
 
     async def names(self, folder: str) -> CachedAnswer[Names | StoreError]:
         """Call `SecretStore.names`, unless the circuit breaker is open. Raises any failure."""
@@ -270,8 +280,8 @@ def _checked(kind: Kind, answer: T) -> T:
     return answer
 
 
-async def in_parallel(work: Callable[[], Awaitable[None]]) -> None:
-    """Run ``work`` as often at once as a store takes calls; the first error of a store ends all and is raised."""
+async def in_parallel(work: Callable[[], Awaitable[None]], tasks: int = CONCURRENCY) -> None:
+    """Run ``work`` in several tasks at once; the first error of a store ends all and is raised."""
     errors: list[StoreError] = []
 
     async def until_error() -> None:
@@ -282,7 +292,7 @@ async def in_parallel(work: Callable[[], Awaitable[None]]) -> None:
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        for _ in range(CONCURRENCY):
+        for _ in range(tasks):
             nursery.start_soon(until_error)
     if errors:
         raise errors[0]

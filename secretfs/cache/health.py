@@ -158,7 +158,7 @@ REMEMBERED: Final = 1000
 
 
 class FailureLog:
-    """Tells of each trouble of one store when it begins and when its reason changes, and of an outage when it ends."""
+    """Logs each failure of one store once, again when its reason changes, and the end of an outage."""
 
     def __init__(self, component: str) -> None:
         self._component = component
@@ -171,10 +171,10 @@ class FailureLog:
             log.warning("%s: %s", self._component, error)
 
     def failed(self, question: Question, error: StoreError) -> None:
-        """Tell that the store fails, whatever it was asked.
+        """Log that a call failed, unless it is one failure of an outage that is logged already.
 
-        A question that failed so before, and has not been answered since, tells nothing of the store: what is in the
-        way may be its secret alone, while others are answered all the time.
+        A call that failed so before, and has not been answered since, says nothing about the store: the cause may be
+        its secret alone, while other calls are answered.
         """
         _, _, reason = str(error).partition(": ")  # what comes first is what was asked for
         reason = reason or str(error)
@@ -183,7 +183,7 @@ class FailureLog:
             log.warning("%s: %s", self._component, error)
 
     def answered(self, question: Question) -> None:
-        """Forget the trouble with a question."""
+        """Forget the failure of a call that is answered now."""
         self._reasons.pop(question, None)
 
     def over(self) -> None:
@@ -193,7 +193,7 @@ class FailureLog:
             log.info("%s: answers again", self._component)
 
     def _remember(self, question: Question, reason: str) -> bool:
-        """Note what is in the way of a question. Returns whether that is new."""
+        """Note why a call fails. Returns whether that is new."""
         if self._reasons.get(question) == reason:
             return False
         self._reasons.pop(question, None)

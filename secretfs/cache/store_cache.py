@@ -16,16 +16,15 @@ Belongs to one trio thread; nothing here is thread-safe.
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from hashlib import blake2b
-from secrets import token_bytes
 from typing import Any, Final, TypeVar, cast
 
 import trio
 
 from secretfs.cache.change import Announce, Change, discard
-from secretfs.cache.client import StoreClient
+from secretfs.cache.client import StoreClient, in_parallel
+from secretfs.cache.forgotten import Forgotten, changed_keys, is_refusal, keys_of
 from secretfs.cache.freshness import Freshness, request_limit
 from secretfs.cache.health import Kind, Statistics
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
@@ -139,7 +138,7 @@ class CachedStore:
     async def refresh(self, concerned: Callable[[str], bool] = lambda _: True) -> None:
         """Ask again, now, for what is known of the secrets and folders that are ``concerned``, if only the names.
 
-        Returns when all is answered. Raises the first failure, and asks for no more then. A refusal is an answer.
+        Returns when all is answered. Raises the first failure at once. A refusal is an answer.
         """
         if self.reads_have_effects:
             for name in filter(concerned, self._secrets):
@@ -160,27 +159,14 @@ class CachedStore:
 
     def statistics(self, visible: Callable[[str], bool] | None = None) -> Statistics:
         """Return the health of the store, and how much is known of the secrets that are ``visible``; None is all."""
-        doubted, stats = self._client.in_doubt, self._client.stats
         cached = stale = 0
         for name in filter(visible, self._secrets) if visible else self._secrets:
             answer = self._secrets.known(name)
             if answer is not None and isinstance(answer.value, Secret):
                 cached += len(answer.value.values)
-                if answer.stale or (doubted and not answer.remaining):
+                if answer.stale or (self._client.in_doubt and not answer.remaining):
                     stale += len(answer.value.values)
-        return Statistics(
-            self._client.store_type,
-            self._client.state,
-            stats.last_success,
-            stats.last_error,
-            self._client.next_try,
-            self._count_names(visible),
-            cached,
-            stale,
-            dict(stats.asked),
-            dict(stats.failures),
-            self._client.turns.work,
-        )
+        return self._client.statistics(names=self._count_names(visible), cached=cached, stale=stale)
 
     async def _reload(self, asked: list[tuple[TTLCache[str, Any], str]]) -> None:
         if self._client.down:
@@ -188,22 +174,12 @@ class CachedStore:
         for cache, key in asked:
             cache.expire(key)
         waiting = iter(asked)
-        failures: list[StoreError] = []
 
         async def load() -> None:
             for cache, key in waiting:
-                try:
-                    await self._load(cache, key)
-                except StoreError as error:
-                    failures.append(error)
-                if failures:
-                    return
+                await self._load(cache, key)
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(min(BACKGROUND, len(asked))):
-                nursery.start_soon(load)
-        if failures:
-            raise failures[0]
+        await in_parallel(load, BACKGROUND)
 
     def known_names(self) -> frozenset[str]:
         """Return the names of all secrets that have been listed or asked for."""
@@ -263,11 +239,11 @@ class CachedStore:
         cache.drop_idle(self._freshness.idle)
         for key in list(cache):
             known = cache.known(key)
-            if known is None or known.remaining or isinstance(known.value, _Forgotten):
+            if known is None or known.remaining or isinstance(known.value, Forgotten):
                 continue
             if isinstance(known.value, Secret):
                 if trio.current_time() >= known.fetched + self._freshness.max_stale:
-                    cache.keep(key, replace(known, value=_Forgotten(_digests(known.value.values))))
+                    cache.keep(key, replace(known, value=Forgotten(known.value)))
             elif isinstance(known.value, StoreError) and (cache is self._secrets or key not in self._withheld):
                 cache.drop(key)
 
@@ -296,8 +272,12 @@ class CachedStore:
         return stale
 
     async def _renew(self, cache: TTLCache[str, Any]) -> None:
-        """Load again what is due. A refusal is not kept fresh: whoever asks next hears whether it still stands."""
-        due = [key for key in cache.due(self._freshness.idle) if not _is_refusal(cache.known(key))]
+        """Load again what is due. A refusal is not kept fresh: the next reader asks whether it still stands."""
+        due = [
+            key
+            for key in cache.due(self._freshness.idle)
+            if (known := cache.known(key)) and not is_refusal(known.value)
+        ]
         if cache is self._secrets and self.reads_have_effects:
             return
         if due and cache is self._secrets and isinstance(self._client.store, RevalidatingStore):
@@ -365,10 +345,7 @@ class CachedStore:
     ) -> None:
         """Announce which keys of a secret have other values than before."""
         if known is not None:
-            before, now = _values(known.value), _values(answer.value)
-            if isinstance(known.value, _Forgotten):
-                now = _digests(now)
-            keys = (key for key in {*before, *now} if before.get(key) != now.get(key))
+            keys = changed_keys(known.value, answer.value)
             self._notify(Change(self.component, values=frozenset((name, key) for key in keys)))
 
     def _notify(self, change: Change) -> None:
@@ -402,33 +379,8 @@ class CachedStore:
         """Return all known values of these secrets as changed."""
         known = ((name, answer) for name in names if (answer := self._secrets.known(name)) is not None)
         return Change(
-            self.component, values=frozenset((name, key) for name, answer in known for key in _values(answer.value))
+            self.component, values=frozenset((name, key) for name, answer in known for key in keys_of(answer.value))
         )
-
-
-class _Forgotten(StoreError):
-    """A secret that is too old to be served. Its values have left memory: digests tell whether they have changed."""
-
-    def __init__(self, digests: Mapping[str, bytes]) -> None:
-        super().__init__("too old to be served")
-        self.digests = digests
-
-
-_DIGEST_KEY: Final = token_bytes(32)
-
-
-def _digests(values: Mapping[str, bytes]) -> Mapping[str, bytes]:
-    return {key: blake2b(value, key=_DIGEST_KEY, digest_size=16).digest() for key, value in values.items()}
-
-
-def _is_refusal(answer: CachedAnswer[Any] | None) -> bool:
-    return answer is None or (isinstance(answer.value, StoreError) and not isinstance(answer.value, _Forgotten))
-
-
-def _values(answer: Secret | StoreError) -> Mapping[str, bytes]:
-    if isinstance(answer, _Forgotten):
-        return answer.digests
-    return answer.values if isinstance(answer, Secret) else {}
 
 
 def _given(answer: CachedAnswer[T | StoreError]) -> CachedAnswer[T]:

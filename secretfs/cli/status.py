@@ -25,8 +25,6 @@ from secretfs.linux.mountpoint import resolve
 
 EXIT_TROUBLE: Final = 1
 
-_SEVERITY: Final = {state.value: place for place, state in enumerate(State)}
-
 
 @click.command("status")
 @click.option("--json", "as_json", is_flag=True, help="Print it for programs: .secretfs/status.json as it is.")
