@@ -73,7 +73,12 @@ class Place:
         path = f"{self.directory / 'bin'}:{ROOT / '.venv/bin'}:{os.environ['PATH']}"
         command = ["bash", "-eu", "-c", self.here(script)]
         done = subprocess.run(
-            command, env=os.environ | {"PATH": path}, cwd=self.directory, capture_output=True, text=True, check=False
+            command,
+            env=os.environ | {"PATH": path, "SHOP_REGION": "north"},
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         said = [line for line in done.stderr.splitlines(keepends=True) if "there is no syslog" not in line]
         return Done(done.returncode, done.stdout, "".join(said))

@@ -181,7 +181,7 @@ async def serve(
             log.info("unmounted %s", options.mountpoint)
         elif not registry.hands_over and (there := secretfs_at(options.mountpoint)) and there.minor == device:
             unmount(options.mountpoint, lazy=True)
-        if not registry.hands_over:
+        if not registry.hands_over and (stop is None or device is not None):  # else only the supervisor knows the mount
             _leave(handover, leased=any(isinstance(opened.store, LeasingStore) for opened in registry.open))
         nursery.cancel_scope.cancel()
     if not registry.hands_over:

@@ -1,7 +1,6 @@
 """The way out of a mount that hangs: ``secretfs unmount --force``."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from tests.support.canary import secret
 from tests.support.command import Done, background, in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import daemons, fuse_mounts, mounted, wait_for_end
-from tests.support.shell import errno_of, wait_until
+from tests.support.shell import errno_of, stop, wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -48,7 +47,7 @@ def test_a_hung_daemon(manifests: Path, tmp_path: Path) -> None:
     """force-1: `secretfs unmount --force` ends a mount that hangs: readers get an error, no process is left."""
     point = tmp_path / "mnt"
     with background(point, "--resources-path", manifests, env=ENVIRONMENT) as daemon:
-        os.kill(daemon, signal.SIGSTOP)
+        stop(daemon)
         with hanging(point / "env/TOKEN") as reader:
             began = time.monotonic()
             assert secretfs("unmount", "--force", point) == Done(0, "", "")

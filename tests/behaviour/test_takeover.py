@@ -27,7 +27,7 @@ from tests.support.mounted import Mounted, daemons, mounted
 from tests.support.readers import Readers
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.servers.openbao import OpenBao
-from tests.support.shell import errno_of, wait_until
+from tests.support.shell import errno_of, stop, wait_until
 from tests.support.values import sealed, unsealed
 from tests.support.vault_fixtures import Folder
 from tests.support.watching import watching
@@ -73,7 +73,7 @@ def wchan(thread: threading.Thread) -> str:
 @contextmanager
 def down(mount: Mounted) -> Iterator[None]:
     """Leave the mount without a worker: it is killed, and the supervisor cannot start another one yet."""
-    os.kill(mount.process.pid, signal.SIGSTOP)
+    stop(mount.process.pid)
     worker = os.pidfd_open(mount.worker)
     signal.pidfd_send_signal(worker, signal.SIGKILL)
     select.select([worker], [], [], 10)
@@ -435,7 +435,7 @@ def test_a_user_is_taken_over_too() -> None:
 
 
 def stop(mount: Mounted) -> None:
-    os.kill(mount.worker, signal.SIGSTOP)
+    stop(mount.worker)
 
 
 def kill(mount: Mounted) -> None:
@@ -522,7 +522,7 @@ def test_mounted_at_the_working_directory(components: Path, tmp_path: Path) -> N
     try:
         parent, worker = daemon_pids(require_mounted(point))
         assert Path(f"/proc/{parent}/cmdline").read_bytes().count(b"secretfs.daemon.supervisor") == 1
-        os.kill(parent, signal.SIGSTOP)
+        stop(parent)
         os.kill(worker, signal.SIGKILL)
         if os.geteuid() == 0:  # nothing of the mount is to be had from the kernel's memory
             Path("/proc/sys/vm/drop_caches").write_text("2", encoding="ascii")

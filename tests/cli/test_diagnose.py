@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from tests.support.fake_type import Fakes, reference
 from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import mounted
 from tests.support.servers.faulty import Faulty
+from tests.support.shell import stop
 from tests.support.vault_fixtures import Folder, kv, openbao_server
 
 __all__ = ["kv", "openbao_server"]
@@ -166,7 +166,7 @@ class TestMountPoint:
         (point / "x").unlink()
         with mounted(components, mountpoint=point) as mount:
             assert found()["mount point"] == ("PASS", f"{point} has a secretfs mounted, which answers")
-            os.kill(mount.worker, signal.SIGSTOP)
+            stop(mount.worker)
             hung = found()
             assert (hung.code, hung["mount point"]) == (
                 3,

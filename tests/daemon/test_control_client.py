@@ -20,6 +20,7 @@ from tests.support.canary import secret
 from tests.support.command import in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, mounted
+from tests.support.shell import stop
 
 NOW = 1_800_000_000.0
 
@@ -282,7 +283,7 @@ class TestCommands:
 
     def test_a_mount_that_hangs(self, mount: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mountpoint, "_PATIENCE", 0.1)
-        os.kill(mount.worker, signal.SIGSTOP)
+        stop(mount.worker)
         try:
             with pytest.raises(MountError, match="does not answer; unmount it by force"):
                 read_status(mount.path)

@@ -17,7 +17,7 @@ from secretfs.linux.mountpoint import abort, is_dead
 from tests.support.command import Done, background, environment, in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import mounted, supervisor
-from tests.support.shell import wait_until
+from tests.support.shell import stop, wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -135,7 +135,7 @@ def test_all_are_ended_the_one_first_that_would_start_others(components: Path, p
 @AS_ROOT
 def test_an_abort_frees_who_waits_and_leaves_the_mount(components: Path, point: Path, reader: Reader) -> None:
     with mounted(components, mountpoint=point) as mount:
-        os.kill(mount.worker, signal.SIGSTOP)
+        stop(mount.worker)
         reader.hang()
         abort(point)
         assert reader.end().startswith("ConnectionAbortedError")
@@ -243,7 +243,7 @@ class TestForce:
 def test_a_mount_that_hangs_is_told_apart_from_a_dead_one(components: Path, point: Path) -> None:
     with mounted(components, mountpoint=point) as mount:
         assert not is_dead(point)
-        os.kill(mount.worker, signal.SIGSTOP)
+        stop(mount.worker)
         began = time.monotonic()
         with pytest.raises(MountError, match=r"does not answer; unmount it by force, .* secretfs unmount"):
             is_dead(point)

@@ -14,6 +14,7 @@ from secretfs.linux.preflight import explain
 from tests.support.command import Done, background, end_daemons, in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import daemons, fuse_mounts, mounted, wait_for_end
+from tests.support.shell import stop
 
 COMPONENT = """
     mkdir m
@@ -356,7 +357,7 @@ class TestDeadMounts:
 class TestHungMounts:
     def test_one_is_refused_within_seconds(self, components: Path, point: Path) -> None:
         with mounted(components, mountpoint=point) as hung:
-            os.kill(hung.worker, signal.SIGSTOP)
+            stop(hung.worker)
             try:
                 began = time.monotonic()
                 done = mount(components, point)
@@ -373,7 +374,7 @@ class TestHungMounts:
     def test_unmounting_one_does_not_wait_for_it(self, components: Path, point: Path, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(point)
         with background(point, "--resources-path", components) as pid:
-            os.kill(pid, signal.SIGSTOP)
+            stop(pid)
             assert secretfs("unmount", tmp_path / "link") == Done(0, "", "")
             assert daemons(point) == [], "who does not answer is ended, not left behind"
 

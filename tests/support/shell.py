@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -91,3 +92,9 @@ def ways_to_ask(path: Path) -> list[str]:
         (path / "below").stat,
     ]
     return [errno_of(call) for call in calls]
+
+
+def stop(pid: int) -> None:
+    """Stop a process, and return when it has stopped: on a loaded machine a signal takes its time."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(") ")[2][0] == "T")
