@@ -434,7 +434,7 @@ def test_a_user_is_taken_over_too() -> None:
     assert (done.status, done.out, done.err) == (0, "value\nvalue\nvalue\n", "")
 
 
-def stop(mount: Mounted) -> None:
+def stop_worker(mount: Mounted) -> None:
     stop(mount.worker)
 
 
@@ -442,7 +442,7 @@ def kill(mount: Mounted) -> None:
     os.kill(mount.worker, signal.SIGKILL)
 
 
-@pytest.mark.parametrize("trouble", [stop, kill], ids=["stopped", "killed"])
+@pytest.mark.parametrize("trouble", [stop_worker, kill], ids=["stopped", "killed"])
 @pytest.mark.parametrize("command", [["umount", "--lazy"], [*SECRETFS, "unmount"]], ids=["umount", "secretfs"])
 def test_unmounted_meanwhile(components: Path, trouble: Callable[[Mounted], None], command: list[str]) -> None:
     """takeover-15: A mount that is unmounted while no daemon serves stays unmounted, and its processes end."""
