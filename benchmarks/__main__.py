@@ -9,9 +9,9 @@ from types import FrameType
 from typing import NoReturn
 
 from benchmarks import starts, vault, warm
+from benchmarks.fixtures import BenchmarkError, Fixtures
 from benchmarks.race import FULL, QUICK, Effort
 from benchmarks.report import Section, as_json, as_text
-from benchmarks.stage import BenchmarkError, Stage
 
 _EPILOG = "docs/performance.md says what each line means."
 
@@ -52,10 +52,10 @@ def _stop(number: int, _: FrameType | None) -> NoReturn:
 
 
 def _measure(effort: Effort) -> list[Section]:
-    with Stage() as stage:
-        sections = warm.measure(stage, effort)
-        with vault.vault(stage, effort) as server:
-            return [*sections, vault.measure(stage, effort, server), *starts.measure(stage, effort, server)]
+    with Fixtures() as fixtures:
+        sections = warm.measure(fixtures, effort)
+        with vault.vault(fixtures, effort) as server:
+            return [*sections, vault.measure(fixtures, effort, server), *starts.measure(fixtures, effort, server)]
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.probed import tasks
+from benchmarks.churn import TTL, Churn
+from benchmarks.fixtures import BenchmarkError, Fixtures, Mount
+from benchmarks.instrumented import tasks
 from benchmarks.soaker import FIRM, PASSING
-from benchmarks.stage import BenchmarkError, Mount, Stage
-from benchmarks.unrest import TTL, Unrest
 from secretfs.cache.client import CONCURRENCY
 from tests.support.canary import leaked
 from tests.support.servers.faulty import Faulty
@@ -70,33 +70,33 @@ LEFT = {"tasks": 6, "descriptors": CONCURRENCY}
 
 
 class Soak:
-    """The stage, what happens on it, and what came to light."""
+    """One run: its fixtures, the changes, and what was found."""
 
-    def __init__(self, stage: Stage, server: OpenBao, way: Faulty, seed: int) -> None:
-        self._stage = stage
-        self._unrest = Unrest(stage, server, way, seed)
-        self.findings, self.happened = self._unrest.findings, self._unrest.happened
-        self._directory = stage.directory("soak")
+    def __init__(self, fixtures: Fixtures, server: OpenBao, way: Faulty, seed: int) -> None:
+        self._fixtures = fixtures
+        self._churn = Churn(fixtures, server, way, seed)
+        self.findings, self.happened = self._churn.findings, self._churn.happened
+        self._directory = fixtures.directory("soak")
         self._log = self._directory / "log"
         self._census = self._directory / "tasks"
 
     def run(self, seconds: float, show: Callable[[str], None]) -> None:
         """Do it all for so long."""
-        self._unrest.prepare()
-        path = self._stage.directory("mnt")
+        self._churn.prepare()
+        path = self._fixtures.directory("mnt")
         command = [sys.executable, "-m", "secretfs.daemon.supervisor", "-1", "-", str(path)]
-        command += [sys.executable, "-m", "benchmarks.probed", str(self._census), "mount", "-f"]
-        command += ["--resources-path", str(self._unrest.resources), "--config", str(self._unrest.config)]
+        command += [sys.executable, "-m", "benchmarks.instrumented", str(self._census), "mount", "-f"]
+        command += ["--resources-path", str(self._churn.resources), "--config", str(self._churn.config)]
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(self._log.open("wb"))
             daemon = subprocess.Popen(
                 [*command, str(path)],
-                env=self._stage.environment,
+                env=self._fixtures.environment,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 process_group=0,
             )
-            mount = stack.enter_context(self._stage.serving(path, daemon)).of_worker()
+            mount = stack.enter_context(self._fixtures.serving(path, daemon)).of_worker()
             self._read_everything(mount)
             idle = self._sample(mount, 0.0)
             try:
@@ -115,7 +115,7 @@ class Soak:
     def _soak(self, mount: Mount, seconds: float, show: Callable[[str], None]) -> list[Sample]:
         started = time.monotonic()
         samples = []
-        with self._readers(mount), self._inotifywait(mount), self._unrest.busy(mount):
+        with self._readers(mount), self._inotifywait(mount), self._churn.busy(mount):
             show(HEADER)
             pause = max(1.0, seconds / 20)
             while time.monotonic() < started + seconds:
@@ -130,7 +130,8 @@ class Soak:
     def _readers(self, mount: Mount) -> Iterator[None]:
         kinds = ["read"] * READERS + ["watch"] * WATCHERS
         processes = [
-            self._stage.start("benchmarks.soaker", str(seed), str(mount.path), kind) for seed, kind in enumerate(kinds)
+            self._fixtures.start("benchmarks.soaker", str(seed), str(mount.path), kind)
+            for seed, kind in enumerate(kinds)
         ]
         try:
             yield
@@ -154,17 +155,17 @@ class Soak:
 
     @contextlib.contextmanager
     def _inotifywait(self, mount: Mount) -> Iterator[None]:
-        told = self._directory / "inotify"
+        events = self._directory / "inotify"
         command = ["inotifywait", "--monitor", "--quiet", "--format", "%e", str(mount.path / "file")]
         command += [str(mount.path / "vault" / f"{FIRM}-{number}") for number in range(20)]
-        with told.open("wb") as out, subprocess.Popen([*command], stdout=out, stderr=subprocess.DEVNULL) as process:
+        with events.open("wb") as out, subprocess.Popen([*command], stdout=out, stderr=subprocess.DEVNULL) as process:
             try:
                 yield
             finally:
                 process.kill()
-        self.happened["MOVED_TO told by inotify"] += told.read_text("ascii").count("MOVED_TO")
-        if not self.happened["MOVED_TO told by inotify"]:
-            self.findings.append("inotify told nothing")
+        self.happened["MOVED_TO seen by inotify"] += events.read_text("ascii").count("MOVED_TO")
+        if not self.happened["MOVED_TO seen by inotify"]:
+            self.findings.append("inotify saw nothing")
 
     # --- what comes to light ---
 
@@ -182,17 +183,17 @@ class Soak:
 
     def _read_everything(self, mount: Mount) -> None:
         for store in ("file", "edited"):
-            for name in self._unrest.files[store]:
+            for name in self._churn.files[store]:
                 unsealed((mount.path / store / name).read_bytes())
-        for name in self._unrest.vault:
+        for name in self._churn.vault:
             unsealed((mount.path / "vault" / name / "key").read_bytes())
 
     def _all_is_fresh(self, mount: Mount) -> None:
         """Every value must become the newest one."""
         end = time.monotonic() + FRESH_AGAIN + TTL
-        wanted = {f"vault/{name}/key": value for name, value in self._unrest.vault.items()}
+        wanted = {f"vault/{name}/key": value for name, value in self._churn.vault.items()}
         wanted |= {
-            f"{store}/{name}": value for store, secrets in self._unrest.files.items() for name, value in secrets.items()
+            f"{store}/{name}": value for store, secrets in self._churn.files.items() for name, value in secrets.items()
         }
         wanted = {path: value for path, value in wanted.items() if PASSING not in path}  # a scope may hide these
         while wanted and time.monotonic() < end:
@@ -253,8 +254,8 @@ class Soak:
 
 def soak(seconds: float, seed: int, show: Callable[[str], None]) -> list[str]:
     """Soak for so long; returns what was found."""
-    with Stage() as stage, openbao(stage.directory("openbao")) as server, Faulty(server.port) as way:
-        run = Soak(stage, server, way, seed)
+    with Fixtures() as fixtures, openbao(fixtures.directory("openbao")) as server, Faulty(server.port) as way:
+        run = Soak(fixtures, server, way, seed)
         run.run(seconds, show)
         for what, count in sorted(run.happened.items()):
             show(f"{count:10} {what}")

@@ -4,10 +4,10 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+from benchmarks.fixtures import BenchmarkError, Fixtures, Mount
 from benchmarks.names import STORE
 from benchmarks.race import Effort, step, timed
 from benchmarks.report import SECRETFS, Section, Unit
-from benchmarks.stage import BenchmarkError, Mount, Stage
 from benchmarks.vault import HVAC, Vault
 from benchmarks.vault import STORE as IN_PROCESS
 from benchmarks.warm import BARE
@@ -19,31 +19,31 @@ _BULK_ROUNDS = 3
 _VALUE_SIZE = 100
 
 
-def measure(stage: Stage, effort: Effort, server: Vault) -> list[Section]:
+def measure(fixtures: Fixtures, effort: Effort, server: Vault) -> list[Section]:
     """Start everything a few times, in turns."""
     times: dict[str, list[float]] = {name: [] for name in (PYTHON, BARE, "local", "vault")}
     sizes: dict[str, list[float]] = {name: [] for name in (BARE, "local", "vault")}
     bulk: dict[str, list[float]] = {name: [] for name in (SECRETFS, IN_PROCESS, HVAC)}
-    resources = {"local": _local_stores(stage), "vault": server.resources}
+    resources = {"local": _local_stores(fixtures), "vault": server.resources}
     for count in range(effort.starts):
         with step(f"start-up, {count + 1} of {effort.starts}"):
-            times[PYTHON].append(timed(partial(stage.run, "-c", "pass")))
-            seconds, size = _start_bare(stage)
+            times[PYTHON].append(timed(partial(fixtures.run, "-c", "pass")))
+            seconds, size = _start_bare(fixtures)
             times[BARE].append(seconds)
             sizes[BARE].append(size)
             for name, path in resources.items():
-                with stage.secretfs_in_background(path) as (seconds, mount):
+                with fixtures.secretfs_in_background(path) as (seconds, mount):
                     times[name].append(seconds)
                     sizes[name].append(mount.rss)
                     if name == "vault" and count < _BULK_ROUNDS:
                         _read_everything(bulk, mount, server)
     whole = Section(f"Whole store of {effort.names} secrets, cold", (IN_PROCESS, HVAC))
     whole.add(".bulk.json, against a loop of reads", bulk)
-    return [whole, _start_up(times), _memory(stage, effort, sizes)]
+    return [whole, _start_up(times), _memory(fixtures, effort, sizes)]
 
 
-def _local_stores(stage: Stage) -> Path:
-    directory = stage.directory("components")
+def _local_stores(fixtures: Fixtures) -> Path:
+    directory = fixtures.directory("components")
     secrets = directory / "secrets.json"
     secrets.write_text('{"password": "hunter2"}', "utf-8")
     component(directory / "resources", STORE, "local.file", {"secretsFile": secrets})
@@ -51,19 +51,19 @@ def _local_stores(stage: Stage) -> Path:
     return directory / "resources"
 
 
-def _start_bare(stage: Stage) -> tuple[float, float]:
+def _start_bare(fixtures: Fixtures) -> tuple[float, float]:
     """Return the seconds until the bare file system answers, and its size."""
     process: list[subprocess.Popen[bytes]] = []
-    path = stage.directory("bare")
+    path = fixtures.directory("bare")
 
     def start() -> None:
-        process.append(stage.start("benchmarks.bare", "1", str(path)))
+        process.append(fixtures.start("benchmarks.bare", "1", str(path)))
         assert process[0].stdout
         if not process[0].stdout.readline():
             raise BenchmarkError("the bare file system does not start")
 
     seconds = timed(start)
-    with stage.serving(path, process[0]) as mount:
+    with fixtures.serving(path, process[0]) as mount:
         return seconds, mount.rss
 
 
@@ -80,26 +80,26 @@ def _start_up(times: dict[str, list[float]]) -> Section:
     return section
 
 
-def _memory(stage: Stage, effort: Effort, sizes: dict[str, list[float]]) -> Section:
+def _memory(fixtures: Fixtures, effort: Effort, sizes: dict[str, list[float]]) -> Section:
     section = Section("Memory of the daemon", (BARE,))
     for title, name in (("after start, local stores", "local"), ("after start, Vault", "vault")):
         section.add(title, {SECRETFS: sizes[name], BARE: sizes[BARE]}, Unit.BYTES)
     with step(f"memory of {effort.values} values"):
-        listed, read = _per_value(stage, effort.values)
+        listed, read = _per_value(fixtures, effort.values)
     section.add("per name listed", {SECRETFS: [listed]}, Unit.BYTES)
     section.add(f"per value of {_VALUE_SIZE} bytes read, beyond it", {SECRETFS: [read]}, Unit.BYTES)
     return section
 
 
-def _per_value(stage: Stage, count: int) -> tuple[float, float]:
+def _per_value(fixtures: Fixtures, count: int) -> tuple[float, float]:
     """Return the bytes that a listed name takes, and those that its value takes on top when it is read.
 
     The store is the daemon's own environment: it is there before, and each read makes a copy for the cache.
     """
-    resources = stage.directory("resources")
+    resources = fixtures.directory("resources")
     component(resources, STORE, "local.env", {"prefix": "BENCH_"}, annotations={"secretfs/ttl": "1h"})
     variables = {f"BENCH_{index:06}": f"{index:0{_VALUE_SIZE}}" for index in range(count)}
-    with stage.secretfs(resources, variables) as mount:
+    with fixtures.secretfs(resources, variables) as mount:
         started = mount.rss
         paths = list((mount.path / STORE).iterdir())
         listed = mount.rss

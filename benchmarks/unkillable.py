@@ -10,7 +10,7 @@ import sys
 
 from tests.support.command import ROOT
 from tests.support.systemd import booted
-from tests.support.unkillable import Told, clear, install, participants, torment
+from tests.support.unkillable import Report, clear, install, participants, torment
 
 LONGEST = 1.0
 """Seconds."""
@@ -22,22 +22,22 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--restarts", type=int, default=20)
     arguments = parser.parse_args()
-    told: list[Told] = []
+    reports: list[Report] = []
     with booted() as system:
         system.output("chmod", "o+x", *ROOT.parents)
         system.output(ROOT / "scripts/install.sh", "install")
         install(system)
         try:
-            with participants(system, told):
+            with participants(system, reports):
                 # The unit gives up after 20 starts in 30 s, and a kill and a restart count alike.
                 torment(system, kills=arguments.kills, restarts=arguments.restarts, pause=(0.5, 3.1))
         finally:
             clear(system)
-    for one in told:
+    for one in reports:
         print(f"{one.who:18} {one.done:8} reads, {one.failed} failed, the longest took {one.longest:.2f} s")
         for failure in one.failures:
             print(f"    {failure}")
-    return int(any(one.failed or one.longest > LONGEST for one in told))
+    return int(any(one.failed or one.longest > LONGEST for one in reports))
 
 
 if __name__ == "__main__":

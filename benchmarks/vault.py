@@ -7,9 +7,9 @@ from pathlib import Path
 
 import hvac
 
+from benchmarks.fixtures import Fixtures
 from benchmarks.race import Effort, step, timed
 from benchmarks.report import SECRETFS, Section
-from benchmarks.stage import Stage
 from secretfs.store import SecretStore, StoreContext
 from secretfs.stores.vault.store import Settings, open_store
 from tests.support.manifests import component
@@ -51,11 +51,11 @@ class Vault:
 
 
 @contextlib.contextmanager
-def vault(stage: Stage, effort: Effort) -> Iterator[Vault]:
+def vault(fixtures: Fixtures, effort: Effort) -> Iterator[Vault]:
     """Run a server and fill it."""
     with contextlib.ExitStack() as stack:
         with step(f"starting OpenBao and writing {effort.names} secrets"):
-            server = stack.enter_context(openbao(stage.directory("openbao")))
+            server = stack.enter_context(openbao(fixtures.directory("openbao")))
             names = [f"service-{index:04}" for index in range(effort.names)]
             for name in names:
                 server.put(f"secret/{_PREFIX}/{name}", {key: f"{name}-{key:0>40}" for key in _KEYS})
@@ -63,20 +63,20 @@ def vault(stage: Stage, effort: Effort) -> Iterator[Vault]:
         stack.callback(store.close)
         client = hvac.Client(url=server.address, token=server.token)
         stack.callback(client.adapter.close)
-        yield Vault(names, _manifests(stage, server), store, client)
+        yield Vault(names, _manifests(fixtures, server), store, client)
 
 
-def _manifests(stage: Stage, server: OpenBao) -> Path:
-    resources = stage.directory("resources")
+def _manifests(fixtures: Fixtures, server: OpenBao) -> Path:
+    resources = fixtures.directory("resources")
     component(resources, "vault", "hashicorp.vault", {"vaultAddr": server.address, "vaultToken": server.token})
     return resources
 
 
-def measure(stage: Stage, effort: Effort, server: Vault) -> Section:
+def measure(fixtures: Fixtures, effort: Effort, server: Vault) -> Section:
     """Read secrets for the first time, one after the other; each contestant reads each once."""
     section = Section("Cold, from OpenBao", (STORE, HVAC))
     *names, unmeasured = server.names[: effort.cold + 1]
-    with step(f"{effort.cold} cold reads"), stage.secretfs(server.resources) as mount:
+    with step(f"{effort.cold} cold reads"), fixtures.secretfs(server.resources) as mount:
         contestants = {
             SECRETFS: lambda name: (mount.path / "vault" / name / _KEYS[0]).read_bytes(),
             STORE: server.fetch,

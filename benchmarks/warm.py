@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from benchmarks.fixtures import BenchmarkError, Fixtures, Mount, write_files
 from benchmarks.names import STORE, file_names, value
 from benchmarks.race import Contestants, Effort, race, step
 from benchmarks.report import SECRETFS, Section, Unit
-from benchmarks.stage import BenchmarkError, Mount, Stage, write_files
 from tests.support.manifests import component
 
 BARE, TMPFS = "bare pyfuse3", "tmpfs"
@@ -22,18 +22,18 @@ _REPEATED = {TMPFS: 20}
 """Contestants that are so fast that more of the same must be timed at once."""
 
 
-def measure(stage: Stage, effort: Effort) -> list[Section]:
+def measure(fixtures: Fixtures, effort: Effort) -> list[Section]:
     """Measure all three contestants on files of the same names and contents."""
     timing = Section("Warm", (BARE, TMPFS))
     counting = Section("Requests to the daemon, each", (BARE,))
     with contextlib.ExitStack() as stack:
         with step("mounting"):
             mounts = {
-                SECRETFS: stack.enter_context(stage.secretfs(_local_store(stage, effort.names))),
-                BARE: stack.enter_context(stage.bare(effort.names)),
+                SECRETFS: stack.enter_context(fixtures.secretfs(_local_store(fixtures, effort.names))),
+                BARE: stack.enter_context(fixtures.bare(effort.names)),
             }
-            write_files(stage.tmpfs / STORE, dict(zip(file_names(effort.names), _values(effort.names), strict=True)))
-        stores = {name: mount.path / STORE for name, mount in mounts.items()} | {TMPFS: stage.tmpfs / STORE}
+            write_files(fixtures.tmpfs / STORE, dict(zip(file_names(effort.names), _values(effort.names), strict=True)))
+        stores = {name: mount.path / STORE for name, mount in mounts.items()} | {TMPFS: fixtures.tmpfs / STORE}
         for store in stores.values():
             _read_all(_paths(store, effort.names))
         with step("warm reads"):
@@ -41,15 +41,15 @@ def measure(stage: Stage, effort: Effort) -> list[Section]:
         with step(f"ls of {effort.names} names"):
             _time_listings(timing, stores, effort)
         with step(f"{_READERS} readers at once"):
-            samples = _race_readers(stage, stores, effort)
+            samples = _race_readers(fixtures, stores, effort)
             timing.add(f"open, read, close by {_READERS} processes at once", samples)
         with step("counting requests"):
             _count(counting, mounts)
     return [timing, counting]
 
 
-def _local_store(stage: Stage, names: int) -> Path:
-    directory = stage.directory("components")
+def _local_store(fixtures: Fixtures, names: int) -> Path:
+    directory = fixtures.directory("components")
     secrets = directory / "secrets.json"
     pairs = zip(file_names(names), _values(names), strict=True)
     secrets.write_text("{" + ",".join(f'"{name}": "{content.decode()}"' for name, content in pairs) + "}", "utf-8")
@@ -114,12 +114,12 @@ def _scan(path: str) -> None:
             entry.is_dir()  # known without asking anybody
 
 
-def _race_readers(stage: Stage, stores: Mapping[str, Path], effort: Effort) -> dict[str, list[float]]:
+def _race_readers(fixtures: Fixtures, stores: Mapping[str, Path], effort: Effort) -> dict[str, list[float]]:
     """Let processes read a file each; returns seconds per read of all of them together."""
     rounds = max(1, effort.rounds // 4)
     samples: dict[str, list[float]] = {name: [] for name in stores}
     with contextlib.ExitStack() as stack:
-        readers = [stack.enter_context(_reader(stage)) for _ in range(_READERS)]
+        readers = [stack.enter_context(_reader(fixtures)) for _ in range(_READERS)]
         for _ in range(rounds):
             for name, store in stores.items():
                 reads = _read_together(readers, _paths(store, _READERS), effort.seconds)
@@ -128,8 +128,8 @@ def _race_readers(stage: Stage, stores: Mapping[str, Path], effort: Effort) -> d
 
 
 @contextlib.contextmanager
-def _reader(stage: Stage) -> Iterator["subprocess.Popen[bytes]"]:
-    with stage.start("benchmarks.reader") as process:
+def _reader(fixtures: Fixtures) -> Iterator["subprocess.Popen[bytes]"]:
+    with fixtures.start("benchmarks.reader") as process:
         try:
             yield process
         finally:
@@ -161,19 +161,19 @@ def _count(section: Section, mounts: Mapping[str, Mount]) -> None:
         counts: dict[str, list[float]] = {}
         for name, mount in mounts.items():
             path = str(mount.path / STORE / next(file_names(1)))
-            told = _requests_told(mount) if name == BARE else 0
+            sent = _requests_sent(mount) if name == BARE else 0
             before = _settled_writes(mount)
             _repeat(operation, path, _COUNTED)
             after = _settled_writes(mount)
             if before is None or after is None:
                 return
-            if name == BARE and _requests_told(mount) - told != after - before:
+            if name == BARE and _requests_sent(mount) - sent != after - before:
                 return
             counts[name] = [(after - before) / _COUNTED]
         section.add(title, counts, Unit.REQUESTS)
 
 
-def _requests_told(mount: Mount) -> int:
+def _requests_sent(mount: Mount) -> int:
     return int(os.getxattr(mount.path, "user.requests"))
 
 

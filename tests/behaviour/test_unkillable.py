@@ -3,20 +3,20 @@
 import pytest
 
 from tests.support.systemd import System
-from tests.support.unkillable import Told, clear, install, participants, torment
+from tests.support.unkillable import Report, clear, install, participants, torment
 
 pytestmark = pytest.mark.mount
 
 
 def test_nobody_sees_an_error(system: System) -> None:
     """takeover-14: Readers, a container, a working directory and a mapping survive any number of kills and restarts."""
-    told: list[Told] = []
+    reports: list[Report] = []
     install(system)
     try:
-        with participants(system, told):
+        with participants(system, reports):
             torment(system, kills=6, restarts=3, pause=(0.1, 0.7))
     finally:
         clear(system)
-    assert [(one.who, one.failures) for one in told if one.failed] == []
-    assert len(told) == 9
-    assert all(one.done > 20 for one in told)
+    assert [(one.who, one.failures) for one in reports if one.failed] == []
+    assert len(reports) == 9
+    assert all(one.done > 20 for one in reports)

@@ -28,8 +28,8 @@ from tests.conftest import ExpectLog
 from tests.support import fake_type
 from tests.support.canary import secret
 from tests.support.fake_type import Fakes, FakeStore
-from tests.support.heard_vfs import HeardVFS
 from tests.support.manifests import configuration, scope
+from tests.support.recording_vfs import RecordingVFS
 from tests.support.until import until
 
 
@@ -326,11 +326,11 @@ def fakes(tmp_path: Path) -> Iterator[Fakes]:
 class App:
     """What `secretfs.daemon.serve.serve` composes, without the kernel: this plays its part."""
 
-    def __init__(self, reloader: Reloader, stores: StoreSet, vfs: HeardVFS) -> None:
+    def __init__(self, reloader: Reloader, stores: StoreSet, vfs: RecordingVFS) -> None:
         self.reload = reloader.reload
         self.stores = stores
         self.vfs = vfs
-        self.told = vfs.told
+        self.announced = vfs.announced
 
     def store(self, name: str) -> FakeStore:
         store = self.stores._running[name].opened.store
@@ -372,11 +372,11 @@ async def app(fakes: Fakes, config: Path | None = None) -> AsyncIterator[App]:
         open_registry(declaration.components, declaration.context, Freshness()) as registry,
         trio.open_nursery() as nursery,
     ):
-        vfs: HeardVFS
-        stores = StoreSet(registry, Freshness(), nursery, lambda change: vfs.hear(change))  # noqa: PLW0108 - not yet
+        vfs: RecordingVFS
+        stores = StoreSet(registry, Freshness(), nursery, lambda change: vfs.record(change))  # noqa: PLW0108 - not yet
         scoped = await stores.start(declaration)
-        vfs = HeardVFS(lambda _: views_of(scoped), PermissionPolicy(), nursery)
-        reloader = Reloader(origin, stores, lambda _, new: vfs.replace(views_of(new.stores), new.replaced), vfs.hear)
+        vfs = RecordingVFS(lambda _: views_of(scoped), PermissionPolicy(), nursery)
+        reloader = Reloader(origin, stores, lambda _, new: vfs.replace(views_of(new.stores), new.replaced), vfs.record)
         yield App(reloader, stores, vfs)
         nursery.cancel_scope.cancel()
 
@@ -393,7 +393,7 @@ class TestWhatIsSeen:
             path.unlink()
             fakes.add("b", secrets=holding(x="b"))
             await running.reload()
-            assert running.told == [Change("a", whole=True), Change("b", whole=True)]
+            assert running.announced == [Change("a", whole=True), Change("b", whole=True)]
             assert await running.names("") == ["b"]
             assert await running.read("b/x/k") == secret("b")
             with pytest.raises(NoSuchEntry):
@@ -420,7 +420,7 @@ class TestWhatIsSeen:
             inside, folder = await running.open("a/k/k"), await running.inode("a/k")
             fakes.add("a", secrets={"value": {"k": {"k": secret("same")}}}, multiValued="false")
             await running.reload()
-            assert running.told == [Change("a", whole=True)]
+            assert running.announced == [Change("a", whole=True)]
             assert await running.read("a/k") == secret("same")
             assert await running.inode("a/k") not in (inside, folder)
             assert running.vfs.poll(inside, None)
@@ -431,7 +431,7 @@ class TestWhatIsSeen:
             same, other = await running.open("a/same/k"), await running.open("a/other/k")
             fakes.add("a", secrets=holding(same="1", other="two"))
             await running.reload()
-            await until(lambda: running.told == [Change("a", values=frozenset({("other", "k")}))])
+            await until(lambda: running.announced == [Change("a", values=frozenset({("other", "k")}))])
             assert await running.inode("a/same/k") == same
             assert await running.inode("a/other/k") != other
             assert await running.content(other) == secret("2")
@@ -445,7 +445,7 @@ class TestWhatIsSeen:
             assert await running.names("a") == ["z"]
             configuration(tmp_path, scope("a", denied=["z"]))
             await running.reload()
-            assert running.told == [Change("a", names=frozenset({"x", "z"}))]
+            assert running.announced == [Change("a", names=frozenset({"x", "z"}))]
             assert await running.names("a") == ["x"]
             with pytest.raises(NoSuchEntry):
                 await running.inode("a/z")
@@ -512,7 +512,7 @@ class TestMistakes:
             expect_log(rf"^ERROR secretfs\.daemon\.reload: {tmp_path}/{what}:\d+: .*; nothing is changed$")
             await running.reload()
             assert await running.read("a/x/k") == secret("x")
-            assert running.told == []
+            assert running.announced == []
             (tmp_path / what).write_bytes(good)
             await running.reload()
             assert await running.read("a/x/k") == secret("x")

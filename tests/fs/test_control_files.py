@@ -31,11 +31,11 @@ from tests.conftest import ExpectLog
 from tests.support.cached import Cached
 from tests.support.canary import leaked
 from tests.support.canary import secret as canary
-from tests.support.heard_vfs import HeardVFS
 from tests.support.memory_store import MemoryStore
+from tests.support.recording_vfs import RecordingVFS
 from tests.support.until import until
 
-Make = Callable[..., HeardVFS]
+Make = Callable[..., RecordingVFS]
 
 OWNER, GROUP = 4711, 4712
 OLD, NEW = canary("old").encode(), canary("new").encode()
@@ -48,7 +48,7 @@ def vault() -> MemoryStore:
 
 @pytest.fixture
 def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
-    def make_vfs(scope: SecretScope = ALLOW_ALL, **stores: MemoryStore) -> HeardVFS:
+    def make_vfs(scope: SecretScope = ALLOW_ALL, **stores: MemoryStore) -> RecordingVFS:
         def views(announce: Announce) -> Mapping[str, StoreView]:
             freshness = Freshness(ttl=3600, deadline=5)
             caches = {
@@ -59,17 +59,17 @@ def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
                 nursery.start_soon(cached.keep_fresh)
             return {name: StoreView(cached, scope) for name, cached in caches.items()}
 
-        return HeardVFS(views, PermissionPolicy(0o444, OWNER, GROUP), nursery, "shop")
+        return RecordingVFS(views, PermissionPolicy(0o444, OWNER, GROUP), nursery, "shop")
 
     return make_vfs
 
 
 @pytest.fixture
-def vfs(make: Make, vault: MemoryStore) -> HeardVFS:
+def vfs(make: Make, vault: MemoryStore) -> RecordingVFS:
     return make(vault=vault)
 
 
-async def walk(vfs: HeardVFS, path: str) -> Attributes:
+async def walk(vfs: RecordingVFS, path: str) -> Attributes:
     inode = ROOT_INODE
     attributes = await vfs.getattr(inode)
     for segment in path.split("/"):
@@ -78,32 +78,32 @@ async def walk(vfs: HeardVFS, path: str) -> Attributes:
     return attributes
 
 
-async def cat(vfs: HeardVFS, path: str) -> bytes:
+async def cat(vfs: RecordingVFS, path: str) -> bytes:
     handle = await vfs.open((await walk(vfs, path)).inode)
     content = await vfs.read(handle, 0, 1 << 20)
     assert (await vfs.getattr(handle)).size == len(content)
     return content
 
 
-async def refresh(vfs: HeardVFS, text: bytes) -> None:
+async def refresh(vfs: RecordingVFS, text: bytes) -> None:
     handle = await vfs.open((await walk(vfs, ".secretfs/refresh")).inode)
     await vfs.write(handle, text)
 
 
-async def status(vfs: HeardVFS) -> dict[str, Any]:
+async def status(vfs: RecordingVFS) -> dict[str, Any]:
     text = (await cat(vfs, ".secretfs/status.json")).decode()
     assert not leaked(text)
     told: dict[str, Any] = json.loads(text)
     return told
 
 
-async def of_vault(vfs: HeardVFS) -> dict[str, Any]:
+async def of_vault(vfs: RecordingVFS) -> dict[str, Any]:
     store: dict[str, Any] = (await status(vfs))["stores"]["vault"]
     return store
 
 
 class TestThePlace:
-    async def test_is_reachable_at_the_root_and_never_listed(self, vfs: HeardVFS) -> None:
+    async def test_is_reachable_at_the_root_and_never_listed(self, vfs: RecordingVFS) -> None:
         handle = await vfs.open_directory(ROOT_INODE)
         assert [segment for _, segment, _ in await vfs.read_directory(handle, 0)] == [b"vault"]
         handle = await vfs.open_directory((await walk(vfs, ".secretfs")).inode)
@@ -114,11 +114,11 @@ class TestThePlace:
         ]
 
     @pytest.mark.parametrize("path", [".secretfs-x", ".secretfs/x", "vault/.secretfs", "vault/db/.secretfs"])
-    async def test_is_nowhere_else(self, vfs: HeardVFS, path: str) -> None:
+    async def test_is_nowhere_else(self, vfs: RecordingVFS, path: str) -> None:
         with pytest.raises(NoSuchEntry):
             await walk(vfs, path)
 
-    async def test_has_modes_and_an_owner_of_its_own(self, vfs: HeardVFS) -> None:
+    async def test_has_modes_and_an_owner_of_its_own(self, vfs: RecordingVFS) -> None:
         for path, mode in ((".secretfs", 0o500), (".secretfs/status.json", 0o400), (".secretfs/refresh", 0o200)):
             attributes = await walk(vfs, path)
             assert (stat.S_IMODE(attributes.mode), attributes.uid, attributes.gid) == (mode, os.getuid(), os.getgid())
@@ -126,18 +126,18 @@ class TestThePlace:
         directory = await walk(vfs, "vault")
         assert (directory.uid, directory.gid) == (OWNER, GROUP)
 
-    async def test_costs_the_store_nothing(self, vfs: HeardVFS, vault: MemoryStore) -> None:
+    async def test_costs_the_store_nothing(self, vfs: RecordingVFS, vault: MemoryStore) -> None:
         await status(vfs)
         assert not vault.calls
 
 
 class TestStatus:
-    async def test_of_the_mount(self, vfs: HeardVFS) -> None:
+    async def test_of_the_mount(self, vfs: RecordingVFS) -> None:
         await cat(vfs, "vault/db/user")
         mount = (await status(vfs))["mount"]
         assert (mount["app_id"], mount["inodes"]) == ("shop", 4)
 
-    async def test_of_a_store(self, vfs: HeardVFS) -> None:
+    async def test_of_a_store(self, vfs: RecordingVFS) -> None:
         await cat(vfs, "vault/db/user")
         store = await of_vault(vfs)
         assert store.pop("last_success") is not None
@@ -157,13 +157,13 @@ class TestStatus:
             },
         }
 
-    async def test_stays_the_same_file_while_nothing_happens(self, vfs: HeardVFS) -> None:
+    async def test_stays_the_same_file_while_nothing_happens(self, vfs: RecordingVFS) -> None:
         await cat(vfs, "vault/db/user")
         first = await walk(vfs, ".secretfs/status.json")
         await cat(vfs, ".secretfs/status.json")
         assert await walk(vfs, ".secretfs/status.json") == first
 
-    async def test_that_is_open_keeps_its_version(self, vfs: HeardVFS) -> None:
+    async def test_that_is_open_keeps_its_version(self, vfs: RecordingVFS) -> None:
         handle = await vfs.open((await walk(vfs, ".secretfs/status.json")).inode)
         before = await vfs.read(handle, 0, 1 << 20)
         await cat(vfs, "vault/db/user")
@@ -171,7 +171,7 @@ class TestStatus:
         assert await vfs.read(handle, 0, 1 << 20) == before
         assert (await vfs.getattr(handle)).size == len(before)
 
-    async def test_leaves_nothing_behind(self, vfs: HeardVFS) -> None:
+    async def test_leaves_nothing_behind(self, vfs: RecordingVFS) -> None:
         before = len(vfs._tree)
         directory = (await walk(vfs, ".secretfs")).inode
         for name in ("status.json", "refresh"):
@@ -186,7 +186,7 @@ class TestStatus:
         assert len(vfs._tree) == before
 
     async def test_of_an_outage_and_of_the_recovery(
-        self, vfs: HeardVFS, vault: MemoryStore, expect_log: ExpectLog, mock_clock: MockClock
+        self, vfs: RecordingVFS, vault: MemoryStore, expect_log: ExpectLog, mock_clock: MockClock
     ) -> None:
         expect_log("vault: connection refused")
         await cat(vfs, "vault/db/user")
@@ -212,7 +212,7 @@ class TestStatus:
         assert store["calls"]["fetch"] == {"made": 2 + FAILURES, "failed": FAILURES}
         assert store["last_error"] is not None
 
-    async def test_of_a_refusal(self, vfs: HeardVFS, vault: MemoryStore, expect_log: ExpectLog) -> None:
+    async def test_of_a_refusal(self, vfs: RecordingVFS, vault: MemoryStore, expect_log: ExpectLog) -> None:
         expect_log("not for you")
         vault.refused["fetch:db"] = AccessDenied("secret db: not for you")
         with pytest.raises(AccessDenied):
@@ -230,17 +230,17 @@ class TestStatus:
 
 class TestRefresh:
     @pytest.mark.parametrize("path", ["vault", "vault/db", "/vault/db/", "vault/db/password", "*", "", "/"])
-    async def test_shows_a_rotation_and_tells_of_it(self, vfs: HeardVFS, vault: MemoryStore, path: str) -> None:
+    async def test_shows_a_rotation_and_tells_of_it(self, vfs: RecordingVFS, vault: MemoryStore, path: str) -> None:
         await cat(vfs, "vault/db/password")
         vault.put("db", {"user": OLD, "password": NEW})
         assert await cat(vfs, "vault/db/password") == OLD
         await refresh(vfs, path.encode() + b"\n")
         assert await cat(vfs, "vault/db/password") == NEW
         await wait_all_tasks_blocked()
-        assert vfs.told == [Change("vault", values=frozenset({("db", "password")}))]
+        assert vfs.announced == [Change("vault", values=frozenset({("db", "password")}))]
         assert vault.calls["fetch:db"] == 2
 
-    async def test_of_a_folder_is_of_what_is_known_in_it(self, vfs: HeardVFS, vault: MemoryStore) -> None:
+    async def test_of_a_folder_is_of_what_is_known_in_it(self, vfs: RecordingVFS, vault: MemoryStore) -> None:
         await cat(vfs, "vault/team/api/key")
         await cat(vfs, "vault/db/user")
         vault.put("team/more", {"key": NEW})
@@ -250,7 +250,7 @@ class TestRefresh:
         assert await cat(vfs, "vault/team/more/key") == NEW
         assert vault.calls["fetch:db"] == 1
 
-    async def test_finds_what_is_new(self, vfs: HeardVFS, vault: MemoryStore) -> None:
+    async def test_finds_what_is_new(self, vfs: RecordingVFS, vault: MemoryStore) -> None:
         await walk(vfs, "vault/db")
         vault.put("added", {"key": NEW})
         with pytest.raises(NoSuchEntry):
@@ -258,7 +258,7 @@ class TestRefresh:
         await refresh(vfs, b"vault/added")
         assert await cat(vfs, "vault/added/key") == NEW
 
-    async def test_of_what_is_gone_is_enoent_and_it_is_gone(self, vfs: HeardVFS, vault: MemoryStore) -> None:
+    async def test_of_what_is_gone_is_enoent_and_it_is_gone(self, vfs: RecordingVFS, vault: MemoryStore) -> None:
         await cat(vfs, "vault/db/user")
         vault.delete("db")
         with pytest.raises(SecretNotFound):
@@ -269,7 +269,7 @@ class TestRefresh:
     @pytest.mark.parametrize(
         "path", ["nope", "vault/nope", "vault/db/nope", "vault/db/user/x", "vault/..", ".secretfs", "\x00", "vault/%zz"]
     )
-    async def test_of_what_is_not_there(self, vfs: HeardVFS, path: str) -> None:
+    async def test_of_what_is_not_there(self, vfs: RecordingVFS, path: str) -> None:
         with pytest.raises((NoSuchEntry, SecretNotFound)):
             await refresh(vfs, path.encode())
 
@@ -280,7 +280,7 @@ class TestRefresh:
         assert not vault.calls["fetch:db"]
 
     async def test_of_a_store_nobody_has_looked_at_asks_it_all_the_same(
-        self, vfs: HeardVFS, vault: MemoryStore, expect_log: ExpectLog
+        self, vfs: RecordingVFS, vault: MemoryStore, expect_log: ExpectLog
     ) -> None:
         await refresh(vfs, b"vault")
         assert vault.calls == {"names:": 1}
@@ -318,18 +318,18 @@ class TestRefresh:
         assert await cat(vfs, "vault/db/user") == OLD
         vault.gate.set()
 
-    async def test_takes_so_much_and_no_more(self, vfs: HeardVFS) -> None:
+    async def test_takes_so_much_and_no_more(self, vfs: RecordingVFS) -> None:
         await refresh(vfs, b"vault\n" * (LARGEST_REQUEST // 6))
         with pytest.raises(TooLarge):
             await refresh(vfs, b"vault\n" * (LARGEST_REQUEST // 6 + 1))
 
-    async def test_is_another_inode_for_everybody(self, vfs: HeardVFS) -> None:
+    async def test_is_another_inode_for_everybody(self, vfs: RecordingVFS) -> None:
         first, second = await walk(vfs, ".secretfs/refresh"), await walk(vfs, ".secretfs/refresh")
         assert first.inode != second.inode
         for attributes in (first, second):
             await vfs.open(attributes.inode)
 
-    async def test_is_the_only_file_that_takes_a_write(self, vfs: HeardVFS) -> None:
+    async def test_is_the_only_file_that_takes_a_write(self, vfs: RecordingVFS) -> None:
         handle = await vfs.open((await walk(vfs, "vault/db/user")).inode)
         with pytest.raises(ReadOnly):
             await vfs.write(handle, b"vault")

@@ -41,8 +41,8 @@ from secretfs.scopes import ALLOW_ALL, SecretScope
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
 from tests.support.canary import secret as canary
-from tests.support.heard_vfs import Told
 from tests.support.memory_store import WatchingMemoryStore
+from tests.support.recording_vfs import RecordingKernel
 from tests.support.work import counted
 
 OLD, NEW = canary("old").encode(), canary("new").encode()
@@ -273,7 +273,7 @@ def make_vfs(
 ) -> SecretVFS:
     caches = {name: AtOnce(name, store, Freshness(), nursery, announce=announce) for name, store in stores.items()}
     views = {name: StoreView(cached, scope) for name, cached in caches.items()}
-    return SecretVFS(views, PermissionPolicy(), nursery, kernel=Told([] if woken is None else woken))
+    return SecretVFS(views, PermissionPolicy(), nursery, kernel=RecordingKernel([] if woken is None else woken))
 
 
 @asynccontextmanager

@@ -33,10 +33,10 @@ from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
 from tests.support.cached import Cached
 from tests.support.canary import secret as canary
-from tests.support.heard_vfs import HeardVFS
 from tests.support.memory_store import MemoryStore, WatchingMemoryStore
+from tests.support.recording_vfs import RecordingVFS
 
-Make = Callable[..., HeardVFS]
+Make = Callable[..., RecordingVFS]
 
 OLD = canary("old").encode()
 NEW = canary("newer and longer").encode()
@@ -56,22 +56,22 @@ def env() -> MemoryStore:
 def make(nursery: trio.Nursery, mock_clock: MockClock) -> Make:
     def make_vfs(
         permissions: PermissionPolicy | None = None, scope: SecretScope = ALLOW_ALL, **stores: MemoryStore
-    ) -> HeardVFS:
+    ) -> RecordingVFS:
         views = {
             name: StoreView(Cached(name, store, Freshness(ttl=60, deadline=5), nursery), scope)
             for name, store in stores.items()
         }
-        return HeardVFS(lambda _: views, permissions or PermissionPolicy(), nursery)
+        return RecordingVFS(lambda _: views, permissions or PermissionPolicy(), nursery)
 
     return make_vfs
 
 
 @pytest.fixture
-def vfs(make: Make, vault: MemoryStore, env: MemoryStore) -> HeardVFS:
+def vfs(make: Make, vault: MemoryStore, env: MemoryStore) -> RecordingVFS:
     return make(vault=vault, env=env)
 
 
-async def walk(vfs: HeardVFS, path: str) -> Attributes:
+async def walk(vfs: RecordingVFS, path: str) -> Attributes:
     """Look a path up as the kernel does; returns the last attributes."""
     inode = ROOT_INODE
     attributes = await vfs.getattr(inode)
@@ -81,7 +81,7 @@ async def walk(vfs: HeardVFS, path: str) -> Attributes:
     return attributes
 
 
-async def cat(vfs: HeardVFS, path: str) -> bytes:
+async def cat(vfs: RecordingVFS, path: str) -> bytes:
     """Open and read."""
     attributes = await walk(vfs, path)
     handle = await vfs.open(attributes.inode)
@@ -90,7 +90,7 @@ async def cat(vfs: HeardVFS, path: str) -> bytes:
     return content
 
 
-async def ls(vfs: HeardVFS, path: str = "") -> dict[str, Attributes]:
+async def ls(vfs: RecordingVFS, path: str = "") -> dict[str, Attributes]:
     inode = (await walk(vfs, path)).inode if path else ROOT_INODE
     handle = await vfs.open_directory(inode)
     entries = list(await vfs.read_directory(handle, 0))
@@ -98,7 +98,7 @@ async def ls(vfs: HeardVFS, path: str = "") -> dict[str, Attributes]:
     return {segment.decode(): attributes for _, segment, attributes in entries}
 
 
-async def test_the_tree(vfs: HeardVFS) -> None:
+async def test_the_tree(vfs: RecordingVFS) -> None:
     assert list(await ls(vfs)) == ["env", "vault"]
     assert list(await ls(vfs, "env")) == ["EMPTY", "TOKEN"]
     assert list(await ls(vfs, "vault")) == ["db", "team"]
@@ -106,13 +106,13 @@ async def test_the_tree(vfs: HeardVFS) -> None:
     assert list(await ls(vfs, "vault/team/api")) == ["key"]
 
 
-async def test_values(vfs: HeardVFS) -> None:
+async def test_values(vfs: RecordingVFS) -> None:
     assert await cat(vfs, "vault/db/password") == OLD
     assert await cat(vfs, "env/TOKEN") == OLD
     assert await cat(vfs, "env/EMPTY") == b""
 
 
-async def test_what_is_not_there(vfs: HeardVFS) -> None:
+async def test_what_is_not_there(vfs: RecordingVFS) -> None:
     for path in (
         "nope",
         "vault/nope",
@@ -126,7 +126,7 @@ async def test_what_is_not_there(vfs: HeardVFS) -> None:
             await walk(vfs, path)
 
 
-async def test_types_modes_and_sizes(vfs: HeardVFS) -> None:
+async def test_types_modes_and_sizes(vfs: RecordingVFS) -> None:
     directory, file = await walk(vfs, "vault/db"), await walk(vfs, "vault/db/password")
     assert directory.mode == stat.S_IFDIR | 0o700
     assert file.mode == stat.S_IFREG | 0o400
@@ -138,7 +138,7 @@ def test_whoever_may_read_files_may_enter_directories_and_their_owner_may_write(
     assert PermissionPolicy(file).of(RootKey()).mode == directory
 
 
-async def test_look_up_and_listing_read_no_values(vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock) -> None:
+async def test_look_up_and_listing_read_no_values(vfs: RecordingVFS, env: MemoryStore, mock_clock: MockClock) -> None:
     attributes = await walk(vfs, "env/TOKEN")
     assert (attributes.size, attributes.attr_timeout) == (0, 0)  # the kernel has to ask for the size
     assert attributes.entry_timeout == 60
@@ -146,7 +146,7 @@ async def test_look_up_and_listing_read_no_values(vfs: HeardVFS, env: MemoryStor
     assert not [call for call in env.calls if call.startswith("fetch")]
 
 
-async def test_getattr_tells_the_true_size(vfs: HeardVFS, mock_clock: MockClock) -> None:
+async def test_getattr_tells_the_true_size(vfs: RecordingVFS, mock_clock: MockClock) -> None:
     attributes = await vfs.getattr((await walk(vfs, "env/TOKEN")).inode)
     assert (attributes.size, attributes.attr_timeout) == (len(OLD), FOREVER)
     assert (await ls(vfs, "env"))["TOKEN"].size == len(OLD)  # known now, so a listing tells it as well
@@ -160,7 +160,7 @@ async def test_a_thousand_secrets_are_listed_with_one_call(make: Make) -> None:
 
 
 async def test_a_rotation_is_a_new_inode_and_the_old_one_is_what_it_was(
-    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock
+    vfs: RecordingVFS, env: MemoryStore, mock_clock: MockClock
 ) -> None:
     await cat(vfs, "env/TOKEN")
     before = await walk(vfs, "env/TOKEN")
@@ -175,7 +175,9 @@ async def test_a_rotation_is_a_new_inode_and_the_old_one_is_what_it_was(
     assert await vfs.read(await vfs.open(before.inode), 0, 999) == OLD
 
 
-async def test_an_entry_is_good_for_what_is_left_of_ttl(vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock) -> None:
+async def test_an_entry_is_good_for_what_is_left_of_ttl(
+    vfs: RecordingVFS, env: MemoryStore, mock_clock: MockClock
+) -> None:
     await ls(vfs, "env")
     mock_clock.jump(10)
     unknown = await walk(vfs, "env/TOKEN")
@@ -193,7 +195,9 @@ async def test_an_entry_is_good_for_what_is_left_of_ttl(vfs: HeardVFS, env: Memo
 class TestSlowStore:
     """A look-up of a name that the kernel has waits for the store; a first one does not."""
 
-    async def test_a_first_look_up_does_not_wait(self, vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock) -> None:
+    async def test_a_first_look_up_does_not_wait(
+        self, vfs: RecordingVFS, env: MemoryStore, mock_clock: MockClock
+    ) -> None:
         await ls(vfs, "env")
         for inode in [attributes.inode for attributes in (await ls(vfs, "env")).values()]:
             vfs.forget(inode, 2)
@@ -202,7 +206,7 @@ class TestSlowStore:
             assert (await walk(vfs, "env/TOKEN")).attr_timeout == 0
 
     async def test_a_name_that_was_only_listed_does_not_either(
-        self, vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock
+        self, vfs: RecordingVFS, env: MemoryStore, mock_clock: MockClock
     ) -> None:
         await ls(vfs, "env")
         env.gate.clear()
@@ -210,7 +214,7 @@ class TestSlowStore:
             assert (await walk(vfs, "env/TOKEN")).attr_timeout == 0
 
     async def test_revalidation_waits_and_the_kernel_repeats_it_without_another_wait(
-        self, vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+        self, vfs: RecordingVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
     ) -> None:
         expect_log("env: no answer within 5s")
         directory = (await walk(vfs, "env")).inode
@@ -285,7 +289,7 @@ class TestKills:
 
 
 async def test_the_same_value_written_again_stays_the_same_inode(
-    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock
+    vfs: RecordingVFS, env: MemoryStore, mock_clock: MockClock
 ) -> None:
     await cat(vfs, "env/TOKEN")
     before = await walk(vfs, "env/TOKEN")
@@ -296,7 +300,7 @@ async def test_the_same_value_written_again_stays_the_same_inode(
 
 
 async def test_rotating_one_key_leaves_the_other_alone(
-    vfs: HeardVFS, vault: MemoryStore, mock_clock: MockClock
+    vfs: RecordingVFS, vault: MemoryStore, mock_clock: MockClock
 ) -> None:
     await cat(vfs, "vault/db/user")
     await cat(vfs, "vault/db/password")
@@ -307,7 +311,7 @@ async def test_rotating_one_key_leaves_the_other_alone(
     assert (await walk(vfs, "vault/db/user")).inode == user.inode
 
 
-async def test_an_open_file_keeps_its_version(vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock) -> None:
+async def test_an_open_file_keeps_its_version(vfs: RecordingVFS, env: MemoryStore, mock_clock: MockClock) -> None:
     inode = (await walk(vfs, "env/TOKEN")).inode
     handle = await vfs.open(inode)
     env.put("TOKEN", {"TOKEN": NEW})
@@ -324,7 +328,7 @@ async def test_an_open_file_keeps_its_version(vfs: HeardVFS, env: MemoryStore, m
 
 
 async def test_fstat_works_while_the_store_is_down(
-    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+    vfs: RecordingVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
 ) -> None:
     expect_log("env: down")
     inode = (await walk(vfs, "env/TOKEN")).inode
@@ -337,7 +341,7 @@ async def test_fstat_works_while_the_store_is_down(
         await walk(vfs, "env/TOKEN")
 
 
-async def test_a_key_that_a_secret_loses_is_gone(vfs: HeardVFS, vault: MemoryStore, mock_clock: MockClock) -> None:
+async def test_a_key_that_a_secret_loses_is_gone(vfs: RecordingVFS, vault: MemoryStore, mock_clock: MockClock) -> None:
     await cat(vfs, "vault/db/user")
     inode = (await walk(vfs, "vault/db/user")).inode
     vault.put("db", {"password": OLD})
@@ -348,7 +352,7 @@ async def test_a_key_that_a_secret_loses_is_gone(vfs: HeardVFS, vault: MemorySto
 
 
 async def test_a_key_that_is_lost_while_a_directory_is_read_is_passed_over(
-    vfs: HeardVFS, vault: MemoryStore, mock_clock: MockClock
+    vfs: RecordingVFS, vault: MemoryStore, mock_clock: MockClock
 ) -> None:
     handle = await vfs.open_directory((await walk(vfs, "vault/db")).inode)
     vault.put("db", {"password": OLD})
@@ -358,7 +362,7 @@ async def test_a_key_that_is_lost_while_a_directory_is_read_is_passed_over(
 
 
 async def test_a_listing_is_a_snapshot_that_can_be_continued(
-    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock
+    vfs: RecordingVFS, env: MemoryStore, mock_clock: MockClock
 ) -> None:
     inode = (await walk(vfs, "env")).inode
     handle = await vfs.open_directory(inode)
@@ -384,7 +388,7 @@ async def test_times(make: Make, mock_clock: MockClock) -> None:
     assert (await walk(vfs, "vault/untold/k")).modified == first_seen
 
 
-async def test_extended_attributes(vfs: HeardVFS, env: MemoryStore) -> None:
+async def test_extended_attributes(vfs: RecordingVFS, env: MemoryStore) -> None:
     for path in ("vault/db", "vault/db/password"):
         inode = (await walk(vfs, path)).inode
         assert set(vfs.listxattr(inode)) == {
@@ -401,14 +405,14 @@ async def test_extended_attributes(vfs: HeardVFS, env: MemoryStore) -> None:
     assert vfs.listxattr((await walk(vfs, "vault")).inode) == ()
 
 
-async def test_attributes_nobody_knows_cost_no_call(vfs: HeardVFS, env: MemoryStore) -> None:
+async def test_attributes_nobody_knows_cost_no_call(vfs: RecordingVFS, env: MemoryStore) -> None:
     inode = (await walk(vfs, "env/TOKEN")).inode
     with pytest.raises(NoSuchAttribute):
         await vfs.getxattr(inode, "system.posix_acl_access")
     assert "fetch:TOKEN" not in env.calls
 
 
-async def test_bulk_files_are_reachable_by_name_and_not_listed(vfs: HeardVFS) -> None:
+async def test_bulk_files_are_reachable_by_name_and_not_listed(vfs: RecordingVFS) -> None:
     assert json.loads(await cat(vfs, "vault/.bulk.json")) == {
         "db": {"password": OLD.decode(), "user": "joe"},
         "team/api": {"key": "k"},
@@ -427,7 +431,7 @@ async def test_bulk_is_one_version_and_scope_filtered(make: Make, vault: MemoryS
     assert json.loads(await vfs.read(handle, 0, 999)) == {"team/api": {"key": "k"}}
 
 
-async def test_many_readers_of_the_bulk_file_share_one_snapshot(vfs: HeardVFS, vault: MemoryStore) -> None:
+async def test_many_readers_of_the_bulk_file_share_one_snapshot(vfs: RecordingVFS, vault: MemoryStore) -> None:
     async with trio.open_nursery() as readers:
         for _ in range(20):
             readers.start_soon(cat, vfs, "vault/.bulk.json")
@@ -443,7 +447,7 @@ async def test_an_ambiguous_shell_name_fails_the_env_file_only(make: Make, expec
 
 
 async def test_listings_that_have_expired_leave_nothing_behind(
-    vfs: HeardVFS, vault: MemoryStore, mock_clock: MockClock
+    vfs: RecordingVFS, vault: MemoryStore, mock_clock: MockClock
 ) -> None:
     for path in ("vault", "vault/team"):
         await ls(vfs, path)
@@ -506,7 +510,7 @@ async def test_who_is_sent_on_to_another_store_waits_for_both_no_longer_than_for
 
 
 async def test_a_hung_store_keeps_nobody_from_looking_names_up(
-    vfs: HeardVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
+    vfs: RecordingVFS, env: MemoryStore, mock_clock: MockClock, expect_log: ExpectLog
 ) -> None:
     expect_log("env: no answer within 5s")
     await ls(vfs, "env")
@@ -528,7 +532,7 @@ async def test_a_hung_store_keeps_nobody_from_looking_names_up(
     env.gate.set()
 
 
-async def test_what_the_kernel_forgets_is_gone(vfs: HeardVFS) -> None:
+async def test_what_the_kernel_forgets_is_gone(vfs: RecordingVFS) -> None:
     counts: dict[int, int] = {}
     for _ in range(3):
         for attributes in [await walk(vfs, "env/TOKEN"), *(await ls(vfs, "vault/db")).values()]:
@@ -550,12 +554,12 @@ async def test_what_the_kernel_forgets_is_gone(vfs: HeardVFS) -> None:
         (ValueKey("env", ".bulk.json", ".bulk.json"), b"%2Ebulk.json", b"env"),
     ],
 )
-async def test_the_path_of_a_value(vfs: HeardVFS, key: ValueKey, segment: bytes, directory: bytes) -> None:
+async def test_the_path_of_a_value(vfs: RecordingVFS, key: ValueKey, segment: bytes, directory: bytes) -> None:
     own, parent = vfs.changes.place(key)
     assert (own, vfs.changes.path(parent)) == (segment, directory)
 
 
-async def test_what_is_in_a_folder(vfs: HeardVFS, vault: MemoryStore, expect_log: ExpectLog) -> None:
+async def test_what_is_in_a_folder(vfs: RecordingVFS, vault: MemoryStore, expect_log: ExpectLog) -> None:
     assert await vfs.changes.folder(FolderKey("vault", ("team",))) == {b"api": SecretKey("vault", "team/api")}
     assert await vfs.changes.folder(FolderKey("vault", ("nope",))) == {}
     expect_log("no list")
@@ -564,7 +568,7 @@ async def test_what_is_in_a_folder(vfs: HeardVFS, vault: MemoryStore, expect_log
     assert await vfs.changes.folder(FolderKey("vault")) is None
 
 
-async def test_whether_there_is_a_value(vfs: HeardVFS, env: MemoryStore, expect_log: ExpectLog) -> None:
+async def test_whether_there_is_a_value(vfs: RecordingVFS, env: MemoryStore, expect_log: ExpectLog) -> None:
     assert await vfs.changes.content(ValueKey("vault", "db", "user"))
     assert await vfs.changes.content(ValueKey("vault", "db", "nope")) is None
     assert await vfs.changes.content(ValueKey("vault", "nope", "user")) is None
@@ -574,7 +578,7 @@ async def test_whether_there_is_a_value(vfs: HeardVFS, env: MemoryStore, expect_
         await vfs.changes.content(ValueKey("env", "TOKEN", "TOKEN"))
 
 
-async def test_what_the_kernel_may_know_at_a_place(vfs: HeardVFS) -> None:
+async def test_what_the_kernel_may_know_at_a_place(vfs: RecordingVFS) -> None:
     assert vfs.changes.known(FolderKey("vault")) is None
     await cat(vfs, "vault/db/user")
     await cat(vfs, "env/TOKEN")
@@ -601,7 +605,7 @@ class TestChangesThatAStoreTells:
 
     @pytest.fixture
     def make(self, nursery: trio.Nursery, mock_clock: MockClock) -> Make:
-        def make_vfs(scope: SecretScope = ALLOW_ALL, **stores: MemoryStore) -> HeardVFS:
+        def make_vfs(scope: SecretScope = ALLOW_ALL, **stores: MemoryStore) -> RecordingVFS:
             def views(announce: Announce) -> Mapping[str, StoreView]:
                 freshness = Freshness(ttl=60, deadline=5)
                 caches = {
@@ -609,16 +613,16 @@ class TestChangesThatAStoreTells:
                 }
                 return {name: StoreView(cached, scope) for name, cached in caches.items()}
 
-            return HeardVFS(views, PermissionPolicy(), nursery)
+            return RecordingVFS(views, PermissionPolicy(), nursery)
 
         return make_vfs
 
     @pytest.fixture
-    def told(self, vfs: HeardVFS) -> list[Change]:
-        return vfs.told
+    def told(self, vfs: RecordingVFS) -> list[Change]:
+        return vfs.announced
 
     async def test_with_the_component(
-        self, vfs: HeardVFS, vault: WatchingMemoryStore, env: WatchingMemoryStore, told: list[Change]
+        self, vfs: RecordingVFS, vault: WatchingMemoryStore, env: WatchingMemoryStore, told: list[Change]
     ) -> None:
         await cat(vfs, "vault/db/password")
         await cat(vfs, "env/TOKEN")
@@ -635,7 +639,7 @@ class TestChangesThatAStoreTells:
 
     async def test_nothing_that_the_scope_hides(self, make: Make, vault: WatchingMemoryStore) -> None:
         vfs = make(vault=vault, scope=SecretScope(denied_secrets=frozenset({"db"})))
-        told = vfs.told
+        told = vfs.announced
         await cat(vfs, "vault/.bulk.json")
         await cat(vfs, "vault/team/api/key")
         with pytest.raises(NoSuchEntry):
@@ -653,7 +657,7 @@ class TestChangesThatAStoreTells:
     )
     async def test_the_new_content_shows_at_once_as_another_inode_and_an_open_file_keeps_the_old(
         self,
-        vfs: HeardVFS,
+        vfs: RecordingVFS,
         vault: WatchingMemoryStore,
         env: WatchingMemoryStore,
         told: list[Change],
@@ -682,7 +686,7 @@ class TestChangesThatAStoreTells:
         assert told == []
 
     async def test_the_bulk_file_shows_it_at_once_and_an_open_one_keeps_the_old(
-        self, vfs: HeardVFS, vault: WatchingMemoryStore, told: list[Change], mock_clock: MockClock
+        self, vfs: RecordingVFS, vault: WatchingMemoryStore, told: list[Change], mock_clock: MockClock
     ) -> None:
         before = (await stat_of(vfs, "vault/.bulk.json")).inode
         handle = await vfs.open(before)
@@ -700,7 +704,7 @@ class TestChangesThatAStoreTells:
         assert told
 
     async def test_what_is_added_is_there_and_what_is_deleted_is_gone_at_once(
-        self, vfs: HeardVFS, env: WatchingMemoryStore, told: list[Change], mock_clock: MockClock
+        self, vfs: RecordingVFS, env: WatchingMemoryStore, told: list[Change], mock_clock: MockClock
     ) -> None:
         await ls(vfs, "env")
         inode = (await stat_of(vfs, "env/TOKEN")).inode
@@ -716,7 +720,7 @@ class TestChangesThatAStoreTells:
         assert (await vfs.getattr(inode)).size == len(OLD)  # fstat
 
     async def test_the_same_content_is_the_same_inode(
-        self, vfs: HeardVFS, env: WatchingMemoryStore, told: list[Change], mock_clock: MockClock
+        self, vfs: RecordingVFS, env: WatchingMemoryStore, told: list[Change], mock_clock: MockClock
     ) -> None:
         before = await stat_of(vfs, "env/TOKEN")
         env.put("TOKEN", {"TOKEN": OLD})
@@ -726,13 +730,13 @@ class TestChangesThatAStoreTells:
         assert env.calls["fetch:TOKEN"] == 2
 
     async def test_it_is_told_when_the_bulk_file_is_out_of_date(
-        self, vfs: HeardVFS, env: WatchingMemoryStore, mock_clock: MockClock
+        self, vfs: RecordingVFS, env: WatchingMemoryStore, mock_clock: MockClock
     ) -> None:
         before = await stat_of(vfs, "env/.bulk.json")
         assert vfs._contents._bulks.peek(BulkKey("env", Bulk.JSON))
         env.put("TOKEN", {"TOKEN": NEW})
         await tell(env, "TOKEN")
-        assert vfs.told
+        assert vfs.announced
         assert not vfs._contents._bulks.peek(BulkKey("env", Bulk.JSON))
         assert (await walk(vfs, "env/.bulk.json")).inode != before.inode
 
@@ -740,7 +744,7 @@ class TestChangesThatAStoreTells:
 class Polled:
     """A file of ``env`` that somebody has open."""
 
-    def __init__(self, vfs: HeardVFS, handle: int) -> None:
+    def __init__(self, vfs: RecordingVFS, handle: int) -> None:
         self.vfs = vfs
         self.handle = handle
 
@@ -755,11 +759,11 @@ class Polled:
 
 class TestPoll:
     @pytest.fixture
-    async def polled(self, vfs: HeardVFS) -> Polled:
+    async def polled(self, vfs: RecordingVFS) -> Polled:
         return Polled(vfs, await vfs.open((await walk(vfs, "env/TOKEN")).inode))
 
     async def test_whoever_waits_is_woken_once_when_the_file_is_superseded(
-        self, vfs: HeardVFS, env: MemoryStore, polled: Polled, mock_clock: MockClock
+        self, vfs: RecordingVFS, env: MemoryStore, polled: Polled, mock_clock: MockClock
     ) -> None:
         for who in ("a", "b", "b"):
             assert polled.poll(who) is False
@@ -779,7 +783,7 @@ class TestPoll:
         assert polled.notified == ["a", "b"]
         assert polled.poll("c") is True
 
-    async def test_a_published_version_supersedes(self, vfs: HeardVFS, polled: Polled) -> None:
+    async def test_a_published_version_supersedes(self, vfs: RecordingVFS, polled: Polled) -> None:
         polled.poll("a")
         key = ValueKey("env", "TOKEN", "TOKEN")
         version = vfs.changes.successor(key)
@@ -792,7 +796,7 @@ class TestPoll:
         assert vfs.changes.known(key) is version
 
     async def test_so_does_a_deletion_and_what_comes_then_is_another_file(
-        self, vfs: HeardVFS, polled: Polled, mock_clock: MockClock
+        self, vfs: RecordingVFS, polled: Polled, mock_clock: MockClock
     ) -> None:
         polled.poll("a")
         vfs.changes.gone(vfs._tree.inode(polled.handle))
@@ -803,7 +807,7 @@ class TestPoll:
         assert (await walk(vfs, "env/TOKEN")).inode != polled.handle
 
     async def test_nobody_is_remembered_when_the_kernel_has_forgotten(
-        self, vfs: HeardVFS, env: MemoryStore, polled: Polled, mock_clock: MockClock
+        self, vfs: RecordingVFS, env: MemoryStore, polled: Polled, mock_clock: MockClock
     ) -> None:
         polled.poll("a")
         assert vfs._polls
@@ -814,11 +818,13 @@ class TestPoll:
         await cat(vfs, "env/TOKEN")
         assert polled.notified == []
 
-    async def test_who_asks_without_waiting_is_not_remembered(self, vfs: HeardVFS, polled: Polled) -> None:
+    async def test_who_asks_without_waiting_is_not_remembered(self, vfs: RecordingVFS, polled: Polled) -> None:
         assert vfs.poll(polled.handle, None) is False
         assert not vfs._polls
 
-    async def test_of_polls_that_time_out_a_bounded_number_is_remembered(self, vfs: HeardVFS, polled: Polled) -> None:
+    async def test_of_polls_that_time_out_a_bounded_number_is_remembered(
+        self, vfs: RecordingVFS, polled: Polled
+    ) -> None:
         for number in range(MAX_WAITERS + 1):
             polled.poll(str(number))
         assert polled.notified == [str(number) for number in range(MAX_WAITERS)]  # who still waits, polls again
@@ -830,7 +836,7 @@ def caller(pid: int) -> Caller:
     return Caller(1000, 1000, pid)
 
 
-async def stat_of(vfs: HeardVFS, path: str) -> Attributes:
+async def stat_of(vfs: RecordingVFS, path: str) -> Attributes:
     """Return attributes that may be believed for a while, as the kernel gets them for stat(2)."""
     attributes = await walk(vfs, path)
     return attributes if attributes.attr_timeout else await vfs.getattr(attributes.inode)

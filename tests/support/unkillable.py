@@ -94,8 +94,8 @@ print(json.dumps({"done": done, "failures": failures[:5], "failed": len(failures
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one participant has to say."""
+class Report:
+    """What one participant has done and met."""
 
     who: str
     done: int
@@ -125,7 +125,7 @@ def install(system: System) -> None:
 
 
 @contextlib.contextmanager
-def participants(system: System, told: list[Told]) -> Iterator[None]:
+def participants(system: System, reports: list[Report]) -> Iterator[None]:
     """Run four readers, a container, a process inside the mount and one with a mapping; at the end they report.
 
     Beside them two follow values that are rotated all the time, so that the daemon is always publishing something.
@@ -148,9 +148,9 @@ def participants(system: System, told: list[Told]) -> Iterator[None]:
         for who, process in started.items():
             out, err = process.communicate(timeout=30)
             try:
-                told.append(Told(who, **json.loads(out)))
+                reports.append(Report(who, **json.loads(out)))
             except ValueError:
-                told.append(Told(who, 0, [err.decode(errors="replace")[-300:]], 1, 0.0))
+                reports.append(Report(who, 0, [err.decode(errors="replace")[-300:]], 1, 0.0))
 
 
 def torment(system: System, *, kills: int, restarts: int, pause: tuple[float, float]) -> None:

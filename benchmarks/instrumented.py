@@ -1,6 +1,6 @@
 """``secretfs`` itself, with a count of its tasks in a file: nothing outside of a process can see those of trio.
 
-python -m benchmarks.probed FILE mount ...
+python -m benchmarks.instrumented FILE mount ...
 """
 
 import mmap
@@ -42,10 +42,10 @@ def tasks(path: Path) -> int:
 def _probe(path: Path) -> None:
     run = trio.run
 
-    def probed(*arguments: Any, **options: Any) -> Any:
+    def instrumented(*arguments: Any, **options: Any) -> Any:
         return run(*arguments, instruments=[_Census(path)], **options)
 
-    trio.run = probed  # type: ignore[assignment]
+    trio.run = instrumented  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

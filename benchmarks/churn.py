@@ -1,7 +1,7 @@
 """What happens upstream and to the configuration while others read: see `benchmarks.soak`.
 
 Secrets are rotated, come and go; the server hangs, dies and answers nonsense; manifests are edited, well and badly; and
-somebody asks for everything again. A value carries its checksum and the number of its version.
+everything is refreshed. A value carries its checksum and the number of its version.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from benchmarks.fixtures import Fixtures, Mount
 from benchmarks.soaker import DEADLINE, FIRM, PASSING, SHAKY
-from benchmarks.stage import Mount, Stage
 from tests.support.manifests import component, configuration, scope
 from tests.support.servers.faulty import Faulty
 from tests.support.servers.openbao import OpenBao
@@ -25,13 +25,13 @@ TTL = 1.0
 _LARGE, _SMALL = 200_001, 4_000
 
 
-class Unrest:
-    """Stores and manifests that change all the time. Findings and what happened are for others to look at, too."""
+class Churn:
+    """Stores and manifests that change all the time. `findings` and `happened` are counted here and by the run."""
 
-    def __init__(self, stage: Stage, server: OpenBao, way: Faulty, seed: int) -> None:
+    def __init__(self, fixtures: Fixtures, server: OpenBao, way: Faulty, seed: int) -> None:
         self.findings: list[str] = []
         self.happened: Counter[str] = Counter()
-        self.resources = stage.directory("resources")
+        self.resources = fixtures.directory("resources")
         self.config = self.resources.parent / "config.yaml"
         self.vault: dict[str, str] = {}
         """The newest value of each secret, by name."""
@@ -44,7 +44,7 @@ class Unrest:
         self._reachable = threading.Lock()
         self._writing = threading.Lock()
         self._numbers: dict[str, int] = {}
-        self._directory = stage.directory("stores")
+        self._directory = fixtures.directory("stores")
         self._flip = False
 
     def prepare(self) -> None:

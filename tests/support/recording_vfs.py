@@ -10,8 +10,8 @@ from secretfs.fs.vfs import Kernel, SecretVFS
 from secretfs.fs.view import StoreView
 
 
-class Told(Kernel):
-    """A kernel that is told to wake waiters."""
+class RecordingKernel(Kernel):
+    """Records the waiters that it should wake."""
 
     def __init__(self, woken: list[bytes]) -> None:
         self._woken = woken
@@ -21,7 +21,7 @@ class Told(Kernel):
         self._woken.append(waiter)
 
 
-class HeardVFS(SecretVFS):
+class RecordingVFS(SecretVFS):
     """A `SecretVFS` of views that ``make_views`` makes, given where their stores announce changes."""
 
     def __init__(
@@ -31,13 +31,13 @@ class HeardVFS(SecretVFS):
         nursery: trio.Nursery,
         app_id: str = "",
     ) -> None:
-        self.told: list[Change] = []
+        self.announced: list[Change] = []
         """The changes that this app may see."""
         self.woken: list[bytes] = []
-        super().__init__(make_views(self.hear), permissions, nursery, app_id, kernel=Told(self.woken))
+        super().__init__(make_views(self.record), permissions, nursery, app_id, kernel=RecordingKernel(self.woken))
 
-    def hear(self, change: Change) -> None:
-        """Take what is announced."""
+    def record(self, change: Change) -> None:
+        """Record what is announced, as far as this app may see it."""
         visible = self.observe(change)
         if visible:
-            self.told.append(visible)
+            self.announced.append(visible)

@@ -58,13 +58,13 @@ class Mount:
         return int(next(line.split()[1] for line in io.splitlines() if line.startswith("syscw:")))
 
 
-class Stage:
-    """A scratch directory on disk and one on tmpfs; what is started here is gone when the stage is."""
+class Fixtures:
+    """A scratch directory on disk and one on tmpfs; what is started here is gone when they are."""
 
     def __init__(self) -> None:
         self._places = 0
 
-    def __enter__(self) -> "Stage":
+    def __enter__(self) -> "Fixtures":
         """Set up."""
         if not any((mount.path, mount.fstype) == (str(_TMPFS), "tmpfs") for mount in mounts()):
             raise BenchmarkError(f"{_TMPFS} is not a tmpfs to compare with")
@@ -83,7 +83,7 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take everything down; a second Ctrl-C does not keep the first from being tidy."""
+        """Take everything down; a second Ctrl-C does not interrupt that."""
         patient = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
         try:
             self._stack.close()
@@ -99,7 +99,7 @@ class Stage:
         return path
 
     def start(self, module: str, *arguments: str, log: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
-        """Start a module of Python, out of reach of the terminal's Ctrl-C: ending it is our business."""
+        """Start a module of Python, out of reach of the terminal's Ctrl-C: we end it."""
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             env=self.environment,
