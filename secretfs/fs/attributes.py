@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from stat import S_IFDIR, S_IFREG
 from typing import Final, NamedTuple
@@ -72,10 +72,19 @@ class PermissionPolicy:
     """In a mount for a single app."""
     apps: Mapping[str, ViewPermissions] | None = None
     """What is different for an app, in a mount for many."""
+    default: ViewPermissions = field(init=False, repr=False)
+    """What holds for the only app, and for apps that say nothing. Made once: a listing needs it for each entry."""
+
+    def __post_init__(self) -> None:
+        uid = os.getuid() if self.uid is None else self.uid
+        gid = os.getgid() if self.gid is None else self.gid
+        object.__setattr__(self, "default", ViewPermissions(Permissions(uid, gid, self.file_mode), self.rules))
 
     def of(self, key: DirectoryKey | LeafKey) -> Permissions:
         """Return owner, group and mode of what is at a place."""
         match key:
+            case ValueKey():  # first, because a listing has nothing else
+                return self._of_value(key)
             case ControlsKey():
                 return Permissions(os.getuid(), os.getgid(), _CONTROL_DIRECTORY_MODE)
             case ControlKey(control):
@@ -84,18 +93,20 @@ class PermissionPolicy:
                 return Permissions(os.getuid(), os.getgid(), _APPS_MODE)
             case BulkKey() | SecretBulkKey():
                 return self.view(app_of(key.component)).of_bulk_file()
-            case ValueKey(component, name, value):
-                path = (component.rpartition("/")[2], name, *(() if value == name else (value,)))
-                return self.view(app_of(component)).of_file("/".join(path))
         return self._of_directory(key)
 
     def view(self, app: str | None) -> ViewPermissions:
         """Return what holds for an app; for None, what holds for the only one, and for apps that say nothing."""
         if app is not None and self.apps and app in self.apps:
             return self.apps[app]
-        uid = os.getuid() if self.uid is None else self.uid
-        gid = os.getgid() if self.gid is None else self.gid
-        return ViewPermissions(Permissions(uid, gid, self.file_mode), self.rules)
+        return self.default
+
+    def _of_value(self, key: ValueKey) -> Permissions:
+        view = self.view(app_of(key.component))
+        if not view.rules:
+            return view.default
+        path = (key.component.rpartition("/")[2], key.name, *(() if key.key == key.name else (key.key,)))
+        return view.of_file("/".join(path))
 
     def _of_directory(self, key: RootKey | AppKey | FolderKey | SecretKey) -> Permissions:
         """Directories that belong to us are writable for us: we rename there, and may not be root."""
