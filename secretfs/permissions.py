@@ -67,8 +67,8 @@ class ViewPermissions:
     def of_directory(self) -> Permissions:
         """Return the permissions of a directory: an ``x`` for every ``r``.
 
-        A rule that lets somebody else in makes directories searchable for everybody: whoever knows the name of a secret
-        may look for it, and nobody else may list the names.
+        A rule that lets somebody else in makes directories searchable for everybody: those who know the name
+        of a secret can look it up, and nobody else can list the names.
         """
         uid, gid, mode = self.default
         mode |= (mode & 0o444) >> 2

@@ -1,6 +1,6 @@
-"""Answers by key, each loaded once at a time however many ask.
+"""Answers by key. Loads are single flight: one at a time for each key, whatever the number of callers.
 
-Belongs to one trio thread. Knows how old an answer is and who used it last; what to do about it is the owner's affair.
+Belongs to one trio thread. Records how old an answer is and when it was last used; the owner decides what follows.
 """
 
 import copy
@@ -39,7 +39,7 @@ class CachedAnswer(Generic[T]):
     stale: bool = False
     """Served although it has expired, because the store does not answer."""
     serial: int = field(default_factory=count(1).__next__)
-    """Different for every load, so that "the same answer as before" needs no look at its content."""
+    """Different for every load, so that "the same answer as before" can be decided without comparing contents."""
 
     @property
     def remaining(self) -> float:
@@ -47,7 +47,7 @@ class CachedAnswer(Generic[T]):
         return max(0.0, self.expires - trio.current_time())
 
     def revalidated(self, earlier: "CachedAnswer[K]") -> "CachedAnswer[K]":
-        """Return an earlier answer that this one confirms, as fresh as this one. Its content is not looked at again."""
+        """Return an earlier answer that this one confirms, as fresh as this one. Its content is not compared."""
         return replace(earlier, fetched=self.fetched, expires=self.expires, fetched_at=self.fetched_at, stale=False)
 
     def limited_by(self, part: "CachedAnswer[Any]") -> "CachedAnswer[T]":
@@ -113,7 +113,7 @@ class TTLCache(Generic[K, T]):
         return entry.answer if entry is not None and entry.answer.remaining else None
 
     def access(self, key: K) -> CachedAnswer[T] | None:
-        """`peek`, on behalf of somebody who asks: what is asked for is not idle."""
+        """`peek`, and record the access: an answer that is asked for is not idle."""
         entry = self._entries.get(key)
         if entry is None:
             return None
@@ -170,7 +170,7 @@ class TTLCache(Generic[K, T]):
         return pending.answer is not None and entry is not None and entry.answer is not pending.answer
 
     def expire(self, key: K) -> None:
-        """Serve an answer no more. Whoever waits gets one that is loaded from now on: never an older after a newer."""
+        """Serve an answer no more. Those who wait get one that is loaded from now on: never an older after a newer."""
         entry = self._entries.get(key)
         if entry is not None:
             self.keep(key, replace(entry.answer, expires=trio.current_time()))

@@ -115,10 +115,10 @@ def summary(findings: Iterable[Finding]) -> str:
 
 def to_json(findings: Sequence[Finding]) -> str:
     """Write findings down for programs."""
-    told = [
+    rows = [
         {"check": one.check, "level": one.level.value, "finding": one.text, "fix": one.fix or None} for one in findings
     ]
-    document = {"version": secretfs.__version__, "exit_code": exit_code(findings), "findings": told}
+    document = {"version": secretfs.__version__, "exit_code": exit_code(findings), "findings": rows}
     return json.dumps(document, indent=2, ensure_ascii=False)
 
 
@@ -283,7 +283,9 @@ async def examine_stores(declaration: Declaration, default: Freshness, step: Cal
         try:
             with trio.fail_after(opened.freshness.deadline):
                 scopes = [shown.scope for shown in declaration.stores.values() if shown.component == component.name]
-                found[component.name] = await trio.to_thread.run_sync(_asked, opened, scopes, abandon_on_cancel=True)
+                found[component.name] = await trio.to_thread.run_sync(
+                    _store_findings, opened, scopes, abandon_on_cancel=True
+                )
         except trio.TooSlowError:
             late = DeadlineExceeded(f"no answer within {show_duration(opened.freshness.deadline)}")
             found[component.name] = [_failed(component, late)]
@@ -306,7 +308,7 @@ async def examine_stores(declaration: Declaration, default: Freshness, step: Cal
         return [*notices, *stores, *_clocks(registry.stores)]
 
 
-def _asked(opened: OpenedStore, scopes: Sequence[SecretScope]) -> list[Finding]:
+def _store_findings(opened: OpenedStore, scopes: Sequence[SecretScope]) -> list[Finding]:
     """Ask an open store. Only names that an app may see are counted."""
     check = f"store {opened.component.name}"
     began = perf_counter()
@@ -349,10 +351,10 @@ def _failed(component: Component, error: SecretFSError) -> Finding:
 
 def _clocks(stores: Mapping[str, OpenedStore]) -> Iterator[Finding]:
     """Compare the clocks of the stores that report the time with ours."""
-    told = {
+    reported = {
         name: opened.store.clock_skew() for name, opened in stores.items() if isinstance(opened.store, ClockedStore)
     }
-    skews = {name: seconds for name, seconds in told.items() if seconds is not None}
+    skews = {name: seconds for name, seconds in reported.items() if seconds is not None}
     for name, seconds in skews.items():
         off = show_duration(round(abs(seconds)))
         if abs(seconds) > SKEW:

@@ -23,7 +23,7 @@ from secretfs.linux.log import printable
 from secretfs.linux.mountinfo import secretfs_mounts
 from secretfs.linux.mountpoint import resolve
 
-EXIT_TROUBLE: Final = 1
+EXIT_UNWELL: Final = 1
 
 
 @click.command("status")
@@ -33,7 +33,7 @@ def status_command(mountpoint: Path | None, *, as_json: bool) -> NoReturn:
     """Show the health of the mount at MOUNTPOINT and of its stores, what is wrong first.
 
     Without MOUNTPOINT, show the health of all mounts that are yours; for root, of all mounts. No name and no value of a
-    secret is ever shown. Only the user who runs a mount may ask, and root.
+    secret is ever shown. Only the user who runs a mount, and root, may read it.
 
     \b
     Exit codes:
@@ -43,7 +43,7 @@ def status_command(mountpoint: Path | None, *, as_json: bool) -> NoReturn:
       3  there is no secretfs, it was killed, hangs, or is somebody else's
     """  # noqa: D301
     if mountpoint is None:
-        mounts = ask_all([Path(mount.path) for mount in secretfs_mounts(os.geteuid())])
+        mounts = fetch_all([Path(mount.path) for mount in secretfs_mounts(os.geteuid())])
         report, text = show_all(mounts), json.dumps([mount.to_json() for mount in mounts], indent=2) + "\n"
     else:
         path = resolve(mountpoint)
@@ -75,14 +75,14 @@ class Health:
         }
 
 
-def ask_all(mountpoints: Sequence[Path]) -> list[Health]:
-    """Ask mounts for their status, side by side: some may hang."""
+def fetch_all(mountpoints: Sequence[Path]) -> list[Health]:
+    """Read the status of mounts, side by side: some may hang."""
     with ThreadPoolExecutor(len(mountpoints) or 1) as threads:
-        return list(threads.map(ask, mountpoints))
+        return list(threads.map(fetch, mountpoints))
 
 
-def ask(mountpoint: Path) -> Health:
-    """Ask a mount for its status. One of another user may answer anything."""
+def fetch(mountpoint: Path) -> Health:
+    """Read the status of a mount. That of another user may be anything."""
     try:
         health = Health(mountpoint, json.loads(read_status(mountpoint)))
         _health(health)
@@ -120,7 +120,7 @@ def show_all(mounts: Sequence[Health]) -> StatusReport:
         lines.append(Line(""))
     rows = [_health(mount) for mount in mounts]
     lines += _columns((("MOUNT POINT", "STATE", "APP ID", "STORES", "NOT WELL"), 0), rows, right={3})
-    codes = [error.exit_code for error in errors] or [EXIT_TROUBLE if any(severity for _, severity in rows) else 0]
+    codes = [error.exit_code for error in errors] or [EXIT_UNWELL if any(severity for _, severity in rows) else 0]
     return StatusReport(lines, max(codes))
 
 
@@ -140,7 +140,7 @@ def show(status: Mapping[str, Any], mountpoint: Path, now: float) -> StatusRepor
     mount = status["mount"]
     stores = sorted(status["stores"].items(), key=lambda item: (-_severity(item[1]), item[0]))
     wrong = [(name, store) for name, store in stores if _severity(store)]
-    lines = [Line(trouble, _severity(store)) for name, store in wrong for trouble in _troubles(name, store, now)]
+    lines = [Line(problem, _severity(store)) for name, store in wrong for problem in _problems(name, store, now)]
     if lines:
         lines.append(Line(""))
     lines += _table(stores, now)
@@ -153,7 +153,7 @@ def show(status: Mapping[str, Any], mountpoint: Path, now: float) -> StatusRepor
             f"{mount['inodes']} inodes, taken over {mount['takeovers']} times"
         ),
     ]
-    return StatusReport(lines, EXIT_TROUBLE if wrong else 0)
+    return StatusReport(lines, EXIT_UNWELL if wrong else 0)
 
 
 def _waiting(apps: Mapping[str, Mapping[str, int]]) -> Iterator[Line]:
@@ -172,7 +172,7 @@ def _severity(store: Mapping[str, Any]) -> int:
     return int(store["state"] != State.OK.value or bool(store["stale_values"]))
 
 
-def _troubles(name: str, store: Mapping[str, Any], now: float) -> Iterator[str]:
+def _problems(name: str, store: Mapping[str, Any], now: float) -> Iterator[str]:
     """Say what is wrong with a store."""
     error, retry = store["last_error"], store["breaker"]["next_try"]
     why = f": {error['class']}, {_ago(error['at'], now)}: {error['message']}" if error else ""

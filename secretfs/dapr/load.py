@@ -98,10 +98,10 @@ def load_declaration(sources: Sources) -> Declaration:
         return load_for_apps(named.resources, named.configs, named.apps, environ, builtin=named.builtin)
     declaration = load(named.resources, named.configs, named.app_id, environ, builtin=named.builtin)
     if not declaration.components:
-        told = ", ".join(map(str, named.resources))
+        where = ", ".join(map(str, named.resources))
         whom = f"app id {named.app_id}" if named.app_id else "an app without an id (--app-id)"
         others = _others(named.resources, environ.get("NAMESPACE", ""))
-        raise ConfigurationError(f"no secret store for {whom} in {told}: {others or 'nothing to show'}")
+        raise ConfigurationError(f"no secret store for {whom} in {where}: {others or 'nothing to show'}")
     return declaration
 
 

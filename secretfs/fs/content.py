@@ -167,10 +167,10 @@ class Contents:
         self._unrenderable.pop(key, None)
         return CachedAnswer(rendered, secrets.fetched, secrets.expires, secrets.fetched_at, secrets.stale)
 
-    def _log_once(self, key: BulkKey, trouble: str) -> None:
-        if self._unrenderable.get(key) != trouble:
-            self._unrenderable[key] = trouble
-            log.warning("%s: %s", key.component, trouble)
+    def _log_once(self, key: BulkKey, reason: str) -> None:
+        if self._unrenderable.get(key) != reason:
+            self._unrenderable[key] = reason
+            log.warning("%s: %s", key.component, reason)
 
     def _expire_bulks(self, component: str) -> None:
         for form in Bulk:

@@ -46,8 +46,8 @@ T = TypeVar("T")
 Question = tuple[str, str]
 
 REFRESH_PAUSE = 1.0
-"""Seconds between two looks at the references on account of one question: one that is never granted must not use up the
-look that another needs."""
+"""Seconds between two reads of the references after refusals of one call: a call that is always refused must not use up
+the read that another one needs."""
 
 log = logging.getLogger(__name__)
 

@@ -146,7 +146,7 @@ def open_store(
     context = StoreContext(component.name, component.namespace, chosen.deadline, store_annotations(component))
     remarks: list[Notice] = []
 
-    def look() -> list[Property]:
+    def read_properties() -> list[Property]:
         properties, remarks[:] = resolve(component, templates, read)
         return properties
 
@@ -162,9 +162,9 @@ def open_store(
         return store
 
     if read is None:
-        return open_with(look()), remarks
+        return open_with(read_properties()), remarks
     following = FollowingStore(
-        component.name, look, open_with, multi_valued=multi_valued, reads_have_effects=reads_have_effects
+        component.name, read_properties, open_with, multi_valued=multi_valued, reads_have_effects=reads_have_effects
     )
     return following, remarks
 
@@ -309,13 +309,13 @@ def _broken_chain(component: Component, by_name: Mapping[str, Component]) -> Con
     while references := component_references(by_name[chain[-1]]):
         (needed,) = references
         chain.append(needed)
-        told = " -> ".join(chain)
+        path = " -> ".join(chain)
         if needed not in by_name:
             return ConfigurationError(
-                f"{told}: there is no secret store {needed} for this app id to take a secret from", component.source
+                f"{path}: there is no secret store {needed} for this app id to take a secret from", component.source
             )
         if needed in chain[:-1]:
-            return ConfigurationError(f"{told}: these stores wait for each other's secrets", component.source)
+            return ConfigurationError(f"{path}: these stores wait for each other's secrets", component.source)
     return None
 
 

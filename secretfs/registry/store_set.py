@@ -241,7 +241,7 @@ class StoreSet:
 
 
 async def _refresh_references(opened: OpenedStore) -> None:
-    """Have a store look whether what it takes from another one has changed, after ttl of that one. Runs forever.
+    """Have a store read its references again after each ttl of the store that they lead to. Runs forever.
 
     Credentials that were rotated are refused, and found out at once; old ones that go on to be good are not.
     """

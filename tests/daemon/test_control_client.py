@@ -147,7 +147,7 @@ class TestShowAll:
     def test_an_answer_that_is_no_status(self, answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         """A program of any user may call itself secretfs: it must not keep root from seeing the other mounts."""
         monkeypatch.setattr(status, "read_status", lambda _: answer)
-        report = show_all(status.ask_all([Path("/m")]))
+        report = show_all(status.fetch_all([Path("/m")]))
         assert report.lines[0].text == "what /m answers is not a status that we can read"
         assert report.exit_code == 3
 

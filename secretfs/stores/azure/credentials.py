@@ -298,9 +298,9 @@ def _explain_principal(secret: str, client: str = "azureClientId", tenant: str =
     def explain(error: Exception, outcome: Outcome) -> Exception:
         if isinstance(error, OSError):
             return StoreUnavailable(f"{secret}: {error.strerror}")
-        trouble = _trouble(outcome)
-        if trouble is not None:
-            return trouble
+        failure = _transport_failure(outcome)
+        if failure is not None:
+            return failure
         code = _authority_code(error)
         if not code:
             return _no_token(outcome)
@@ -320,7 +320,7 @@ def _explain_managed(client_id: str) -> Explain:
             missing = _no_identity(error, outcome, client_id)
             if missing is not None:
                 return missing
-        return _trouble(outcome) or _no_token(outcome)
+        return _transport_failure(outcome) or _no_token(outcome)
 
     return explain
 
@@ -352,7 +352,7 @@ def _explain_cli(error: Exception, _: Outcome) -> Exception:
     return AccessDenied(f"Azure CLI: the login is refused{f' (AADSTS{code})' if code else ''}")
 
 
-def _trouble(outcome: Outcome) -> StoreError | None:
+def _transport_failure(outcome: Outcome) -> StoreError | None:
     """Return the outage that made a login fail, if it was one."""
     if outcome.error is not None:
         return unanswered(outcome)

@@ -63,7 +63,7 @@ class Token:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """Credentials, how long they live, and who asked for them last."""
+    """Credentials, how long they live, and when they were last read."""
 
     id: str
     """Empty for what ends by itself and cannot be revoked."""
@@ -73,7 +73,7 @@ class Lease:
     term: LeaseTerm
     used: float
     retired: bool = False
-    """Whoever asks gets other credentials. These live on until they end by themselves."""
+    """The next reader gets other credentials. These live on until they end by themselves."""
 
 
 def retry_at(now: float, term: "LeaseTerm") -> float | None:

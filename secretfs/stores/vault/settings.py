@@ -167,7 +167,7 @@ class Settings:
     )  # fmt: skip
     dynamic_parameters: str = setting(
         "vaultDynamicParameters",
-        "dynamic: a JSON object to send, for an engine that wants to be told more than a name.",
+        "dynamic: a JSON object to send, for an engine that needs more than a name.",
         parse=_parameters,
     )
     dynamic_idle: str = setting(

@@ -19,7 +19,7 @@ _BELONGING = (
     *("kubernetes_role", "kubernetes_mount", "role_id", "approle_mount", "jwt_role", "jwt_mount"),
     *("username", "userpass_mount", "cert_role", "cert_mount"),
 )
-"""The settings that a token and a lease belong to: where they are from, and who they were given to."""
+"""The settings that a token and a lease belong to: where they are from, and whom they were given to."""
 
 
 @dataclass(frozen=True, slots=True)
