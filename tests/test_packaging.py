@@ -67,6 +67,16 @@ class TestImports:
         ]
         assert imported_by(running("--help"), "secretfs", "trio", "pyfuse3", "yaml", *SDKS) == ours
 
+    def test_the_command_that_mounts_imports_nothing_of_the_worker(self) -> None:
+        everything = imported_by("import secretfs.cli.main, secretfs.cli.mount", "secretfs", "trio", "pyfuse3", "yaml")
+        packages = {name.split(".")[1] for name in everything if name.count(".") == 2}
+        assert packages == {"cache", "cli", "daemon", "dapr", "linux"}
+        assert [name for name in everything if not name.startswith("secretfs")] == []
+        assert [name for name in everything if name.startswith(("secretfs.cache.", "secretfs.dapr."))] == [
+            "secretfs.cache.freshness",
+            "secretfs.dapr.sources",
+        ]
+
     def test_opening_local_stores_imports_no_sdk(self, tmp_path: Path) -> None:
         (tmp_path / "s.json").write_text('{"a": "b"}', encoding="utf-8")
         component(tmp_path / "c", "env", "local.env")

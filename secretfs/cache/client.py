@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from secretfs.cache.freshness import time_limit
+from secretfs.cache.deadlines import time_limit
 from secretfs.cache.health import CallStats, CircuitBreaker, FailureLog, Kind, State, Statistics
 from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.cache.turns import NO_APP, ONLY_APP, Turn, TurnQueue

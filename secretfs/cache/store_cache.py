@@ -24,8 +24,9 @@ import trio
 
 from secretfs.cache.change import Announce, Change, discard
 from secretfs.cache.client import StoreClient, in_parallel
+from secretfs.cache.deadlines import request_limit
 from secretfs.cache.forgotten import Forgotten, changed_keys, is_refusal, keys_of
-from secretfs.cache.freshness import Freshness, request_limit
+from secretfs.cache.freshness import Freshness
 from secretfs.cache.health import Kind, Statistics
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.cache.turns import NO_APP, asking_for

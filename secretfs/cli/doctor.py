@@ -21,7 +21,8 @@ from secretfs.cli.diagnose import (
 from secretfs.cli.mount import mount_command
 from secretfs.cli.options import PATH, take_freshness, take_sources
 from secretfs.cli.output import progress, wrap
-from secretfs.daemon.serve import MountOptions
+from secretfs.daemon.audience import require_rights
+from secretfs.daemon.request import MountOptions
 from secretfs.dapr.declaration import Declaration
 from secretfs.dapr.load import load_declaration
 from secretfs.errors import ConfigurationError
@@ -67,7 +68,7 @@ def _diagnose(mountpoint: Path | None, flags: dict[str, Any]) -> Iterator[Findin
 
     def load() -> Declaration:
         declaration = load_declaration(named)
-        options.require_rights(declaration)
+        require_rights(options, declaration)
         return declaration
 
     findings, declaration = examine_declaration(load)

@@ -7,9 +7,8 @@ from typing import Any, NoReturn
 import click
 
 from secretfs.cli.options import NONEMPTY, PATH, audience, freshness, sources, take_freshness, take_sources
-from secretfs.daemon import worker
-from secretfs.daemon.serve import MountOptions
-from secretfs.daemon.worker import Request
+from secretfs.daemon import start
+from secretfs.daemon.request import MountOptions, Request
 from secretfs.linux.log import log_to_stderr
 from secretfs.linux.mountpoint import resolve
 from secretfs.linux.process import require_owner
@@ -54,4 +53,4 @@ def mount_command(
     options = MountOptions(resolve(mountpoint), mode=mode, default=default, **flags)
     require_owner(options.uid)
     request = Request(named, options, foreground, log_file)
-    sys.exit(worker.mount(request, click.get_current_context().obj))
+    sys.exit(start.mount(request, click.get_current_context().obj))

@@ -2,7 +2,6 @@
 
 import grp
 import pwd
-import signal
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any, TypeVar
 import click
 
 from secretfs.cache.freshness import Freshness
-from secretfs.daemon.command import OnChange
-from secretfs.dapr.load import DEFAULT_CONFIG, DEFAULT_RESOURCES, Sources
+from secretfs.dapr.sources import DEFAULT_CONFIG, DEFAULT_RESOURCES, Sources
 from secretfs.durations import parse_duration, show_duration
 from secretfs.errors import ConfigurationError
-from secretfs.settings import nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,32 +80,6 @@ def _time(text: str) -> float:
     if not seconds:
         raise click.BadParameter(f"{text!r}: must be longer than nothing")
     return seconds
-
-
-def _on_change(text: str) -> OnChange:
-    """Read what happens when a secret changes: a word, or a signal with or without SIG, or its number."""
-    if text == "ignore":
-        return "ignore"
-    if text == "restart":
-        return "restart"
-    if text.isdecimal() and int(text) in signal.valid_signals():
-        return int(text)
-    name = text.upper().removeprefix("SIG")
-    known = {member.removeprefix("SIG"): number for member, number in signal.Signals.__members__.items()}
-    if name not in known:
-        hint = nearest(name, ["ignore", "restart", *known])
-        raise click.BadParameter(f"{text!r} is not ignore, restart or a signal such as HUP{hint}")
-    return known[name]
-
-
-ON_CHANGE = click.option(
-    "--on-change",
-    type=_on_change,
-    default="ignore",
-    metavar="ignore|restart|SIGNAL",
-    show_default=True,
-    help="What happens to the command when a secret that it has read changes.",
-)
 
 
 def freshness(command: F) -> F:

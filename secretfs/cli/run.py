@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import signal
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -10,7 +11,6 @@ import click
 
 from secretfs.cli.options import (
     NONEMPTY,
-    ON_CHANGE,
     PATH,
     audience,
     freshness_for_a_command,
@@ -21,13 +21,41 @@ from secretfs.cli.options import (
 from secretfs.cli.output import reporting
 from secretfs.daemon.command import OnChange, ParentPipe, end_as, run
 from secretfs.daemon.handover import Handover
-from secretfs.daemon.serve import MountOptions, Observer
-from secretfs.daemon.worker import Request, work
+from secretfs.daemon.request import MountOptions, Request
+from secretfs.daemon.serve import Observer
+from secretfs.daemon.worker import work
 from secretfs.errors import ConfigurationError
 from secretfs.linux.log import log_in_thread, log_to, log_to_stderr, open_log
 from secretfs.linux.mountpoint import require_directory, resolve
 from secretfs.linux.namespace import empty_directory, enter
 from secretfs.linux.preflight import require_device
+from secretfs.settings import nearest
+
+
+def _on_change(text: str) -> OnChange:
+    """Read what happens when a secret changes: a word, or a signal with or without SIG, or its number."""
+    if text == "ignore":
+        return "ignore"
+    if text == "restart":
+        return "restart"
+    if text.isdecimal() and int(text) in signal.valid_signals():
+        return int(text)
+    name = text.upper().removeprefix("SIG")
+    known = {member.removeprefix("SIG"): number for member, number in signal.Signals.__members__.items()}
+    if name not in known:
+        hint = nearest(name, ["ignore", "restart", *known])
+        raise click.BadParameter(f"{text!r} is not ignore, restart or a signal such as HUP{hint}")
+    return known[name]
+
+
+_ON_CHANGE = click.option(
+    "--on-change",
+    type=_on_change,
+    default="ignore",
+    metavar="ignore|restart|SIGNAL",
+    show_default=True,
+    help="What happens to the command when a secret that it has read changes.",
+)
 
 
 @click.command(
@@ -37,7 +65,7 @@ from secretfs.linux.preflight import require_device
 )
 @sources
 @freshness_for_a_command
-@ON_CHANGE
+@_ON_CHANGE
 @click.option(
     "--at",
     type=PATH,

@@ -12,14 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from secretfs.daemon.supervisor import CHANNEL, CONNECTION
+from secretfs.daemon.supervisor import CONNECTION
 from secretfs.errors import JournalUnreadable, MountError
 from secretfs.fs.journal import Journal
 from secretfs.fuse.connection import Connection, has_ended
 from secretfs.linux.log import printable
 from secretfs.linux.mountinfo import is_mounted, secretfs_at
 from secretfs.linux.mountpoint import is_dead
-from secretfs.linux.sd_notify import ServiceManager, service_manager, stored_descriptors
+from secretfs.linux.sd_notify import ServiceManager
 from secretfs.registry.lease_file import LeaseFile
 
 JOURNAL: Final = "journal"
@@ -47,21 +47,6 @@ class Handover:
         """The mount of our predecessor, if it is taken over; see `inherit`."""
         self.takes_over = CONNECTION in self._stored
         """Whether there was a worker before this one."""
-
-    @classmethod
-    def from_environment(cls, *, foreground: bool) -> "Handover | None":
-        """Find the supervisor in the environment; None if there is none. Removes the variables that it reads.
-
-        A service manager that expects notifications is one. It started the command that forked a background mount, not
-        this process, so in the background only our own supervisor counts.
-        """
-        stored = stored_descriptors()
-        channel = stored.pop(CHANNEL, None)
-        manager = service_manager(channel=channel)
-        supervised = channel is not None
-        if manager is None or not (supervised or foreground):
-            return None
-        return cls(manager, stored, supervised=supervised)
 
     @property
     def outlives_us(self) -> bool:

@@ -6,22 +6,22 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyfuse3
 import trio
 
 from secretfs.cache.change import Change
-from secretfs.cache.freshness import Freshness
+from secretfs.daemon.audience import permissions_of
 from secretfs.daemon.handover import Handover
 from secretfs.daemon.processes import set_process_name
 from secretfs.daemon.reload import Reloader
+from secretfs.daemon.request import MountOptions
 from secretfs.daemon.store_records import record_stores, replaced_stores
 from secretfs.dapr.declaration import Declaration
 from secretfs.dapr.load import ConfigSource
-from secretfs.errors import ConfigurationError, MountError, Notice
-from secretfs.fs.attributes import PermissionPolicy
+from secretfs.errors import MountError
 from secretfs.fs.changes import catch_up
 from secretfs.fs.journal import Journal
 from secretfs.fs.publish import Publisher
@@ -33,7 +33,6 @@ from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import clear, unmount
 from secretfs.linux.process import set_name
 from secretfs.linux.syscall_helper import SyscallHelper, SyscallHelpers
-from secretfs.permissions import Permissions, ViewPermissions
 from secretfs.registry.opening import Registry
 from secretfs.registry.store_set import ReloadResult, StoreSet
 from secretfs.store import LeasingStore
@@ -51,59 +50,6 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 """SIGTERM ends the process: a supervised mount stays, for a successor. SIGINT ends the mount."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class MountOptions:
-    """Where to mount, and for whom. Ids are the host's."""
-
-    mountpoint: Path
-    allow_other: bool = False
-    nonempty: bool = False
-    """Mount also where there are files, which the mount hides."""
-    uid: int | None = None
-    gid: int | None = None
-    mode: int = 0o400
-    """Permission bits of the files."""
-    source: str = "secretfs"
-    """What the table of mounts has as mounted. `mount -a` looks for what fstab has."""
-    default: Freshness = field(default_factory=Freshness)
-    """Of the stores that do not say otherwise."""
-
-    def permissions(self, declaration: Declaration) -> PermissionPolicy:
-        """Return owner, group and mode of all that is declared."""
-        policy = PermissionPolicy(self.mode, self.uid, self.gid, declaration.rules_of(None))
-        if declaration.apps is None:
-            return policy
-        views = {}
-        for name, app in declaration.apps.items():
-            uid, gid, mode = policy.view(None).default
-            chosen = Permissions(
-                uid if app.uid is None else app.uid,
-                gid if app.gid is None else app.gid,
-                mode if app.mode is None else app.mode,
-            )
-            views[name] = ViewPermissions(chosen, (*app.rules, *declaration.rules_of(name)))
-        return replace(policy, apps=views)
-
-    def require_rights(self, declaration: Declaration) -> None:
-        """Refuse apps of other users, whom nobody but root can serve. Raises `ConfigurationError`."""
-        for app in (declaration.apps or {}).values():
-            if app.uid not in (None, os.getuid()) and os.geteuid() != 0:
-                raise ConfigurationError(
-                    f"app {app.name} belongs to user {app.uid}: only root can mount for other users", app.source
-                )
-            if app.uid not in (None, os.getuid()) and not self.allow_other:
-                raise ConfigurationError(
-                    f"app {app.name} belongs to user {app.uid}, who gets in with --allow-other only", app.source
-                )
-
-    @property
-    def notices(self) -> list[Notice]:
-        """Options that may not mean what the user expects."""
-        if self.uid in (None, os.getuid()) or self.allow_other:
-            return []
-        return [Notice(f"user {self.uid} owns the files and cannot get at them without --allow-other")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +93,11 @@ async def serve(
             handover.keep(connection)
         registry.hands_over = handover.outlives_us
         app_id = declaration.context.app_id
-        permissions = options.permissions(declaration)
+        permissions = permissions_of(options, declaration)
         apps = declaration.apps
 
         def show(declared: Declaration, result: ReloadResult) -> frozenset[str]:
-            permissions, views = options.permissions(declared), views_of(result.stores)
+            permissions, views = permissions_of(options, declared), views_of(result.stores)
             changed = vfs.replace(views, result.replaced, declared.apps, permissions)
             record_stores(journal, stores.shown)
             return changed

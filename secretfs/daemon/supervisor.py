@@ -28,7 +28,7 @@ from typing import Final
 
 from secretfs.daemon.processes import record_failure, set_process_name
 from secretfs.daemon.restarts import End, Restarts
-from secretfs.daemon.worker_process import WorkerProcess
+from secretfs.daemon.worker_process import CHANNEL, WorkerProcess
 from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux.daemonize import leave_terminal
 from secretfs.linux.log import describe_fallback, log_to, log_to_stderr, open_log, open_syslog, printable, say
@@ -39,9 +39,6 @@ from secretfs.linux.process import set_name
 CONNECTION: Final = "connection"
 """Name of the descriptor that is the mount itself: a worker removes it when the mount is gone. Of the others only
 workers know, each version of its own."""
-CHANNEL: Final = "supervisor"
-"""Name of the descriptor through which a worker notifies us. Any process could flood an address such as systemd's."""
-
 WATCHDOG: Final = 20.0
 """Seconds without a sign of life after which a worker that was ready is killed."""
 SPAWN_RETRY: Final = 2.0

@@ -5,25 +5,23 @@ expects notifications (systemd, ``Type=notify``), ``secretfs mount`` is the work
 """
 
 import logging
-import os
 import signal
-import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import trio
 
+from secretfs.daemon.audience import require_rights
 from secretfs.daemon.handover import Handover
 from secretfs.daemon.processes import clear_failure
-from secretfs.daemon.serve import MountOptions, Observer, serve
+from secretfs.daemon.request import MountOptions, Request
+from secretfs.daemon.serve import Observer, serve
 from secretfs.daemon.store_records import known_stores
 from secretfs.dapr.declaration import Declaration
-from secretfs.dapr.load import ConfigSource, Sources, declare
+from secretfs.dapr.load import ConfigSource, declare
 from secretfs.errors import ConfigurationError, SecretFSError
-from secretfs.linux.daemonize import leave_terminal, start_in_background
+from secretfs.linux.daemonize import leave_terminal
 from secretfs.linux.log import log_in_thread, log_to, open_log, open_syslog
 from secretfs.linux.mountpoint import prepare
 from secretfs.linux.process import protect_memory
@@ -31,50 +29,6 @@ from secretfs.linux.syscall_helper import SyscallHelpers
 from secretfs.registry.opening import open_registry
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be mounted, and how."""
-
-    sources: Sources
-    options: MountOptions
-    foreground: bool = False
-    log_file: Path | None = None
-
-
-def mount(request: Request, arguments: Sequence[str]) -> int:
-    """Serve a mount as a worker, or start a supervisor that runs this command again. Returns an exit status.
-
-    ``arguments`` are those of the command. In the background it returns when the mount answers. Raises `SecretFSError`
-    for what prevents that.
-    """
-    _require_outside(request)
-    handover = Handover.from_environment(foreground=request.foreground)
-    if handover is None:
-        return _supervise(request, arguments)
-    return work(request, handover)
-
-
-def _require_outside(request: Request) -> None:
-    """Refuse files below the mount point: the mount hides them, and the daemon would wait for itself."""
-    mountpoint = request.options.mountpoint
-    for path in filter(None, (request.log_file, *request.sources.paths)):
-        if Path(os.path.abspath(path)).is_relative_to(mountpoint):  # noqa: PTH100 - follows no links: that could hang
-            raise ConfigurationError(f"{path} is below the mount point {mountpoint}; name another place")
-
-
-def _supervise(request: Request, arguments: Sequence[str]) -> int:
-    log_to = str(request.log_file.absolute()) if request.log_file else "-" if request.foreground else ""
-    program = [sys.executable, "-P", "-m"]  # -P: nothing is imported from the working directory
-
-    def command(ready: int) -> list[str]:
-        supervisor = ["secretfs.daemon.supervisor", str(ready), log_to, str(request.options.mountpoint)]
-        return [*program, *supervisor, *program, "secretfs", *arguments]
-
-    if request.foreground:
-        os.execv(program[0], command(-1))  # noqa: S606 - no shell
-    return start_in_background(command)
 
 
 def work(
@@ -106,7 +60,7 @@ def _work(request: Request, handover: Handover, observer: Observer, end: Callabl
     if handover.inherited is None:
         prepare(options.mountpoint, allow_other=options.allow_other, nonempty=options.nonempty)
     declaration, origin = declare(request.sources)
-    options.require_rights(declaration)
+    require_rights(options, declaration)
     for notice in (*declaration.notices, *options.notices):
         notice.log_to(log)
     protect_memory()

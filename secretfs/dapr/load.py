@@ -1,8 +1,8 @@
-"""Where a declaration comes from: the paths that are given or are the default, and how to tell that files changed."""
+"""What is declared in the files that the flags name, and how to tell that they changed."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from stat import S_ISDIR
@@ -10,10 +10,8 @@ from stat import S_ISDIR
 from secretfs.dapr.app_views import load_for_apps
 from secretfs.dapr.component import load_manifests
 from secretfs.dapr.declaration import Declaration, load
+from secretfs.dapr.sources import Sources
 from secretfs.errors import ConfigurationError
-
-DEFAULT_RESOURCES = Path("~/.dapr/components")
-DEFAULT_CONFIG = Path("~/.dapr/config.yaml")
 
 Fingerprint = tuple[tuple[object, ...], ...]
 
@@ -35,47 +33,6 @@ class ConfigSource:
     def fingerprint(self) -> Fingerprint:
         """Return something that differs when what `read` would read may differ."""
         return fingerprint(self.paths)
-
-
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """What the flags name: where declarations are, and for whom."""
-
-    resources: tuple[Path, ...] = ()
-    """Directories of component manifests."""
-    configs: tuple[Path, ...] = ()
-    """Configuration files, in the order in which they override."""
-    app_id: str = ""
-    builtin: bool = True
-    """A pod has its store ``kubernetes`` without a manifest."""
-    apps: tuple[Path, ...] = ()
-    """Directories that declare apps; without one, the view of ``app_id`` is at the root."""
-
-    @property
-    def paths(self) -> tuple[Path, ...]:
-        """All directories and files."""
-        return (*self.resources, *self.configs, *self.apps)
-
-    def with_defaults(self) -> "Sources":
-        """Return what is meant: the paths of the Dapr command line when no resources are named.
-
-        Raises `ConfigurationError` if they are not there.
-        """
-        if self.resources:
-            return self
-        resources = _default(DEFAULT_RESOURCES)
-        if not os.path.lexists(resources):
-            raise ConfigurationError(f"{resources} does not exist; --resources-path names another directory")
-        config = _default(DEFAULT_CONFIG)
-        configs = self.configs or ((config,) if os.path.lexists(config) else ())
-        return replace(self, resources=(resources,), configs=configs)
-
-    def absolute(self) -> "Sources":
-        """Return the same for a process that leaves its working directory."""
-        resources, configs, apps = (
-            tuple(map(Path.absolute, each)) for each in (self.resources, self.configs, self.apps)
-        )
-        return replace(self, resources=resources, configs=configs, apps=apps)
 
 
 def declare(sources: Sources) -> tuple[Declaration, ConfigSource]:
@@ -115,13 +72,6 @@ def _others(resources: Sequence[Path], namespace: str) -> str:
 def _enumerated(names: Sequence[str]) -> str:
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _default(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise ConfigurationError(f"there is no home directory for the default {path}; use --resources-path") from None
 
 
 def working_directory() -> Path | None:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, TypeVar
 import trio
 
 from secretfs.cache.change import Change
-from secretfs.cache.freshness import shared_deadline
+from secretfs.cache.deadlines import shared_deadline
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, SecretFSError, StoreError
 from secretfs.fs.bulk import render_env, render_json, render_secret

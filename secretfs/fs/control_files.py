@@ -15,7 +15,7 @@ from typing import Any, Final
 import trio
 
 import secretfs
-from secretfs.cache.freshness import shared_deadline
+from secretfs.cache.deadlines import shared_deadline
 from secretfs.cache.health import Kind, State, Statistics
 from secretfs.cache.turns import NO_APP
 from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge

@@ -19,7 +19,7 @@ from secretfs.cli import main as cli_main
 from secretfs.cli import run as command_line
 from secretfs.cli.run import run_command
 from secretfs.daemon.command import ParentPipe
-from secretfs.daemon.worker import Request
+from secretfs.daemon.request import Request
 from tests.support import fake_type
 from tests.support.canary import secret
 from tests.support.command import SECRETFS, environment, in_namespace, secretfs

@@ -1,0 +1,58 @@
+"""Where a declaration comes from: the paths that are given, or the defaults. Nothing is read here."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from secretfs.errors import ConfigurationError
+
+DEFAULT_RESOURCES = Path("~/.dapr/components")
+DEFAULT_CONFIG = Path("~/.dapr/config.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What the flags name: where declarations are, and for whom."""
+
+    resources: tuple[Path, ...] = ()
+    """Directories of component manifests."""
+    configs: tuple[Path, ...] = ()
+    """Configuration files, in the order in which they override."""
+    app_id: str = ""
+    builtin: bool = True
+    """A pod has its store ``kubernetes`` without a manifest."""
+    apps: tuple[Path, ...] = ()
+    """Directories that declare apps; without one, the view of ``app_id`` is at the root."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All directories and files."""
+        return (*self.resources, *self.configs, *self.apps)
+
+    def with_defaults(self) -> "Sources":
+        """Return what is meant: the paths of the Dapr command line when no resources are named.
+
+        Raises `ConfigurationError` if they are not there.
+        """
+        if self.resources:
+            return self
+        resources = _default(DEFAULT_RESOURCES)
+        if not os.path.lexists(resources):
+            raise ConfigurationError(f"{resources} does not exist; --resources-path names another directory")
+        config = _default(DEFAULT_CONFIG)
+        configs = self.configs or ((config,) if os.path.lexists(config) else ())
+        return replace(self, resources=(resources,), configs=configs)
+
+    def absolute(self) -> "Sources":
+        """Return the same for a process that leaves its working directory."""
+        resources, configs, apps = (
+            tuple(map(Path.absolute, each)) for each in (self.resources, self.configs, self.apps)
+        )
+        return replace(self, resources=resources, configs=configs, apps=apps)
+
+
+def _default(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigurationError(f"there is no home directory for the default {path}; use --resources-path") from None
