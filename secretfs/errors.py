@@ -28,12 +28,10 @@ fields; it never carries a value, nor the text of a backend's answer, which may 
 
 import errno
 import logging
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Source:
+class Source(NamedTuple):
     """The place in a file where something was declared."""
 
     path: str
@@ -44,8 +42,7 @@ class Source:
         return f"{self.path}:{self.line}" if self.line else self.path
 
 
-@dataclass(frozen=True, slots=True)
-class Notice:
+class Notice(NamedTuple):
     """Something a user should know although it stops nothing: a warning, or an error under ``check --strict``."""
 
     message: str

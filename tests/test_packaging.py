@@ -77,6 +77,11 @@ class TestImports:
             "secretfs.dapr.sources",
         ]
 
+    def test_the_supervisor_imports_no_library_and_nothing_that_reads_source(self) -> None:
+        """It stays as long as the mount, on every node: ``dataclasses`` alone brings ``inspect``, ``ast`` and more."""
+        heavy = ("click", "trio", "pyfuse3", "yaml", "dataclasses", "inspect", "ast", "json", *SDKS)
+        assert imported_by("import secretfs.daemon.supervisor", *heavy) == []
+
     def test_opening_local_stores_imports_no_sdk(self, tmp_path: Path) -> None:
         (tmp_path / "s.json").write_text('{"a": "b"}', encoding="utf-8")
         component(tmp_path / "c", "env", "local.env")

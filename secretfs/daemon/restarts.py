@@ -7,8 +7,7 @@ for ever, and the next tries are minutes apart. A worker that is killed from out
 """
 
 import signal
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 FAILURES: Final = 6
 """Workers in a row that end by themselves before they serve; then the supervisor gives up."""
@@ -22,8 +21,7 @@ RETRIES: Final = (30.0, 300.0)
 _OUTSIDE: Final = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGQUIT, -signal.SIGHUP}
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """How a worker ended."""
 
     code: int
