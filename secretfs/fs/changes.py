@@ -212,6 +212,17 @@ class Changes:
                 return CONTROL
         return b""
 
+    def way(self, key: DirectoryKey) -> dict[tuple[int, bytes], Directory]:
+        """Return the directories on the way to one that the kernel knows, by the inode above each and its name."""
+        known: dict[tuple[int, bytes], Directory] = {}
+        above = self._tree.root
+        for segment, step in _steps(key):
+            directory = self._tree.known(step)
+            if not isinstance(directory, Directory) or directory.outdated:
+                break
+            known[above.number, segment] = above = directory
+        return known
+
     def inherited(self, component: str) -> list[LeafKey]:
         """Return the files of a store that were in use before the takeover: opened less than ``idle`` seconds ago.
 
@@ -275,6 +286,25 @@ class _Question:
 
     def __lt__(self, other: "_Question") -> bool:
         return self.due < other.due
+
+
+def _steps(key: DirectoryKey) -> list[tuple[bytes, DirectoryKey]]:
+    """Return name and place of each directory on the way to a place, with the one that is there."""
+    match key:
+        case ControlsKey():
+            return [(CONTROL, key)]
+        case AppKey(app):
+            return [(encode(app), key)]
+        case FolderKey(component, segments):
+            below: list[tuple[bytes, DirectoryKey]] = []
+        case SecretKey(component, name):
+            *above, own = split(name)
+            segments, below = tuple(above), [(encode(own), key)]
+        case _:
+            return []
+    *apps, own = component.split("/")
+    folders = [(encode(each), FolderKey(component, segments[:depth])) for depth, each in enumerate(segments, 1)]
+    return [*((encode(app), AppKey(app)) for app in apps), (encode(own), FolderKey(component)), *folders, *below]
 
 
 async def catch_up(changes: Changes, announce: Announce) -> None:

@@ -16,9 +16,9 @@ import math
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -78,6 +78,8 @@ class PendingSyscall:
     replaced: Version | None = None
     """The version it is renamed over: the one that programs know, whatever has been found since. A watch on that file
     itself hears of it then."""
+    way: Mapping[tuple[int, bytes], Directory] = field(default_factory=dict)
+    """Directories on the way there that are answered without a store, by the inode above each and its name."""
 
 
 class Publisher:
@@ -183,7 +185,8 @@ class Publisher:
             if directory is None:  # then there is no entry of it either, and the kernel is about to forget it
                 version.evicting = False
                 return
-            grant = PendingSyscall(Call.EVICT, directory.number, segment, version)
+            way = self._changes.way(parent)  # for this no store is asked, least of all one that is down
+            grant = PendingSyscall(Call.EVICT, directory.number, segment, version, way=way)
             await self._call(grant, self._changes.path(parent))
 
     def is_asked_by(self, caller: Caller) -> bool:
@@ -193,7 +196,11 @@ class Publisher:
     def lookup(self, parent: int, segment: bytes) -> Attributes | None:
         """Answer a look-up that only the call under way can answer so; None for any other."""
         grant = self.grant
-        if grant is None or grant.parent != parent:
+        if grant is None:
+            return None
+        if (parent, segment) in grant.way:
+            return self._changes.entry_of(grant.way[parent, segment])
+        if grant.parent != parent:
             return None
         if segment == grant.pending or (segment == grant.segment and grant.call in (Call.UNLINK, Call.RMDIR)):
             return self._changes.entry_of(grant.inode)

@@ -246,6 +246,9 @@ class FakeKernel(Publisher):
                 self.drop(before)
                 self.drop(pending)
             return
+        if grant.call is Call.EVICT:
+            await self.find_anew(parent, segment)
+            return
         found = await self.find(parent, segment)
         if grant.call is Call.MKDIR:
             if found is not None:
@@ -568,6 +571,34 @@ class TestWhatIsCalled:
         ]
         assert [(await kernel._vfs.getattr(inode)).links for inode in found] == [0, 0, 1]
         assert inherited() == []
+
+    @pytest.mark.parametrize("path", ["env/team/prod/TOKEN", "vault/team/api/key", "vault/db/.bulk.json"])
+    async def test_what_nobody_uses_leaves_memory_although_its_store_is_down(
+        self, vault: WatchingMemoryStore, env: WatchingMemoryStore, mock_clock: MockClock, *, path: str
+    ) -> None:
+        """The kernel is asked to forget it by a call that looks up every directory on the way; no store is asked."""
+        async with fake_kernel({"vault": vault, "env": env}, forgetful=True) as kernel:
+            await kernel.cat(path)
+            component = path.partition("/")[0]
+            assert len(kernel._vfs._tree.holding(component)) == 1
+            calls = dict(vault.calls), dict(env.calls)
+            mock_clock.jump(Freshness().idle)
+            await kernel._evict_idle_of(component)
+            assert kernel.calls == [(Call.EVICT, path)]
+            assert kernel._vfs._tree.holding(component) == []
+            assert (dict(vault.calls), dict(env.calls)) == calls
+
+    async def test_what_is_open_stays_and_counts_as_used(
+        self, kernel: FakeKernel, env: WatchingMemoryStore, mock_clock: MockClock
+    ) -> None:
+        handle = await kernel.open("env/TOKEN")
+        for _ in range(3):
+            mock_clock.jump(Freshness().idle / 2)
+            for _ in range(2):
+                await kernel._evict_idle_of("env")
+        assert await kernel._vfs.read(handle, 0, 999) == OLD
+        assert kernel._vfs._contents.views["env"].idle_for("TOKEN") == 0
+        await kernel.close(handle)
 
     async def test_keys_that_come_and_go(self, kernel: FakeKernel, vault: WatchingMemoryStore) -> None:
         inode = await kernel.ls("vault/db")
