@@ -8,6 +8,7 @@ descriptor: when the daemon goes, the call is answered by its successor or, if t
 
 import contextlib
 import errno
+import gc
 import logging
 import os
 import socket
@@ -38,6 +39,7 @@ class SyscallHelper:
     def fork(cls) -> "SyscallHelper":
         """Fork a helper. Call it before there are threads or secrets."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        gc.freeze()  # a collection would write to every page that we share with it, and each would be copied
         pid = os.fork()
         if pid == 0:
             serve(theirs)
