@@ -15,6 +15,7 @@ from secretfs.cache.freshness import Freshness
 from secretfs.cache.store_cache import CachedStore
 from secretfs.cli.options import sources, take_sources
 from secretfs.cli.output import progress, warn, wrap
+from secretfs.cli.rule_check import RuleCheck
 from secretfs.cli.scope_check import unmatched
 from secretfs.dapr.component import Component
 from secretfs.dapr.declaration import Declaration
@@ -143,6 +144,7 @@ async def _connect(
     declaration: Declaration, default: Freshness, report: Report, step: Callable[[], None]
 ) -> dict[str, Branch | None]:
     stores: dict[str, Branch | None] = {}
+    rules = RuleCheck(declaration)
     shown: dict[str, list[str]] = {component.name: [] for component in declaration.components}
     for name, store in declaration.stores.items():
         shown[store.component].append(name)
@@ -160,6 +162,7 @@ async def _connect(
             for name in shown[component.name]:
                 empty = not stores[name] and not unlistable
                 report.notices += await _scoped(opened, name, declaration.scope(name), empty=empty)
+            await rules.look_into(opened)
         for folder in unlistable:
             message = f"the names in {folder} may not be listed; a secret can still be read by its name"
             report.notices.append(Notice(message, component.source))
@@ -178,6 +181,7 @@ async def _connect(
                     else:
                         nursery.start_soon(look_into, registry.stores[component.name], calls)
             calls.cancel_scope.cancel()
+    report.notices += rules.notices()
     return stores
 
 

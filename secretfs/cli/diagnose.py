@@ -23,6 +23,7 @@ import trio
 
 import secretfs
 from secretfs.cache.freshness import Freshness
+from secretfs.cli.rule_check import RuleCheck
 from secretfs.cli.scope_check import unmatched
 from secretfs.dapr.component import Component
 from secretfs.dapr.declaration import Declaration
@@ -59,6 +60,7 @@ SKEW: Final = 30.0
 _PACKAGES: Final = ("pyfuse3", "trio", "hvac", "kubernetes", "azure-identity", "azure-keyvault-secrets")
 
 _SCOPE: Final = "compare the names in the secret scopes of the configuration with those in the store"
+_RULES: Final = "compare the rule with the names of stores and secrets that `secretfs check --connect` shows"
 _MEND: Final = "correct that; `secretfs check` reads it again"
 _WAYS_OUT: Final[Mapping[type[StoreError], str]] = {
     AccessDenied: "look at the credentials that the component names, and at what their role or policy allows",
@@ -277,6 +279,7 @@ def _wrong(check: str, error: SecretFSError, text: str, *, ignored: bool = False
 async def examine_stores(declaration: Declaration, default: Freshness, step: Callable[[], None]) -> list[Finding]:
     """Open every store and ask it, as a mount does. ``step`` is called twice for each component, as it goes on."""
     found: dict[str, list[Finding]] = {}
+    rules = RuleCheck(declaration)
 
     async def look_into(opened: OpenedStore) -> None:
         component = opened.component
@@ -293,6 +296,8 @@ async def examine_stores(declaration: Declaration, default: Freshness, step: Cal
             found[component.name] = [_failed(component, error)]
         except Exception as error:  # noqa: BLE001 - a store may be anybody's
             found[component.name] = [_failed(component, as_store_error(log, error))]
+        else:
+            await rules.look_into(opened)
         step()
 
     async with open_registry(declaration.components, declaration.context, default, lambda _: step()) as registry:
@@ -305,7 +310,8 @@ async def examine_stores(declaration: Declaration, default: Freshness, step: Cal
                     nursery.start_soon(look_into, registry.stores[component.name])
         notices = [_noted("manifests", notice) for notice in registry.notices]
         stores = [finding for component in declaration.components for finding in found[component.name]]
-        return [*notices, *stores, *_clocks(registry.stores)]
+        unused = [Finding.warn("permissions", str(notice), _RULES) for notice in rules.notices()]
+        return [*notices, *stores, *unused, *_clocks(registry.stores)]
 
 
 def _store_findings(opened: OpenedStore, scopes: Sequence[SecretScope]) -> list[Finding]:
