@@ -50,6 +50,10 @@ class CachedAnswer(Generic[T]):
         """Return an earlier answer that this one confirms, as fresh as this one. Its content is not compared."""
         return replace(earlier, fetched=self.fetched, expires=self.expires, fetched_at=self.fetched_at, stale=False)
 
+    def with_value(self: "CachedAnswer[Any]", value: K) -> "CachedAnswer[K]":
+        """Return an answer as old as this one, with a value that was made from this one's."""
+        return replace(self, value=value)
+
     def limited_by(self, part: "CachedAnswer[Any]") -> "CachedAnswer[T]":
         """Return this answer with the age of ``part`` where that is older: the answer was made of it, too."""
         return replace(

@@ -184,16 +184,16 @@ async def _refresh(roots: Mapping[Path, StoreView], paths: Sequence[Path]) -> No
     errors: dict[Path, SecretFSError] = {
         path: NoSuchEntry() for path in paths if path and not any(_meet(root, path) for root in roots)
     }
-    refreshed: set[int] = set()
+    refreshed: set[str] = set()
 
     async def refresh_one(root: Path) -> None:
         view = roots[root]
         for path in paths:
             below = path[len(root) :]
-            if not _meet(root, path) or (not below and view.store_id in refreshed):
+            if not _meet(root, path) or (not below and view.store_name in refreshed):
                 continue
             if not below:
-                refreshed.add(view.store_id)
+                refreshed.add(view.store_name)
             try:
                 await view.refresh(below)
             except (NoSuchEntry, SecretNotFound, AccessDenied) as error:

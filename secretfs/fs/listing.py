@@ -209,6 +209,17 @@ async def make_keys(component: str, name: str, keys: Iterable[str]) -> Mapping[b
     return entries
 
 
+async def select(names: Iterable[str], wanted: Callable[[str], bool]) -> list[str]:
+    """Return the names that are wanted, in slices."""
+    found = []
+    slices = Slices()
+    for name in names:
+        if wanted(name):
+            found.append(name)
+        await slices.step()
+    return found
+
+
 async def in_order(items: Collection[Name]) -> list[Name]:
     """Sort in slices: `sorted` holds the interpreter until it has sorted them all. ``items`` must not change."""
     if len(items) <= SLICE:

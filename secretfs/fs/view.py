@@ -10,7 +10,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
 
 import trio
 
@@ -22,12 +21,10 @@ from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.cache.turns import ONLY_APP, asking_for
 from secretfs.errors import AccessDenied, DeadlineExceeded, NoSuchEntry, SecretNotFound
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey, app_of
-from secretfs.fs.listing import Entry, FolderTree, Listing, Path, SequentialReads, Slices, in_order, make_keys
+from secretfs.fs.listing import Entry, FolderTree, Listing, Path, SequentialReads, Slices, in_order, make_keys, select
 from secretfs.fs.names import ancestors, decode, display_name, encode, folders_of, is_probe, split
 from secretfs.scopes import SecretScope
 from secretfs.store import Names, Secret
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +75,6 @@ class StoreView:
         """Return the part of a change that this app may see. It has all names: `entries` tells which show."""
         values = frozenset(value for value in change.values if self._scope.allows(value[0]))
         return replace(change, values=values)
-
-    @property
-    def store_id(self) -> int:
-        """The same for all views of one store."""
-        return id(self._store)
 
     def shows_the_same_as(self, other: "StoreView | None") -> bool:
         """Whether another view is on the same store, with the same scope."""
@@ -191,7 +183,7 @@ class StoreView:
             raise NoSuchEntry("a store whose reads have effects has no bulk file")
         names = await self._every_name()
         found: dict[str, Secret] = {}
-        whole: CachedAnswer[dict[str, Secret]] = _with_value(names, found)
+        whole: CachedAnswer[dict[str, Secret]] = names.with_value(found)
         waiting = iter(await in_order(names.value))
 
         async def read_on() -> None:
@@ -394,20 +386,9 @@ class StoreView:
             names |= listing.value.secrets
             waiting |= listing.value.folders
             whole = whole.limited_by(listing)
-        allowed = []
-        slices = Slices()
-        for name in names:
-            if self._scope.allows(name):
-                allowed.append(name)
-            await slices.step()
-        return _with_value(whole, frozenset(allowed))
+        return whole.with_value(frozenset(await select(names, self._scope.allows)))
 
 
 def views_of(stores: Mapping[str, tuple[CachedStore, SecretScope]]) -> dict[str, StoreView]:
     """Return the views of stores, by where they are shown: each store behind its scope."""
     return {name: StoreView(store, scope, name) for name, (store, scope) in stores.items()}
-
-
-def _with_value(answer: CachedAnswer[Any], value: T) -> CachedAnswer[T]:
-    """Return an answer with a value that was made from that of another answer, and the age of that."""
-    return replace(answer, value=value)
