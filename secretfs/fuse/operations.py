@@ -155,7 +155,8 @@ class SecretOperations(ReadOnlyOperations):
             try:
                 self._vfs.forget(inode, lookups)
             except Exception as error:  # noqa: BLE001 - a defect costs one inode, which stays in memory
-                log_defect(log, error)
+                with suppress(MemoryError):
+                    log_defect(log, error)
 
     @_answers
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
