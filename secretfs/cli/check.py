@@ -136,7 +136,7 @@ def _inspect(component: Component, declaration: Declaration, default: Freshness,
         report.notices += notices
     except (ConfigurationError, StoreError) as error:
         report.failures.append(OpenFailure(component, error))
-    except Exception as error:  # noqa: BLE001 - a store may be anybody's
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a store may be anybody's
         report.failures.append(OpenFailure(component, as_store_error(log, error)))
 
 

@@ -294,7 +294,7 @@ async def examine_stores(declaration: Declaration, default: Freshness, step: Cal
             found[component.name] = [_failed(component, late)]
         except SecretFSError as error:
             found[component.name] = [_failed(component, error)]
-        except Exception as error:  # noqa: BLE001 - a store may be anybody's
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a store may be anybody's
             found[component.name] = [_failed(component, as_store_error(log, error))]
         else:
             await rules.look_into(opened)

@@ -46,7 +46,7 @@ def report(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in _LACKS:
         say(f"secretfs: {error.strerror}")
         return os.EX_IOERR
-    if isinstance(error, Exception):
+    if isinstance(error, (Exception, SystemExit)):  # one of a store; its text may quote a secret
         log_defect(log, error)
         return os.EX_SOFTWARE
     raise error

@@ -186,14 +186,15 @@ class TestTrouble:
         ]
 
     @pytest.mark.parametrize("connect", [True, False])
+    @pytest.mark.parametrize("exception", ["ValueError", "SystemExit"])
     def test_a_defect_in_one_store_keeps_nothing_from_the_others(
-        self, fakes: Fakes, expect_log: ExpectLog, *, connect: bool
+        self, fakes: Fakes, expect_log: ExpectLog, exception: str, *, connect: bool
     ) -> None:
         expect_log("a defect in secretfs or in a store")
-        fakes.add("a", {"fail": "open=ValueError"})
+        fakes.add("a", {"fail": f"open={exception}"})
         fakes.add("b", {"secrets": stored("x")})
         report = checked(fakes, connect=connect)
-        assert told(report, fakes) == ["a.yaml:1: component a: unexpected ValueError; the log has the place"]
+        assert told(report, fakes) == [f"a.yaml:1: component a: unexpected {exception}; the log has the place"]
         assert report.tree[-1].strip() == ("└── x/" if connect else "└── b/")
 
 

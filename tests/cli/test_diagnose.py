@@ -249,14 +249,15 @@ class TestStores:
         assert (found.code, found["store bad"][0]) == (1, "WARN")
         assert found["store bad"][1].endswith("the fake says so (ignoreErrors)")
 
-    def test_one_with_a_defect_shows_no_text_of_it(self, fakes: Fakes) -> None:
-        fakes.add("bad", {"fail": "names:=ValueError"})
+    @pytest.mark.parametrize("exception", ["ValueError", "SystemExit"])
+    def test_one_with_a_defect_shows_no_text_of_it(self, fakes: Fakes, exception: str) -> None:
+        fakes.add("bad", {"fail": f"names:={exception}"})
         done = subprocess.run(
             [*SECRETFS, "doctor", "--resources-path", str(fakes.directory)],
             env=environment(fakes.env), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 4
-        assert "unexpected ValueError; the log has the place" in done.stdout
+        assert f"unexpected {exception}; the log has the place" in done.stdout
         assert "fake_type.py" in done.stderr
         assert not leaked(done.stdout + done.stderr)
 
