@@ -4,13 +4,12 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn, cast
 
 import click
 
 import secretfs
-from secretfs.cli import mount_helper
 from secretfs.cli.output import reporting
 from secretfs.errors import ConfigurationError
 
@@ -25,6 +24,12 @@ COMMANDS: Final[Mapping[str, str]] = {
     "unmount": "Unmount, and end the process that serves it.",
 }
 """Every command in a line. It is in the module of its name."""
+
+_MOUNT_FAILED: Final = 32
+"""Exit status of a mount that failed (mount(8), EXIT STATUS)."""
+
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are. mount(8) gives helpers an empty one."""
 
 
 class _Commands(click.Group):
@@ -74,9 +79,14 @@ def cli() -> None:
     """  # noqa: D301 - a real backspace keeps click from wrapping what follows
 
 
+def is_for_mount(arguments: Sequence[str]) -> bool:
+    """Whether a command line is none for people, but what mount.fuse3 makes of ``mount -t fuse.secretfs``."""
+    return list(arguments[2:3]) == ["-o"] and arguments[0] not in COMMANDS and not arguments[0].startswith("-")
+
+
 def main() -> NoReturn:
     """Run the command line. Whatever goes wrong ends as a line on standard error, and an exit code."""
-    if mount_helper.is_request(sys.argv[1:], COMMANDS):
+    if is_for_mount(sys.argv[1:]):
         mount_secretfs()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without the lines of a tree is no error
@@ -85,17 +95,19 @@ def main() -> NoReturn:
 
 def mount_secretfs() -> NoReturn:
     """Do what mount(8) asks of ``/sbin/mount.secretfs``."""
-    os.environ["PATH"] = os.environ.get("PATH") or mount_helper.PATH
+    os.environ["PATH"] = os.environ.get("PATH") or _PATH
     try:
         code = reporting(_mount_as_asked)
     except SystemExit as done:
         code = int(done.code or 0)
-    sys.exit(mount_helper.FAILED if code else 0)
+    sys.exit(_MOUNT_FAILED if code else 0)
 
 
 def _mount_as_asked() -> int:
+    from secretfs.cli.mount_helper import translate  # noqa: PLC0415 - nobody else waits for it
+
     mount_command = command("mount")
-    asked = mount_helper.translate(sys.argv[1:], mount_command)
+    asked = translate(sys.argv[1:], mount_command)
     try:
         with mount_command.make_context("mount", asked.flags, obj=asked.again) as context:
             context.params["source"] = asked.source

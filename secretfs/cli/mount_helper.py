@@ -8,7 +8,7 @@ The options are the flags of the command, read off the command itself: a new fla
 
 import getopt
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +16,6 @@ import click
 
 from secretfs.errors import ConfigurationError
 from secretfs.settings import nearest
-
-FAILED = 32
-"""Exit status of a mount that failed (mount(8), EXIT STATUS)."""
-
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where programs are. mount(8) gives helpers an empty one."""
 
 _NO_DIRECTORY = ("", "none", "secretfs")
 _FIRST_FIELD = "name the directory of the manifests, as an absolute path, or `none`"
@@ -51,14 +45,9 @@ class MountRequest(NamedTuple):
     source: str
     """What the table of mounts is to have as mounted."""
     again: list[str]
-    """The same request, as `is_request` knows it: for the supervisor, which starts worker after worker."""
+    """The same request, as `secretfs.cli.main` knows it: for the supervisor, which starts worker after worker."""
     pretend: bool
     """Do everything but mount (``-f``)."""
-
-
-def is_request(arguments: Sequence[str], commands: Collection[str]) -> bool:
-    """Whether a command line is none for people, but what mount.fuse3 makes of ``mount -t fuse.secretfs``."""
-    return list(arguments[2:3]) == ["-o"] and arguments[0] not in commands and not arguments[0].startswith("-")
 
 
 def translate(arguments: Sequence[str], mount: click.Command) -> MountRequest:

@@ -25,7 +25,8 @@ from secretfs.daemon.request import MountOptions, Request
 from secretfs.daemon.serve import Observer
 from secretfs.daemon.worker import work
 from secretfs.errors import ConfigurationError
-from secretfs.linux.log import log_in_thread, log_to, log_to_stderr, open_log
+from secretfs.linux.log import log_to, log_to_stderr
+from secretfs.linux.log_destinations import log_in_thread, open_log
 from secretfs.linux.mountpoint import require_directory, resolve
 from secretfs.linux.namespace import empty_directory, enter
 from secretfs.linux.preflight import require_device

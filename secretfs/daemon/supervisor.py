@@ -31,7 +31,8 @@ from secretfs.daemon.restarts import End, Restarts
 from secretfs.daemon.worker_process import CHANNEL, WorkerProcess
 from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux.daemonize import leave_terminal
-from secretfs.linux.log import describe_fallback, log_to, log_to_stderr, open_log, open_syslog, printable, say
+from secretfs.linux.log import log_to, log_to_stderr, printable, say
+from secretfs.linux.log_destinations import describe_fallback, open_log, open_syslog
 from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import unmount
 from secretfs.linux.process import set_name

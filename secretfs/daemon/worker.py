@@ -22,7 +22,8 @@ from secretfs.dapr.declaration import Declaration
 from secretfs.dapr.load import ConfigSource, declare
 from secretfs.errors import ConfigurationError, SecretFSError
 from secretfs.linux.daemonize import leave_terminal
-from secretfs.linux.log import log_in_thread, log_to, open_log, open_syslog
+from secretfs.linux.log import log_to
+from secretfs.linux.log_destinations import log_in_thread, open_log, open_syslog
 from secretfs.linux.mountpoint import prepare
 from secretfs.linux.process import protect_memory
 from secretfs.linux.syscall_helper import SyscallHelpers

@@ -3,9 +3,9 @@
 import click
 import pytest
 
-from secretfs.cli.main import COMMANDS
+from secretfs.cli.main import is_for_mount
 from secretfs.cli.mount import mount_command
-from secretfs.cli.mount_helper import is_request, translate
+from secretfs.cli.mount_helper import translate
 from secretfs.errors import ConfigurationError
 
 OPTIONS = [option for option in mount_command.params if isinstance(option, click.Option)]
@@ -95,7 +95,7 @@ def test_switches_may_stand_anywhere() -> None:
 )
 def test_a_request_can_be_made_again(arguments: list[str]) -> None:
     asked = translate(arguments, mount_command)
-    assert is_request(asked.again, COMMANDS)
+    assert is_for_mount(asked.again)
     assert translate(asked.again, mount_command) == asked
 
 
@@ -117,4 +117,4 @@ def test_what_mount_would_not_ask_is_refused(arguments: list[str]) -> None:
     ],
 )
 def test_a_request_is_told_from_a_command(arguments: list[str], *, is_one: bool) -> None:
-    assert is_request(arguments, COMMANDS) == is_one
+    assert is_for_mount(arguments) == is_one

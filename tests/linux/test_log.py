@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from secretfs.errors import ConfigurationError
-from secretfs.linux import log as log_module
-from secretfs.linux.log import log_in_thread, log_to, open_log, open_syslog, printable
+from secretfs.linux import log_destinations
+from secretfs.linux.log import log_to, printable
+from secretfs.linux.log_destinations import log_in_thread, open_log, open_syslog
 from secretfs.linux.runtime_directory import runtime_file
 from tests.support import fake_type
 from tests.support.canary import leaked, secret
@@ -165,7 +166,7 @@ def root() -> Iterator[logging.Logger]:
 def test_lines_that_the_thread_has_no_room_for_are_counted(
     root: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_module, "QUEUE", 2)
+    monkeypatch.setattr(log_destinations, "QUEUE", 2)
     disk = Blocked()
     log_to(disk)
     disk.setFormatter(logging.Formatter("%(message)s %(lost)d"))
@@ -369,9 +370,9 @@ END
     def test_a_file_in_the_runtime_directory_does_not_grow_for_ever(
         self, root: logging.Logger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr(log_module, "LIMIT", 200)
-        monkeypatch.setattr(log_module, "_SYSLOG", str(tmp_path / "none"))
-        monkeypatch.setattr(log_module, "runtime_file", lambda _, suffix: tmp_path / f"run/m{suffix}")
+        monkeypatch.setattr(log_destinations, "LIMIT", 200)
+        monkeypatch.setattr(log_destinations, "_SYSLOG", str(tmp_path / "none"))
+        monkeypatch.setattr(log_destinations, "runtime_file", lambda _, suffix: tmp_path / f"run/m{suffix}")
         log_to(open_syslog(tmp_path / "m"))
         for number in range(20):
             root.info("line %02d of a log", number)
@@ -384,8 +385,8 @@ END
         self, root: logging.Logger, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         """The last file of another mount takes the directory along. A supervisor must not end of that."""
-        monkeypatch.setattr(log_module, "_SYSLOG", str(tmp_path / "none"))
-        monkeypatch.setattr(log_module, "runtime_file", lambda _, suffix: tmp_path / f"run/m{suffix}")
+        monkeypatch.setattr(log_destinations, "_SYSLOG", str(tmp_path / "none"))
+        monkeypatch.setattr(log_destinations, "runtime_file", lambda _, suffix: tmp_path / f"run/m{suffix}")
         log_to(open_syslog(tmp_path / "m"))
         (tmp_path / "run").rmdir()
         (tmp_path / "run").write_text("", encoding="ascii")
