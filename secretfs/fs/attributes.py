@@ -8,7 +8,7 @@ from stat import S_IFDIR, S_IFREG
 from typing import Final, NamedTuple
 
 from secretfs.cache.ttl_cache import CachedAnswer
-from secretfs.fs.inodes import Directory, Version
+from secretfs.fs.inode import Directory, Version
 from secretfs.fs.keys import (
     AppKey,
     BulkKey,

@@ -22,7 +22,8 @@ from secretfs.fs.attributes import AttributePolicy, Attributes
 from secretfs.fs.content import UNREAD, Content, Contents
 from secretfs.fs.control_files import FILES
 from secretfs.fs.handles import PollWaiters
-from secretfs.fs.inodes import Directory, Inode, Tree, Version, is_of
+from secretfs.fs.inode import Directory, Inode, Version, is_of
+from secretfs.fs.inodes import Tree
 from secretfs.fs.keys import (
     AppKey,
     Bulk,

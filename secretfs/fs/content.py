@@ -15,7 +15,7 @@ from secretfs.cache.deadlines import shared_deadline
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, SecretFSError, StoreError
 from secretfs.fs.bulk import render_env, render_json, render_secret
-from secretfs.fs.keys import AppKey, Bulk, BulkKey, FolderKey, RootKey, SecretBulkKey, ValueKey, parent_of
+from secretfs.fs.keys import AppKey, Bulk, BulkKey, FolderKey, RootKey, SecretBulkKey, SecretKey, ValueKey, parent_of
 from secretfs.fs.names import encode
 from secretfs.fs.view import StoreView
 from secretfs.store import Secret
@@ -122,6 +122,11 @@ class Contents:
         if secret is None:
             secret = await self.ask(key.component, lambda view: view.secret(key.name))
         return _content_of(key, secret)
+
+    def reads_have_effects(self, key: SecretKey | ValueKey) -> bool:
+        """Whether fetching a secret may issue a credential."""
+        view = self.views.get(key.component)
+        return view is not None and view.reads_have_effects
 
     def use(self, key: ValueKey | BulkKey | SecretBulkKey) -> None:
         """Take note that a file is in use: somebody opens it, or has it open."""

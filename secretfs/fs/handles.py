@@ -3,16 +3,23 @@
 A file has no snapshot: its handle is its inode number.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from secretfs.errors import SecretFSError
+from secretfs.fs.caller import Caller
 from secretfs.fs.journal import Journal
+from secretfs.fs.keys import LeafKey
 from secretfs.fs.listing import Listing
 
 _NUMBER_BITS = 40
 _NUMBER = (1 << _NUMBER_BITS) - 1
 """Inode numbers stay below: ten years of a thousand versions a second are 3e11."""
+
+REPEATED_WITHIN: Final = 0.5
+"""Seconds within which the kernel repeats a look-up that has failed."""
 
 MAX_WAITERS: Final = 1000
 """Waiters that are remembered for each file. A poll that has timed out, or whose file is closed, is remembered too."""
@@ -103,6 +110,27 @@ class PollWaiters:
         """Forget who polls a file: the kernel has forgotten it, so nobody has it open."""
         for slot in self._waiters.pop(number, {}).values():
             self._journal.drop(slot)
+
+
+class FailedLookups:
+    """Look-ups that failed, of names that the kernel has. It repeats each of them once, for the same caller."""
+
+    def __init__(self) -> None:
+        self._failed: dict[tuple[Caller, LeafKey], tuple[float, SecretFSError]] = {}
+
+    def add(self, caller: Caller, key: LeafKey, now: float, error: SecretFSError) -> None:
+        """Remember how a look-up failed, now, on the owner's clock."""
+        self._failed[caller, key] = now, error
+
+    def raise_again(self, caller: Caller, key: LeafKey, now: float) -> None:
+        """Raise the error again if this is the repetition: the caller has waited for it already."""
+        failed_at, error = self._failed.pop((caller, key), (0.0, None))
+        if error is not None and now <= failed_at + REPEATED_WITHIN:
+            raise copy.copy(error)
+
+    def drop_old(self, now: float) -> None:
+        """Forget those that were not repeated."""
+        self._failed = {call: failed for call, failed in self._failed.items() if now <= failed[0] + REPEATED_WITHIN}
 
 
 def directory_of(handle: int) -> int:

@@ -13,9 +13,9 @@ What the kernel knows is in the journal before it knows it, so that a process wh
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field
 
 from secretfs.errors import JournalUnreadable
+from secretfs.fs.inode import Directory, Inode, Version, is_of
 from secretfs.fs.journal import Flag, Journal, Record
 from secretfs.fs.keys import (
     AppKey,
@@ -33,55 +33,6 @@ from secretfs.fs.keys import (
 )
 
 ROOT_INODE = 1
-
-
-@dataclass(slots=True, eq=False)
-class Directory:
-    """A directory inode."""
-
-    number: int
-    key: DirectoryKey
-    lookups: int = 0
-    outdated: bool = False
-    """Belongs to a store that has gone; another directory comes to its place."""
-    slot: int = 0
-    """Where the journal has it; 0 until the kernel hears of it."""
-
-
-@dataclass(slots=True, eq=False)
-class Version:
-    """A file inode: one immutable version of the content at a place, unbound until that content is first seen."""
-
-    number: int
-    key: LeafKey
-    lookups: int = 0
-    digest: bytes = b""
-    """Identity of the content; empty while unbound. Keyed, so that it tells nothing about the content."""
-    answer: int = 0
-    """Serial of the newest answer that was found to have this content."""
-    size: int = 0
-    modified: float = 0.0
-    """Seconds since the epoch."""
-    content: bytes | None = field(default=None, repr=False)
-    """Kept from when it is bound until the kernel forgets the inode; lost when the process that has it ends."""
-    in_doubt: bool = False
-    """Whether it may be opened only when the store says that it still has this content."""
-    opened: bool = False
-    """Whether a program has opened it, and may have seen its bytes."""
-    revoked: bool = False
-    """Whether it belongs to an app that has been removed: nobody may read it any more."""
-    evicting: bool = False
-    """Whether the kernel has been asked to forget it, for nobody seems to use it."""
-    entry_expires: float = 0.0
-    """When the kernel asks again where the path leads, on the owner's clock."""
-    linked: bool = True
-    """Whether the kernel still has it at its path, as far as we have told: no rename has replaced it, no unlink removed
-    it."""
-    slot: int = 0
-    """Where the journal has it; 0 until the kernel hears of it."""
-
-
-Inode = Directory | Version
 
 
 class Tree:
@@ -121,6 +72,20 @@ class Tree:
     def inode(self, number: int) -> Inode:
         """Return an inode that is known. Raises KeyError for any other number."""
         return self._inodes[number]
+
+    def require_directory(self, number: int) -> Directory:
+        """Return a directory. The kernel asks for nothing else where there must be one."""
+        inode = self._inodes[number]
+        if not isinstance(inode, Directory):
+            raise NotADirectoryError(number)
+        return inode
+
+    def require_version(self, number: int) -> Version:
+        """Return a version of a file. The kernel asks for nothing else where there must be one."""
+        inode = self._inodes[number]
+        if not isinstance(inode, Version):
+            raise IsADirectoryError(number)
+        return inode
 
     def directory(self, key: DirectoryKey) -> Directory:
         """Return the directory at this place, made on first use."""
@@ -418,11 +383,6 @@ class Tree:
         version = Version(self._journal.take_number(), key)
         self._inodes[version.number] = version
         return version
-
-
-def is_of(component: str, key: DirectoryKey | LeafKey) -> bool:
-    """Whether a place is in the directory of a store, or that directory itself."""
-    return not isinstance(key, RootKey | AppKey | ControlsKey | ControlKey) and key.component == component
 
 
 def _is_known(inode: Inode) -> bool:

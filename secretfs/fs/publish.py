@@ -29,7 +29,7 @@ from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError, log_defect
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.caller import Caller
 from secretfs.fs.content import Content
-from secretfs.fs.inodes import Directory, Inode, Version
+from secretfs.fs.inode import Directory, Inode, Version
 from secretfs.fs.keys import AppKey, DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey, parent_of
 from secretfs.fs.listing import Slices, in_order
 from secretfs.fs.names import CONTROL, encode, split

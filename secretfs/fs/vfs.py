@@ -12,13 +12,11 @@ value tells; all its look-ups wait for the same one.)
 Content that has changed means a new inode: what the kernel knows of an inode, its size and its bytes, stays right.
 """
 
-import copy
 import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import count
-from typing import Final
 
 import trio
 
@@ -31,12 +29,11 @@ from secretfs.errors import (
     SecretFSError,
     Superseded,
 )
-from secretfs.fs.attributes import DIRECTORY_TIMEOUT, XATTRS, AttributePolicy, Attributes, PermissionPolicy
+from secretfs.fs.attributes import XATTRS, AttributePolicy, Attributes, PermissionPolicy
 from secretfs.fs.caller import UNKNOWN, Caller
 from secretfs.fs.changes import Changes
 from secretfs.fs.content import Content, Contents
 from secretfs.fs.control_files import (
-    FILES,
     UNDECLARED,
     ControlFile,
     Declared,
@@ -47,46 +44,26 @@ from secretfs.fs.control_files import (
     RequestFile,
     StatusFile,
 )
-from secretfs.fs.handles import DirectoryHandles, PollWaiters, Snapshot, directory_of
-from secretfs.fs.inodes import Directory, Tree, Version
+from secretfs.fs.entries import find, list_directory
+from secretfs.fs.handles import DirectoryHandles, FailedLookups, PollWaiters, Snapshot, directory_of
+from secretfs.fs.inode import Directory, Version
+from secretfs.fs.inodes import Tree
 from secretfs.fs.journal import Journal
+from secretfs.fs.kernel import Kernel
 from secretfs.fs.keys import (
-    AppKey,
-    Bulk,
     BulkKey,
     Control,
     ControlKey,
-    ControlsKey,
     DirectoryKey,
     FolderKey,
     LeafKey,
-    RootKey,
     SecretBulkKey,
     SecretKey,
     ValueKey,
 )
-from secretfs.fs.listing import Listing, make_listing
-from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL
 from secretfs.fs.view import StoreView
 
 log = logging.getLogger(__name__)
-
-REPEATED_WITHIN: Final = 0.5
-"""Seconds within which the kernel repeats a look-up that has failed."""
-_BULK_FORMS = {BULK_JSON: Bulk.JSON, BULK_ENV: Bulk.ENV}
-
-
-class Kernel:
-    """What the file system has to say to the kernel of its own accord: to nobody, unless a connection says it."""
-
-    def wake(self, waiter: bytes) -> None:
-        """Wake a waiter that `SecretVFS.poll` was given. Those in the journal are woken at once."""
-
-    def forget_attributes(self, inode: int) -> None:
-        """Have it ask for the attributes of an inode again."""
-
-    def forget_content(self, inode: int) -> None:
-        """Have it drop the bytes that it has of a file. Waits for reads that we have yet to answer: needs a thread."""
 
 
 class SecretVFS:
@@ -114,8 +91,7 @@ class SecretVFS:
         self._serials = count(1)
         self._journal = journal or Journal()
         self._polls = PollWaiters(self._journal, self._kernel.wake)
-        self._failed: dict[tuple[Caller, LeafKey], tuple[float, SecretFSError]] = {}
-        """Look-ups that failed and that the kernel is about to repeat: when, on trio's clock, and how."""
+        self._failed = FailedLookups()
         self._tree = Tree(self._journal)
         self._attributes = AttributePolicy(permissions, self._journal.born)
         self.changes = Changes(self._tree, self._contents, self._polls, self._attributes)
@@ -180,7 +156,7 @@ class SecretVFS:
 
     async def lookup(self, parent: int, segment: bytes, caller: Caller = UNKNOWN) -> Attributes:
         """Find an entry of a directory. The kernel holds a reference to what is returned until `forget`."""
-        key, remaining = await self._find(self._directory(parent).key, segment)
+        key, remaining = await find(self._contents, self._tree.require_directory(parent).key, segment)
         content = None if isinstance(key, DirectoryKey | ControlKey) else await self._revalidate(key, caller)
         return self._entry(key, remaining, content)
 
@@ -200,8 +176,8 @@ class SecretVFS:
 
     async def open_directory(self, number: int, caller: Caller = UNKNOWN) -> int:
         """Take a snapshot of a directory's entries; returns a handle for `read_directory` and `close_directory`."""
-        directory = self._directory(number).key
-        listing, expires = await self._list(directory)
+        directory = self._tree.require_directory(number).key
+        listing, expires = await list_directory(self._contents, directory)
         if isinstance(directory, FolderKey):
             self._contents.view(directory.component).note_listing(listing)
         return self._listings.open(number, listing, expires)
@@ -215,7 +191,9 @@ class SecretVFS:
         snapshot = self._listings.get(handle)
         if snapshot is None:
             number = directory_of(handle)
-            snapshot = self._listings.restore(handle, *await self._list(self._directory(number).key))
+            snapshot = self._listings.restore(
+                handle, *await list_directory(self._contents, self._tree.require_directory(number).key)
+            )
             if snapshot is None:
                 raise Superseded(f"directory {number} has changed since it was opened")
         return self._read_on(snapshot, start)
@@ -239,7 +217,7 @@ class SecretVFS:
         Raises `Superseded` for a version that a process before us or a store before this one had, if its store has
         another one by now: the kernel then looks the path up again, and finds that.
         """
-        version = self._version(number)
+        version = self._tree.require_version(number)
         if isinstance(version.key, ControlKey):
             if version.content is None and isinstance(self._controls[version.key.control], RenderedFile):
                 raise Superseded("another process rendered it")
@@ -271,7 +249,7 @@ class SecretVFS:
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Read from a version. Raises `Superseded` if its bytes were lost with the process that had them."""
-        version = self._version(handle)
+        version = self._tree.require_version(handle)
         _require_app(version)
         if version.content is None:
             if isinstance(version.key, ControlKey):
@@ -298,12 +276,12 @@ class SecretVFS:
         if not isinstance(key, SecretKey | ValueKey):
             return ()
         secret = self._contents.view(key.component).peek(key.name)
-        unknown = not self._reads_have_effects(key)
+        unknown = not self._contents.reads_have_effects(key)
         return tuple(name for name, read in XATTRS.items() if (read(secret) if secret else unknown))
 
     def poll(self, number: int, waiter: bytes | None) -> bool:
         """Whether a file has been superseded or deleted. If not, ``waiter`` is woken once when it is, or before."""
-        version = self._version(number)
+        version = self._tree.require_version(number)
         if not self._tree.is_current(version):
             return True
         if waiter is not None:
@@ -313,68 +291,7 @@ class SecretVFS:
     def evict_idle(self) -> None:
         """Forget what was made of secrets and is not used. Call it at times."""
         self._contents.drop_idle()
-        now = trio.current_time()
-        self._failed = {call: failed for call, failed in self._failed.items() if now <= failed[0] + REPEATED_WITHIN}
-
-    def _reads_have_effects(self, key: LeafKey | SecretKey) -> bool:
-        view = None if isinstance(key, ControlKey) else self._contents.views.get(key.component)
-        return view is not None and view.reads_have_effects
-
-    def _directory(self, number: int) -> Directory:
-        inode = self._tree.inode(number)
-        if not isinstance(inode, Directory):
-            raise NotADirectoryError(number)  # the kernel asks for no such thing: a defect
-        return inode
-
-    def _version(self, number: int) -> Version:
-        inode = self._tree.inode(number)
-        if not isinstance(inode, Version):
-            raise IsADirectoryError(number)  # likewise
-        return inode
-
-    async def _find(self, parent: DirectoryKey, segment: bytes) -> tuple[DirectoryKey | LeafKey, float]:
-        """Return what is at this segment of a directory, and for how many seconds that holds."""
-        match parent:
-            case RootKey() | AppKey():
-                return self._find_top(parent, segment), DIRECTORY_TIMEOUT
-            case FolderKey(component, ()) if segment in _BULK_FORMS:
-                return BulkKey(component, _BULK_FORMS[segment]), DIRECTORY_TIMEOUT
-            case FolderKey(component, segments):
-                return await self._contents.ask(component, lambda view: view.entry(segments, segment))
-            case SecretKey(component, name) if segment in _BULK_FORMS:
-                secret = await self._contents.ask(component, lambda view: view.secret(name))
-                return SecretBulkKey(component, name, _BULK_FORMS[segment]), secret.remaining
-            case SecretKey(component, name):
-                return await self._contents.ask(component, lambda view: view.value(name, segment))
-        listing, expires = await self._list(parent)
-        if segment not in listing:
-            raise NoSuchEntry(segment.decode(errors="replace"))
-        return listing[segment], max(0.0, expires - trio.current_time())
-
-    def _find_top(self, parent: RootKey | AppKey, segment: bytes) -> DirectoryKey:
-        if segment == CONTROL and isinstance(parent, RootKey):
-            return ControlsKey()
-        found = self._contents.top(parent).get(segment)
-        if found is None:
-            raise NoSuchEntry(segment.decode(errors="replace"))
-        return found
-
-    async def _list(self, parent: DirectoryKey) -> tuple[Listing, float]:
-        """Return what is listed in a directory, and until when that holds, on trio's clock."""
-        found: Mapping[bytes, DirectoryKey | LeafKey] = {}
-        remaining = DIRECTORY_TIMEOUT
-        match parent:
-            case RootKey() | AppKey():
-                found = self._contents.top(parent)
-            case FolderKey(component, segments):
-                listing, remaining = await self._contents.ask(component, lambda view: view.listing(segments))
-                return listing, trio.current_time() + remaining
-            case ControlsKey():
-                found = {name: ControlKey(control) for name, control in FILES.items()}
-            case SecretKey(component, name):
-                found, remaining = await self._contents.ask(component, lambda view: view.values(name))
-        expires = trio.current_time() + remaining
-        return await make_listing(found), expires
+        self._failed.drop_old(trio.current_time())
 
     def _entry(self, key: DirectoryKey | LeafKey, remaining: float, content: Content | None = None) -> Attributes:
         """Count a reference and say what is known without waiting: of a value that is not at hand, only the name.
@@ -432,13 +349,11 @@ class SecretVFS:
         known = isinstance(version, Version) and version.lookups and version.digest
         if not known or self._contents.peek(key) is not None:
             return None
-        failed_at, error = self._failed.pop((caller, key), (0.0, None))
-        if error is not None and trio.current_time() <= failed_at + REPEATED_WITHIN:
-            raise copy.copy(error)
+        self._failed.raise_again(caller, key, trio.current_time())
         try:
             return await self._contents.get(key)
-        except SecretFSError as failure:
-            self._failed[caller, key] = trio.current_time(), failure
+        except SecretFSError as error:
+            self._failed.add(caller, key, trio.current_time(), error)
             raise
 
     async def _bind_unbound(self, version: Version) -> None:

@@ -18,7 +18,7 @@ from typing import Final
 
 from secretfs.errors import MountError
 from secretfs.fs.journal import Journal
-from secretfs.fs.vfs import Kernel
+from secretfs.fs.kernel import Kernel
 from secretfs.fuse import handshake
 from secretfs.linux.mountinfo import FSTYPE
 from secretfs.linux.preflight import DEVICE, explain, require_device, require_fusermount

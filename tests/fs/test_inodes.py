@@ -14,7 +14,8 @@ from hypothesis.stateful import (
     rule,
 )
 
-from secretfs.fs.inodes import ROOT_INODE, Directory, Tree, Version
+from secretfs.fs.inode import Directory, Version
+from secretfs.fs.inodes import ROOT_INODE, Tree
 from secretfs.fs.keys import Bulk, BulkKey, FolderKey, RootKey, SecretKey, ValueKey
 from tests.support.canary import leaked, secret
 

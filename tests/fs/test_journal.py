@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secretfs.errors import JournalUnreadable
-from secretfs.fs.inodes import Directory, Tree, Version
+from secretfs.fs.inode import Directory, Version
+from secretfs.fs.inodes import Tree
 from secretfs.fs.journal import Flag, Journal, Record, StoreRecord
 from secretfs.fs.keys import (
     Bulk,

@@ -28,7 +28,8 @@ from secretfs.errors import AccessDenied, NoSuchEntry, ReadOnly, SecretFSError, 
 from secretfs.fs.attributes import Attributes, PermissionPolicy
 from secretfs.fs.caller import Caller
 from secretfs.fs.content import Content
-from secretfs.fs.inodes import ROOT_INODE, Directory, Tree, Version
+from secretfs.fs.inode import Directory, Version
+from secretfs.fs.inodes import ROOT_INODE, Tree
 from secretfs.fs.journal import Journal
 from secretfs.fs.keys import FolderKey, ValueKey
 from secretfs.fs.names import CONTROL, encode, is_reserved, split

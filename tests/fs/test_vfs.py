@@ -23,7 +23,8 @@ from secretfs.errors import (
 from secretfs.fs.attributes import FOREVER, Attributes, PermissionPolicy
 from secretfs.fs.caller import Caller
 from secretfs.fs.handles import MAX_WAITERS
-from secretfs.fs.inodes import ROOT_INODE, Version
+from secretfs.fs.inode import Version
+from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.journal import Journal
 from secretfs.fs.keys import Bulk, BulkKey, FolderKey, RootKey, SecretKey, ValueKey
 from secretfs.fs.vfs import SecretVFS

@@ -17,7 +17,7 @@ import secretfs.errors
 from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.caller import Caller
-from secretfs.fs.inodes import Version
+from secretfs.fs.inode import Version
 from secretfs.fs.keys import ValueKey
 from secretfs.fs.publish import Call, PendingSyscall, Publisher
 from secretfs.fs.vfs import SecretVFS

@@ -6,7 +6,8 @@ import trio
 
 from secretfs.cache.change import Announce, Change
 from secretfs.fs.attributes import PermissionPolicy
-from secretfs.fs.vfs import Kernel, SecretVFS
+from secretfs.fs.kernel import Kernel
+from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
 
 

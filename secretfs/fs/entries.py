@@ -1,0 +1,78 @@
+"""What is in a directory: a name that somebody looks up, and all that is listed.
+
+Names come from the listings of stores, and the names of keys from the value of their secret. Control names are found
+and never listed.
+"""
+
+from collections.abc import Mapping
+
+import trio
+
+from secretfs.errors import NoSuchEntry
+from secretfs.fs.attributes import DIRECTORY_TIMEOUT
+from secretfs.fs.content import Contents
+from secretfs.fs.control_files import FILES
+from secretfs.fs.keys import (
+    AppKey,
+    Bulk,
+    BulkKey,
+    ControlKey,
+    ControlsKey,
+    DirectoryKey,
+    FolderKey,
+    LeafKey,
+    RootKey,
+    SecretBulkKey,
+    SecretKey,
+)
+from secretfs.fs.listing import Listing, make_listing
+from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL
+
+_BULK_FORMS = {BULK_JSON: Bulk.JSON, BULK_ENV: Bulk.ENV}
+
+
+async def find(contents: Contents, parent: DirectoryKey, segment: bytes) -> tuple[DirectoryKey | LeafKey, float]:
+    """Return what is at this segment of a directory, and for how many seconds that holds. Raises `NoSuchEntry`."""
+    match parent:
+        case RootKey() | AppKey():
+            return _find_top(contents, parent, segment), DIRECTORY_TIMEOUT
+        case ControlsKey():
+            if segment not in FILES:
+                raise NoSuchEntry(segment.decode(errors="replace"))
+            return ControlKey(FILES[segment]), DIRECTORY_TIMEOUT
+        case FolderKey(component, ()) if segment in _BULK_FORMS:
+            return BulkKey(component, _BULK_FORMS[segment]), DIRECTORY_TIMEOUT
+        case FolderKey(component, segments):
+            return await contents.ask(component, lambda view: view.entry(segments, segment))
+        case SecretKey(component, name) if segment in _BULK_FORMS:
+            secret = await contents.ask(component, lambda view: view.secret(name))
+            return SecretBulkKey(component, name, _BULK_FORMS[segment]), secret.remaining
+        case SecretKey(component, name):
+            return await contents.ask(component, lambda view: view.value(name, segment))
+
+
+def _find_top(contents: Contents, parent: RootKey | AppKey, segment: bytes) -> DirectoryKey:
+    if segment == CONTROL and isinstance(parent, RootKey):
+        return ControlsKey()
+    found = contents.top(parent).get(segment)
+    if found is None:
+        raise NoSuchEntry(segment.decode(errors="replace"))
+    return found
+
+
+async def list_directory(contents: Contents, directory: DirectoryKey) -> tuple[Listing, float]:
+    """Return what is listed in a directory, and until when that holds, on trio's clock."""
+    found: Mapping[bytes, DirectoryKey | LeafKey] = {}
+    remaining = DIRECTORY_TIMEOUT
+    match directory:
+        case RootKey() | AppKey():
+            found = contents.top(directory)
+        case FolderKey(component, segments):
+            listing, remaining = await contents.ask(component, lambda view: view.listing(segments))
+            return listing, trio.current_time() + remaining
+        case ControlsKey():
+            found = {name: ControlKey(control) for name, control in FILES.items()}
+        case SecretKey(component, name):
+            found, remaining = await contents.ask(component, lambda view: view.values(name))
+    expires = trio.current_time() + remaining
+    return await make_listing(found), expires
