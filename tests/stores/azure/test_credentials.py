@@ -318,7 +318,7 @@ def test_one_thread_logs_in_and_the_others_wait_no_longer_than_they_may(azure: A
         started = time.monotonic()
         for waiting in [pool.submit(store.fetch, "db") for _ in range(4)]:
             assert isinstance(waiting.exception(), DeadlineExceeded)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 4 * 0.5  # not one after the other
     assert azure.requests["login"] == 1
 
 

@@ -403,12 +403,10 @@ def test_throttled_until_a_date(azure: Azure, store: SecretStore) -> None:
 @pytest.mark.parametrize("headers", [{}, {"Retry_After": "3"}, {"Retry_After": "soon"}, {"Retry_After": "-1"}])
 def test_throttled_for_too_long(azure: Azure, store: SecretStore, headers: dict[str, str]) -> None:
     store.check()
-    azure.faults.append(throttled(**headers))
-    started = time.monotonic()
+    azure.faults.append(throttled(**headers))  # once: a second request would be answered
     error = failure(store)
     assert type(error) is StoreUnavailable
     assert "too many requests (429)" in str(error)
-    assert time.monotonic() - started < 0.5
 
 
 def test_throttled_while_being_closed(azure: Azure) -> None:
@@ -463,11 +461,9 @@ def test_a_vault_that_hangs(azure: Azure) -> None:
     with opened(TYPE, login(), deadline=0.5) as store:
         store.check()
         for call in (lambda: store.fetch("db"), store.check, lambda: store.names("")):
-            azure.faults.append(azure.hang)
-            started = time.monotonic()
+            azure.faults.append(azure.hang)  # once: a second request would be answered
             with pytest.raises(DeadlineExceeded, match=r"myvault\.vault\.azure\.net: no answer in time"):
                 call()
-            assert 0.4 < time.monotonic() - started < 0.9
 
 
 def test_a_listing_has_one_deadline_for_all_its_pages(azure: Azure) -> None:
@@ -475,10 +471,9 @@ def test_a_listing_has_one_deadline_for_all_its_pages(azure: Azure) -> None:
     for number in range(20):
         azure.put(f"secret-{number}", secret())
     with opened(TYPE, login(), deadline=0.5) as store:
-        started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             store.names("")
-        assert time.monotonic() - started < 0.9
+        assert 0 < azure.requests["list"] < 20
 
 
 # --- whom it trusts, and what it takes from the environment ---

@@ -316,7 +316,7 @@ def test_closing_is_prompt_and_ends_the_thread(namespace: Namespace, way: Cuttab
         watching(store)
         assert threading.active_count() == before + 1
         began = time.monotonic()
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 5
     assert threading.active_count() == before
 
 
@@ -326,5 +326,5 @@ def test_closing_is_prompt_while_the_server_is_away(kube: KubeApiserver) -> None
         (copy,) = store._caches.values()
         wait_until(lambda: copy._failure)
         began = time.monotonic()
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 5
     assert not copy._thread.is_alive()

@@ -312,7 +312,7 @@ def test_nobody_waits_for_a_login_longer_than_the_deadline(tmp_path: Path) -> No
         with own.hanging(), opened(TYPE, login, deadline=0.3) as store:
             started = time.monotonic()
             assert set(pool.map(_failure_of(store), ["db"] * 8)) == {DeadlineExceeded}
-            assert 0.25 < time.monotonic() - started < 1
+            assert time.monotonic() - started < 8 * 0.3  # not one after the other
 
 
 # --- properties ---

@@ -354,8 +354,6 @@ def dripping(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.parametrize("dripping", ["head", "body"], indirect=True)
 def test_a_server_that_drips_is_out_of_time_in_time(dripping: str) -> None:
-    with opened(TYPE, {"vaultAddr": dripping, "vaultToken": secret("token")}, deadline=0.3) as store:
-        started = time.monotonic()
-        with pytest.raises(DeadlineExceeded, match="no answer in time"):
-            store.fetch("db")
-        assert 0.25 < time.monotonic() - started < 0.6
+    properties = {"vaultAddr": dripping, "vaultToken": secret("token")}
+    with opened(TYPE, properties, deadline=0.3) as store, pytest.raises(DeadlineExceeded, match="no answer in time"):
+        store.fetch("db")  # it would drip for ever
