@@ -102,6 +102,8 @@ class PermissionPolicy:
         return self.default
 
     def _of_value(self, key: ValueKey) -> Permissions:
+        if self.apps is None and not self.rules:
+            return self.default.default
         view = self.view(app_of(key.component))
         if not view.rules:
             return view.default

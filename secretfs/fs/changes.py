@@ -91,7 +91,8 @@ class Changes:
         if isinstance(inode, Directory):
             return self._attributes.of_directory(inode)
         content = self._peek(inode.key)
-        remaining = content.remaining if content and content.serial == inode.answer else 0.0
+        fresh = content is not None and content.serial == inode.answer
+        remaining = max(0.0, content.expires - trio.current_time()) if content and fresh else 0.0
         inode.entry_expires = max(inode.entry_expires, trio.current_time() + remaining)
         return self._attributes.of_file(inode, remaining)
 

@@ -34,7 +34,8 @@ class Content(NamedTuple):
 
     data: bytes
     modified: float
-    remaining: float
+    expires: float
+    """Until when it may be served, on trio's clock."""
     serial: int
 
 
@@ -203,8 +204,8 @@ def _content_of(key: ValueKey | SecretBulkKey, secret: CachedAnswer[Secret]) -> 
         data = secret.value.values[key.key]
     else:
         raise NoSuchEntry(key.key)
-    return Content(data, secret.value.modified or secret.fetched_at, secret.remaining, secret.serial)
+    return Content(data, secret.value.modified or secret.fetched_at, secret.expires, secret.serial)
 
 
 def _bulk_content(bulk: CachedAnswer[bytes]) -> Content:
-    return Content(bulk.value, bulk.fetched_at, bulk.remaining, bulk.serial)
+    return Content(bulk.value, bulk.fetched_at, bulk.expires, bulk.serial)

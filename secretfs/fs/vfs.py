@@ -298,25 +298,27 @@ class SecretVFS:
 
         The entry is good for as long as the answers of the store that it is made of.
         """
-        if isinstance(key, DirectoryKey):
-            directory = self._tree.directory(key)
-            self._tree.add_ref(directory)
-            return self._attributes.of_directory(directory, remaining)
-        if isinstance(key, ControlKey):
-            return self._control_entry(key)
+        if not isinstance(key, ValueKey):  # which it is, a thousand times in a listing
+            if isinstance(key, DirectoryKey):
+                directory = self._tree.directory(key)
+                self._tree.add_ref(directory)
+                return self._attributes.of_directory(directory, remaining)
+            if isinstance(key, ControlKey):
+                return self._control_entry(key)
         content = content or self._contents.peek(key)
         version = self._bind(key, content) if content else self._tree.current(key)
-        remaining = self._good_for(version, content, remaining)
-        version.entry_expires = max(version.entry_expires, trio.current_time() + remaining)
+        now = trio.current_time()
+        remaining = self._good_for(version, content, remaining, now)
+        version.entry_expires = max(version.entry_expires, now + remaining)
         self._tree.add_ref(version)
         return self._attributes.of_file(version, remaining)
 
-    def _good_for(self, version: Version, content: Content | None, remaining: float) -> float:
+    def _good_for(self, version: Version, content: Content | None, remaining: float, now: float) -> float:
         """Return for how many seconds a path leads to a version, if it does so for ``remaining`` to the same file."""
         if not isinstance(version.key, ValueKey):  # it changes when any secret does, and nobody renames for that
             return 0.0
         if content:
-            return min(remaining, content.remaining)
+            return max(0.0, min(remaining, content.expires - now))
         return 0.0 if version.digest else remaining
 
     def _control_entry(self, key: ControlKey) -> Attributes:
