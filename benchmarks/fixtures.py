@@ -117,10 +117,13 @@ class Fixtures:
             yield mount
 
     @contextlib.contextmanager
-    def secretfs(self, resources: Path, variables: Mapping[str, str] | None = None) -> Iterator[Mount]:
+    def secretfs(
+        self, resources: Path, variables: Mapping[str, str] | None = None, options: Sequence[str] = ()
+    ) -> Iterator[Mount]:
         """Mount secretfs in the foreground; ``variables`` are added to its environment."""
         path = self.directory("secretfs")
-        command = [sys.executable, "-m", "secretfs", "mount", "-f", "--resources-path", str(resources), str(path)]
+        command = [sys.executable, "-m", "secretfs", "mount", "-f", "--resources-path", str(resources)]
+        command += [*options, str(path)]
         environment = self.environment | dict(variables or {})
         with self.serving(path, subprocess.Popen(command, env=environment, process_group=0)) as mount:
             yield mount.of_worker()

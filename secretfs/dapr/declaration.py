@@ -41,8 +41,12 @@ class Declaration:
 
     def rules_of(self, app: str | None) -> tuple[PermissionRule, ...]:
         """Return the permission rules that the components of an app bring along; None for the only app."""
-        wanted = [store.component for name, store in self.stores.items() if (name.rpartition("/")[0] or None) == app]
-        return tuple(rule for component in self.components if component.name in wanted for rule in component.rules)
+        rules: list[PermissionRule] = []
+        for component in self.components:
+            name = component.name if app is None else f"{app}/{component.name.rpartition('/')[2]}"
+            if component.rules and name in self.stores and self.stores[name].component == component.name:
+                rules += component.rules
+        return tuple(rules)
 
     def scope(self, store: str) -> SecretScope:
         """Return the secret scope of a store that is shown."""

@@ -131,15 +131,15 @@ class SecretVFS:
             self._tree.invalidate(component)
         for version in [version for component in changed for version in self._tree.detach_store(component)]:
             self._polls.wake(version.number)
-        self._revoke(gone)
+        if gone:
+            self._revoke(gone)
         return changed | {f"{app}/" for app in before ^ self._contents.apps}
 
     def _revoke(self, apps: Collection[str]) -> None:
         """Fail the files of apps that have been removed, also where a program has them open or mapped."""
         files = self._tree.revoke(apps)
-        if apps:
-            opened = sum(version.opened for version in files)
-            log.info("removed %s: files that are still open fail, %d at most", ", ".join(sorted(apps)), opened)
+        opened = sum(version.opened for version in files)
+        log.info("removed %s: files that are still open fail, %d at most", ", ".join(sorted(apps)), opened)
         if files:
             self._revoked = trio.Event()
             self._nursery.start_soon(self._drop_content, [version.number for version in files], self._revoked)

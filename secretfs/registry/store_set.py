@@ -188,6 +188,8 @@ class StoreSet:
     def _rescoped(self, name: str, before: SecretScope) -> Change:
         """Return the names that one scope shows and the other does not."""
         now = self._shown[name].scope
+        if now == before:  # a store may have many names, and many apps may see it
+            return Change(name)
         cached = self._running[self._shown[name].component].cached
         known = cached.known_names().union(before.allowed_names or (), now.allowed_names or ())
         return Change(name, names=frozenset(one for one in known if before.allows(one) != now.allows(one)))

@@ -1,0 +1,109 @@
+"""What apps cost: memory, start-up and the time to add one, for one app, for thirty and for a thousand.
+
+    python -m benchmarks.many_apps
+
+Each app belongs to a user of its own and reads the same values. Needs root: nobody else can mount for other users.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.fixtures import BenchmarkError, Fixtures, Mount
+from tests.support.manifests import component
+
+COUNTS = (1, 30, 1000)
+SIZE = 100
+FIRST_USER = 5000
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one number of apps costs."""
+
+    apps: int
+    start: float
+    """Seconds from the start of the command until the mount answers."""
+    empty: int
+    """Bytes of the worker then."""
+    full: int
+    """Bytes of the worker when every app has read every value."""
+    calls: int
+    """Reads of the store."""
+    added: float
+    """Seconds that ``secretfs apps apply`` takes for one more."""
+
+    def show(self, first: "Row") -> str:
+        """Return it as a line of the table."""
+        return (
+            f"{self.apps:6}  {self.start:8.2f} s  {self.empty / 1e6:8.1f} MB  {self.full / 1e6:8.1f} MB"
+            f"  {self.full / first.full:5.2f}  {self.calls:6}  {self.added:8.2f} s"
+        )
+
+
+HEADER = "  apps    start-up      mounted     all read  ratio   reads     add one"
+
+
+def main() -> int:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser("python -m benchmarks.many_apps", description=__doc__)
+    parser.add_argument("--values", type=int, default=100, metavar="N", help="values that each app reads")
+    parser.add_argument("--apps", type=int, nargs="+", default=COUNTS, metavar="N", help="numbers of apps")
+    arguments = parser.parse_args()
+    try:
+        with Fixtures() as fixtures:
+            rows = [_measure(fixtures, count, arguments.values) for count in arguments.apps]
+    except BenchmarkError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 1
+    print(HEADER)
+    for row in rows:
+        print(row.show(rows[0]))
+    return 0
+
+
+def _measure(fixtures: Fixtures, count: int, values: int) -> Row:
+    resources, apps = fixtures.directory("resources"), fixtures.directory("apps")
+    secrets = fixtures.directory("secrets") / "secrets.json"
+    names = [f"service-{number:05}" for number in range(values)]
+    secrets.write_text(json.dumps({name: f"{name:{SIZE}}" for name in names}), "utf-8")
+    component(resources, "file", "local.file", {"secretsFile": secrets}, annotations={"secretfs/ttl": "1h"})
+    for number in range(count):
+        _declare(apps / f"app-{number}.yaml", number)
+    options = ("--apps", str(apps), "--allow-other")
+    began = time.perf_counter()
+    with fixtures.secretfs(resources, options=options) as mount:
+        start, empty = time.perf_counter() - began, mount.rss
+        _read(mount, count, names)
+        full, calls = mount.rss, _calls(mount)
+        more = fixtures.directory("more") / "app.yaml"
+        _declare(more, count)
+        began = time.perf_counter()
+        fixtures.run("-m", "secretfs", "apps", "apply", str(mount.path), str(more))
+        return Row(count, start, empty, full, calls, time.perf_counter() - began)
+
+
+def _declare(path: Path, number: int) -> None:
+    spec = {"owner": str(FIRST_USER + number)}
+    document = {"apiVersion": "secretfs/v1alpha1", "kind": "App", "metadata": {"name": f"app-{number}"}, "spec": spec}
+    path.write_text(json.dumps(document), "utf-8")
+
+
+def _read(mount: Mount, count: int, names: Sequence[str]) -> None:
+    for number in range(count):
+        for name in names:
+            (mount.path / f"app-{number}/file" / name).read_bytes()
+
+
+def _calls(mount: Mount) -> int:
+    status = json.loads((mount.path / ".secretfs/status.json").read_bytes())
+    made: int = status["stores"]["file"]["calls"]["fetch"]["made"]
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
