@@ -15,6 +15,7 @@ import mmap
 import os
 import threading
 import weakref
+from functools import cached_property
 from typing import Final
 
 _PAGE: Final = 4096
@@ -35,12 +36,6 @@ class LeaseFile:
         self._slots: dict[str, LeaseSlot] = {}
         if os.fstat(self.file).st_size < 2 * _PAGE:
             os.ftruncate(self.file, 2 * _PAGE)
-        self._map = mmap.mmap(self.file, 0)
-        self._content: dict[str, str] = {}
-        try:
-            self._content = self._read()
-        except (ValueError, TypeError) as error:
-            log.warning("leases of the process before are lost, and end by themselves: %s", type(error).__name__)
 
     def slot(self, component: str) -> "LeaseSlot":
         """Return the place for what a store of this name has been lent, with what a predecessor left in it.
@@ -59,9 +54,20 @@ class LeaseFile:
                 self._content[slot.component] = base64.b64encode(state).decode()
                 self._write(json.dumps(self._content).encode())
 
-    def _read(self) -> dict[str, str]:
+    # Mapped and read when the first store needs it. The helper processes are forked before, and never see a secret.
+
+    @cached_property
+    def _map(self) -> mmap.mmap:
+        return mmap.mmap(self.file, 0)
+
+    @cached_property
+    def _content(self) -> dict[str, str]:
         place, length = self._current()
-        content: dict[str, str] = json.loads(self._map[place : place + length] or b"{}")
+        try:
+            content: dict[str, str] = json.loads(self._map[place : place + length] or b"{}")
+        except (ValueError, TypeError) as error:
+            log.warning("leases of the process before are lost, and end by themselves: %s", type(error).__name__)
+            return {}
         return content
 
     def _current(self) -> tuple[int, int]:

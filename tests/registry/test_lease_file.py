@@ -1,6 +1,8 @@
 """The memory file in which what stores were lent outlives a process."""
 
+import base64
 import os
+from pathlib import Path
 
 from secretfs.registry.lease_file import LeaseFile
 from tests.conftest import ExpectLog
@@ -26,6 +28,22 @@ def test_a_successor_finds_what_was_saved_last() -> None:
     assert (successor.slot("vault").state, successor.slot("other").state) == (STATE, b"\x00\xff")
     assert successor.slot("third").state == b""
     assert reopened(successor).slot("vault").state == STATE
+
+
+def test_helper_processes_which_are_forked_before_a_store_is_opened_never_see_it() -> None:
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text("ascii").count("memfd:secretfs-leases")
+
+    file = LeaseFile()
+    file.slot("vault").save(STATE)
+    before = mapped()
+    successor = reopened(file)
+    assert mapped() == before
+    encoded = base64.b64encode(STATE).decode()
+    assert encoded in str(vars(file))
+    assert encoded not in str(vars(successor))
+    assert successor.slot("vault").state == STATE
+    assert mapped() == before + 1
 
 
 def test_a_store_that_was_replaced_is_not_heard_any_more() -> None:
