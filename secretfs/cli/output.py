@@ -4,7 +4,6 @@ import errno
 import logging
 import os
 import shutil
-import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -18,6 +17,8 @@ from secretfs.linux.log import printable, say
 
 _LACKS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """What the machine may have too little of, whatever is done. The text of such an error names no file of ours."""
+
+_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def report(error: BaseException) -> int:
             say(wrap(f"secretfs: {printable(line)}", sys.stderr))
         return error.exit_code
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        return 128 + signal.SIGINT
+        return _INTERRUPTED
     if isinstance(error, OSError) and error.errno in _LACKS:
         say(f"secretfs: {error.strerror}")
         return os.EX_IOERR
