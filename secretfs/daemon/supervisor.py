@@ -175,9 +175,11 @@ class Supervisor:
         return self._give_up(code, reason)
 
     def _give_up(self, code: int, reason: str) -> int | None:
-        """Close the connection, so that readers get ENOTCONN. Returns an exit status if trying again cannot help."""
-        for name in list(self._stored):
-            self._remove(name)
+        """Close the connection, so that readers get ENOTCONN. Returns an exit status if trying again cannot help.
+
+        What stores were lent is kept: a later worker goes on with it.
+        """
+        self._remove(CONNECTION)
         record_failure(self._mountpoint, reason)
         if code == MountError.exit_code:
             log.critical("giving up: %s", reason)
