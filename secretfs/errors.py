@@ -10,12 +10,14 @@
     ├── NoSuchAttribute         an extended attribute that is not there          ENODATA
     ├── ReadOnly                a write                                          EROFS
     ├── Superseded              a version whose bytes are lost                   ESTALE
+    ├── AppRemoved              an open file of an app that has been removed     ESTALE
     ├── TooLarge                a request to .secretfs/refresh over the limit    EFBIG
     └── StoreError              a secret store could not give an answer          EIO     exit 4
         ├── SecretNotFound      the store says there is no such secret           ENOENT
         ├── AccessDenied        the store knows us and refuses, or does not      EACCES
         │                       accept our credentials
         ├── DeadlineExceeded    no answer in time                                ETIMEDOUT
+        │   └── NoTurn          other calls were before this one all the time    ETIMEDOUT
         ├── StoreUnavailable    network, overload, a server error, sealed        EIO
         │   └── TLSFailure      one side refuses the other's certificate         EIO
         ├── MalformedAnswer     the store answered something we cannot read      EBADMSG
