@@ -211,7 +211,10 @@ class StoreClient:
         except AccessDenied as error:
             answer, ttl = error, min(ttl, REFUSAL_TTL)
         except NoTurn as error:
-            self._log_overrun(turn, error)
+            if kind is Kind.CHECK:  # those before it hang
+                self._note_failure(kind, error, asked)
+            else:
+                self._log_overrun(turn, error)
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it costs this store, not the mount
             failure = self._as_failure(error)

@@ -12,7 +12,7 @@ from secretfs.cache.client import CONCURRENCY
 from secretfs.cache.freshness import Freshness
 from secretfs.cache.store_cache import CachedStore
 from secretfs.cache.turns import NO_APP, ONLY_APP, Work, asking_for
-from secretfs.errors import StoreError
+from secretfs.errors import NoTurn, StoreError
 from tests.conftest import ExpectLog
 from tests.support.cached import Cached
 from tests.support.canary import secret
@@ -111,11 +111,11 @@ async def test_a_secret_that_two_apps_want_is_one_call_at_the_turn_of_either(
 ) -> None:
     async with held(store) as readers:
         await ask(cached, readers, "a", *names("a"))
-        last = names("a")[-1]
-        assert store.calls[f"fetch:{last}"] == 0
-        await ask(cached, readers, "b", last)
-        await entered(store, CONCURRENCY // 2 + 1)
-        assert store.calls[f"fetch:{last}"] == 1
+        await entered(store, CONCURRENCY // 2)
+        wanted = next(name for name in names("a") if not store.calls[f"fetch:{name}"])
+        await ask(cached, readers, "b", wanted)
+        await entered(store, 1)
+        assert store.calls[f"fetch:{wanted}"] == 1
         assert work(cached) == {"a": Work(MANY - 1 - CONCURRENCY // 2, CONCURRENCY // 2), "b": Work(0, 1)}
     assert store.calls.total() == MANY
 
@@ -148,3 +148,23 @@ async def test_to_wait_in_vain_for_a_turn_is_no_failure_of_the_store(
     assert not cached._client.in_doubt
     assert work(cached) == {}
     assert (await cached.fetch("a-0")).value.values == {"key": secret("a-0").encode()}
+
+
+async def test_a_probe_that_gets_no_turn_is_a_failure(cached: CachedStore, mock_clock: MockClock) -> None:
+    """Calls that hang have all places: the store is no better, and the next probe comes later."""
+    client = cached._client
+    turns = [client.turns.turn() for _ in range(CONCURRENCY)]
+    for turn in turns:
+        await turn.acquire_on_behalf_of(None)
+
+    async def probe() -> None:
+        with pytest.raises(NoTurn):
+            await client.check()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(probe)
+        await wait_all_tasks_blocked()
+        mock_clock.jump(5)
+    assert client.in_doubt
+    for turn in turns:
+        turn.release_on_behalf_of(None)
