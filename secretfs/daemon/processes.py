@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -31,23 +31,30 @@ def set_process_name(mountpoint: Path) -> int:
     return mount.minor
 
 
-def daemon_pids(mount: MountInfo) -> list[int]:
-    """Return the ids of the processes that serve a mount, a supervisor before its workers."""
+def daemon_pids(mount: MountInfo, among: Collection[int] | None = None) -> list[int]:
+    """Return the ids of the processes that serve a mount, a supervisor before its workers.
+
+    ``among`` has those that served it before it was unmounted: only they count, and their children. From then on the
+    kernel may give the number, by which processes are found, to another mount.
+    """
     parents = {}
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
             status = _status(directory)
             if _serves(status, mount):
-                parents[int(directory.name)] = int(status["PPid"])
+                pid, parent = int(directory.name), int(status["PPid"])
+                if among is None or pid in among or parent in among:
+                    parents[pid] = parent
     return sorted(parents, key=lambda pid: (parents[pid] in parents, pid))
 
 
 def unmount_and_wait(path: Path) -> None:
     """Unmount the secretfs at ``path`` and wait until its processes have ended. Raises `MountError` if it is in use."""
     mount = _require_own(path)
+    pids = daemon_pids(mount)
     unmount(path)
     clear_failure(str(path))
-    _end(mount)
+    _end(mount, pids)
 
 
 def force_unmount(path: Path) -> None:
@@ -64,7 +71,7 @@ def force_unmount(path: Path) -> None:
         nobody_waits = _abort(path) or bool(pids) or _seems_dead(path)
         _detach(path)
         clear_failure(str(path))
-        _end(mount)
+        _end(mount, pids)
         if not nobody_waits:
             raise MountError(
                 f"{path} is unmounted, but its process was not found: programs that wait for it may go on waiting",
@@ -130,19 +137,19 @@ def _detach(path: Path) -> None:
             raise
 
 
-def _end(mount: MountInfo) -> None:
-    """Wait until the processes that serve a mount have ended; kill them after a while."""
-    if not _comes_true(lambda: not daemon_pids(mount)) and not _comes_true(lambda: not _kill(mount)):
-        left = ", ".join(map(str, daemon_pids(mount)))
+def _end(mount: MountInfo, served: Collection[int]) -> None:
+    """Wait until the processes that served a mount have ended; kill them after a while."""
+    if not _comes_true(lambda: not daemon_pids(mount, served)) and not _comes_true(lambda: not _kill(mount, served)):
+        left = ", ".join(map(str, daemon_pids(mount, served)))
         raise MountError(f"killed, process {left} does not end", "see what it waits for: /proc/PID/stack")
 
 
-def _kill(mount: MountInfo) -> list[int]:
-    """Kill the processes that serve a mount. Returns their ids.
+def _kill(mount: MountInfo, served: Collection[int]) -> list[int]:
+    """Kill the processes that served a mount. Returns their ids.
 
     The supervisor is killed first: otherwise it would start another worker.
     """
-    pids = daemon_pids(mount)
+    pids = daemon_pids(mount, served)
     _signal(pids, signal.SIGKILL)
     return pids
 

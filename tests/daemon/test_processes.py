@@ -87,7 +87,38 @@ def test_they_are_found_by_the_mount_they_serve(components: Path, point: Path, t
             assert daemon_pids(require_mounted(point)) == [supervisor(point), first]
             assert daemon_pids(require_mounted(other)) == [supervisor(other), second]
         gone = require_mounted(point)
-    assert daemon_pids(gone) == []
+        served = daemon_pids(gone)
+    assert daemon_pids(gone, served) == []
+
+
+LATE = """
+import signal, sys
+from pathlib import Path
+from secretfs.daemon.processes import set_name
+while sys.argv[1] in Path("/proc/self/mountinfo").read_text():
+    pass
+set_name(sys.argv[2])
+print("named", flush=True)
+signal.pause()
+"""
+
+
+@AS_ROOT
+def test_a_mount_that_gets_the_same_number_afterwards_is_left_alone(components: Path, point: Path) -> None:
+    with background(point, "--resources-path", components) as worker:
+        mount = require_mounted(point)
+        served, name = daemon_pids(mount), Path(f"/proc/{worker}/comm").read_text(encoding="ascii").strip()
+        command = [sys.executable, "-c", LATE, str(point), name]
+        with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as other:
+            try:
+                assert secretfs("unmount", point).status == 0
+                assert other.stdout
+                assert other.stdout.readline() == "named\n"
+                assert other.pid in daemon_pids(mount)  # it is found by the number ...
+                assert daemon_pids(mount, served) == []  # ... and did not serve the mount that is gone
+                assert other.poll() is None
+            finally:
+                other.kill()
 
 
 FORKING = """
@@ -127,7 +158,7 @@ def test_all_are_ended_the_one_first_that_would_start_others(components: Path, p
         there = require_mounted(point)
         force_unmount(point)
         assert other.wait(10) == -signal.SIGKILL
-        assert daemon_pids(there) == []
+        assert daemon_pids(there, pids) == []
         assert mount.process.wait(10) == 0, "it was asked to end, and has had the time"
         other.stdout.close()
 
