@@ -134,7 +134,8 @@ class Fixtures:
         path = self.directory("secretfs")
         before = _children()
         started = time.perf_counter()
-        self.run("-m", "secretfs", "mount", "--resources-path", str(resources), str(path))
+        log = str(path.with_suffix(".log"))
+        self.run("-m", "secretfs", "mount", "--log-file", log, "--resources-path", str(resources), str(path))
         seconds = time.perf_counter() - started
         (daemon,) = _children() - before
         try:

@@ -114,7 +114,7 @@ class TTLCache(Generic[K, T]):
     def peek(self, key: K) -> CachedAnswer[T] | None:
         """Return the answer that may be served at once, if there is one."""
         entry = self._entries.get(key)
-        return entry.answer if entry is not None and entry.answer.remaining else None
+        return entry.answer if entry is not None and entry.answer.expires > trio.current_time() else None
 
     def access(self, key: K) -> CachedAnswer[T] | None:
         """`peek`, and record the access: an answer that is asked for is not idle."""

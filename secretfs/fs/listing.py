@@ -19,6 +19,8 @@ Name = TypeVar("Name", str, bytes)
 
 SLICE: Final = 500
 """Names that are worked on between two checkpoints. That takes a few milliseconds."""
+KEYS_KEPT: Final = 2000
+"""Names of a folder up to which the keys of its entries are kept between listings."""
 READ_AHEAD: Final = 16
 """Entries whose secrets are fetched ahead of a program that reads what it has listed."""
 
@@ -87,17 +89,23 @@ EMPTY: Final = Listing({}, (), 0)
 class _Folder(Mapping[bytes, Entry]):
     """The entries of a folder, in no order.
 
-    The keys of secrets are made when they are asked for. Made in advance, the garbage collector would look at each of
-    100,000 of them again and again.
+    The keys of secrets are made when they are asked for, and kept in a folder of ordinary size. In a larger one the
+    garbage collector would look at each of 100,000 of them again and again.
     """
 
     def __init__(self, key_of: Callable[[str], SecretKey | ValueKey]) -> None:
         self._key_of = key_of
         self.names: dict[bytes, str | FolderKey] = {}
+        self._keys: dict[bytes, Entry] = {}
 
     def __getitem__(self, segment: bytes) -> Entry:
-        entry = self.names[segment]
-        return self._key_of(entry) if isinstance(entry, str) else entry
+        key = self._keys.get(segment)
+        if key is None:
+            entry = self.names[segment]
+            key = self._key_of(entry) if isinstance(entry, str) else entry
+            if len(self.names) <= KEYS_KEPT:
+                self._keys[segment] = key
+        return key
 
     def __contains__(self, segment: object) -> bool:
         return segment in self.names

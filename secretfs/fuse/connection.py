@@ -57,7 +57,7 @@ class Connection(Kernel):
     def offer(self) -> str:
         """Return a path for libfuse to mount at: a socket with the kernel's FUSE_INIT in it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.send(handshake.for_libfuse(self.journal.init))
+        ours.send(self.journal.init)
         self._ours, self._place = ours, theirs.detach()
         return f"/dev/fd/{self._place}"
 

@@ -20,7 +20,6 @@ _INIT_OUT: Final = struct.Struct("=IIIIHHIIHHIIH22x")
 
 _MAJOR, _MINOR = 7, 38  # what libfuse 3.14 speaks
 _ATOMIC_O_TRUNC: Final = 1 << 3
-_MAX_PAGES: Final = 1 << 22
 _WANTED: Final = (
     1 << 0  # ASYNC_READ: several reads of one file at a time
     | 1 << 5  # BIG_WRITES: a request to refresh comes in one piece
@@ -29,11 +28,12 @@ _WANTED: Final = (
     | 1 << 15  # ASYNC_DIO
     | 1 << 18  # PARALLEL_DIROPS: look-ups of several names in one directory at a time
     | 1 << 30  # INIT_EXT: there are more flags, in flags2
-    | _MAX_PAGES
+    | 1
+    << 22  # MAX_PAGES: libfuse's buffer is then too large for its pipe, and it reads a request with one call, not two
 )  # without ATOMIC_O_TRUNC: truncating is a request of its own, which can be refused
 _FLAGS2_HAS_RESEND: Final = 1 << (39 - 32)
 
-_MAX_WRITE: Final = 128 << 10  # bytes; libfuse has a buffer of that size for each request under way
+_MAX_WRITE: Final = 128 << 10  # bytes
 _PAGES: Final = 256  # of one request to read: 1 MB
 _BACKGROUND: Final = 512  # reads ahead that may be under way: one store that hangs must not keep others from reading
 
@@ -55,16 +55,6 @@ def accept(offer: bytes) -> bytes:
 def is_accepted(offer: bytes) -> bool:
     """Whether an offer is what `accept` returned; else libfuse has answered it, in a version of secretfs before."""
     return not _INIT_IN.unpack_from(offer, _IN_HEADER.size)[3] & _ATOMIC_O_TRUNC
-
-
-def for_libfuse(offer: bytes) -> bytes:
-    """Return an offer as libfuse may see it: it has a buffer of a megabyte for each request if pages are offered."""
-    if not is_accepted(offer):
-        return offer
-    major, minor, readahead, flags, flags2 = _INIT_IN.unpack_from(offer, _IN_HEADER.size)
-    shown = bytearray(offer)
-    _INIT_IN.pack_into(shown, _IN_HEADER.size, major, minor, readahead, flags & ~_MAX_PAGES, flags2)
-    return bytes(shown)
 
 
 def answer(offer: bytes) -> bytes:

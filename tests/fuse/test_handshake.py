@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from secretfs.errors import MountError
-from secretfs.fuse.handshake import accept, answer, for_libfuse, is_accepted, knows_resend, require_init
+from secretfs.fuse.handshake import accept, answer, is_accepted, knows_resend, require_init
 from tests.support.canary import secret
 from tests.support.fake_type import Fakes, installed
 from tests.support.manifests import component
@@ -45,13 +45,6 @@ def test_an_offer_that_libfuse_has_answered_can_be_told() -> None:
     """A mount of the version before: its journal has the offer as it came."""
     assert is_accepted(accept(offer()))
     assert not is_accepted(offer())
-    assert for_libfuse(offer()) == offer()
-
-
-def test_libfuse_needs_no_large_buffers() -> None:
-    shown = for_libfuse(accept(offer()))
-    assert not flags_of(shown) & MAX_PAGES
-    assert flags_of(shown) & READDIRPLUS  # else pyfuse3 refuses to begin
 
 
 def test_our_answer() -> None:
