@@ -128,7 +128,7 @@ def test_a_mistake_changes_nothing(host: Host) -> None:
     ]
     with mounted(host.components, options=host.options, mountpoint=host.mountpoint, expect_log=told) as mount:
         host.add("third", {"owner": "no-such-user"})
-        wait_until(lambda: "nothing is changed" in mount.log)
+        mount.said("nothing is changed")
         assert sorted(os.listdir(mount.path)) == ["billing", "orders"]  # noqa: PTH208 - likewise
         assert (mount.path / "orders/file/tls/key").read_text() == secret("key")
 
@@ -271,7 +271,7 @@ def test_the_open_files_of_an_app_that_is_removed(host: Host, mount: Mounted) ->
         (mount.path / ".secretfs/reload").write_text("*")
         assert (mount.path / "billing/file/db/password").read_text() == secret("db")
         assert errno_of(held.read) == "ESTALE"
-    assert "removed billing: files that are still open fail, 2 at most" in mount.log
+    mount.said("removed billing: files that are still open fail, 2 at most")
 
 
 def test_one_app_or_many(host: Host) -> None:

@@ -131,14 +131,14 @@ def test_clash(mount: Mounted) -> None:
     path = mount.path / "clash/.bulk.env"
     assert errno_of(path.read_bytes) == "ENOTUNIQ"
     assert errno_of(path.stat) == "ENOTUNIQ"
-    assert "api-key and api.key are both api_key in .bulk.env" in mount.log
+    mount.said("api-key and api.key are both api_key in .bulk.env")
     assert (mount.path / "clash/.bulk.json").stat().st_size > 0
 
 
 def test_nul(mount: Mounted) -> None:
     """bulk-8: A value with a NUL byte, which no shell can hold, makes `.bulk.env` fail: EILSEQ; the log names it."""
     assert errno_of((mount.path / "nul/.bulk.env").read_bytes) == "EILSEQ"
-    assert "nul holds a NUL byte" in mount.log
+    mount.said("nul holds a NUL byte")
     assert json.loads((mount.path / "nul/.bulk.json").read_text())["nul"] == {"nul": secret("a\0b")}
 
 
@@ -162,7 +162,7 @@ def test_left_out(scratch: Path, server: Folder) -> None:
     with mounted(scratch / "limited", expect_log=[r"permission denied \(403\)"]) as limited:
         bulk = json.loads((limited.path / "vault/.bulk.json").read_text())
         assert set(bulk) == {"team/db", "team/deep/er/api"}
-        assert "left out of the bulk file: secret awkward" in limited.log
+        limited.said("left out of the bulk file: secret awkward")
 
 
 def test_run_with(mount: Mounted) -> None:

@@ -77,7 +77,7 @@ def test_a_store_that_is_opened_late_and_cannot_be(fakes: Fakes, tmp_path: Path)
         first = mount.worker
         credential("open=ConfigurationError")
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: "took over" in mount.log)
+        mount.said("took over")
         worker = mount.worker
         for _ in range(3):
             assert errno_of(os.listdir, mount.path / "needy") == "EIO"
@@ -101,7 +101,7 @@ def test_a_rotated_credential_with_which_a_store_raises(fakes: Fakes, tmp_path: 
         wait_until(lambda: re.search(f"needy: .*{said}", mount.log))
         credential("something=hang")
         times = 2 if how.startswith("watch") else 1
-        wait_until(lambda: mount.log.count("needy: opened with new credentials") == times)
+        mount.said("needy: opened with new credentials", times)
         assert (mount.path / "needy/db/key").read_text() == secret("needy")
         assert mount.worker == worker
 

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from tests.support.canary import secret
 from tests.support.kube_fixtures import Namespace, kube, namespace, outside
 from tests.support.manifests import component
-from tests.support.mounted import Mounted, mounted
+from tests.support.mounted import mounted
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.servers.openbao import OpenBao
 from tests.support.shell import wait_until
@@ -66,17 +65,13 @@ def test_rotation_upstream(own_server: OpenBao, namespace: Namespace, tmp_path: 
                 server.put("secret/outer/inner", {"token": tokens[1]})
                 for token in before:
                     server.call("POST", "auth/token/revoke", {"token": token})
-                told = [f"{name}: opened with new credentials" for name in ("outer", "inner")]
-                wait_until(partial(has_told, mount, told, times))
+                for name in ("outer", "inner"):
+                    mount.said(f"{name}: opened with new credentials", times)
         finally:
             over.set()
             reader.join()
         assert failed == []
         assert reads > 100
-
-
-def has_told(mount: Mounted, lines: list[str], times: int) -> bool:
-    return all(mount.log.count(line) >= times for line in lines)
 
 
 def test_what_is_no_credential(own_server: OpenBao, file: SecretsFile, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from tests.support.servers.openbao import OpenBao
 from tests.support.shell import errno_of, stop, wait_until
 from tests.support.values import sealed, unsealed
 from tests.support.vault_fixtures import Folder
+from tests.support.waiting import wait_for_text
 from tests.support.watching import watching
 
 __all__ = ["file"]
@@ -62,7 +63,7 @@ def killed(mount: Mounted, number: signal.Signals = signal.SIGKILL) -> None:
     """Kill the worker, and wait until another serves."""
     before = mount.log.count("took over")
     os.kill(mount.worker, number)
-    wait_until(lambda: mount.log.count("took over") > before)
+    mount.said("took over", before + 1)
 
 
 def wchan(thread: threading.Thread) -> str:
@@ -269,12 +270,12 @@ def test_a_worker_that_always_ends_at_once(components: Path) -> None:
     """takeover-8: If daemon after daemon ends at once, the supervisor gives up: ENOTCONN; log and status say why."""
     with mounted(components, expect_log=[ENDED, "giving up", "broken.yaml"]) as mount:
         (components / "broken.yaml").write_text("kind: Component\nmetadata: [", encoding="utf-8")
-        wait_until(lambda: "nothing is changed" in mount.log)
+        mount.said("nothing is changed")
         os.kill(mount.worker, signal.SIGKILL)
-        wait_until(lambda: "giving up" in mount.log, within=20)
+        mount.said("giving up")
         assert errno_of(os.listdir, mount.path) == "ENOTCONN"
         reason = f"{components}/broken.yaml"
-        assert reason in mount.log
+        mount.said(reason)
         done = secretfs("status", mount.path)
         assert done.status == 3
         assert reason in done.err
@@ -287,15 +288,15 @@ def test_after_giving_up(components: Path) -> None:
     """takeover-23: After giving up, the supervisor tries again: after 30 s, then up to 5 min, and at SIGHUP at once."""
     with mounted(components, expect_log=[ENDED, "giving up", "broken.yaml"]) as mount:
         (components / "broken.yaml").write_text("kind: Component\nmetadata: [", encoding="utf-8")
-        wait_until(lambda: "nothing is changed" in mount.log)
+        mount.said("nothing is changed")
         os.kill(mount.worker, signal.SIGKILL)
-        wait_until(lambda: "giving up, trying again in 30 s" in mount.log, within=20)
+        mount.said("giving up, trying again in 30 s")
         mount.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: "giving up, trying again in 60 s" in mount.log)
+        mount.said("giving up, trying again in 60 s")
         assert errno_of(os.listdir, mount.path) == "ENOTCONN"
         (components / "broken.yaml").unlink()
         mount.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: mount.log.count("INFO mounted at ") == 2)
+        mount.said("INFO mounted at ", 2)
         assert (mount.path / "file/token").read_text() == OLD
         assert secretfs("status", mount.path).status == 0
         killed(mount)
@@ -308,7 +309,7 @@ def test_kills_from_outside(components: Path) -> None:
         os.kill(mount.worker, signal.SIGKILL)
         killed_young = {kill_unready(mount) for _ in range(7)}
         assert len(killed_young) == 7
-        wait_until(lambda: "took over" in mount.log, within=20)
+        mount.said("took over")
         assert token.read() == OLD.encode()
         assert "giving up" not in mount.log
 
@@ -316,7 +317,7 @@ def test_kills_from_outside(components: Path) -> None:
 def kill_unready(mount: Mounted) -> int:
     """Kill a worker as soon as it exists: it takes longer to be ready than to be found. Returns its process id."""
     children = Path(f"/proc/{mount.process.pid}/task/{mount.process.pid}/children")
-    wait_until(lambda: children.read_text("ascii"), within=20)
+    wait_until(lambda: children.read_text("ascii"))
     pid = int(children.read_text("ascii"))
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: children.read_text("ascii").strip() != str(pid))
@@ -378,8 +379,8 @@ def test_what_cannot_be_taken_over(components: Path, offset: int, data: bytes, w
     with mount_of(components, "cannot be taken over") as mount:
         token = os.open(mount.path / "file/token", os.O_RDONLY)
         spoil_journal(mount, offset, data)
-        wait_until(lambda: mount.log.count("INFO mounted at ") == 2)
-        assert why in mount.log
+        mount.said("INFO mounted at ", 2)
+        mount.said(why)
         assert (mount.path / "file/token").read_text() == OLD
         assert errno_of(os.read, token, 9) in ("ENOTCONN", "ECONNABORTED")
         assert errno_of(os.close, token) == "ENOTCONN"
@@ -465,7 +466,7 @@ def test_what_cannot_be_taken_over_while_a_store_is_down(components: Path, file:
     """takeover-16: A mount that can be neither taken over nor mounted anew is ENOTCONN, with a reason, never empty."""
     with mounted(components, expect_log=[ENDED, "cannot be taken over", "giving up", "secrets.json"]) as mount:
         spoil_journal(mount, *OTHER_VERSION, file.path.unlink)
-        wait_until(lambda: "giving up" in mount.log, within=30)
+        mount.said("giving up")
         assert errno_of(os.listdir, mount.path) == "ENOTCONN"
         assert "secrets.json" in secretfs("status", mount.path).err
         assert secretfs("unmount", mount.path).status == 0
@@ -527,7 +528,7 @@ def test_mounted_at_the_working_directory(components: Path, tmp_path: Path) -> N
         if os.geteuid() == 0:  # nothing of the mount is to be had from the kernel's memory
             Path("/proc/sys/vm/drop_caches").write_text("2", encoding="ascii")
         os.kill(parent, signal.SIGCONT)
-        wait_until(lambda: "took over" in log.read_text("utf-8"))
+        wait_for_text(lambda: log.read_text("utf-8"), "took over")
         assert (point / "file/token").read_text() == OLD
     finally:
         assert secretfs("unmount", "--force", point).status == 0

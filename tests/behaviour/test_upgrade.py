@@ -104,7 +104,7 @@ def test_an_upgrade_of_a_live_mount(
             with Readers(read, look) as readers:
                 site.install(ROOT / "secretfs")
                 end(mount)
-                wait_until(lambda: "took over" in mount.log)
+                mount.said("took over")
                 again = readers.done + 50
                 wait_until(lambda: readers.done > again)
             assert readers.failures == []
@@ -122,7 +122,7 @@ def test_an_upgrade_of_a_live_mount(
         status = json.loads((mount.path / ".secretfs/status.json").read_text())["mount"]
         assert status["takeovers"] == 1
         os.kill(mount.worker, signal.SIGKILL)  # what took over is taken over like any other
-        wait_until(lambda: mount.log.count("took over") == 2)
+        mount.said("took over", 2)
         assert (directory / "token").read_text() == NEW
         assert secretfs("status", mount.path).status == 0
         assert secretfs("unmount", mount.path).status == 0
@@ -138,7 +138,7 @@ def test_a_downgrade_of_a_live_mount(components: Path, site: Site, tmp_path: Pat
         with (mount.path / "file/token").open("rb", buffering=0) as token:
             site.install(before)
             os.kill(mount.worker, signal.SIGTERM)
-            wait_until(lambda: "took over" in mount.log)
+            mount.said("took over")
             assert helpers(mount.worker) == {"secretfs-hand"}
             assert token.read() == OLD.encode()
         assert (mount.path / "env/KEY").read_text() == OLD

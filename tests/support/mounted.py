@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.canary import leaked
 from tests.support.lacking import require_fuse
+from tests.support.waiting import wait_for_text
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MOUNTINFO = Path("/proc/self/mountinfo")
@@ -37,8 +38,12 @@ class Mounted:
 
     @property
     def log(self) -> str:
-        """What the daemon has said on stderr so far."""
+        """What the daemon has said on stderr so far. Wait with `said` for what it must say."""
         return self.log_file.read_text(encoding="utf-8", errors="replace")
+
+    def said(self, text: str, times: int = 1) -> None:
+        """Wait until the daemon has said a text so many times: a thread of its own writes the log."""
+        wait_for_text(lambda: self.log, text, times)
 
     @property
     def worker(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.support.command import secretfs
 from tests.support.mounted import fuse_mounts
+from tests.support.waiting import wait_until as wait_until  # noqa: PLC0414 - tests import it from here
 
 Argument = str | bytes | Path
 
@@ -64,14 +65,6 @@ def errno_of(call: Callable[..., object], *arguments: object) -> str:
     except OSError as error:
         return errno.errorcode[error.errno or 0]
     return ""
-
-
-def wait_until(condition: Callable[[], object], within: float = 10.0) -> None:
-    """Wait for something that happens by itself."""
-    end = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
 
 
 def wait_for(moment: float) -> None:

@@ -9,15 +9,24 @@ from typing import Any
 
 from secretfs.store import SecretStore
 
-PATIENCE = 15.0
+PATIENCE = 60.0
+"""Seconds that a test waits for what must happen. Only a test that fails waits so long, so a busy machine has time."""
 
 
-def eventually(true: Callable[[], bool]) -> None:
-    """Wait for something that must happen."""
+def wait_until(condition: Callable[[], object], within: float = PATIENCE) -> None:
+    """Wait for something that happens by itself."""
+    end = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def wait_for_text(read: Callable[[], str], text: str, times: int = 1) -> None:
+    """Wait until what ``read`` returns, such as a log that another process writes, has a text so many times."""
     end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    while (said := read()).count(text) < times:
+        assert time.monotonic() < end, f"expected {text!r} {times} times in:\n{said}"
+        time.sleep(0.005)
 
 
 class Reader:

@@ -18,7 +18,7 @@ from tests.support.servers.openbao import OpenBao
 from tests.support.servers.postgres import Postgres
 from tests.support.vault_auth import count, logins, revoke_tokens
 from tests.support.vault_fixtures import openbao_server
-from tests.support.waiting import PATIENCE, eventually, reading_all_the_time
+from tests.support.waiting import PATIENCE, reading_all_the_time, wait_until
 
 __all__ = ["database", "openbao_server"]
 
@@ -48,7 +48,7 @@ def test_one_read_for_everybody_and_revoked_at_the_end(openbao_server: OpenBao, 
         with pytest.raises(SecretNotFound):
             store.fetch("../roles/app")
     assert count(engine.server, "sys/leases/revoke") == 1
-    eventually(lambda: not engine.works(first.values))
+    wait_until(lambda: not engine.works(first.values))
 
 
 def test_what_a_role_is_not_allowed(openbao_server: OpenBao, database: Postgres) -> None:
@@ -79,7 +79,7 @@ def test_renewed_while_in_use_and_replaced_before_the_end(openbao_server: OpenBa
         assert isinstance(store, DynamicStore)
         store.watch(changed.append)
         with reading_all_the_time(store, "app", works) as reader:
-            eventually(lambda: len(seen) == 2)
+            wait_until(lambda: len(seen) == 2)
         assert reader.reads > 20
         assert changed == [{"app"}]
         assert engine.made() == 2
@@ -93,7 +93,7 @@ def test_unused_it_ends_and_is_made_anew(openbao_server: OpenBao, database: Post
     engine = Engine(openbao_server, database, ttl="1s")
     with opened(TYPE, {**engine.login(), "vaultDynamicIdle": "1ms"}) as store:
         first = store.fetch("app")
-        eventually(lambda: not engine.works(first.values))
+        wait_until(lambda: not engine.works(first.values))
         assert count(engine.server, "sys/leases/renew") == 0
         second = store.fetch("app")
         assert second.version != first.version
@@ -136,7 +136,7 @@ def test_a_revoked_token_takes_its_leases_along(openbao_server: OpenBao, databas
         with reading_all_the_time(store, "app", bool):
             store.fetch("app")
             revoke_tokens(openbao_server, engine.allowed)
-            eventually(lambda: logins(engine.server) == 2)
+            wait_until(lambda: logins(engine.server) == 2)
         assert engine.works(store.fetch("app").values)
         assert engine.made() == 2
 
@@ -153,7 +153,7 @@ def test_a_given_token_may_have_no_right_to_revoke(
     may = openbao_server.limited_token(**{f"{engine.path}/creds/*": "read", "sys/leases/revoke": "update"})
     with opened(TYPE, engine.given(may)) as store:
         second = store.fetch("app")
-    eventually(lambda: not engine.works(second.values))
+    wait_until(lambda: not engine.works(second.values))
 
 
 def test_closing_takes_no_longer_than_it_may(openbao_server: OpenBao, database: Postgres) -> None:

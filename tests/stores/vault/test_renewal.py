@@ -11,7 +11,7 @@ from tests.support.canary import secret
 from tests.support.opened import opened
 from tests.support.vault_auth import approle, count, logins, reading, revoke_tokens
 from tests.support.vault_fixtures import Folder, kv, openbao_server
-from tests.support.waiting import PATIENCE, eventually, reading_all_the_time
+from tests.support.waiting import PATIENCE, reading_all_the_time, wait_until
 
 __all__ = ["kv", "openbao_server"]
 
@@ -36,12 +36,12 @@ def test_hours_of_reads_with_a_token_of_seconds(kv: Folder) -> None:
     """Renewed while the server renews, replaced when it does not or somebody revokes it: never an error."""
     allowed, properties = token_component(kv, ttl="1s", most="3s")
     with opened(TYPE, properties) as store, reading_all_the_time(store, "db", is_right) as reader:
-        eventually(lambda: logins(kv.server) == 3)  # two lives of three seconds each are over
+        wait_until(lambda: logins(kv.server) == 3)  # two lives of three seconds each are over
         assert count(kv.server, RENEW) >= 4
         assert count(kv.server, LOOK) <= 1  # a reader meets a dead token only if this machine sleeps for half a second
         for number in (4, 5, 6):
             revoke_tokens(kv.server, allowed)
-            eventually(lambda number=number: logins(kv.server) >= number)  # type: ignore[misc]
+            wait_until(lambda number=number: logins(kv.server) >= number)  # type: ignore[misc]
         assert reader.reads > 1000
     assert logins(kv.server) <= 8
     assert count(kv.server, LOOK) <= 5
@@ -53,7 +53,7 @@ def test_hours_of_reads_with_a_token_of_seconds(kv: Folder) -> None:
 def test_a_token_that_cannot_be_renewed_is_replaced_in_time(kv: Folder, role: dict[str, Any]) -> None:
     _, properties = token_component(kv, ttl="1s", **role)
     with opened(TYPE, properties) as store, reading_all_the_time(store, "db", is_right):
-        eventually(lambda: logins(kv.server) == 3)
+        wait_until(lambda: logins(kv.server) == 3)
     if "token_type" not in role:  # batch tokens end at a full second, up to one too early
         assert count(kv.server, LOOK) <= 1
 
@@ -62,7 +62,7 @@ def test_a_token_lives_on_while_nobody_reads(kv: Folder) -> None:
     _, properties = token_component(kv, ttl="1s")
     with opened(TYPE, properties) as store:
         store.fetch("db")
-        eventually(lambda: count(kv.server, RENEW) >= 3)
+        wait_until(lambda: count(kv.server, RENEW) >= 3)
         assert is_right(store.fetch("db").values)
         assert logins(kv.server) == 1
 
@@ -86,7 +86,7 @@ def test_a_given_token_is_renewed_and_not_revoked(kv: Folder, monkeypatch: pytes
     kv.server.forget()
     with opened(TYPE, kv.metadata(vaultToken=token)) as store:
         store.fetch("db")
-        eventually(lambda: count(kv.server, RENEW) >= 3)
+        wait_until(lambda: count(kv.server, RENEW) >= 3)
         assert is_right(store.fetch("db").values)
     assert count(kv.server, REVOKE) == 0
     assert count(kv.server, LOOK) == 1
@@ -102,4 +102,4 @@ def test_a_given_token_that_must_end_is_said_to(
     kv.server.forget()
     with opened(TYPE, kv.metadata(vaultToken=token)) as store:
         store.names("")
-        eventually(lambda: "cannot be renewed any more" in caplog.text)
+        wait_until(lambda: "cannot be renewed any more" in caplog.text)
