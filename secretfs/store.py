@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from secretfs.errors import StoreError
+
 
 @dataclass(frozen=True, slots=True)
 class Secret:
@@ -113,6 +115,22 @@ class RevalidatingStore(SecretStore, Protocol):
         """Name the secrets that are now what they were when they were read, for certain. The others will be read.
 
         Names none where to find out would cost more than to read them all.
+        """
+
+
+@runtime_checkable
+class BatchingStore(SecretStore, Protocol):
+    """A store that reads many secrets with one request, for less than it costs to read each of them."""
+
+    @property
+    def largest_batch(self) -> int:
+        """How many secrets `fetch_many` takes at once; 1 while it is of no use, as where the backend forbids it."""
+
+    def fetch_many(self, names: tuple[str, ...]) -> Mapping[str, Secret | StoreError]:
+        """Read the newest version of some secrets, two at least: for each what `fetch` would return or raise.
+
+        A secret that is left out is read with `fetch`: one that this request cannot speak of, or all of them when
+        the request is refused and `fetch` may not be. Raises what `fetch` would raise for each of them.
         """
 
 

@@ -34,7 +34,7 @@ from typing import ClassVar
 import pytest
 
 from secretfs.errors import AccessDenied, DeadlineExceeded, SecretNotFound, StoreError, StoreUnavailable
-from secretfs.store import Names, SecretStore, reads_have_effects
+from secretfs.store import BatchingStore, Names, SecretStore, reads_have_effects
 
 Seed = Callable[[str, Mapping[str, bytes]], None]
 """Puts a secret into the backend, or a new version of it: the name, then all its values."""
@@ -220,6 +220,22 @@ class StoreContract:
         before = reads()
         store.fetch("counted")
         assert reads() == before + 1
+
+    def test_a_batch_reads_what_single_reads_do(self, store: SecretStore, seed: Seed) -> None:
+        """Whatever is asked for beside it: a name that is not there, or cannot be, costs the others nothing."""
+        if not isinstance(store, BatchingStore):
+            pytest.skip("the store reads secrets one by one")
+        names = tuple(f"batch{index}" for index in range(min(store.largest_batch, 30) - 2))
+        for name in names:
+            seed(name, self.values(name))
+        for other in (self.missing, *IMPOSSIBLE_NAMES):
+            found = store.fetch_many((*names, other, "batch0/other"))
+            alone = [name for name in names if name not in found]
+            assert {name: found.get(name) for name in names if name not in alone} == {
+                name: store.fetch(name) for name in names if name not in alone
+            }
+            assert len(alone) in (0, len(names))
+            assert isinstance(found.get(other, SecretNotFound()), SecretNotFound)
 
     def test_an_empty_value(self, store: SecretStore, seed: Seed) -> None:
         """Empty is not missing."""

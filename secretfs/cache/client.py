@@ -19,6 +19,8 @@ from typing import Final, TypeVar
 
 import trio
 
+from secretfs.cache.answers import checked, fetched, is_failure
+from secretfs.cache.batch import Batch, Batches, gather
 from secretfs.cache.deadlines import time_limit
 from secretfs.cache.health import CallStats, CircuitBreaker, FailureLog, Kind, State, Statistics
 from secretfs.cache.ttl_cache import CachedAnswer
@@ -26,14 +28,13 @@ from secretfs.cache.turns import NO_APP, ONLY_APP, Turn, TurnQueue
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,
-    MalformedAnswer,
     NoTurn,
     SecretNotFound,
     StoreError,
     StoreUnavailable,
     as_store_error,
 )
-from secretfs.store import CachedRead, Names, NamespacedStore, RevalidatingStore, Secret, SecretStore
+from secretfs.store import BatchingStore, CachedRead, Names, NamespacedStore, RevalidatingStore, Secret, SecretStore
 
 T = TypeVar("T")
 
@@ -49,8 +50,6 @@ superseded; an answer that had expired by then would end it with ESTALE."""
 
 REMIND: Final = 60.0
 """Seconds after which the log has again that an app asks for more than the store answers."""
-
-_ANSWERS: Final = {Kind.NAMES: Names, Kind.FETCH: Secret, Kind.COMPARE: frozenset}
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +72,8 @@ class StoreClient:
         self.turns = TurnQueue(CONCURRENCY)
         self._calls: dict[tuple[Kind, str], Turn] = {}
         """The last call of each kind under way."""
+        self._batching = store if isinstance(store, BatchingStore) else None
+        self._batches = Batches(self.turns.turn, deadline)
         self._breaker = CircuitBreaker()
         self._log = FailureLog(component)
         self._failed = trio.Event()
@@ -123,8 +124,35 @@ class StoreClient:
         return await self._guarded(Kind.NAMES, self.store.names, folder)
 
     async def fetch(self, name: str) -> CachedAnswer[Secret | StoreError]:
-        """Call `SecretStore.fetch`, unless the circuit breaker is open. Raises any failure."""
-        return await self._guarded(Kind.FETCH, self.store.fetch, name)
+        """Call `SecretStore.fetch`, unless the circuit breaker is open. Raises any failure.
+
+        Where the store can, secrets that are asked for at the same time are read with one call.
+        """
+        if self._batching is None or self.largest_batch < 2:
+            return await self._guarded(Kind.FETCH, self.store.fetch, name)
+        self._require_open()
+        batch, is_new = self._batches.join(name, self.largest_batch)
+        self._calls[Kind.FETCH, name] = batch.turn
+        try:
+            if is_new:
+                await self._read(batch, self._batching)
+            await batch.done.wait()  # also after reading it: then all who waited go on in the same step of the loop
+        finally:
+            if self._calls.get((Kind.FETCH, name)) is batch.turn:
+                del self._calls[Kind.FETCH, name]
+        if batch.error is not None:
+            raise copy.copy(batch.error)
+        answer = batch.found.get(name)
+        if answer is None:
+            return await self._guarded(Kind.FETCH, self.store.fetch, name)
+        if is_failure(answer):
+            raise copy.copy(answer)
+        return self._kept(answer, batch.asked, batch.asked_at)
+
+    @property
+    def largest_batch(self) -> int:
+        """How many secrets one call reads at most."""
+        return 1 if self._batching is None else self._batching.largest_batch
 
     def share(self, kind: Kind, argument: str) -> None:
         """Let the app of this task wait for a call that another one has asked for. Its turn counts for both."""
@@ -192,24 +220,26 @@ class StoreClient:
             await self.check()
 
     async def _guarded(self, kind: Kind, call: Callable[[str], T], argument: str) -> CachedAnswer[T | StoreError]:
+        self._require_open()
+        return await self._call(kind, call, argument)
+
+    def _require_open(self) -> None:
+        """Raise why the store is not called, if it is not."""
         if self._breaker.open:
             raise copy.copy(self._breaker.error)
-        return await self._call(kind, call, argument)
+        if self._ended:
+            raise StoreUnavailable("it is not served any more")
 
     async def _call(self, kind: Kind, call: Callable[[str], T], argument: str) -> CachedAnswer[T | StoreError]:
         if self._ended:
             raise StoreUnavailable("it is not served any more")
         asked, asked_at = trio.current_time(), time.time()
-        ttl = self._ttl
         answer: T | StoreError
-        subject = (kind.value, argument)
         turn = self._calls[kind, argument] = self.turns.turn()
         try:
-            answer = await self._in_thread(lambda: _checked(kind, call(argument)), turn)
-        except SecretNotFound as error:
+            answer = await self._in_thread(lambda: checked(kind, call(argument)), turn)
+        except (SecretNotFound, AccessDenied) as error:
             answer = error
-        except AccessDenied as error:
-            answer, ttl = error, min(ttl, REFUSAL_TTL)
         except NoTurn as error:
             if kind is Kind.CHECK:  # those before it hang
                 self._note_failure(kind, error, asked)
@@ -219,20 +249,70 @@ class StoreClient:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it costs this store, not the mount
             failure = self._as_failure(error)
             self.stats.failed(kind, time.time(), failure)
-            self._log.failed(subject, failure)
+            self._log.failed((kind.value, argument), failure)
             if failure is error or kind not in (Kind.NAMES, Kind.FETCH):  # a defect met by one question is no outage
                 self._note_failure(kind, failure, asked)
             raise failure from None
         finally:
             if self._calls.get((kind, argument)) is turn:
                 del self._calls[kind, argument]
-        if isinstance(answer, AccessDenied):
-            self.stats.refused(kind, time.time(), answer)
-            self._log.refused(subject, answer)
+        self._note_answers(kind, {argument: answer})
+        return self._kept(answer, asked, asked_at)
+
+    async def _read(self, batch: Batch, store: BatchingStore) -> None:
+        """Have the store read a batch, when it is its turn. All that goes wrong is told to those who wait for it."""
+        try:
+            await gather()
+            batch.found = await self._in_thread(lambda: fetched(store, tuple(batch.names)), batch.turn)
+            self._note_outcome(batch)
+        except NoTurn as error:
+            self._log_overrun(batch.turn, error)
+            batch.error = error
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it costs this store, not the mount
+            batch.error = self._as_failure(error)
+            self._note_failures(
+                dict.fromkeys(batch.names, batch.error), batch.asked, is_defect=batch.error is not error
+            )
+        finally:
+            self._batches.end(batch)
+
+    def _note_outcome(self, batch: Batch) -> None:
+        """Take note of what a batch found. It is one call: a failure of it all is one failure."""
+        failures = {name: answer for name, answer in batch.found.items() if is_failure(answer)}
+        answers = {name: answer for name, answer in batch.found.items() if name not in failures}
+        if failures and not answers:
+            self._note_failures(failures, batch.asked)
+            return
+        for name, failure in failures.items():
+            self._log.failed((Kind.FETCH.value, name), failure)
+        self._note_answers(Kind.FETCH, answers)
+
+    def _note_failures(self, failures: Mapping[str, StoreError], asked: float, *, is_defect: bool = False) -> None:
+        """Take note of a call that failed."""
+        failure = next(iter(failures.values()))
+        self.stats.failed(Kind.FETCH, time.time(), failure)
+        for name, each in failures.items():
+            self._log.failed((Kind.FETCH.value, name), each)
+        if not is_defect:
+            self._note_failure(Kind.FETCH, failure, asked)
+
+    def _note_answers(self, kind: Kind, answers: Mapping[str, object]) -> None:
+        """Take note of what one call found."""
+        refusals = [answer for answer in answers.values() if isinstance(answer, AccessDenied)]
+        if refusals:
+            self.stats.refused(kind, time.time(), refusals[0])
         else:
             self.stats.answered(kind, time.time())
-            self._log.answered(subject)
+        for argument, answer in answers.items():
+            if isinstance(answer, AccessDenied):
+                self._log.refused((kind.value, argument), answer)
+            else:
+                self._log.answered((kind.value, argument))
         self._note_recovery()
+
+    def _kept(self, answer: T, asked: float, asked_at: float) -> CachedAnswer[T]:
+        """Return an answer with the time for which it may be served."""
+        ttl = min(self._ttl, REFUSAL_TTL) if isinstance(answer, AccessDenied) else self._ttl
         return CachedAnswer(answer, asked, max(asked + ttl, trio.current_time() + SHORTEST_TTL), asked_at)
 
     def _log_overrun(self, turn: Turn, error: NoTurn) -> None:
@@ -271,16 +351,6 @@ class StoreClient:
             if turn.app is None:
                 raise NoTurn(f"{error}: {CONCURRENCY} calls at once were not enough for all that was asked") from None
             raise
-
-
-def _checked(kind: Kind, answer: T) -> T:
-    """Return what a store answered. Raises `MalformedAnswer` if that is not what the contract says."""
-    wanted = _ANSWERS.get(kind)
-    if wanted is not None and not isinstance(answer, wanted):
-        raise MalformedAnswer(f"the store answered {kind.value} with a {type(answer).__name__}, not {wanted.__name__}")
-    if isinstance(answer, Secret) and not all(isinstance(value, bytes) for value in answer.values.values()):
-        raise MalformedAnswer("the store answered with a value that is not bytes")
-    return answer
 
 
 async def in_parallel(work: Callable[[], Awaitable[None]], tasks: int = CONCURRENCY) -> None:

@@ -75,6 +75,11 @@ class CachedStore:
         return has_effects(self._client.store)
 
     @property
+    def largest_batch(self) -> int:
+        """How many secrets one call reads at most."""
+        return self._client.largest_batch
+
+    @property
     def idle(self) -> float:
         """Seconds after which what nobody uses is dropped."""
         return self._freshness.idle
@@ -180,7 +185,7 @@ class CachedStore:
             for cache, key in waiting:
                 await self._load(cache, key)
 
-        await in_parallel(load, BACKGROUND)
+        await in_parallel(load, BACKGROUND * self.largest_batch)
 
     def known_names(self) -> frozenset[str]:
         """Return the names of all secrets that have been listed or asked for."""
@@ -305,8 +310,11 @@ class CachedStore:
                     self._secrets.keep(name, said.revalidated(before))
 
     async def _load_quietly(self, cache: TTLCache[str, Any], keys: Iterable[str]) -> None:
+        waiting = iter(keys)
         with asking_for(NO_APP):
-            await self._load_all(cache, keys)
+            async with trio.open_nursery() as nursery:
+                for _ in range(self.largest_batch if cache is self._secrets else 1):
+                    nursery.start_soon(self._load_all, cache, waiting)
 
     async def _load_all(self, cache: TTLCache[str, Any], keys: Iterable[str]) -> None:
         for key in keys:

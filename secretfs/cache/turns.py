@@ -33,6 +33,11 @@ def asking_for(app: str) -> Iterator[None]:
         _asker.reset(token)
 
 
+def asker() -> str:
+    """Return who this task asks for."""
+    return _asker.get()
+
+
 class Work(NamedTuple):
     """How many calls of one app there are."""
 

@@ -21,8 +21,6 @@ SLICE: Final = 500
 """Names that are worked on between two checkpoints. That takes a few milliseconds."""
 KEYS_KEPT: Final = 2000
 """Names of a folder up to which the keys of its entries are kept between listings."""
-READ_AHEAD: Final = 16
-"""Entries whose secrets are fetched ahead of a program that reads what it has listed."""
 
 Key = DirectoryKey | LeafKey
 Entry = FolderKey | SecretKey | ValueKey
@@ -73,10 +71,13 @@ class Listing(Mapping[bytes, Key]):
             segment = self._order[index]
             yield index, segment, self._entries[segment]
 
-    def after(self, segment: bytes, count: int) -> list[Key]:
-        """Return the keys of up to so many entries that follow a segment."""
-        place = bisect_left(self._order, segment) + 1
-        return [self._entries[following] for following in self._order[place : place + count]]
+    def place(self, segment: bytes) -> int:
+        """Return the place of an entry."""
+        return bisect_left(self._order, segment)
+
+    def keys_at(self, start: int, end: int) -> list[Key]:
+        """Return the keys of the entries from one place on, before another."""
+        return [self._entries[segment] for segment in self._order[start:end]]
 
     async def without_values(self) -> "Listing":
         """Return the same listing without the values in it."""
@@ -174,28 +175,6 @@ class FolderTree:
         return self._folders[path]
 
 
-class SequentialReads:
-    """A listing, and how far a program has come that reads it in order, as ``ls -l`` and ``cat *`` do."""
-
-    def __init__(self, listing: Listing = EMPTY) -> None:
-        self._listing = listing
-        self._next = ""
-
-    def ahead_of(self, name: str) -> list[str]:
-        """Return the secrets to fetch ahead when one is read: none, until two have been read in a row."""
-        in_a_row = name == self._next
-        following = self._following(name)
-        self._next = following[0] if following else ""
-        return following if in_a_row else []
-
-    def _following(self, name: str) -> list[str]:
-        segment = encode(split(name)[-1])
-        if _secret_name(self._listing.get(segment)) != name:
-            return []  # it is somewhere else
-        names = (_secret_name(key) for key in self._listing.after(segment, READ_AHEAD))
-        return [name for name in names if name is not None]
-
-
 async def make_listing(entries: Mapping[bytes, Key]) -> Listing:
     """Put the entries of a directory in order, in slices. ``entries`` must not change any more."""
     order = await in_order(entries)
@@ -246,7 +225,3 @@ async def in_order(items: Collection[Name]) -> list[Name]:
         ordered.append(item)
         await slices.step()
     return ordered
-
-
-def _secret_name(key: Key | None) -> str | None:
-    return key.name if isinstance(key, SecretKey | ValueKey) else None

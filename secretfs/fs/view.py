@@ -14,15 +14,16 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from secretfs.cache.change import Change
-from secretfs.cache.client import REFUSAL_TTL, in_parallel
+from secretfs.cache.client import CONCURRENCY, REFUSAL_TTL, in_parallel
 from secretfs.cache.health import Statistics
 from secretfs.cache.store_cache import CachedStore
 from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.cache.turns import ONLY_APP, asking_for
 from secretfs.errors import AccessDenied, DeadlineExceeded, NoSuchEntry, SecretNotFound
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey, app_of
-from secretfs.fs.listing import Entry, FolderTree, Listing, Path, SequentialReads, Slices, in_order, make_keys, select
+from secretfs.fs.listing import Entry, FolderTree, Listing, Path, Slices, in_order, make_keys, select
 from secretfs.fs.names import ancestors, decode, display_name, encode, folders_of, is_probe, split
+from secretfs.fs.read_ahead import SequentialReads
 from secretfs.scopes import SecretScope
 from secretfs.store import Names, Secret
 
@@ -86,13 +87,16 @@ class StoreView:
         if known is not None:
             return known
         with asking_for(self._app):
-            self._store.prefetch(self._reads.ahead_of(name))
             return await self._store.fetch(name)
 
     def recall(self, name: str) -> CachedAnswer[Secret] | None:
         """Return `secret` if it can be served without waiting, else None. Raises what `secret` raises."""
         self._require(name)
-        return self._store.recall(name)
+        known = self._store.recall(name)
+        if known is None or name == self._reads.half_way:
+            with asking_for(self._app):
+                self._store.prefetch(self._reads.ahead_of(name, self._store.largest_batch))
+        return known
 
     def use(self, name: str) -> None:
         """Count a secret as used: a program opens it, or has it open and may watch it for changes."""
@@ -198,7 +202,7 @@ class StoreView:
                 whole = whole.limited_by(secret)
 
         try:
-            await in_parallel(read_on)
+            await in_parallel(read_on, CONCURRENCY * self._store.largest_batch)
         except DeadlineExceeded as error:
             raise DeadlineExceeded(f"{len(found)} of {len(names.value)} secrets are read: {error}") from None
         return whole

@@ -30,6 +30,7 @@ from secretfs.errors import (
 )
 from secretfs.settings import Property
 from secretfs.store import (
+    BatchingStore,
     CachedRead,
     ClockedStore,
     LeasingStore,
@@ -111,6 +112,21 @@ class FollowingStore:
     def fetch(self, name: str) -> Secret:
         """`SecretStore.fetch`."""
         return self._ask(("fetch", name), lambda store: store.fetch(name))
+
+    @property
+    def largest_batch(self) -> int:
+        """`BatchingStore.largest_batch`; 1 until the store is open, and if it reads no batches."""
+        store = self._current.store if self._current is not None else None
+        return store.largest_batch if isinstance(store, BatchingStore) else 1
+
+    def fetch_many(self, names: tuple[str, ...]) -> Mapping[str, Secret | StoreError]:
+        """`BatchingStore.fetch_many`. What is refused is left out: `fetch` reads the references again."""
+
+        def ask(store: SecretStore) -> Mapping[str, Secret | StoreError]:
+            return store.fetch_many(names) if isinstance(store, BatchingStore) else {}
+
+        found = self._ask(("fetch_many", ""), ask)
+        return {name: answer for name, answer in found.items() if not isinstance(answer, AccessDenied | TLSFailure)}
 
     def unchanged(self, known: Mapping[str, CachedRead]) -> frozenset[str]:
         """`RevalidatingStore.unchanged`, if the store does compare. What was read before it opened may be another's."""

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Mapping
 
 import pytest
@@ -23,7 +22,7 @@ from secretfs.errors import (
 )
 from secretfs.store import CachedRead, Secret
 from tests.conftest import ExpectLog
-from tests.support.cached import Cached, calls_under_way, use
+from tests.support.cached import Cached, run, settle, use
 from tests.support.canary import secret as canary
 from tests.support.memory_store import MemoryStore
 
@@ -54,24 +53,6 @@ def cached(store: MemoryStore, nursery: trio.Nursery, mock_clock: MockClock) -> 
     cached = Cached("vault", store, FRESHNESS, nursery)
     nursery.start_soon(cached.keep_fresh)
     return cached
-
-
-async def run(mock_clock: MockClock, seconds: int, step: int = 2) -> None:
-    """Let time pass in steps, so that what is due at each of them can happen, threads included."""
-    for _ in range(seconds // step):
-        mock_clock.jump(step)
-        await settle()
-
-
-async def settle() -> None:
-    """Wait until no task can go on: those that wait for a thread are given the time it needs."""
-    await wait_all_tasks_blocked()
-    for _ in range(200):
-        if not calls_under_way():
-            break
-        await trio.to_thread.run_sync(time.sleep, 0.001)  # a test may hold some of them for good
-        await wait_all_tasks_blocked()
-    await wait_all_tasks_blocked(0.002)
 
 
 async def fetch_at_once(cached: CachedStore, name: str = "db") -> bytes:

@@ -10,7 +10,8 @@ from secretfs.cache.change import Change
 from secretfs.cache.freshness import Freshness
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound, StoreUnavailable
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey
-from secretfs.fs.listing import READ_AHEAD, Listing, SequentialReads, make_listing
+from secretfs.fs.listing import Listing, make_listing
+from secretfs.fs.read_ahead import READ_AHEAD, SequentialReads
 from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
 from tests.conftest import ExpectLog

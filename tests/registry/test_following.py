@@ -10,10 +10,10 @@ from secretfs.errors import AccessDenied, StoreError, StoreUnavailable
 from secretfs.registry import following
 from secretfs.registry.following import FollowingStore
 from secretfs.settings import Property
-from secretfs.store import CachedRead, Secret, SecretStore
+from secretfs.store import BatchingStore, CachedRead, Secret, SecretStore
 from tests.conftest import ExpectLog
 from tests.support.canary import secret as canary
-from tests.support.memory_store import MemoryStore, WatchingMemoryStore
+from tests.support.memory_store import BatchingMemoryStore, MemoryStore, WatchingMemoryStore
 
 
 class Upstream:
@@ -102,6 +102,39 @@ def test_a_rotation_upstream_costs_no_failed_read(store: FollowingStore, upstrea
     old, new = upstream.opened
     assert old.closed
     assert not new.closed
+
+
+class _Batching(_Guarded, BatchingMemoryStore):
+    pass
+
+
+def test_batches_are_passed_on(store: FollowingStore, upstream: Upstream) -> None:
+    assert isinstance(store, BatchingStore)
+    assert store.largest_batch == 1
+    assert store.fetch_many(("db", "other")) == {}  # this one reads them one by one
+    upstream.kind = _Batching
+    upstream.token = upstream.accepted = canary("second")
+    store.refresh_references()
+    assert store.largest_batch == 20
+    assert store.fetch_many(("db", "db"))["db"] == Secret({"k": b"v"}, "1")
+
+
+def test_a_batch_that_is_refused_reads_the_references_again(upstream: Upstream, clock: Clock) -> None:
+    upstream.kind = _Batching
+    store = FollowingStore("vault", upstream.resolve, upstream.reopen)
+    clock.now += following.REFRESH_PAUSE
+    upstream.rotate()
+    assert store.fetch_many(("db", "other"))["db"] == Secret({"k": b"v"}, "1")
+
+
+def test_a_secret_that_a_batch_refuses_is_read_alone(upstream: Upstream, clock: Clock) -> None:
+    """Then the references are read again, if it is time to."""
+    upstream.kind = _Batching
+    store = FollowingStore("vault", upstream.resolve, upstream.reopen)
+    (opened,) = upstream.opened
+    assert isinstance(opened, _Batching)
+    opened.outcomes = {"other": AccessDenied("other: forbidden")}
+    assert list(store.fetch_many(("db", "other"))) == ["db"]
 
 
 def test_a_refusal_that_has_another_cause_stands(store: FollowingStore, upstream: Upstream) -> None:

@@ -1,9 +1,11 @@
 """A cache with a client of its own, from what a test has at hand."""
 
+import time
 from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Announce, discard
 from secretfs.cache.client import StoreClient
@@ -41,6 +43,24 @@ async def use(cached: CachedStore, name: str) -> CachedAnswer[Secret]:
     secret = await cached.fetch(name)
     cached.use(name)
     return secret
+
+
+async def run(mock_clock: MockClock, seconds: int, step: int = 2) -> None:
+    """Let time pass in steps, so that what is due at each of them can happen, threads included."""
+    for _ in range(seconds // step):
+        mock_clock.jump(step)
+        await settle()
+
+
+async def settle() -> None:
+    """Wait until no task can go on: those that wait for a thread are given the time it needs."""
+    await wait_all_tasks_blocked()
+    for _ in range(200):
+        if not calls_under_way():
+            break
+        await trio.to_thread.run_sync(time.sleep, 0.001)  # a test may hold some of them for good
+        await wait_all_tasks_blocked()
+    await wait_all_tasks_blocked(0.002)
 
 
 def calls_under_way() -> bool:

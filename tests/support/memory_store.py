@@ -128,3 +128,26 @@ class IssuingMemoryStore(WatchingMemoryStore):
     def issued(self) -> int:
         """How many credentials have been issued."""
         return sum(count for call, count in self.calls.items() if call.startswith("fetch:"))
+
+
+class BatchingMemoryStore(MemoryStore):
+    """A `MemoryStore` that is a `BatchingStore`."""
+
+    largest_batch = 20
+
+    def __init__(self, secrets: Mapping[str, Mapping[str, bytes]] | None = None, *, multi_valued: bool = True) -> None:
+        super().__init__(secrets, multi_valued=multi_valued)
+        self.batches: list[tuple[str, ...]] = []
+        self.outcomes: dict[str, StoreError | None] = {}
+        """What a batch has for a secret instead of its value; None leaves it out."""
+
+    def fetch_many(self, names: tuple[str, ...]) -> Mapping[str, Secret | StoreError]:
+        """Read secrets."""
+        self.batches.append(names)
+        self._called("fetch_many")
+        found: dict[str, Secret | StoreError] = {}
+        for name in names:
+            outcome = self.outcomes.get(name, self.secrets.get(name) or SecretNotFound(f"secret {name} not found"))
+            if outcome is not None:
+                found[name] = outcome
+        return found

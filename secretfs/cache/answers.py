@@ -1,0 +1,55 @@
+"""What a store answered: whether it is what the contract says, and whether it is an answer at all.
+
+The calls here run in worker threads.
+"""
+
+from collections.abc import Mapping
+from typing import Final, TypeGuard, TypeVar
+
+from secretfs.cache.health import Kind
+from secretfs.errors import AccessDenied, MalformedAnswer, SecretNotFound, StoreError
+from secretfs.store import BatchingStore, Names, Secret
+
+T = TypeVar("T")
+
+Outcome = Secret | StoreError
+
+_ANSWERS: Final = {Kind.NAMES: Names, Kind.FETCH: Secret, Kind.COMPARE: frozenset}
+
+
+def checked(kind: Kind, answer: T) -> T:
+    """Return what a store answered. Raises `MalformedAnswer` if that is not what the contract says."""
+    wanted = _ANSWERS.get(kind)
+    if wanted is not None and not isinstance(answer, wanted):
+        raise MalformedAnswer(f"the store answered {kind.value} with a {type(answer).__name__}, not {wanted.__name__}")
+    if isinstance(answer, Secret) and not all(isinstance(value, bytes) for value in answer.values.values()):
+        raise MalformedAnswer("the store answered with a value that is not bytes")
+    return answer
+
+
+def fetched(store: BatchingStore, names: tuple[str, ...]) -> Mapping[str, Outcome]:
+    """Read secrets, with one call. What is raised about the store concerns all of them."""
+    if len(names) == 1:
+        try:
+            return {names[0]: checked(Kind.FETCH, store.fetch(names[0]))}
+        except StoreError as error:
+            return {names[0]: error}
+    try:
+        found = store.fetch_many(names)
+    except StoreError as error:
+        return dict.fromkeys(names, error)
+    if not isinstance(found, Mapping):
+        raise MalformedAnswer(f"the store answered fetch_many with a {type(found).__name__}, not a mapping")
+    return {name: _checked_outcome(found[name]) for name in names if name in found}
+
+
+def _checked_outcome(answer: Outcome) -> Outcome:
+    try:
+        return answer if isinstance(answer, StoreError) else checked(Kind.FETCH, answer)
+    except MalformedAnswer as error:
+        return error
+
+
+def is_failure(answer: Outcome) -> TypeGuard[StoreError]:
+    """Whether there is no answer: a refusal is one."""
+    return isinstance(answer, StoreError) and not isinstance(answer, SecretNotFound | AccessDenied)
