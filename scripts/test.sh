@@ -11,7 +11,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # Nothing that starts a server, or a process for each test.
-quick=(tests/{cache,dapr,fs,fuse,registry,stores/_http} tests/stores/test_*.py tests/test_{durations,scopes,settings}.py)
+quick=(tests/{cache,dapr,fs,fuse,registry,stores/_http} tests/stores/test_*.py tests/vectors tests/test_{durations,scopes,settings}.py)
 
 # The longest first: name, then what pytest is given. The last one has whatever the others have not.
 suites=(

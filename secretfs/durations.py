@@ -49,7 +49,7 @@ def show_duration(seconds: float) -> str:
 def _term(whole: str, fraction: str, unit: str) -> int:
     if unit not in _NANOSECONDS:
         raise ValueError("not a duration: the units are ns, us, ms, s, m and h")
-    # Nineteen digits are as many as can matter: the largest unit has 13.
+    # Nineteen digits are as many as can matter: the largest unit has 13. The fraction is a float, as in Go.
     digits = fraction[:19]
-    scale: int = 10 ** len(digits)
-    return int(whole or "0") * _NANOSECONDS[unit] + int(digits or "0") * _NANOSECONDS[unit] // scale
+    nanoseconds = float(digits or "0") * (_NANOSECONDS[unit] / 10 ** len(digits))
+    return int(whole or "0") * _NANOSECONDS[unit] + int(nanoseconds)

@@ -16,6 +16,8 @@ from secretfs.errors import ConfigurationError, Notice, Source
 SettingsT = TypeVar("SettingsT")
 
 _TRUTHY = frozenset({"y", "yes", "true", "t", "on", "1"})
+_GO_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+"""What Go's ``strings.TrimSpace`` takes off. Python's ``strip`` takes four control characters more."""
 
 
 class Named(Protocol):
@@ -53,7 +55,7 @@ class SettingSpec:
 
 def truthy(text: str) -> bool:
     """Read a boolean as Dapr does: anything that is not clearly yes is no, and nothing is an error."""
-    return text.strip().lower() in _TRUTHY
+    return text.strip(_GO_SPACE).lower() in _TRUTHY
 
 
 def setting(
@@ -83,11 +85,12 @@ def specs(settings: type) -> dict[str, SettingSpec]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean X?)`` for the known name most like ``word``, or an empty string."""
-    name = _nearest(word, known)
+    name = nearest_name(word, known)
     return f" (did you mean {name}?)" if name else ""
 
 
-def _nearest(word: str, known: Iterable[str]) -> str | None:
+def nearest_name(word: str, known: Iterable[str]) -> str | None:
+    """Return the known name most like ``word``, or None if there is none like it."""
     lowered = {name.lower(): name for name in known}
     match = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     return lowered[match[0]] if match else None
@@ -128,7 +131,7 @@ def unknown_properties(settings: type, properties: Iterable[Named]) -> list[Noti
 
 def _unknown(prop: Named, owners: Mapping[str, SettingSpec], given: Set[str]) -> Notice:
     message = f"unknown property {prop.name} is ignored{nearest(prop.name, owners)}"
-    meant = owners.get(_nearest(prop.name, owners) or "")
+    meant = owners.get(nearest_name(prop.name, owners) or "")
     if meant is None or not meant.guards or given & {name.lower() for name in (meant.name, *meant.aliases)}:
         return Notice(message, prop.source)
     return Notice(f"{message}: {meant.name} has its default", prop.source, unsafe=True)

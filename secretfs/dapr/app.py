@@ -18,15 +18,16 @@ else reads these documents.
 """
 
 import pwd
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from secretfs.dapr.component import manifest_files
 from secretfs.dapr.component_yaml import Field, Object
-from secretfs.dapr.goyaml import MappingNode, parse, read_text, split_documents
+from secretfs.dapr.documents import manifest_files, raw_texts, read_documents
+from secretfs.dapr.goyaml import MappingNode, parse
 from secretfs.dapr.permission_rules import given, group_id, parse_rules, refuse_unknown, user_id
 from secretfs.errors import ConfigurationError, Notice, Source
 from secretfs.permissions import PermissionRule, parse_mode
@@ -34,6 +35,7 @@ from secretfs.permissions import PermissionRule, parse_mode
 API_VERSION: Final = "secretfs/v1alpha1"
 KIND: Final = "App"
 
+_MAY_BE_APP = re.compile(r"secretfs/|^[\"']?kind[\"']?\s*:\s*[\"']?App\b", re.MULTILINE | re.IGNORECASE)
 _ROOT_FIELDS = ("apiVersion", "kind", "metadata", "spec")
 _METADATA_FIELDS = ("name", "labels", "annotations")
 _SPEC_FIELDS = ("configuration", "owner", "group", "mode", "permissions")
@@ -61,7 +63,9 @@ def load_apps(directories: Sequence[Path], notices: list[Notice]) -> tuple[App, 
     """
     apps: dict[str, App] = {}
     for path in manifest_files(directories, notices):
-        for app in _apps_in(path, _identity(path)):
+        declared, remarks = _apps_in(path, _identity(path))
+        notices += remarks
+        for app in declared:
             earlier = apps.get(app.name)
             if earlier:
                 raise ConfigurationError(f"app {app.name} is declared twice, first at {earlier.source}", app.source)
@@ -70,12 +74,14 @@ def load_apps(directories: Sequence[Path], notices: list[Notice]) -> tuple[App, 
 
 
 @lru_cache(maxsize=10_000)
-def _apps_in(path: Path, identity: object) -> tuple[App, ...]:
-    """Read the apps of one file. Raises `ConfigurationError`.
+def _apps_in(path: Path, identity: object) -> tuple[tuple[App, ...], tuple[Notice, ...]]:
+    """Read the apps of one file, with remarks. Raises `ConfigurationError`.
 
     A host has a thousand apps and changes one of them: a file that is the same as before is not parsed again.
     """
-    return tuple(app for line, text in split_documents(read_text(path)) for app in apps_in_text(text, str(path), line))
+    notices: list[Notice] = []
+    documents = read_documents(path, notices, lambda text: bool(_MAY_BE_APP.search(text)))
+    return tuple(app for document in documents for app in _apps_of(document.root)), tuple(notices)
 
 
 def _identity(path: Path) -> object:
@@ -91,6 +97,11 @@ def apps_in_text(text: str, path: str, line: int) -> Iterable[App]:
     """Read the app of one document, which begins at a line of a file; none if it is something else."""
     root = parse(text, path, line)
     if isinstance(root, MappingNode):
+        yield from _apps_of(root)
+
+
+def _apps_of(root: MappingNode) -> Iterable[App]:
+    if KIND in raw_texts(root, "kind"):  # else it is somebody else's, and may be as strange as it likes
         document = Field("", root.source, root).members()
         if document["kind"].string() == KIND and document["apiVersion"].string() == API_VERSION:
             yield _app(document)

@@ -1,21 +1,33 @@
 """Component manifests: from directories of YAML to the secret store components one app may see.
 
 Finding, splitting, decoding and filtering are Dapr's (``pkg/internal/loader/disk``, ``pkg/apis/components/v1alpha1``),
-with one rule of our own. Dapr skips a document it cannot decode with a warning; here it stops the mount, because a
-mount without the store somebody meant to configure is worse than none. Documents of other kinds, and components that
-are not secret stores, stay none of our business: only their names count, which must not repeat.
+with one rule of our own. Dapr skips a document it cannot decode with a warning; here it stops the mount if it may be a
+secret store, because a mount without the store somebody meant to configure is worse than none. Documents of other
+kinds, and components that are not secret stores, stay none of our business: only their names count, which must not
+repeat.
 
 Nothing here knows what the stores are or what their properties mean.
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from secretfs.dapr.component_yaml import Field, Object
-from secretfs.dapr.goyaml import MappingNode, Node, ScalarNode, parse, read_text, split_documents
+from secretfs.dapr.documents import (
+    CATEGORIES,
+    NOT_YAML,
+    explained,
+    manifest_files,
+    may_be_secret_store,
+    raw,
+    raw_texts,
+    read_documents,
+)
+from secretfs.dapr.goyaml import MappingNode
+from secretfs.dapr.object_metadata import METADATA_FIELDS, what_dapr_skips
 from secretfs.dapr.permission_rules import rules_of_annotation
 from secretfs.durations import parse_duration, show_duration
 from secretfs.errors import ConfigurationError, Notice, Source
@@ -30,19 +42,14 @@ PERMISSIONS: Final = "secretfs/permissions"
 DEFAULT_INIT_TIMEOUT: Final = 5.0
 """Seconds; also what an initTimeout that is invalid or not positive means (dapr ``instance.go``)."""
 
-_CATEGORIES = (
-    *("bindings", "configuration", "conversation", "crypto", "lock", "middleware", "nameresolution", "pubsub"),
-    *("secretstores", "state", "workflow"),
-)
 _ROOT_FIELDS = ("apiVersion", "kind", "metadata", "spec", "auth", "scopes")
 _SPEC_FIELDS = ("type", "version", "ignoreErrors", "metadata", "initTimeout")
 _ITEM_FIELDS = ("name", "value", "secretKeyRef", "envRef")
-_METADATA_FIELDS = (
-    *("name", "namespace", "labels", "annotations"),
-    # The rest of Kubernetes' ObjectMeta, which exported manifests carry.
-    *("generateName", "selfLink", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"),
-    *("deletionGracePeriodSeconds", "ownerReferences", "finalizers", "managedFields"),
+_STRINGS = re.compile(
+    r"metadata\.(?:name|namespace|generatename|selflink|uid|resourceversion|(?:labels|annotations)\..*)",
+    re.IGNORECASE | re.DOTALL,
 )
+"""Paths of fields that Dapr makes strings of before it makes JSON, also of a number that JSON does not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +147,24 @@ def load_manifests(directories: Sequence[Path], *, namespace: str) -> AllManifes
     components = [
         (component, tuple(remarks))
         for path in manifest_files(directories, notices)
-        for component, remarks in _components(path)
+        for component, remarks in _components(path, notices)
         if not namespace or component.namespace in ("", namespace)
     ]
-    return AllManifests(tuple(components), tuple(notices))
+    named = frozenset(_named_files(component for component, _ in components))
+    return AllManifests(tuple(components), tuple(notice for notice in notices if not _is_named(notice, named)))
+
+
+def _named_files(components: Iterable[Component]) -> Iterator[str]:
+    """Yield what may be the name of a file in the properties of components: they say where their secrets are."""
+    for component in components:
+        for item in component.items:
+            if item.value:
+                yield PurePath(item.value).name
+
+
+def _is_named(notice: Notice, names: Container[str]) -> bool:
+    """Tell whether a notice is about a file that is no manifest, and that a component names."""
+    return notice.message == NOT_YAML and notice.source is not None and PurePath(notice.source.path).name in names
 
 
 def load_components(directories: Sequence[Path], *, app_id: str, namespace: str) -> Manifests:
@@ -162,58 +183,25 @@ def _refuse_duplicate(component: Component, declared: Mapping[str, Component]) -
         )
 
 
-def manifest_files(directories: Sequence[Path], notices: list[Notice]) -> Iterator[Path]:
-    """Yield the YAML files of directories, by name. Raises `ConfigurationError` for a directory that cannot be read."""
-    for directory in directories:
+def _components(path: Path, notices: list[Notice]) -> Iterator[tuple[Component, list[Notice]]]:
+    for document in read_documents(path, notices, may_be_secret_store):
         try:
-            entries = sorted(directory.iterdir(), key=lambda path: os.fsencode(path.name))
-        except OSError as error:
-            raise ConfigurationError(f"cannot be read: {error.strerror}", Source(str(directory))) from None
-        for path in entries:
-            if path.is_dir():
-                continue
-            if path.name.lower().endswith((".yaml", ".yml")):
-                yield path
-            elif not path.name.startswith("."):
-                notices.append(Notice("not a YAML file, passed over", Source(str(path))))
-
-
-def _components(path: Path) -> Iterator[tuple[Component, list[Notice]]]:
-    for line, text in split_documents(read_text(path)):
-        root = parse(text, str(path), line)
-        if isinstance(root, MappingNode):
-            decoded = _decode(root)
-            if decoded:
-                yield decoded
-
-
-def _decode(root: MappingNode) -> tuple[Component, list[Notice]] | None:
-    """Read a document; None when it is not a component."""
-    try:
-        return _decode_component(Field("", root.source, root))
-    except ConfigurationError:
-        if _may_be_secret_store(root):
-            raise
-        return None
+            decoded = _decode_component(Field("", document.root.source, document.root))
+        except ConfigurationError as error:
+            if _may_be_secret_store(document.root):
+                raise explained(error, document.text, document.root.source.line) from None
+            continue
+        if decoded:
+            yield decoded
 
 
 def _may_be_secret_store(root: MappingNode) -> bool:
     """Tell from the raw texts of a document that does not decode whether it could be a secret store component."""
-    if _raw_text(root, "kind") != KIND:
+    if KIND not in raw_texts(root, "kind"):
         return False
-    spec = _raw(root, "spec")
-    component_type = _raw_text(spec, "type") if isinstance(spec, MappingNode) else ""
-    return not component_type or _misspelt_category(component_type) or component_type.startswith(PREFIX)
-
-
-def _raw(node: MappingNode, name: str) -> Node | None:
-    found = [value for key, value in node.entries if isinstance(key, ScalarNode) and key.text.lower() == name]
-    return found[-1] if found else None
-
-
-def _raw_text(node: MappingNode, name: str) -> str:
-    value = _raw(node, name)
-    return value.text if isinstance(value, ScalarNode) else ""
+    specs = [spec for spec in raw(root, "spec") if isinstance(spec, MappingNode)]
+    types = {text for spec in specs for text in raw_texts(spec, "type")} - {""}
+    return not types or any(_misspelt_category(text) or text.startswith(PREFIX) for text in types)
 
 
 def _decode_component(root: Field) -> tuple[Component, list[Notice]] | None:
@@ -221,10 +209,12 @@ def _decode_component(root: Field) -> tuple[Component, list[Notice]] | None:
     if document["kind"].strict_string() != KIND or document["apiVersion"].strict_string() != API_VERSION:
         return None
     header = _header(document)
+    if not header.type:
+        return header, [Notice("spec.type is null, so this is no secret store; passed over", header.source)]
     if not header.is_secret_store:
         return header, []
     # Dapr converts the whole document, so an infinite number in a field that nobody reads still spoils it.
-    root.json()
+    root.json(_STRINGS)
     return _secret_store(document, header)
 
 
@@ -255,8 +245,9 @@ def _name(name: Field) -> str:
 
 
 def _type(component_type: Field) -> str:
+    """Read the type. A null is none, to Dapr as well; a document that does not have the field is unfinished."""
     text = component_type.string()
-    if not text:
+    if not text and component_type.node is None:
         raise ConfigurationError(f"{component_type.path} is missing", component_type.source)
     if _misspelt_category(text):
         raise ConfigurationError(f"incorrect type {text}: a secret store's begins with {PREFIX}", component_type.source)
@@ -266,7 +257,7 @@ def _type(component_type: Field) -> str:
 def _misspelt_category(component_type: str) -> bool:
     """Tell whether ``SecretStores.x`` or ``secretstore.x`` was meant; Dapr refuses to start with such a type."""
     category = component_type.partition(".")[0]
-    return category not in _CATEGORIES and "secretstores" in nearest(category, _CATEGORIES)
+    return category not in CATEGORIES and "secretstores" in nearest(category, CATEGORIES)
 
 
 def _secret_store(document: Object, header: Component) -> tuple[Component, list[Notice]]:
@@ -274,7 +265,8 @@ def _secret_store(document: Object, header: Component) -> tuple[Component, list[
     annotations = metadata["annotations"].members().fields
     notices = [
         *document.unknown(_ROOT_FIELDS),
-        *metadata.unknown(_METADATA_FIELDS),
+        *metadata.unknown(METADATA_FIELDS),
+        *what_dapr_skips(metadata),
         *spec.unknown(_SPEC_FIELDS),
         *auth.unknown(("secretStore",)),
     ]

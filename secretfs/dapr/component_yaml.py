@@ -10,6 +10,7 @@ says what its value is.
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from secretfs.settings import nearest
 
 Scalar = str | int | float | bool
 
+_NOWHERE = re.compile(r"(?!)")
 _HTML_ESCAPES = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
 
 
@@ -65,9 +67,12 @@ class Field(YamlField):
         members = _members(self.node, self.path)
         return Object(self.path, self.source, {name: members[name] for name in sorted(members)})
 
-    def json(self) -> str:
-        """Convert to the JSON text Dapr would have made: compact, keys sorted."""
-        return "null" if self.node is None else _json(self.node, self.path)
+    def json(self, strings: re.Pattern[str] = _NOWHERE) -> str:
+        """Convert to the JSON text Dapr would have made: compact, keys sorted.
+
+        ``strings`` matches the paths of fields that are strings in the Go struct, where every scalar becomes text.
+        """
+        return "null" if self.node is None else _json(self.node, self.path, strings)
 
     def property_text(self) -> str | None:
         """Read a property's value, which may be anything: a string as it is, all else as JSON; None for no value."""
@@ -96,9 +101,16 @@ class Object:
     fields: Mapping[str, Field] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Field:
-        """Find a field without regard to case. Of several spellings the last that is not null counts."""
+        """Find a field without regard to case. Raises `ConfigurationError` for one that is there in two spellings.
+
+        Dapr merges the two, or lets one of them win, by rules that nobody knows by heart. A null counts as not there.
+        """
         found = [member for spelling, member in self.fields.items() if spelling.casefold() == name.casefold()]
         given = [member for member in found if not member.is_null()]
+        if len(given) > 1:
+            first, second = sorted(given[:2], key=lambda member: member.source.line)
+            message = f"{second.path} is the same field as {first.path} at line {first.source.line}"
+            raise ConfigurationError(f"{message}: leave one of them out", second.source)
         return (given or found or [Field(join(self.path, name), self.source)])[-1]
 
     def unknown(self, known: Iterable[str]) -> list[Notice]:
@@ -156,13 +168,16 @@ def _coerced(value: Scalar) -> str:
     return str(value) if isinstance(value, int) else float32_text(value)
 
 
-def _json(node: Node, path: str) -> str:
+def _json(node: Node, path: str, strings: re.Pattern[str]) -> str:
     if isinstance(node, MappingNode):
         members = _members(node, path)
-        return "{" + ",".join(f"{_quoted(name)}:{members[name].json()}" for name in sorted(members)) + "}"
+        return "{" + ",".join(f"{_quoted(name)}:{members[name].json(strings)}" for name in sorted(members)) + "}"
     if isinstance(node, SequenceNode):
-        return "[" + ",".join(_json(item, f"{path}[{index}]") for index, item in enumerate(node.items)) + "]"
+        items = (_json(item, f"{path}[{index}]", strings) for index, item in enumerate(node.items))
+        return "[" + ",".join(items) + "]"
     value = resolve(node)
+    if value is not None and strings.fullmatch(path):
+        value = _coerced(value)
     if isinstance(value, str):
         return _quoted(value)
     if isinstance(value, float):

@@ -150,6 +150,13 @@ class _ScopeEntry:
         """The store's name as a message may show it."""
         return self.file.quote(self._string("storeName"))
 
+    def require_types(self) -> None:
+        """Raise `ConfigurationError` for a field of another type, also in a file that a later one overrides."""
+        for name in ("storeName", "defaultAccess"):
+            self._string(name)
+        for name in ("allowedSecrets", "deniedSecrets"):
+            self._strings(name)
+
     def scope(self) -> SecretScope:
         return SecretScope(
             self._string("storeName"), self._access(), self._strings("allowedSecrets"), self._strings("deniedSecrets")
@@ -206,7 +213,7 @@ def _load(path: Path, environ: Mapping[str, str]) -> _Layer:
     text = expand_env(file.text, environ)
     if len(text) > MAX_BYTES:
         raise ConfigurationError(f"larger than {MAX_BYTES} bytes once variables are expanded", whole)
-    root = parse(text, str(path))
+    root = parse(text, str(path), bare_tag=None)
     document = Field("", root.source if root else whole, root).members()
     spec = _members(document, "spec")
     secrets, components = _members(spec, "secrets"), _members(spec, "components")
@@ -232,7 +239,10 @@ def _members(fields: Mapping[str, Field], name: str) -> Mapping[str, Field]:
 def _scopes(spec: Mapping[str, Field], secrets: Mapping[str, Field], file: _File) -> tuple[_ScopeEntry, ...] | None:
     """Return the entries; none at all for a null, with which yaml.v3 takes back what an earlier file said."""
     if "scopes" in secrets:
-        return tuple(_ScopeEntry(item.members(), item.source, file) for item in secrets["scopes"].elements())
+        entries = tuple(_ScopeEntry(item.members(), item.source, file) for item in secrets["scopes"].elements())
+        for entry in entries:
+            entry.require_types()
+        return entries
     return () if "secrets" in spec and spec["secrets"].is_null() else None
 
 
@@ -245,7 +255,7 @@ def _denied_types(spec: Mapping[str, Field], components: Mapping[str, Field]) ->
 def _wrong_kind(document: Mapping[str, Field], whole: Source) -> Iterator[Notice]:
     for name, expected in (("apiVersion", API_VERSION), ("kind", KIND)):
         given = document.get(name)
-        if given is None or given.string() != expected:
+        if given is None or not given.is_scalar() or given.string() != expected:
             source = given.source if given else whole
             yield Notice(f"{name} is not {expected}; the file is read as one all the same, as Dapr does", source)
 

@@ -11,6 +11,7 @@ nothing of components or configurations, and no message of it quotes the text it
 
 import base64
 import binascii
+import codecs
 import math
 import re
 import stat
@@ -29,8 +30,12 @@ MAX_NODES: Final = 100_000
 """Counted with every alias expanded, as go-yaml counts its "excessive aliasing"."""
 
 _TAG = "tag:yaml.org,2002:"
-_STR, _BINARY, _MERGE = _TAG + "str", _TAG + "binary", _TAG + "merge"
+STRING_TAG: Final = _TAG + "str"
+_BINARY, _MERGE = _TAG + "binary", _TAG + "merge"
 _BOOL, _INT, _FLOAT, _NULL, _TIMESTAMP = (_TAG + kind for kind in ("bool", "int", "float", "null", "timestamp"))
+
+_BARE_TAG = re.compile(r"(?:&[^\s,\[\]{}]+\s+)?!(?:<!>)?(?=[\s,\]}]|$)")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Value = str | int | float | bool | None
 """What a scalar resolves to."""
@@ -75,7 +80,11 @@ Node = ScalarNode | SequenceNode | MappingNode
 
 
 def read_text(path: Path) -> str:
-    """Read a file of YAML. Raises `ConfigurationError` when it cannot be read, is too big, or is not UTF-8."""
+    """Read a file of YAML. Raises `ConfigurationError` when it cannot be read or is too big.
+
+    It is UTF-8, or UTF-16 with a byte order mark, such as a Windows shell writes. Bytes that are not UTF-8 are left to
+    `parse`, which refuses them: by then it is known which document they are in.
+    """
     source = Source(str(path))
     try:
         # A FIFO that is called x.yaml would keep us waiting for ever.
@@ -87,11 +96,12 @@ def read_text(path: Path) -> str:
         raise ConfigurationError(f"cannot be read: {error.strerror}", source) from None
     if len(data) > MAX_BYTES:
         raise ConfigurationError(f"larger than {MAX_BYTES} bytes", source)
+    if not data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-8-sig", "surrogateescape")
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = 1 + data.count(b"\n", 0, error.start)
-        raise ConfigurationError("not UTF-8 text", Source(str(path), line)) from None
+        return data.decode("utf-16")
+    except UnicodeDecodeError:
+        raise ConfigurationError("not UTF-16 text, as it begins", source) from None
 
 
 def split_documents(text: str) -> Iterator[tuple[int, str]]:
@@ -111,10 +121,15 @@ def split_documents(text: str) -> Iterator[tuple[int, str]]:
         yield line, text[start:]
 
 
-def parse(text: str, path: str, first_line: int = 1) -> Node | None:
-    """Read the first YAML document of ``text``; None when there is none. ``first_line`` is where it is in its file."""
+def parse(text: str, path: str, first_line: int = 1, *, bare_tag: str | None = STRING_TAG) -> Node | None:
+    """Read the first YAML document of ``text``; None when there is none. ``first_line`` is where it is in its file.
+
+    ``bare_tag`` is what the tag ``!`` means: a string to go-yaml v2, nothing (None) to v3. Raises `ConfigurationError`.
+    """
+    if bad := _SURROGATE.search(text):
+        raise ConfigurationError("not UTF-8 text", Source(path, first_line + text.count("\n", 0, bad.start())))
     loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
-    composer = _Composer(yaml.parse(text, Loader=loader), path, first_line)
+    composer = _Composer(yaml.parse(text, Loader=loader), path, first_line, _BareTags(text, bare_tag))
     try:
         return composer.document()
     except yaml.MarkedYAMLError as error:
@@ -134,11 +149,25 @@ def _unquoted(problem: str | None) -> str:
     return re.sub(r"(tag handle) .*", r"\1", problem or "unexpected text", flags=re.DOTALL)
 
 
+class _BareTags:
+    """Finds the scalars whose tag is only ``!``, which libyaml forgets, and says what that means."""
+
+    def __init__(self, text: str, meaning: str | None) -> None:
+        self._text = text
+        self.meaning = meaning
+
+    def has(self, event: yaml.ScalarEvent) -> bool:
+        if event.tag not in (None, "!") or event.start_mark is None:
+            return False
+        return _BARE_TAG.match(self._text, event.start_mark.index) is not None
+
+
 class _Composer:
     """Builds the nodes of one document from PyYAML's events."""
 
-    def __init__(self, events: Iterator[yaml.Event], path: str, first_line: int) -> None:
+    def __init__(self, events: Iterator[yaml.Event], path: str, first_line: int, bare_tags: "_BareTags") -> None:
         self._events = events
+        self._bare_tags = bare_tags
         self._path = path
         self._first_line = first_line
         self._anchors: dict[str, Node | None] = {}
@@ -171,13 +200,19 @@ class _Composer:
 
     def _content(self, event: yaml.Event, depth: int, source: Source) -> Node:
         if isinstance(event, yaml.ScalarEvent):
-            return _scalar(event, source)
+            return self._scalar(event, source)
         if isinstance(event, yaml.SequenceStartEvent):
             items = tuple(self._children(yaml.SequenceEndEvent, depth))
             return SequenceNode(items, source, *_measure(items))
         children = tuple(self._children(yaml.MappingEndEvent, depth))
         pairs = tuple(zip(children[::2], children[1::2], strict=True))
         return MappingNode(pairs, source, *_measure(children))
+
+    def _scalar(self, event: yaml.ScalarEvent, source: Source) -> ScalarNode:
+        if _SURROGATE.search(event.value):
+            raise ConfigurationError("not valid YAML: an escape that is not a Unicode character", source)
+        tag = self._bare_tags.meaning if self._bare_tags.has(event) else event.tag
+        return ScalarNode(event.value, source, tag, plain=not event.style)
 
     def _children(self, end: type[yaml.Event], depth: int) -> Iterator[Node]:
         size = 0
@@ -201,13 +236,6 @@ class _Composer:
 
 def _measure(children: tuple[Node, ...]) -> tuple[int, int]:
     return 1 + sum(child.size for child in children), 1 + max((child.height for child in children), default=0)
-
-
-def _scalar(event: yaml.ScalarEvent, source: Source) -> ScalarNode:
-    if any("\ud800" <= char <= "\udfff" for char in event.value):
-        raise ConfigurationError("not valid YAML: an escape that is not a Unicode character", source)
-    tag = event.tag if event.tag != "!" else None
-    return ScalarNode(event.value, source, tag, plain=event.implicit[0])
 
 
 def _implicit(node: ScalarNode) -> bool:
@@ -275,7 +303,7 @@ def _decode_binary(node: ScalarNode) -> str:
     except (binascii.Error, ValueError):
         raise ConfigurationError("the !!binary value is not valid base64", node.source) from None
     # encoding/json writes U+FFFD for each byte that is not UTF-8.
-    return re.sub("[\ud800-\udfff]", "\ufffd", data.decode("utf-8", "surrogateescape"))
+    return _SURROGATE.sub("\ufffd", data.decode("utf-8", "surrogateescape"))
 
 
 def _resolve_plain(text: str) -> Value:

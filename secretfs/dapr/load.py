@@ -58,7 +58,8 @@ def load_declaration(sources: Sources) -> Declaration:
         where = ", ".join(map(str, named.resources))
         whom = f"app id {named.app_id}" if named.app_id else "an app without an id (--app-id)"
         others = _others(named.resources, environ.get("NAMESPACE", ""))
-        raise ConfigurationError(f"no secret store for {whom} in {where}: {others or 'nothing to show'}")
+        reasons = "".join(f"; {notice}" for notice in declaration.notices)  # one of them may be why
+        raise ConfigurationError(f"no secret store for {whom} in {where}: {others or 'nothing to show'}{reasons}")
     return declaration
 
 

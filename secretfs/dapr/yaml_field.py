@@ -18,6 +18,10 @@ class YamlField:
         """Tell whether there is nothing here."""
         return self.node is None or (isinstance(self.node, ScalarNode) and resolve(self.node) is None)
 
+    def is_scalar(self) -> bool:
+        """Tell whether there is a single value here, which may be null."""
+        return isinstance(self.node, ScalarNode)
+
     def mismatch(self, wanted: str, found: str) -> ConfigurationError:
         """Return the error of a reader who wants another kind of value than there is."""
         return ConfigurationError(f"{self.path or 'the document'} must be {wanted}, not {found}", self.source)

@@ -6,11 +6,12 @@ docs/writing-a-store.md shows how.
 """
 
 import importlib
+from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, cast
 
 from secretfs.errors import ConfigurationError, Source
-from secretfs.settings import nearest
+from secretfs.settings import nearest_name
 from secretfs.store import SecretStore, StoreContext
 
 ENTRY_POINT_GROUP = "secretfs.stores"
@@ -39,6 +40,7 @@ _DAPR_TYPES = frozenset(
         "secretstores.tencentcloud.ssm",
     }
 )
+_PREFIX = "secretstores."
 _VERSIONS = frozenset({"", "v0", "v1"})
 _EXTRA_WITH = {"azure": "azure", "hvac": "vault", "kubernetes": "kubernetes", "requests": "vault", "urllib3": "vault"}
 
@@ -75,7 +77,17 @@ def load_store_type(type: str, version: str = "", source: Source | None = None) 
     message = f"couldn't find secret store {type}/{version}"
     if wanted in _DAPR_TYPES:
         raise ConfigurationError(f"{message}: Dapr has this type, secretfs does not support it", source)
-    raise ConfigurationError(message + nearest(wanted, [*BUILTIN, *(point.name for point in offered)]), source)
+    raise ConfigurationError(message + _nearest(wanted, [point.name for point in offered]), source)
+
+
+def _nearest(wanted: str, offered: Iterable[str]) -> str:
+    """Say which type may have been meant. The prefix that all of them share would make any two look alike."""
+    served = frozenset((*BUILTIN, *offered))
+    known = {name.removeprefix(_PREFIX): name for name in (*_DAPR_TYPES, *served)}
+    name = nearest_name(wanted.removeprefix(_PREFIX), known)
+    if name is None:
+        return ""
+    return f" (did you mean {known[name]}?" + (")" if known[name] in served else " Dapr has it, secretfs does not)")
 
 
 def _import_builtin(type: str, source: Source | None) -> StoreModule:  # noqa: A002

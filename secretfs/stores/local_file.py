@@ -9,6 +9,7 @@ reads the file and the others wait for it, so that a large file is in memory onc
 the file system may hang.
 """
 
+import codecs
 import contextlib
 import json
 import os
@@ -27,6 +28,11 @@ from secretfs.store import CachedRead, Names, Secret, StoreContext
 _ATTEMPTS = 5
 _LOOK_EVERY = 0.5  # seconds
 _PATIENCE = 5.0  # seconds
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "UTF-8",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -213,6 +219,9 @@ class _Text(str):
 
 def _parse(data: bytes) -> Mapping[str, Any]:
     """Parse a JSON object as Go's encoding/json does. Raises a ValueError that does not quote the text."""
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            raise ValueError(f"it begins with a byte order mark: save it as UTF-8 without one (it is {encoding} now)")
     try:
         top = json.loads(
             # One lone surrogate for each byte that is not UTF-8; `_unicode` makes it U+FFFD, as Go does.

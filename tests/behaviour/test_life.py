@@ -148,6 +148,36 @@ def test_no_store(tmp_path: Path) -> None:
     assert "no secret store for app id this-app" in told
 
 
+def test_what_else_is_in_a_directory_of_manifests(tmp_path: Path) -> None:
+    """life-14: What else is in a directory of manifests, broken or not, stops no mount, and no reload."""
+    directory = tmp_path / "components"
+    path = component(directory, "file", "local.file", {"secretsFile": "components/secrets.json"})
+    (directory / "secrets.json").write_text(json.dumps({"a": secret("neighbour")}))
+    (tmp_path / "utf16").mkdir()
+    (tmp_path / "utf16/more.yaml").write_bytes(path.read_text().replace("name: file", "name: more").encode("utf-16"))
+    resources = ("--resources-path", directory, "--resources-path", tmp_path / "utf16")
+
+    checked = secretfs("check", *resources, cwd=tmp_path)
+    assert (checked.status, checked.err) == (0, "")  # Dapr's own quickstart: there is nothing to warn of
+
+    (directory / ".#file.yaml").symlink_to("user@host.1:2")
+    (directory / "._file.yaml").write_bytes(b"\0\5\26\7\0Mac OS X \xff")
+    (directory / "file.yaml~").write_text("backup")
+    (directory / "state.yaml").write_text("kind: Component\nspec:\n  type: state.redis\n  metadata: [\n")
+    (directory / "chart.yaml").write_text("{{- range .Values.all }}\nkind: Deployment\n{{- end }}\n")
+    point = tmp_path / "mnt"
+    with background(point, *resources, cwd=tmp_path):
+        assert (point / "file/a").read_text() == (point / "more/a").read_text() == secret("neighbour")
+        (directory / "late.yaml").write_text("kind: Component\nspec:\n  type: pubsub.redis\n  metadata: [\n")
+        component(directory, "late-store", "local.file", {"secretsFile": "components/secrets.json"})
+        wait_until((point / "late-store").exists)
+    checked = secretfs("check", *resources, cwd=tmp_path)
+    assert checked.status == 1
+    assert [Path(line.split(": ")[1].split(":")[0]).name for line in checked.lines] == [
+        *(".#file.yaml", "._file.yaml", "chart.yaml", "file.yaml~", "late.yaml", "state.yaml")
+    ]
+
+
 # --- defects ---
 
 

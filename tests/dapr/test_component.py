@@ -1,4 +1,5 @@
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -428,6 +429,10 @@ def test_what_dapr_would_skip_stops_with_file_line_and_field(tmp_path: Path, ext
     [
         ("spec: []", "x.yaml:4: spec must be a map, not a list"),
         ("spec: {}", "x.yaml:4: spec.type is missing"),
+        (
+            "spec: {Type: 1, type: secretstores.x}",
+            "x.yaml:4: spec.type is the same field as spec.Type at line 4: leave one of them out",
+        ),
         ("spec: ~", "x.yaml:4: spec.type is missing"),
         ("", "x.yaml:1: spec.type is missing"),
         ("spec: {type: [a]}", "x.yaml:4: spec.type must be a string, not a list"),
@@ -451,8 +456,151 @@ def test_annotations_must_be_texts(tmp_path: Path) -> None:
     assert refused(tmp_path, text) == "x.yaml:6: metadata.annotations.secretfs/ttl must be a string, not a list"
 
 
-def test_broken_yaml_stops_whatever_kind_it_is(tmp_path: Path) -> None:
-    assert refused(tmp_path, store() + f"---\nkind: Other\nx: 'open {secret()}\n").startswith("x.yaml:1")
+BROKEN = [
+    f"kind: Component\nspec:\n  type: state.redis\n  metadata:\n  - value: 'open {secret()}\n",
+    "apiVersion: v1\nkind: Secret\nmetadata:\n  name: {{ .Values.name }}\n{{- if .x }}\n",
+    "{{- range .Values.all }}\nkind: Deployment\n{{- end }}\n",
+    "kind: Component\nspec:\n  type: 'pubsub.kafka'\nauth:\n  secretStore: [vault\n",
+    "\0\5\26\7\0 Mac OS X\n",
+    "kind: Other\nx: caf\udce9\n",
+]
+"""What can be in a directory of manifests, and declares no store."""
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_document_that_names_no_secret_store_is_noted(tmp_path: Path, text: str) -> None:
+    whole = f"{store()}---\n{text}\n---\n{store('after')}"
+    (tmp_path / "x.yaml").write_bytes(whole.encode("utf-8", "surrogateescape"))
+    manifests = load(tmp_path)
+    assert names(manifests) == ["vault", "after"]
+    (message,) = messages(manifests, tmp_path)
+    assert re.fullmatch(r"x\.yaml:(?:9|1\d): not .*; passed over", message)
+    assert CANARY not in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        store(extra=f"  metadata:\n  - value: 'open {secret()}\n"),
+        "kind: Component\nspec:\n  type: secretstore.local.file\n  x: [\n",
+        "kind: Component\nmetadata: {name: [}\n",
+        "# no type yet\nkind: Component\nspec:\n  x: [\n",
+        store().replace("secretstores.local.env", "{{ .Values.type }}"),
+        "kind: Component\nspec: {type: SECRETSTORES.x, x: [}\n",
+    ],
+)
+def test_a_broken_document_that_may_be_a_secret_store_stops(tmp_path: Path, text: str) -> None:
+    assert refused(tmp_path, f"{store('before')}---\n{text}").startswith("x.yaml:")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (store(extra="  metadata:\n  - name: a\n    value: {{ .Values.token }}\n"), 10),
+        (store(extra="  metadata:\n  - name: a\n    value: %s\n"), 10),
+        (store(extra="{{- if .Values.tls }}\n  metadata: []\n{{- end }}\n"), 8),
+        (store("{{ .Release.Name }}"), 4),
+    ],
+)
+def test_a_template_that_nobody_has_rendered_is_called_so(tmp_path: Path, text: str, line: int) -> None:
+    message = refused(tmp_path, text)
+    assert message.endswith("; it looks like a template that nobody has rendered")
+    assert int(message.split(":")[1]) in (line, line + 1)
+
+
+def test_a_mistake_beside_a_template_is_not_called_one(tmp_path: Path) -> None:
+    text = store(extra="  ignoreErrors: 'true'\n  x: 1\n  metadata:\n  - {name: a, value: '{{ b }}'}\n")
+    assert refused(tmp_path, text) == "x.yaml:8: spec.ignoreErrors must be a boolean, not a string"
+
+
+@pytest.mark.parametrize("spec", ["{type: ~}", "{type: }", "{type: null, version: v1}"])
+def test_a_type_that_is_null_is_none(tmp_path: Path, spec: str) -> None:
+    text = f"apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {{name: a}}\nspec: {spec}\n---\n{store()}"
+    manifests = load(tmp_path, text)
+    assert names(manifests) == ["vault"]
+    assert messages(manifests, tmp_path) == ["x.yaml:1: spec.type is null, so this is no secret store; passed over"]
+
+
+def test_a_directive_before_the_first_separator(tmp_path: Path) -> None:
+    manifests = load(tmp_path, f"%YAML 1.1\n# comment\n---\n{store()}")
+    assert names(manifests) == ["vault"]
+    assert manifests.notices == ()
+
+
+def test_hidden_files_that_are_no_manifests_are_noted(tmp_path: Path) -> None:
+    """The lock of Emacs, what macOS leaves on a foreign disk, and what another program keeps there."""
+    (tmp_path / "vault.yaml").write_text(store())
+    (tmp_path / ".#vault.yaml").symlink_to("user@host.1234:1")
+    (tmp_path / "._vault.yaml").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X        \0\xff")
+    os.mkfifo(tmp_path / ".pipe.yaml")
+    manifests = load(tmp_path)
+    assert names(manifests) == ["vault"]
+    assert messages(manifests, tmp_path) == [
+        ".#vault.yaml: cannot be read: No such file or directory; passed over",
+        "._vault.yaml:1: not UTF-8 text; passed over",
+        ".pipe.yaml: not a regular file; passed over",
+    ]
+
+
+@pytest.mark.parametrize("value", ["secrets.json", "./components/secrets.json", "/somewhere/else/secrets.json"])
+def test_a_file_that_a_store_names_is_not_noted(tmp_path: Path, value: str) -> None:
+    """Dapr's quickstarts keep the secrets file beside the manifest; the path starts at some working directory."""
+    (tmp_path / "secrets.json").write_text("{}")
+    (tmp_path / "other.json").write_text("{}")
+    manifests = load(tmp_path, store(extra=f"  metadata:\n  - name: secretsFile\n    value: {value}\n"))
+    assert messages(manifests, tmp_path) == ["other.json: not a YAML file, passed over"]
+
+
+def test_a_document_on_which_dapr_hangs_is_loaded_with_a_notice(tmp_path: Path) -> None:
+    padding = "#" * (64 << 10)
+    manifests = load(tmp_path, f"{store()}---\n{store('large', extra=padding)}\n---\n{store('after')}")
+    assert names(manifests) == ["vault", "large", "after"]
+    assert messages(manifests, tmp_path) == ["x.yaml:9: larger than 64 KiB: Dapr itself hangs when it reads this"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ("labels: abc", "metadata.labels must be a map, not a string"),
+        ("labels: {a: [b]}", "metadata.labels.a must be a string, not a list"),
+        ("generation: 1.5", "metadata.generation must be an integer"),
+        ("generation: '1'", "metadata.generation must be an integer"),
+        ("generation: 1e20", "metadata.generation must be an integer"),
+        ("creationTimestamp: 2026-01-31", "metadata.creationTimestamp must be a time such as 2026-01-31T12:00:00Z"),
+        ("creationTimestamp: 2026-02-30T12:00:00Z", "metadata.creationTimestamp must be a time such as 2026-01-31T12"),
+        ("finalizers: a", "metadata.finalizers must be a list, not a string"),
+        ("ownerReferences: [a]", "metadata.ownerReferences[0] must be a map, not a string"),
+        ("uid: {}", "metadata.uid must be a string, not a map"),
+    ],
+)
+def test_metadata_for_which_dapr_skips_a_component_is_noted(tmp_path: Path, metadata: str, reason: str) -> None:
+    manifests = load(tmp_path, store(metadata=f"  {metadata}\n"))
+    assert names(manifests) == ["vault"]
+    (message,) = messages(manifests, tmp_path)
+    assert message.startswith(f"x.yaml:5: {reason}")
+    assert message.endswith(": Dapr skips this component")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "labels: ~",
+        "labels: {a: 1, b: .inf}",
+        "generation: 1e3",
+        "generation: 0x10",
+        "creationTimestamp: ~",
+        "creationTimestamp: 2026-01-31T12:00:00Z",
+        "creationTimestamp: '2026-01-31T12:00:00.5+01:00'",
+        "ownerReferences: [{kind: ReplicaSet}]\n  uid: 5",
+    ],
+)
+def test_metadata_that_kubernetes_exports_is_not_noted(tmp_path: Path, metadata: str) -> None:
+    assert load(tmp_path, store(metadata=f"  {metadata}\n")).notices == ()
+
+
+def test_an_infinite_number_is_a_name(tmp_path: Path) -> None:
+    """To Dapr as well: it makes texts of them before it makes JSON."""
+    assert names(load(tmp_path, store(".inf", metadata="  namespace: -.Inf\n"))) == ["+Inf"]
 
 
 def test_the_yaml_of_daprs_kubernetes_page_is_not_yaml(tmp_path: Path) -> None:

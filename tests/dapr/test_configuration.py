@@ -286,6 +286,23 @@ def test_another_kind_is_read_all_the_same(tmp_path: Path, name: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("value", ["{a: b}", "[a]", "~"])
+def test_a_kind_that_is_no_text_is_another_kind(tmp_path: Path, value: str) -> None:
+    text = scopes("{storeName: vault}").replace("apiVersion: dapr.io/v1alpha1", f"apiVersion: {value}")
+    configuration = load(tmp_path, text)
+    assert set(configuration.scopes) == {"vault"}
+    assert [message.partition(";")[0] for message in messages(configuration, tmp_path)] == [
+        "0.yaml:1: apiVersion is not dapr.io/v1alpha1"
+    ]
+
+
+def test_a_file_that_a_later_one_overrides_is_decoded_all_the_same(tmp_path: Path) -> None:
+    """As Dapr does: it decodes each into one struct."""
+    first, second = scopes("{storeName: a, allowedSecrets: x}"), scopes("{storeName: a}")
+    with pytest.raises(ConfigurationError, match=r"0.yaml:.*allowedSecrets must be a list"):
+        load(tmp_path, first, second)
+
+
 def test_only_the_first_document_is_read(tmp_path: Path) -> None:
     configuration = load(tmp_path, scopes("{storeName: a}") + "---\n" + scopes("{storeName: b}"))
     assert set(configuration.scopes) == {"a"}

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from secretfs.dapr import component_yaml, goyaml
 from secretfs.dapr.component_yaml import Field, float32_text, float_text
-from secretfs.dapr.goyaml import MAX_BYTES, MAX_DEPTH, MAX_NODES, Node, parse, read_text, split_documents
+from secretfs.dapr.goyaml import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_NODES,
+    Node,
+    ScalarNode,
+    SequenceNode,
+    parse,
+    read_text,
+    resolve,
+    split_documents,
+)
 from secretfs.errors import ConfigurationError, Source
 from tests.support.canary import CANARY, secret
 
@@ -214,9 +225,38 @@ def test_of_a_key_given_twice_the_last_counts() -> None:
     assert root("a: 1\na: 2").members()["a"].string() == "2"
 
 
-def test_of_two_spellings_the_last_in_the_order_of_json_counts() -> None:
-    assert root("name: a\nName: b\nNAME: c").members()["name"].string() == "a"
+def test_two_spellings_of_a_field_are_refused_with_both_lines() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        root("x: 1\nName: b\nname: a").members()["name"]
+    assert str(caught.value) == "x.yaml:3: name is the same field as Name at line 2: leave one of them out"
+
+
+def test_a_null_is_no_second_spelling() -> None:
     assert root("Name: b\nname: ~").members()["name"].string() == "b"
+
+
+@pytest.mark.parametrize(
+    "text", ["! yes", "!  yes", "&a ! yes", "! &a yes", "!<!> yes", "!\n  yes", '! "yes"', "! 'yes' # comment"]
+)
+def test_a_bare_tag_makes_a_string_of_a_word(text: str) -> None:
+    assert root(f"f: {text}").members()["f"].property_text() == "yes"
+
+
+@pytest.mark.parametrize(("text", "value"), [("! 0x10", "0x10"), ("!", ""), ("! ~", "~"), ("! # comment", "")])
+def test_a_bare_tag_makes_a_string_of_anything(text: str, value: str) -> None:
+    """Not a number, and not null."""
+    assert root(f"é: 1\n😀: [{{a: b}}]\nf: {text}").members()["f"].property_text() == value
+
+
+def test_what_only_looks_like_a_bare_tag() -> None:
+    fields = root('a: "! yes"\nb: !local yes\nc: "!"\nd: a ! b\n').members()
+    assert [fields[name].property_text() for name in "abcd"] == ["! yes", "yes", "!", "a ! b"]
+
+
+def test_a_bare_tag_means_nothing_to_yaml_v3() -> None:
+    node = parse("[! yes, !, ! 'no']", "x.yaml", bare_tag=None)
+    assert isinstance(node, SequenceNode)
+    assert [resolve(item) for item in node.items if isinstance(item, ScalarNode)] == [True, None, "no"]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +414,7 @@ def test_reading_a_file(tmp_path: Path) -> None:
 
     path.write_bytes(b"a: 1\nb: " + secret().encode() + b"\xff\n")
     with pytest.raises(ConfigurationError, match=r"x.yaml:2: not UTF-8 text"):
-        read_text(path)
+        parse(read_text(path), str(path))
 
     path.write_bytes(b"#" * MAX_BYTES)
     assert len(read_text(path)) == MAX_BYTES
@@ -386,6 +426,21 @@ def test_reading_a_file(tmp_path: Path) -> None:
         read_text(tmp_path / "none.yaml")
     with pytest.raises(ConfigurationError, match="not a regular file"):
         read_text(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_file_in_utf_16_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    """What PowerShell's ``>`` writes."""
+    path = tmp_path / "x.yaml"
+    path.write_bytes("\ufeff".encode(encoding) * (encoding != "utf-16") + "a: é\r\n---\r\nb: 😀\r\n".encode(encoding))
+    assert read_text(path) == "a: é\r\n---\r\nb: 😀\r\n"
+
+
+def test_utf_16_that_is_broken_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes("a: 1\nb: ".encode("utf-16") + b"\x00\xd8\x0a")
+    with pytest.raises(ConfigurationError, match=r"x.yaml: not UTF-16 text, as it begins"):
+        read_text(path)
 
 
 def test_a_node_does_not_show_its_text() -> None:

@@ -1,5 +1,6 @@
 """The table of store types."""
 
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -63,6 +64,33 @@ def test_an_unknown_type_names_the_nearest() -> None:
         "components.yaml:7: couldn't find secret store secretstores.hashicorp.valut/v1"
         " (did you mean secretstores.hashicorp.vault?)"
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("secretstores.aws.secretsmanager", "secretstores.aws.secretmanager"),
+        ("secretstores.aws.parameter", "secretstores.aws.parameterstore"),
+        ("secretstores.azure.keyvaults", "secretstores.azure.keyvault"),
+        ("secretstores.localfile", "secretstores.local.file"),
+        ("secretstores.gcp.secretsmanager", "secretstores.gcp.secretmanager"),
+    ],
+)
+def test_what_all_types_share_does_not_make_them_alike(written: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"\(did you mean {re.escape(meant)}\?"):
+        load_store_type(written, "v1")
+
+
+def test_a_type_like_none_has_no_hint() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load_store_type("secretstores.zzz", "v1")
+    assert str(caught.value) == "couldn't find secret store secretstores.zzz/v1"
+
+
+def test_the_nearest_type_may_be_one_of_dapr_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(BUILTIN, "secretstores.local.env")
+    with pytest.raises(ConfigurationError, match=r"did you mean secretstores\.local\.env\? Dapr has it, secretfs does"):
+        load_store_type("secretstores.local.envs")
 
 
 @pytest.mark.parametrize("type_", ["secretstores.aws.secretmanager", "secretstores.GCP.secretmanager"])
