@@ -15,6 +15,7 @@ from tests.support.fake_type import Fakes
 from tests.support.manifests import component
 from tests.support.mounted import fuse_mounts, mounted, unmount
 from tests.support.shell import errno_of, refused_mount, run
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.mount
 
