@@ -1,7 +1,7 @@
 """The handover of a live mount from one worker to the next, through systemd or our own supervisor.
 
-It stores two descriptors between two workers: the kernel's FUSE connection and the journal. Without a supervisor, as in
-``secretfs run``, nothing is stored and the mount ends with its process.
+It stores descriptors between two workers: above all the kernel's FUSE connection and the journal. Without a supervisor,
+as in ``secretfs run``, nothing is stored and the mount ends with its process.
 """
 
 import logging
@@ -16,14 +16,17 @@ from secretfs.daemon.supervisor import CONNECTION
 from secretfs.errors import JournalUnreadable, MountError
 from secretfs.fs.journal import Journal
 from secretfs.fuse.connection import Connection, has_ended
+from secretfs.fuse.opens import group_for_opens
 from secretfs.linux.log import printable
 from secretfs.linux.mountinfo import is_mounted, secretfs_at
 from secretfs.linux.mountpoint import is_dead
 from secretfs.linux.sd_notify import ServiceManager
+from secretfs.linux.syscall_helper import SyscallHelper
 from secretfs.registry.lease_file import LeaseFile
 
 JOURNAL: Final = "journal"
 LEASES: Final = "leases"
+OPENS: Final = "opens"
 
 _PATIENCE: Final = 10.0  # seconds
 
@@ -43,6 +46,8 @@ class Handover:
         self._has_leases = LEASES in self._stored
         self.leases = LeaseFile(self._stored.pop(LEASES, None))
         """What the stores have been lent, by us or by our predecessor."""
+        self.opens: int | None = self._stored.pop(OPENS, None)
+        """What tells of opens: see `secretfs.fuse.opens`."""
         self.inherited: Connection | None = None
         """The mount of our predecessor, if it is taken over; see `inherit`."""
         self.takes_over = CONNECTION in self._stored
@@ -79,6 +84,9 @@ class Handover:
                 if self._manager is not None and not self._has_leases:  # of a version that kept none
                     self._manager.store(LEASES, self.leases.file)
                 return True
+        if self.opens is not None:
+            os.close(self.opens)
+            self.opens = None
         left = _is_left_at(path, ended=has_ended(descriptor))
         self.release()
         os.close(descriptor)  # the last one: the kernel ends the connection, and no reader waits any longer
@@ -97,9 +105,17 @@ class Handover:
             self._manager.store(JOURNAL, connection.journal.file)
             self._manager.store(CONNECTION, connection.descriptor)  # last: it is of no use without its journal
 
+    async def watch_opens(self, helper: SyscallHelper) -> int | None:
+        """Return what tells of opens, that of our predecessor or a new one; None where the kernel has none."""
+        if self.opens is None:
+            self.opens = await group_for_opens(helper)
+            if self.opens is not None and self._manager is not None:
+                self._manager.store(OPENS, self.opens)
+        return self.opens
+
     def release(self) -> None:
         """Have the supervisor drop a mount that is unmounted."""
-        for name in (CONNECTION, JOURNAL, LEASES):  # in this order: a journal alone is never taken for a mount
+        for name in (CONNECTION, JOURNAL, LEASES, OPENS):  # in this order: a journal alone is never taken for a mount
             if self._manager is not None:
                 with _if_it_listens():
                     self._manager.remove(name)

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyfuse3
@@ -28,6 +29,7 @@ from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import views_of
 from secretfs.fuse.connection import Connection, connect
+from secretfs.fuse.opens import Opens, OpenWatcher
 from secretfs.fuse.operations import SecretOperations
 from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import clear, unmount
@@ -113,7 +115,8 @@ async def serve(
         device: int | None = None
         with suppress(MountError):  # covered, or detached and in use: it is served all the same
             device = set_process_name(options.mountpoint)
-        _offer(connection, vfs, publisher)
+        opens = await _watch_opens(vfs, options.mountpoint, helpers.asking, handover, nursery)
+        _offer(connection, vfs, publisher, opens)
         for task in (publisher.run, reloader.on_change, reloader.on_signal):
             nursery.start_soon(task)
         nursery.start_soon(_evict_idle, vfs)
@@ -147,9 +150,22 @@ def _mount(options: MountOptions, journal: Journal) -> Connection:
     return Connection(connect(options.mountpoint, options.source, allow_other=options.allow_other), journal)
 
 
-def _offer(connection: Connection, vfs: SecretVFS, publisher: Publisher) -> None:
+async def _watch_opens(
+    vfs: SecretVFS, mountpoint: Path, helper: SyscallHelper, handover: Handover, nursery: trio.Nursery
+) -> Opens:
+    """Have the kernel report opens, where it does."""
+    inherited = handover.opens is not None
+    group = await handover.watch_opens(helper)
+    if group is None:
+        return Opens()
+    opens = OpenWatcher(vfs, group, mountpoint, helper, nursery)
+    nursery.start_soon(partial(opens.run, inherited=inherited))
+    return opens
+
+
+def _offer(connection: Connection, vfs: SecretVFS, publisher: Publisher, opens: Opens) -> None:
     """Give libfuse the connection in the place of a mount point; it mounts nothing itself."""
-    operations = SecretOperations(vfs, publisher, connection)
+    operations = SecretOperations(vfs, publisher, connection, opens)
     pyfuse3.init(operations, connection.offer(), set())
 
 

@@ -8,6 +8,7 @@ than the background refresh would have.
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
@@ -74,6 +75,26 @@ class Changes:
     def known(self, key: DirectoryKey | LeafKey) -> Inode | None:
         """Return the inode of a place if the kernel may know it."""
         return self._tree.known(key)
+
+    def directory_of(self, number: int) -> Directory | None:
+        """Return the directory that a file is in, if the kernel may know it; None for a directory or a control file."""
+        version = self._tree.inode(number) if number in self._tree else None
+        if not isinstance(version, Version) or isinstance(version.key, ControlKey):
+            return None
+        with suppress(NoSuchEntry):  # its store is gone
+            directory = self._tree.known(self.place(version.key)[1])
+            return directory if isinstance(directory, Directory) else None
+        return None
+
+    def directories_in_use(self) -> list[Directory]:
+        """Return the directories of all files whose content the kernel may have."""
+        found = {number: directory for number in self._tree.bound() if (directory := self.directory_of(number))}
+        return list({directory.number: directory for directory in found.values()}.values())
+
+    def directory(self, number: int) -> Directory | None:
+        """Return a directory that the kernel may know."""
+        inode = self._tree.inode(number) if number in self._tree else None
+        return inode if isinstance(inode, Directory) else None
 
     def successor(self, key: DirectoryKey | LeafKey) -> Inode:
         """Return a new version for a file's place, with what is in it if that is known, or a directory's directory."""

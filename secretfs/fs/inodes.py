@@ -11,6 +11,7 @@ What the kernel knows is in the journal before it knows it, so that a process wh
 """
 
 import hashlib
+import time
 from collections import defaultdict
 from collections.abc import Collection
 
@@ -236,12 +237,18 @@ class Tree:
     def open(self, version: Version) -> None:
         """Take note that a program opens a version now."""
         version.opened = True
+        if version.key in self.inherited:
+            self.inherited[version.key] = time.time()
         if version.slot:
             self._journal.note_use(version.slot)
 
     def holding(self, component: str) -> list[Version]:
         """Return the versions of a store's files whose content is in memory."""
         return list(self._holding[component])
+
+    def bound(self) -> list[int]:
+        """Return the numbers of all versions of files that have content."""
+        return [number for number, inode in self._inodes.items() if isinstance(inode, Version) and inode.digest]
 
     def add_ref(self, inode: Inode) -> None:
         """Count a reference that the kernel takes: a lookup, or an entry of a directory listing.

@@ -61,6 +61,7 @@ from secretfs.fs.keys import (
     SecretKey,
     ValueKey,
 )
+from secretfs.fs.uses import Uses
 from secretfs.fs.view import StoreView
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,8 @@ class SecretVFS:
         self._failed = FailedLookups()
         self._tree = Tree(self._journal)
         self._attributes = AttributePolicy(permissions, self._journal.born)
+        self.uses = Uses(self._tree, self._contents)
+        """For those who hear of opens."""
         self.changes = Changes(self._tree, self._contents, self._polls, self._attributes)
         """For those who publish what changes."""
         self._app_id = app_id
@@ -226,8 +229,7 @@ class SecretVFS:
         await self._bind_unbound(version)
         if version.in_doubt:
             await self._confirm(version, version.key)
-        self._tree.open(version)
-        self._contents.use(version.key)
+        self.uses.note(number)
         return number
 
     def takes_requests(self, number: int) -> bool:

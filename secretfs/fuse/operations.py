@@ -9,6 +9,7 @@ import functools
 import logging
 import os
 import select
+import stat
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
@@ -36,6 +37,7 @@ from secretfs.fs.names import NAME_MAX
 from secretfs.fs.publish import Call, Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.connection import Connection
+from secretfs.fuse.opens import Opens
 
 BLOCK_SIZE = 4096
 
@@ -125,13 +127,19 @@ class ReadOnlyOperations(pyfuse3.Operations):
 
 
 class SecretOperations(ReadOnlyOperations):
-    """What pyfuse3 calls. ``connection`` is where libfuse has been told to find the kernel."""
+    """What pyfuse3 calls. ``connection`` is where libfuse has been told to find the kernel.
+
+    With ``opens``, the kernel learns of no content of a file before it reports who opens that.
+    """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, vfs: SecretVFS, publisher: Publisher, connection: Connection) -> None:
+    def __init__(
+        self, vfs: SecretVFS, publisher: Publisher, connection: Connection, opens: Opens | None = None
+    ) -> None:
         super().__init__()
+        self._opens = opens or Opens()
         self._connection = connection
         self._vfs = vfs
         self._publisher = publisher
@@ -144,7 +152,13 @@ class SecretOperations(ReadOnlyOperations):
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """Find a name in a directory."""
         ours = self._publisher.lookup(parent_inode, name) if self._is_ours(ctx) else None
-        return self._reply(ours or await self._vfs.lookup(parent_inode, name, _caller(ctx)))
+        ours = ours or self._opens.lookup(parent_inode, name, _caller(ctx))
+        found = ours or await self._vfs.lookup(parent_inode, name, _caller(ctx))
+        if found.attr_timeout:
+            await self._opens.watch(found.inode)
+        else:  # nothing is known of it, and `getattr` comes next
+            self._opens.begin_to_watch(found.inode)
+        return self._reply(found)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Take back references of the kernel.
@@ -154,6 +168,7 @@ class SecretOperations(ReadOnlyOperations):
         for inode, lookups in inode_list:
             try:
                 self._vfs.forget(inode, lookups)
+                self._opens.forget(inode)
             except Exception as error:  # noqa: BLE001 - a defect costs one inode, which stays in memory
                 with suppress(MemoryError):
                     log_defect(log, error)
@@ -161,7 +176,9 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Return true attributes."""
-        return self._reply(await self._vfs.getattr(inode, _caller(ctx)))
+        attributes = await self._vfs.getattr(inode, _caller(ctx))
+        await self._opens.watch(inode)
+        return self._reply(attributes)
 
     @_answers
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
@@ -171,10 +188,15 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List a snapshot. libfuse always answers READDIRPLUS, so each entry is a reference that the kernel takes."""
+        known = 0
         for offset, segment, attributes in await self._vfs.read_directory(fh, start_id):
             if not pyfuse3.readdir_reply(token, segment, self._reply(attributes), offset):
                 self._vfs.forget(attributes.inode, 1)
                 break
+            if attributes.attr_timeout and stat.S_ISREG(attributes.mode):
+                known = attributes.inode
+        if known:
+            await self._opens.watch(known)
 
     @_answers
     async def releasedir(self, fh: FileHandleT) -> None:

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import trio
@@ -46,33 +47,40 @@ class SyscallHelper:
         theirs.close()
         return cls(pid, ours)
 
-    async def call(self, name: str, *paths: bytes) -> None:
-        """Make one of `SYSCALLS` on absolute paths. Raises the OSError that it raises.
+    async def call(self, name: str, *paths: bytes, descriptor: int | None = None) -> int | None:
+        """Make one of `SYSCALLS` on absolute paths, and a descriptor of ours. Raises the OSError that it raises.
+
+        Returns a new descriptor if the call is one of `OPENING`.
 
         A helper that has ended is replaced, and the call is made again, so it may be made twice. Raises an OSError if
         no helper can be started, EPIPE if the new one ends, too.
         """
         self._one_at_a_time = self._one_at_a_time or trio.Lock()
         request = b"\0".join([name.encode(), *paths])
+        descriptors = [] if descriptor is None else [descriptor]
         async with self._one_at_a_time:
-            answer = await self._ask(request)
+            answer, opened = await self._ask(request, descriptors)
             if not answer:
                 log.warning("helper process %d has ended: another is started", self.pid)
                 await trio.to_thread.run_sync(self._replace)
-                answer = await self._ask(request)
+                answer, opened = await self._ask(request, descriptors)
         code = int.from_bytes(answer, "big") if answer else errno.EPIPE
         if code:
             raise OSError(code, os.strerror(code))
+        return opened[0] if opened else None
 
-    async def _ask(self, request: bytes) -> bytes:
-        """Return the answer to a request; nothing if the helper has ended."""
+    async def _ask(self, request: bytes, descriptors: Sequence[int]) -> tuple[bytes, list[int]]:
+        """Return the answer to a request, with a descriptor that it brings; nothing if the helper has ended."""
         try:
             await trio.lowlevel.wait_writable(self._socket)
-            self._socket.send(request)
+            socket.send_fds(self._socket, [request], descriptors)
             await trio.lowlevel.wait_readable(self._socket)
-            return self._socket.recv(LARGEST)
+            answer, opened, _, _ = socket.recv_fds(self._socket, LARGEST, 1)
         except OSError:
-            return b""
+            return b"", []
+        for descriptor in opened:
+            os.set_inheritable(descriptor, False)  # noqa: FBT003 - the library's signature
+        return answer, opened
 
     def _replace(self) -> None:
         """Start another helper, as a program: a process that holds secrets and has threads is not to be forked."""

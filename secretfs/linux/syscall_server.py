@@ -13,6 +13,8 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Final, NoReturn
 
+from secretfs.linux.fanotify import mark_opens, open_group
+
 LARGEST: Final = 64 << 10
 """Bytes of a request at most: two paths of PATH_MAX and some."""
 SYSCALLS: Final[Mapping[str, Callable[..., object]]] = {
@@ -22,24 +24,32 @@ SYSCALLS: Final[Mapping[str, Callable[..., object]]] = {
     "mkdir": os.mkdir,
     "unlink": os.unlink,
     "rmdir": os.rmdir,
+    "open_group": open_group,
+    "mark_opens": mark_opens,
 }
-"""What may be asked for, by name."""
+"""What may be asked for, by name. A descriptor that comes with a request is the first argument, paths are the rest."""
+OPENING: Final = frozenset({"open_group"})
+"""Those that return a descriptor, which goes back with the answer."""
 
 _NAME: Final = b"secretfs-helper"
 _PR_SET_NAME: Final = 15  # linux/prctl.h
 
 
 def serve(requests: socket.socket) -> NoReturn:
-    """Answer requests, each a name and paths, with an errno or 0. Ends the process when the other end is closed."""
+    """Answer requests for `SYSCALLS` with an errno or 0. Ends the process when the other end is closed."""
     try:
         ctypes.CDLL(None).prctl(_PR_SET_NAME, _NAME, 0, 0, 0)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
             signal.signal(number, signal.SIG_IGN)  # these are for the daemon; this process ends after it
         os.chdir("/")
         _close_all_but(requests)
-        while request := requests.recv(LARGEST):
+        while (received := socket.recv_fds(requests, LARGEST, 1))[0]:
+            request, descriptors, _, _ = received
             name, *paths = request.split(b"\0")
-            requests.send(_call(name.decode(), paths).to_bytes(2, "big"))
+            code, opened = _call(name.decode(), *descriptors, *paths)
+            socket.send_fds(requests, [code.to_bytes(2, "big")], opened)
+            for descriptor in (*descriptors, *opened):
+                os.close(descriptor)
     finally:
         os._exit(0)
 
@@ -54,12 +64,13 @@ def _close_all_but(kept: socket.socket) -> None:
     os.closerange(max(3, kept.fileno() + 1), last)
 
 
-def _call(name: str, paths: list[bytes]) -> int:
+def _call(name: str, *arguments: int | bytes) -> tuple[int, list[int]]:
+    """Make a call. Returns an errno or 0, and the descriptor that it has opened."""
     try:
-        SYSCALLS[name](*paths)
+        result = SYSCALLS[name](*arguments)
     except OSError as error:
-        return error.errno or errno.EIO
-    return 0
+        return error.errno or errno.EIO, []
+    return 0, [result] if name in OPENING and isinstance(result, int) else []
 
 
 if __name__ == "__main__":

@@ -144,3 +144,41 @@ def test_it_ends_when_the_daemon_is_killed() -> None:
         daemon.kill()
     assert select.select([process], [], [], 10)[0]
     os.close(process)
+
+
+async def test_it_opens_a_descriptor_for_us(helper: SyscallHelper) -> None:
+    group = await helper.call("open_group")
+    assert group is not None
+    assert not os.get_inheritable(group)
+    os.close(group)
+    assert await helper.call("statvfs", b"/") is None
+
+
+def test_a_filter_of_system_calls_costs_a_helper_and_not_the_daemon() -> None:
+    """SystemCallFilter= of a unit written for an older version kills the process that makes a newer call."""
+    code = """
+import ctypes, platform, struct
+import trio
+from secretfs.linux.syscall_helper import SyscallHelper
+
+number = {"x86_64": 300, "aarch64": 262}[platform.machine()]  # fanotify_init
+instructions = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7FFF0000)]
+program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in instructions))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0  # no_new_privs
+descriptor = struct.pack("@HP", len(instructions), ctypes.addressof(program))
+assert libc.prctl(22, 2, ctypes.create_string_buffer(descriptor), 0, 0) == 0  # seccomp
+
+async def main():
+    helper = SyscallHelper.fork()
+    try:
+        await helper.call("open_group")
+    except OSError as error:
+        print(error.strerror)
+    await helper.call("statvfs", b"/")
+    helper.close()
+
+trio.run(main)
+"""
+    done = run([sys.executable, "-c", code])
+    assert done.out == "Broken pipe\n"

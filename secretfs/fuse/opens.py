@@ -1,0 +1,179 @@
+"""Which files are opened, as the kernel reports it: where it opens files without asking us, nothing else tells.
+
+A directory is marked before the kernel learns of a version in it, so no open is missed: until then it asks us for
+attributes. Events are merged and read some times a second. They stay in a descriptor that a supervisor keeps, so those
+from before a takeover count as well.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from secretfs.fs.attributes import Attributes
+from secretfs.fs.caller import Caller
+from secretfs.fs.inode import Directory
+from secretfs.fs.inodes import ROOT_INODE
+from secretfs.fs.vfs import SecretVFS
+from secretfs.linux.fanotify import opened_files
+from secretfs.linux.syscall_helper import SyscallHelper
+
+PAUSE: Final = 0.25
+"""Seconds between two looks at what has been opened. Equal events in between are one."""
+READS: Final = 16
+"""Read(2)s of one look at most: as fast as we read, more may be opened."""
+PATIENCE: Final = 1.0
+"""Seconds for which a request waits until a directory is marked. The mark takes a path walk, and a rename that waits
+for the request may be in the way."""
+
+_UNREPORTED: Final = "the kernel does not report what is opened (fanotify): %s"
+_GONE: Final = (errno.ENOENT, errno.ENOTCONN, errno.ECONNABORTED)
+"""There is no such directory any more, or no mount."""
+
+log = logging.getLogger(__name__)
+
+
+async def group_for_opens(helper: SyscallHelper) -> int | None:
+    """Return the descriptor of a new group for `OpenWatcher`; None where the kernel has none for us.
+
+    The helper opens it: a unit whose SystemCallFilter= does not know fanotify kills the process that does.
+    """
+    try:
+        return await helper.call("open_group")
+    except OSError as error:
+        log.info(_UNREPORTED, error.strerror)
+        return None
+
+
+class Opens:
+    """What the adapter tells of what the kernel knows, so that it reports all opens. This one has none reported."""
+
+    reported = False
+    """Whether the kernel reports all opens of files whose content it has."""
+
+    async def watch(self, file: int) -> None:
+        """Have all later opens of a file reported. Call it before the kernel learns that the file has content."""
+
+    def begin_to_watch(self, file: int) -> None:
+        """Begin to `watch` a file."""
+
+    def forget(self, number: int) -> None:
+        """Take note that the kernel has given up references to an inode."""
+
+    def lookup(self, parent: int, segment: bytes, caller: Caller) -> Attributes | None:
+        """Answer a look-up of ours that must not wait for a store; None for any other."""
+
+
+class OpenWatcher(Opens):
+    """Takes note of all opens of files in the directories that it has marked, with fanotify(7)."""
+
+    def __init__(
+        self, vfs: SecretVFS, group: int, mountpoint: Path, helper: SyscallHelper, nursery: trio.Nursery
+    ) -> None:
+        self._uses = vfs.uses
+        self._changes = vfs.changes
+        self._group = group
+        self._mountpoint = os.fsencode(mountpoint)
+        self._helper = helper
+        self._nursery = nursery
+        self._marked: dict[int, trio.Event] = {}
+        """By the number of the directory; set when the mark is made."""
+        self._one_at_a_time = trio.Lock()
+        self._way: dict[tuple[int, bytes], Directory] = {}
+        """The directories on the way to the one that is being marked."""
+        self._refused = 0
+        """The errno of the last mark that was refused, which has been logged."""
+
+    async def run(self, *, inherited: bool = False) -> None:
+        """Take note of opens. Runs forever, or returns if the kernel does not report them, which the log says.
+
+        Marks first what the kernel knows from a process before us, unless the group is ``inherited`` with its marks.
+        """
+        self._note(opened_files(self._group))
+        root = self._changes.directory(ROOT_INODE)
+        if root is None or not await self._mark(root):
+            return
+        for directory in () if inherited else self._changes.directories_in_use():
+            await self._begin(directory).wait()
+        self.reported = True
+        while True:
+            await trio.lowlevel.wait_readable(self._group)
+            await self.look()
+            await trio.sleep(PAUSE)
+
+    async def look(self) -> None:
+        """Take note of what has been opened until now."""
+        for _ in range(READS):
+            if not self._note(opened_files(self._group)):
+                return
+            await trio.lowlevel.checkpoint()
+
+    def _note(self, opened: Iterable[int | None]) -> bool:
+        """Return whether there was anything."""
+        numbers = set(opened)
+        if None in numbers:
+            log.info("more files were opened at once than the kernel can tell: all count as used")
+            self._uses.note_all()
+        for number in numbers:
+            if number is not None:
+                self._uses.note(number)
+        return bool(numbers)
+
+    async def watch(self, file: int) -> None:
+        """Have all later opens of a file reported: mark its directory, and wait until that is done."""
+        directory = self._changes.directory_of(file)
+        marked = self._begin(directory) if directory else None
+        if marked is not None and not marked.is_set():
+            with trio.move_on_after(PATIENCE):
+                await marked.wait()
+
+    def begin_to_watch(self, file: int) -> None:
+        """Begin to mark the directory of a file."""
+        directory = self._changes.directory_of(file)
+        if directory:
+            self._begin(directory)
+
+    def forget(self, number: int) -> None:
+        """Take note that the kernel has given up references to an inode: a mark of it is gone."""
+        if self._marked.pop(number, None) is not None and (directory := self._changes.directory(number)):
+            self._begin(directory)  # it has been looked up again in the meantime
+
+    def lookup(self, parent: int, segment: bytes, caller: Caller) -> Attributes | None:
+        """Answer a look-up for a mark that is being made, without a store; None for any other."""
+        directory = self._way.get((parent, segment)) if caller.pid == self._helper.pid else None
+        return self._changes.entry_of(directory) if directory else None
+
+    def _begin(self, directory: Directory) -> trio.Event:
+        marked = self._marked.get(directory.number)
+        if marked is None:
+            marked = self._marked[directory.number] = trio.Event()
+            self._nursery.start_soon(self._mark_and_tell, directory, marked)
+        return marked
+
+    async def _mark_and_tell(self, directory: Directory, marked: trio.Event) -> None:
+        try:
+            if not await self._mark(directory) and self._marked.get(directory.number) is marked:
+                del self._marked[directory.number]  # the next request tries again
+        finally:
+            marked.set()
+
+    async def _mark(self, directory: Directory) -> bool:
+        """Have the kernel report what is opened in a directory. Returns whether it does."""
+        path = os.path.join(self._mountpoint, self._changes.path(directory.key))  # noqa: PTH118 - bytes
+        async with self._one_at_a_time:
+            self._way = self._changes.way(directory.key)
+            try:
+                await self._helper.call("mark_opens", path, descriptor=self._group)
+            except OSError as error:
+                level = logging.DEBUG if error.errno in (*_GONE, self._refused) else logging.WARNING
+                if error.errno not in _GONE:
+                    self._refused = error.errno or 0
+                log.log(level, _UNREPORTED, error.strerror)
+                return False
+            finally:
+                self._way = {}
+        return True

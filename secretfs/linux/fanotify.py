@@ -1,0 +1,79 @@
+"""Which files of a directory are opened, and by whom in what container or namespace does not matter: fanotify(7).
+
+A group is of the kind that every user may have (Linux 5.13). It gets the inode number of each file that is opened, and
+the process that opens it waits for nothing. On FUSE that takes Linux 6.8. Equal events are merged until they are read.
+
+What is marked is the inode of a directory. The mark is gone when the kernel forgets the inode, and neither mark nor
+events keep a mount busy. (A mark on the whole superblock would take CAP_SYS_ADMIN. On FUSE it cannot have
+FAN_REPORT_FID, and its events hold a reference to the mount until they are read: umount(8) says "target is busy".)
+"""
+
+import contextlib
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+# linux/fanotify.h
+_CLOEXEC, _NONBLOCK, _REPORT_FID = 0x1, 0x2, 0x200
+_MARK_ADD, _MARK_ONLYDIR, _MARK_EVICTABLE = 0x1, 0x8, 0x200
+_OPEN, _EVENT_ON_CHILD, _Q_OVERFLOW = 0x20, 0x08000000, 0x4000
+_AT_FDCWD: Final = -100
+
+_EVENT: Final = struct.Struct("=IBBHQii")  # event_len, vers, reserved, metadata_len, mask, fd, pid
+_FID: Final = struct.Struct("=BBHQIi")  # info_type, pad, len, fsid, handle_bytes, handle_type; then the handle
+_FUSE_FSID: Final = 0
+_FILEID_INO64_GEN: Final = 0x81  # linux/exportfs.h: how FUSE names an inode (fuse_encode_fh in fs/fuse/inode.c)
+_HANDLE: Final = struct.Struct("=III")  # the upper and the lower half of its number, generation
+
+_AT_ONCE: Final = 64 << 10  # bytes
+
+
+def open_group() -> int:
+    """Return the descriptor of a new group. Raises OSError where there are none, or no more for this user."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    group: int = libc.fanotify_init(_CLOEXEC | _NONBLOCK | _REPORT_FID, os.O_RDONLY | os.O_CLOEXEC)
+    if group < 0:
+        _raise()
+    return group
+
+
+def mark_opens(group: int, directory: bytes) -> None:
+    """Have a group told of each file in a directory that is opened from now on. Marking twice is no error.
+
+    Looks the path up and reads its attributes, so for a directory of our own mount it is `SyscallHelper` that calls it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags, mask = _MARK_ADD | _MARK_ONLYDIR | _MARK_EVICTABLE, ctypes.c_uint64(_OPEN | _EVENT_ON_CHILD)
+    if libc.fanotify_mark(group, flags, mask, _AT_FDCWD, directory) != 0:
+        _raise()
+
+
+def opened_files(group: int) -> Iterator[int | None]:
+    """Yield the inode numbers of the FUSE files that have been opened since the last call, each once or more.
+
+    None means that more files have been opened than the kernel remembers, 16,384 by default.
+    """
+    with contextlib.suppress(BlockingIOError):
+        while events := os.read(group, _AT_ONCE):
+            yield from _parse(events)
+
+
+def _parse(events: bytes) -> Iterator[int | None]:
+    place = 0
+    while place < len(events):
+        length, _, _, header, mask, _, _ = _EVENT.unpack_from(events, place)
+        if mask & _Q_OVERFLOW:
+            yield None
+        elif length >= header + _FID.size + _HANDLE.size:
+            _, _, _, fsid, _, kind = _FID.unpack_from(events, place + header)
+            if fsid == _FUSE_FSID and kind == _FILEID_INO64_GEN:  # else another file system has come to that path
+                upper, lower, _ = _HANDLE.unpack_from(events, place + header + _FID.size)
+                yield upper << 32 | lower
+        place += length
+
+
+def _raise() -> None:
+    code = ctypes.get_errno()
+    raise OSError(code, os.strerror(code))

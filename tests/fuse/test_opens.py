@@ -1,0 +1,200 @@
+"""Opens are learnt from the kernel, in each directory from when it is marked: on a real mount, with a real helper."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import trio
+
+from secretfs.fs.attributes import Attributes
+from secretfs.fs.caller import Caller
+from secretfs.fs.inode import Directory
+from secretfs.fs.inodes import ROOT_INODE
+from secretfs.fs.keys import DirectoryKey, FolderKey, RootKey
+from secretfs.fs.vfs import SecretVFS
+from secretfs.fuse.opens import OpenWatcher
+from secretfs.linux.fanotify import open_group
+from secretfs.linux.syscall_helper import SyscallHelper
+from tests.conftest import ExpectLog
+from tests.support.canary import secret
+from tests.support.manifests import component
+from tests.support.mounted import Mounted, mounted
+from tests.support.until import until
+
+pytestmark = pytest.mark.mount
+
+ENV = {"SFS_A": secret("a"), "SFS_B": secret("b")}
+
+
+class Known:
+    """What the kernel knows, and what is noted: in the place of `Changes` and `Uses`."""
+
+    def __init__(self, mount: Path) -> None:
+        self.mount = mount
+        self.directories = {ROOT_INODE: Directory(ROOT_INODE, RootKey())}
+        number = (mount / "env").stat().st_ino
+        self.env = self.directories[number] = Directory(number, FolderKey("env"))
+        self.where: dict[DirectoryKey, bytes] = {RootKey(): b"", FolderKey("env"): b"env"}
+        self.opened: list[int] = []
+        self.all = 0
+
+    def directory(self, number: int) -> Directory | None:
+        return self.directories.get(number)
+
+    def directory_of(self, file: int) -> Directory | None:
+        return None if file in self.directories else self.env
+
+    def directories_in_use(self) -> list[Directory]:
+        return [self.env]
+
+    def path(self, key: DirectoryKey) -> bytes:
+        return self.where[key]
+
+    def way(self, key: DirectoryKey) -> dict[tuple[int, bytes], Directory]:
+        return {} if key == RootKey() else {(ROOT_INODE, b"env"): self.env}
+
+    def entry_of(self, directory: Directory) -> Attributes:
+        return cast("Attributes", directory)
+
+    def note(self, number: int) -> None:
+        self.opened.append(number)
+
+    def note_all(self) -> None:
+        self.all += 1
+
+    def number(self, name: str) -> int:
+        return (self.mount / "env" / name).stat().st_ino
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mounted]:
+    component(tmp_path / "components", "env", "local.env", {"prefix": "SFS_"})
+    with mounted(tmp_path / "components", env=ENV) as mount:
+        yield mount
+
+
+@pytest.fixture
+def helper() -> Iterator[SyscallHelper]:
+    helper = SyscallHelper.fork()
+    yield helper
+    helper.close()
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(helper.pid, 0)
+
+
+@pytest.fixture
+def group() -> Iterator[int]:
+    group = open_group()
+    yield group
+    os.close(group)
+
+
+@pytest.fixture
+def known(mount: Mounted) -> Known:
+    return Known(mount.path)
+
+
+@pytest.fixture
+def opens(known: Known, group: int, helper: SyscallHelper, nursery: trio.Nursery) -> OpenWatcher:
+    vfs = cast("SecretVFS", SimpleNamespace(uses=known, changes=known))
+    return OpenWatcher(vfs, group, known.mount, helper, nursery)
+
+
+async def read(path: Path) -> None:
+    await trio.to_thread.run_sync(path.read_bytes)
+
+
+async def test_each_open_of_a_watched_file_is_noted(opens: OpenWatcher, known: Known) -> None:
+    await opens.watch(known.number("A"))
+    await read(known.mount / "env/A")
+    await opens.look()
+    assert known.opened == [known.number("A")]
+    await read(known.mount / "env/B")  # of the same directory
+    await opens.look()
+    assert known.opened == [known.number("A"), known.number("B")]
+
+
+async def test_they_are_noted_while_it_runs(opens: OpenWatcher, known: Known, nursery: trio.Nursery) -> None:
+    assert not opens.reported
+    nursery.start_soon(opens.run)
+    await until(lambda: opens.reported)
+    await read(known.mount / "env/A")  # whose directory a process before us has told the kernel of
+    await until(lambda: known.opened == [known.number("A")])
+
+
+async def test_what_was_opened_while_no_process_served_is_noted_first(
+    opens: OpenWatcher, known: Known, group: int, helper: SyscallHelper, nursery: trio.Nursery
+) -> None:
+    await opens.watch(known.number("A"))
+    await read(known.mount / "env/A")
+    vfs = cast("SecretVFS", SimpleNamespace(uses=known, changes=known))
+    next_one = OpenWatcher(vfs, group, known.mount, helper, nursery)
+    nursery.start_soon(lambda: next_one.run(inherited=True))
+    await until(lambda: next_one.reported)
+    assert known.opened == [known.number("A")]
+
+
+async def test_a_directory_that_the_kernel_forgets_is_marked_again(opens: OpenWatcher, known: Known) -> None:
+    await opens.watch(known.number("A"))
+    del known.directories[known.env.number]
+    opens.forget(known.env.number)
+    known.directories[known.env.number] = known.env
+    await trio.to_thread.run_sync(Path("/proc/sys/vm/drop_caches").write_text, "2")
+    await opens.watch(known.number("A"))
+    await read(known.mount / "env/A")
+    await opens.look()
+    assert known.opened == [known.number("A")]
+
+
+async def test_one_that_it_has_looked_up_again_meanwhile_is_marked_at_once(opens: OpenWatcher, known: Known) -> None:
+    await opens.watch(known.number("A"))
+    opens.forget(known.env.number)
+    opens.begin_to_watch(known.number("A"))  # joins the mark that has begun
+    await opens.watch(known.number("A"))
+    await read(known.mount / "env/A")
+    await opens.look()
+    assert known.opened == [known.number("A")]
+
+
+async def test_a_mark_that_fails_is_tried_again(opens: OpenWatcher, known: Known) -> None:
+    known.where[FolderKey("env")] = b"gone"
+    await opens.watch(known.number("A"))
+    known.where[FolderKey("env")] = b"env"
+    await opens.watch(known.number("A"))
+    await read(known.mount / "env/A")
+    await opens.look()
+    assert known.opened == [known.number("A")]
+
+
+async def test_a_kernel_that_reports_nothing(
+    known: Known, helper: SyscallHelper, nursery: trio.Nursery, expect_log: ExpectLog
+) -> None:
+    expect_log("the kernel does not report what is opened")
+    no_group, other_end = os.pipe()
+    vfs = cast("SecretVFS", SimpleNamespace(uses=known, changes=known))
+    opens = OpenWatcher(vfs, no_group, known.mount, helper, nursery)
+    os.close(other_end)
+    await opens.run()
+    os.close(no_group)
+    assert not opens.reported
+
+
+async def test_its_own_look_ups_wait_for_no_store(opens: OpenWatcher, known: Known, helper: SyscallHelper) -> None:
+    seen: list[object] = []
+    ours, other = Caller(0, 0, helper.pid), Caller(0, 0, os.getpid())
+    call = helper.call
+
+    async def spy(name: str, *paths: bytes, descriptor: int | None = None) -> None:
+        seen.append(opens.lookup(ROOT_INODE, b"env", ours))
+        seen.append(opens.lookup(ROOT_INODE, b"env", other))
+        seen.append(opens.lookup(ROOT_INODE, b"other", ours))
+        await call(name, *paths, descriptor=descriptor)
+
+    helper.call = spy  # type: ignore[method-assign]
+    await opens.watch(known.number("A"))
+    assert seen == [known.env, None, None]
+    assert opens.lookup(ROOT_INODE, b"env", ours) is None  # only while it makes a mark

@@ -1,0 +1,86 @@
+"""What is opened, as the kernel reports it: of a real mount, and of nothing else."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from secretfs.linux.fanotify import mark_opens, open_group, opened_files
+from tests.support.canary import secret
+from tests.support.manifests import component
+from tests.support.mounted import Mounted, mounted
+from tests.support.shell import run
+
+pytestmark = pytest.mark.mount
+
+ENV = {"SFS_A": secret("a"), "SFS_B": secret("b")}
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mounted]:
+    component(tmp_path / "components", "env", "local.env", {"prefix": "SFS_"})
+    with mounted(tmp_path / "components", env=ENV) as mount:
+        yield mount
+
+
+@pytest.fixture
+def group() -> Iterator[int]:
+    group = open_group()
+    yield group
+    os.close(group)
+
+
+def number(path: Path) -> int:
+    return path.stat().st_ino
+
+
+def test_an_open_is_reported_with_the_number_of_the_file(mount: Mounted, group: int) -> None:
+    mark_opens(group, os.fsencode(mount.path / "env"))
+    (mount.path / "env/A").read_bytes()
+    (mount.path / "env/B").open("rb").close()
+    assert set(opened_files(group)) == {number(mount.path / "env/A"), number(mount.path / "env/B")}
+    assert list(opened_files(group)) == []
+
+
+def test_nothing_else_is_reported(mount: Mounted, group: int) -> None:
+    mark_opens(group, os.fsencode(mount.path / "env"))
+    run("find", mount.path, "-size", "+0", "-ls")
+    run("ls", "-la", mount.path / "env")
+    os.getxattr(mount.path / "env/A", "user.secretfs.fetched")
+    os.close(os.open(mount.path / "env/A", os.O_PATH))
+    (mount.path / ".secretfs/status.json").read_bytes()  # of another directory
+    assert list(opened_files(group)) == []
+
+
+def test_equal_opens_are_one_until_they_are_read(mount: Mounted, group: int) -> None:
+    mark_opens(group, os.fsencode(mount.path / "env"))
+    for _ in range(1000):
+        (mount.path / "env/A").open("rb").close()
+    assert list(opened_files(group)) == [number(mount.path / "env/A")]
+
+
+def test_who_opens_does_not_matter(mount: Mounted, group: int, tmp_path: Path) -> None:
+    """Through a bind mount, from another mount and process namespace, and by another user's process."""
+    mark_opens(group, os.fsencode(mount.path / "env"))
+    script = 'mount --bind "$1/env" "$2" && exec cat "$2/A"'
+    (tmp_path / "bound").mkdir()
+    run("unshare", "-m", "-p", "-f", "sh", "-c", script, "sh", mount.path, tmp_path / "bound")
+    assert set(opened_files(group)) == {number(mount.path / "env/A")}
+
+
+def test_events_do_not_keep_a_mount_busy(mount: Mounted, group: int) -> None:
+    mark_opens(group, os.fsencode(mount.path / "env"))
+    (mount.path / "env/A").read_bytes()
+    assert run("umount", mount.path).returncode == 0
+
+
+def test_a_queue_that_overflows_says_so_and_other_file_systems_do_not_count(group: int, tmp_path: Path) -> None:
+    mark_opens(group, os.fsencode(tmp_path))
+    limit = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text("ascii"))
+    for name in range(limit + 1):
+        (tmp_path / str(name)).touch()
+    numbers: set[int | None] = set()
+    while found := set(opened_files(group)):
+        numbers |= found
+    assert numbers == {None}
