@@ -16,6 +16,7 @@ from tests.support.servers.openbao import OpenBao
 from tests.support.servers.postgres import Postgres
 from tests.support.shell import errno_of, lines, output, run, wait_until
 from tests.support.vault_auth import count, logins
+from tests.support.waiting import PATIENCE
 from tests.support.watching import watching
 
 __all__ = ["database"]
@@ -199,7 +200,7 @@ def test_the_real_end(mount: Mounted, engine: Engine, end: str, *, restarted: bo
         case "stop":
             mount.process.send_signal(signal.SIGTERM)
     wait_until(lambda: engine.users() == [])
-    assert mount.process.wait(10) == 0
+    assert mount.process.wait(PATIENCE) == 0
     assert count(engine.server, "auth/token/revoke-self") == 1
 
 

@@ -19,6 +19,7 @@ from tests.support.mounted import mounted
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.servers.openbao import OpenBao
 from tests.support.shell import wait_until
+from tests.support.waiting import PATIENCE
 from tests.support.watching import Watch, watching
 
 __all__ = ["file"]
@@ -84,7 +85,7 @@ def service(components: Path, directory: Path) -> Iterator[Service]:
                 yield Service(process, manager)
             finally:
                 process.terminate()
-                process.wait(20)
+                process.wait(PATIENCE)
                 end_daemons(point)
 
 

@@ -62,7 +62,6 @@ def test_thirty_apps_ask_as_often_as_one(host_of_many: Host) -> None:
     assert made[1] == made[0]
 
 
-@pytest.mark.timeout(300)
 def test_a_thousand_apps(host_of_many: Host, tmp_path: Path) -> None:
     """app-17: Among a thousand apps one is added, changed or removed without an error for readers of the others."""
     apps = [f"app-{number:03}" for number in range(1000)]
@@ -96,12 +95,12 @@ def test_a_thousand_apps(host_of_many: Host, tmp_path: Path) -> None:
                 assert read_as(owner, added) == secret("1")
             before = mount.worker
             os.kill(before, signal.SIGKILL)
-            wait_until(lambda: daemons(mount.path) not in ([], [before]), within=60)
+            wait_until(lambda: daemons(mount.path) not in ([], [before]))
             assert read_as(NOBODY - 1, added) == secret("1")
             assert secretfs("apps", "remove", mount.path, "added").status == 0
             assert errno_of(added.stat) == "ENOENT"
             done = readers.done
-            wait_until(lambda: readers.done > done + 3, within=60)
+            wait_until(lambda: readers.done > done + 3)
         assert readers.failures == []
         assert sorted(os.listdir(mount.path)) == apps  # noqa: PTH208 - names are what counts
         assert {(mount.path / app).stat().st_uid - FIRST_USER for app in apps} == set(range(1000))

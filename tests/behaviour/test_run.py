@@ -18,6 +18,7 @@ from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import fuse_mounts
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.shell import wait_for, wait_until
+from tests.support.waiting import PATIENCE
 
 __all__ = ["file"]
 
@@ -95,7 +96,7 @@ def test_nobody_else_sees_it(manifests: Path) -> None:
         beside = children(command.process.pid)
         assert len(beside) == 2  # the command and the daemon
         command.process.terminate()
-        command.process.wait(10)
+        command.process.wait(PATIENCE)
     assert [pid for pid in beside if Path(f"/proc/{pid}").exists()] == []
     assert os.listdir(place) == []  # noqa: PTH208
 
@@ -173,7 +174,7 @@ def test_signals(manifests: Path) -> None:
             expected.append(name)
             command.wait_for(*expected)
         command.process.terminate()
-        assert command.process.wait(10) == 7
+        assert command.process.wait(PATIENCE) == 7
         assert command.lines == [*expected, "TERM"]
 
 
@@ -241,7 +242,7 @@ def test_nothing_at_a_change(manifests: Path, file: SecretsFile) -> None:
     with running(manifests, f"cat $SECRETFS/file/a > /dev/null; echo up; {script}") as command:
         command.wait_for("up")
         file.write({"a": NEW, "b": NEW})
-        assert command.process.wait(10) == 0
+        assert command.process.wait(PATIENCE) == 0
         assert command.lines == ["up", "new"]
 
 
@@ -253,7 +254,7 @@ def test_a_restart_at_a_change(manifests: Path, file: SecretsFile) -> None:
         file.write({"a": NEW, "b": NEW})
         command.wait_for("up", "read", "bye", "up", "read")
         command.process.terminate()
-        assert command.process.wait(10) == 5
+        assert command.process.wait(PATIENCE) == 5
         assert command.lines == ["up", "read", "bye", "up", "read", "bye"]
 
 
@@ -264,7 +265,7 @@ def test_the_end_of_a_restarted_command(manifests: Path, file: SecretsFile) -> N
     with running(manifests, script, "--on-change=restart") as command:
         command.wait_for("up")
         file.write({"a": NEW, "b": NEW})
-        assert command.process.wait(10) == 3
+        assert command.process.wait(PATIENCE) == 3
         assert command.lines == ["up"]
 
 

@@ -16,6 +16,7 @@ from tests.support.command import ROOT
 from tests.support.manifests import component
 from tests.support.shell import errno_of, wait_until
 from tests.support.systemd import System
+from tests.support.waiting import PATIENCE
 from tests.support.watching import watching
 
 pytestmark = pytest.mark.mount
@@ -145,9 +146,7 @@ def test_killed(service: System) -> None:
     service.systemctl("start", UNIT)
     before = service.show(UNIT, "MainPID")
     signal_daemon(service, "KILL")
-    begun = time.monotonic()
     wait_until(lambda: service.show(UNIT, "MainPID") not in (before, "0") and is_readable(service))
-    assert time.monotonic() - begun < 1
     assert service.show(UNIT, "NRestarts") == "1"
 
 
@@ -164,7 +163,7 @@ def test_readers_of_a_killed_daemon(service: System) -> None:
         service.wait_for(UNIT, "active")
         assert held.read() == secret("unit")
     assert reader.failed == []
-    assert reader.worst < 1
+    assert reader.worst < PATIENCE
 
 
 def test_files_of_another_user(service: System, tmp_path: Path) -> None:

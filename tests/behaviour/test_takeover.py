@@ -30,7 +30,7 @@ from tests.support.servers.openbao import OpenBao
 from tests.support.shell import errno_of, stop, wait_until
 from tests.support.values import sealed, unsealed
 from tests.support.vault_fixtures import Folder
-from tests.support.waiting import wait_for_text
+from tests.support.waiting import PATIENCE, wait_for_text, wchan
 from tests.support.watching import watching
 
 __all__ = ["file"]
@@ -64,11 +64,6 @@ def killed(mount: Mounted, number: signal.Signals = signal.SIGKILL) -> None:
     before = mount.log.count("took over")
     os.kill(mount.worker, number)
     mount.said("took over", before + 1)
-
-
-def wchan(thread: threading.Thread) -> str:
-    """Return where in the kernel a thread waits (proc_pid_wchan(5))."""
-    return Path(f"/proc/self/task/{thread.native_id}/wchan").read_text(encoding="ascii")
 
 
 @contextmanager
@@ -191,7 +186,7 @@ def test_who_waits_is_answered(tmp_path: Path, own_server: OpenBao) -> None:
             reader.start()
             wait_until(lambda: "request_wait_answer" in wchan(reader))
             killed(mount)
-        reader.join(20)
+        reader.join(PATIENCE)
         assert read == [OLD]
 
 
@@ -280,7 +275,7 @@ def test_a_worker_that_always_ends_at_once(components: Path) -> None:
         assert done.status == 3
         assert reason in done.err
         assert secretfs("unmount", mount.path).status == 0
-        assert mount.process.wait(20) == 2
+        assert mount.process.wait(PATIENCE) == 2
         assert last_failure(str(mount.path)) == ""
 
 
@@ -455,7 +450,7 @@ def test_unmounted_meanwhile(components: Path, trouble: Callable[[Mounted], None
         subprocess.run([*command, str(mount.path)], env=environment(), check=True)
         assert secretfs("mount", "--resources-path", other, mount.path).status == 0
         try:
-            mount.process.wait(20)
+            mount.process.wait(PATIENCE)
             assert os.listdir(mount.path) == ["env"]  # noqa: PTH208
             assert len(daemons(mount.path)) == 1
         finally:
@@ -470,7 +465,7 @@ def test_what_cannot_be_taken_over_while_a_store_is_down(components: Path, file:
         assert errno_of(os.listdir, mount.path) == "ENOTCONN"
         assert "secrets.json" in secretfs("status", mount.path).err
         assert secretfs("unmount", mount.path).status == 0
-        assert mount.process.wait(20) == 2
+        assert mount.process.wait(PATIENCE) == 2
 
 
 def spoil_journal(mount: Mounted, offset: int, data: bytes, meanwhile: Callable[[], object] = lambda: None) -> None:
@@ -509,7 +504,7 @@ def test_a_supervisor_leaves_the_mount_of_another_alone(components: Path) -> Non
         subprocess.run(["umount", "--lazy", str(mount.path)], check=True)
         assert secretfs("mount", "--resources-path", components, mount.path).status == 0
         mount.process.send_signal(signal.SIGTERM)
-        assert mount.process.wait(20) == 0
+        assert mount.process.wait(PATIENCE) == 0
         assert (mount.path / "file/token").read_text() == OLD
         assert secretfs("unmount", mount.path).status == 0
 

@@ -20,6 +20,7 @@ from tests.support.mounted import Mounted, fuse_mounts, mounted
 from tests.support.readers import Readers
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.shell import errno_of, wait_until
+from tests.support.waiting import PATIENCE
 from tests.support.watching import watching
 
 __all__ = ["file"]
@@ -126,7 +127,7 @@ def test_an_upgrade_of_a_live_mount(
         assert (directory / "token").read_text() == NEW
         assert secretfs("status", mount.path).status == 0
         assert secretfs("unmount", mount.path).status == 0
-        mount.process.wait(20)
+        mount.process.wait(PATIENCE)
 
 
 def test_a_downgrade_of_a_live_mount(components: Path, site: Site, tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_a_downgrade_of_a_live_mount(components: Path, site: Site, tmp_path: Pat
         assert (mount.path / "env/KEY").read_text() == OLD
         assert errno_of((mount.path / "file/nothing").stat) == "ENOENT"
         assert secretfs("unmount", mount.path).status == 0
-        assert mount.process.wait(20) == 0  # what the version before does not know of is no reason to go on
+        assert mount.process.wait(PATIENCE) == 0  # what the version before does not know of is no reason to go on
         assert str(mount.path) not in fuse_mounts()
 
 

@@ -21,6 +21,7 @@ from tests.support.mounted import Mounted, mounted
 from tests.support.servers.openbao import OpenBao, openbao
 from tests.support.shell import errno_of, lines, output, refused_mount, run, wait_until
 from tests.support.vault_fixtures import openbao_tls_server
+from tests.support.waiting import PATIENCE
 
 __all__ = ["openbao_tls_server"]
 
@@ -341,7 +342,7 @@ def test_unreachable_then_back(tmp_path: Path) -> None:
             wait_until(lambda: errno_of(path.read_bytes) == "EIO")
             assert mount.process.poll() is None
             mount.process.send_signal(signal.SIGTERM)  # also with its store down it ends at once
-            assert mount.process.wait(5) == 0
+            assert mount.process.wait(PATIENCE) == 0
 
 
 def test_token_file_is_read_again(server: OpenBao, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tests.support.mounted import mounted
 from tests.support.servers.faulty import Faulty
 from tests.support.shell import stop
 from tests.support.vault_fixtures import Folder, kv, openbao_server
+from tests.support.waiting import PATIENCE
 
 __all__ = ["kv", "openbao_server"]
 
@@ -370,7 +371,7 @@ def on_a_terminal(*arguments: str, columns: int = 80) -> list[str]:
         with contextlib.suppress(OSError):  # nobody has the other end any more
             while data := screen.read(4096):
                 said += data
-        process.wait(20)
+        process.wait(PATIENCE)
     text = re.sub(r"\x1b\[[0-9;?]*[a-ln-zA-JL-Z]|\x1b\[[0-9;]*m", "", said.decode())
     rows = [row.removesuffix("\r") for row in text.split("\n")]
     return [row.rpartition("\r")[2].removeprefix("\x1b[K") for row in rows]

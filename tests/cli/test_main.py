@@ -17,6 +17,7 @@ from tests.support.command import ROOT, SECRETFS, Done, end_daemons, environment
 from tests.support.fake_type import Fakes, reference
 from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import daemons, fuse_mounts
+from tests.support.waiting import PATIENCE
 
 COMMANDS: tuple[list[str], ...] = ([], ["mount"], ["unmount"], ["check"], ["status"], ["refresh"], ["doctor"], ["run"])
 SOURCES = ["--resources-path", "--config", "--app-id", "--apps", "--disable-builtin-k8s-secret-store"]
@@ -437,7 +438,7 @@ def test_interrupted_it_ends_without_a_traceback(fakes: Fakes, mountpoint: Path)
     )  # fmt: skip
     fifo.read_text(encoding="ascii")  # the store is being opened
     os.killpg(process.pid, 2)  # as a terminal does for Ctrl-C
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=PATIENCE)
     assert (process.returncode, said.strip()) == (130, "")
 
 

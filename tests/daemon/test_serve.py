@@ -19,6 +19,7 @@ from tests.support.canary import secret
 from tests.support.command import background, in_namespace
 from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import mounted, supervisor
+from tests.support.waiting import PATIENCE
 
 ENV = {"SFS_A": secret("a"), "SFS_B": secret("b")}
 
@@ -123,7 +124,7 @@ class TestTheEnd:
     def test_by_unmounting_is_success(self, components: Path) -> None:
         with mounted(components) as mount:
             subprocess.run(["umount", str(mount.path)], check=True)
-            assert mount.process.wait(10) == 0
+            assert mount.process.wait(PATIENCE) == 0
 
 
 async def _ended(process: int) -> bool:

@@ -16,6 +16,7 @@ import pytest
 from secretfs.daemon.processes import clear_failure, last_failure
 from tests.support.command import ROOT
 from tests.support.shell import wait_until
+from tests.support.waiting import PATIENCE
 
 PRELUDE = """
 import os, signal, socket, sys, time
@@ -77,7 +78,7 @@ def supervised(
 @pytest.mark.parametrize(("end", "status"), [("sys.exit(4)", 4), ("os.kill(os.getpid(), 9)", 137), ("sys.exit(0)", 0)])
 def test_a_first_worker_that_never_was_ready_is_the_end(tmp_path: Path, end: str, status: int) -> None:
     with supervised(tmp_path, end) as s:
-        assert s.process.wait(20) == status
+        assert s.process.wait(PATIENCE) == status
         assert s.count == 1
 
 
@@ -96,7 +97,7 @@ def test_what_a_worker_has_kept_the_next_one_gets(tmp_path: Path) -> None:
         manager.remove("journal")
     """
     with supervised(tmp_path, worker) as s:
-        assert s.process.wait(20) == 0
+        assert s.process.wait(PATIENCE) == 0
         told = (tmp_path / "told").read_text(encoding="utf-8")
         assert told == "{'connection': 'connection', 'journal': 'newer'}" + str(tmp_path)
         assert s.count == 4
@@ -115,7 +116,7 @@ def test_a_worker_that_does_not_answer_is_replaced(tmp_path: Path) -> None:
         manager.remove("connection")
     """
     with supervised(tmp_path, worker, settings="s.WATCHDOG = 1.0") as s:
-        assert s.process.wait(20) == 0
+        assert s.process.wait(PATIENCE) == 0
         assert s.count == 2
         assert "does not answer: it is killed" in s.log.read_text(encoding="utf-8")
 
@@ -130,7 +131,7 @@ def test_who_ends_at_once_again_and_again_is_given_up_with_the_reason(tmp_path: 
     mountpoint = str(tmp_path / "mnt")
     try:
         with supervised(tmp_path, worker, settings=NO_PAUSES) as s:
-            assert s.process.wait(20) == 4
+            assert s.process.wait(PATIENCE) == 4
             assert s.count == 1 + 6
             assert "giving up, trying again in 30 s or at SIGHUP: it is Tuesday" in s.log.read_text("utf-8")
         assert last_failure(mountpoint) == "it is Tuesday"
@@ -146,7 +147,7 @@ def test_a_signal_that_comes_before_the_program_does_is_not_lost(tmp_path: Path)
         "w._become_worker = lambda *a: (w.os.kill(w.os.getpid(), signal.SIGTERM), become(*a))"
     )
     with supervised(tmp_path, "time.sleep(60)", settings=settings) as s:
-        assert s.process.wait(5) == 128 + signal.SIGTERM
+        assert s.process.wait(PATIENCE) == 128 + signal.SIGTERM
         assert s.count == 0
 
 
@@ -160,7 +161,7 @@ def test_who_is_killed_from_outside_is_never_given_up(tmp_path: Path) -> None:
         manager.remove("connection")
     """
     with supervised(tmp_path, worker, settings=NO_PAUSES) as s:
-        assert s.process.wait(30) == 0
+        assert s.process.wait(PATIENCE) == 0
         assert s.count == 20
 
 
@@ -177,7 +178,7 @@ def test_who_is_killed_before_it_is_ready_is_never_given_up_either(tmp_path: Pat
         manager.remove("connection")
     """
     with supervised(tmp_path, worker, settings=NO_PAUSES) as s:
-        assert s.process.wait(30) == 0
+        assert s.process.wait(PATIENCE) == 0
         assert s.count == 20
 
 
@@ -196,7 +197,7 @@ def test_giving_up_loses_the_mount_and_not_what_its_stores_were_lent(tmp_path: P
     """
     settings = f"{NO_PAUSES}; r.RETRIES = (0.01, 0.01); s.Supervisor._is_there = lambda self: True"
     with supervised(tmp_path, worker, settings=settings) as s:
-        assert s.process.wait(20) == 0
+        assert s.process.wait(PATIENCE) == 0
         assert "giving up, trying again" in s.log.read_text(encoding="utf-8")
     assert (tmp_path / "held").read_text(encoding="utf-8") == "{'leases': 'leases'}"
 
@@ -213,7 +214,7 @@ def test_a_working_directory_that_is_gone_costs_nothing(tmp_path: Path) -> None:
     """
     (tmp_path / "gone").mkdir()
     with supervised(tmp_path, worker, cwd=tmp_path / "gone") as s:
-        assert s.process.wait(20) == 0
+        assert s.process.wait(PATIENCE) == 0
         assert s.count == 2
 
 
@@ -237,7 +238,7 @@ def test_a_machine_without_room_for_a_worker_costs_nobody_the_mount(tmp_path: Pa
         wait_until(lambda: s.log.read_text("utf-8").count("cannot start a process: ") > 2)
         assert s.process.poll() is None
         resource.prlimit(s.process.pid, resource.RLIMIT_NOFILE, limits)
-        assert s.process.wait(20) == 0
+        assert s.process.wait(PATIENCE) == 0
         assert s.count == 2
 
 
@@ -252,7 +253,7 @@ def test_signals_reach_the_worker_and_a_last_one_ends_both(tmp_path: Path) -> No
         wait_until((tmp_path / "up").exists)
         s.signal_until(signal.SIGHUP, tmp_path / "hup")
         s.process.send_signal(signal.SIGTERM)
-        assert s.process.wait(20) == 0
+        assert s.process.wait(PATIENCE) == 0
         assert s.count == 1
 
 
@@ -266,7 +267,7 @@ def test_a_worker_that_does_not_end_when_asked_is_killed(tmp_path: Path) -> None
     with supervised(tmp_path, worker, settings="s.STOP_TIMEOUT = 0.3") as s:
         wait_until((tmp_path / "up").exists)
         s.process.send_signal(signal.SIGTERM)
-        assert s.process.wait(20) == 0
+        assert s.process.wait(PATIENCE) == 0
 
 
 def test_nobody_else_is_listened_to(tmp_path: Path) -> None:
@@ -282,7 +283,7 @@ def test_nobody_else_is_listened_to(tmp_path: Path) -> None:
         manager.remove("connection")
     """
     with supervised(tmp_path, worker) as s:
-        assert s.process.wait(20) == 0
+        assert s.process.wait(PATIENCE) == 0
         assert s.count == 2
 
 
@@ -294,4 +295,4 @@ def test_it_is_small(tmp_path: Path) -> None:
         (rss,) = [int(line.split()[1]) for line in maps.splitlines() if line.startswith("Pss:")]
         assert rss < 24 << 10
         s.process.send_signal(signal.SIGTERM)
-        assert s.process.wait(20) == 0
+        assert s.process.wait(PATIENCE) == 0

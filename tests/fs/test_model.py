@@ -662,7 +662,6 @@ def only_defects() -> None:
     logging.getLogger("secretfs").setLevel(logging.ERROR)
 
 
-@pytest.mark.timeout(600)  # hundreds of scripts: on a loaded machine they take minutes
 @pytest.mark.usefixtures("only_defects")
 @settings(
     max_examples=EXAMPLES,

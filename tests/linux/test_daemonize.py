@@ -20,6 +20,7 @@ from tests.support.command import (
 from tests.support.fake_type import Fakes
 from tests.support.manifests import component
 from tests.support.mounted import daemons, fuse_mounts, supervisor, wait_for_end
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.mount
 
@@ -66,7 +67,7 @@ class TestOnceItIsUp:
         try:
             done = subprocess.run(
                 ["bash", "-c", f'{line}; echo "${{PIPESTATUS[0]}}"'],
-                env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=20, check=True,
+                env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=True,
             )  # fmt: skip
             assert done.stdout == "0\n"
             assert len(daemons(point)) == 1
@@ -102,7 +103,7 @@ class TestBeforeItIsUp:
                 [*SECRETFS, "mount", "--resources-path", str(fakes.directory), str(point)],
                 env=environment(fakes.env), stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
-            assert process.wait(20) == 0
+            assert process.wait(PATIENCE) == 0
             recorded = (tmp_path / "record").read_text(encoding="ascii")
             assert recorded == f"{process.pid} {process.pid}"
         finally:
@@ -120,7 +121,7 @@ class TestBeforeItIsUp:
         fifo.read_text(encoding="ascii")
         (child,) = set(daemons(point)) - {process.pid}  # the worker: the supervisor has a name of its own
         os.kill(child, signal.SIGKILL)
-        assert process.wait(20) == 128 + signal.SIGKILL
+        assert process.wait(PATIENCE) == 128 + signal.SIGKILL
         assert str(point) not in fuse_mounts()
 
     def test_a_caller_that_is_gone_does_not_take_the_mount_with_it(self, fakes: Fakes, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ class TestBeforeItIsUp:
         try:
             with fifo.open(encoding="ascii") as record:  # until it is read, the store is not open
                 process.kill()
-                process.wait(20)
+                process.wait(PATIENCE)
                 record.read()
             while not point.joinpath("a").exists() and daemons(point):
                 pass

@@ -27,6 +27,7 @@ from tests.support.fake_type import Fakes
 from tests.support.manifests import component
 from tests.support.mounted import daemons, fuse_mounts, supervisor, wait_for_end
 from tests.support.shell import wait_until
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.mount
 
@@ -82,7 +83,7 @@ def pipe() -> Iterator[Pipe]:
 
 def read(path: Path) -> str:
     """Read a file in a process that can be killed if it hangs."""
-    return subprocess.run(["cat", path], capture_output=True, text=True, timeout=20, check=True).stdout
+    return subprocess.run(["cat", path], capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
 
 
 class TestNobodyWaits:
@@ -109,7 +110,7 @@ class TestNobodyWaits:
             wait_until(lambda: pipe.holds("INFO took over the mount"))
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(PATIENCE)
             end_daemons(point)
 
     @pytest.mark.parametrize("reader_leaves", [False, True])
@@ -125,7 +126,7 @@ class TestNobodyWaits:
         try:
             if reader_leaves:
                 pipe.close()
-            assert process.communicate(timeout=20)[0] == secret()
+            assert process.communicate(timeout=PATIENCE)[0] == secret()
         finally:
             process.kill()
             process.wait()
@@ -133,7 +134,7 @@ class TestNobodyWaits:
     def test_an_error_is_the_last_word_and_not_waited_for_either(self, tmp_path: Path, pipe: Pipe) -> None:
         done = subprocess.run(
             [*SECRETFS, "mount", tmp_path / "none"],
-            env=environment(), stdin=subprocess.DEVNULL, stderr=pipe.write_end, timeout=30, check=False,
+            env=environment(), stdin=subprocess.DEVNULL, stderr=pipe.write_end, timeout=PATIENCE, check=False,
         )  # fmt: skip
         assert done.returncode == 3
         assert not runtime_file(tmp_path / "none", ".log").exists()
@@ -148,7 +149,7 @@ class Blocked(logging.StreamHandler[io.StringIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.busy.set()
-        self.released.wait(20)
+        self.released.wait(PATIENCE)
         super().emit(record)
 
 
@@ -172,7 +173,7 @@ def test_lines_that_the_thread_has_no_room_for_are_counted(
     disk.setFormatter(logging.Formatter("%(message)s %(lost)d"))
     log_in_thread()
     root.info("0")
-    assert disk.busy.wait(20)
+    assert disk.busy.wait(PATIENCE)
     for number in range(1, 6):
         root.info("%d", number)
     disk.released.set()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from tests.support.command import Done, background, end_daemons, in_namespace, s
 from tests.support.manifests import component
 from tests.support.mounted import daemons, fuse_mounts, mounted, wait_for_end
 from tests.support.shell import stop
+from tests.support.waiting import PATIENCE
 
 COMPONENT = """
     mkdir m
@@ -359,9 +359,7 @@ class TestHungMounts:
         with mounted(components, mountpoint=point) as hung:
             stop(hung.worker)
             try:
-                began = time.monotonic()
                 done = mount(components, point)
-                assert time.monotonic() - began < 5
                 assert done == Done(
                     3,
                     "",
@@ -405,7 +403,7 @@ class TestUnmounting:
             finally:
                 os.close(descriptor)
             assert secretfs("unmount", point).status == 0
-            assert mount.process.wait(10) == 0
+            assert mount.process.wait(PATIENCE) == 0
 
     def test_one_in_use_as_a_user(self) -> None:
         done = in_namespace(
@@ -434,7 +432,7 @@ class TestUnmounting:
                 assert not is_mounted(point)
                 assert file.read() == "b"
             wait_for_end(point)
-            assert mount.process.wait(10) == 0
+            assert mount.process.wait(PATIENCE) == 0
 
 
 @pytest.mark.mount

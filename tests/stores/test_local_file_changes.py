@@ -15,6 +15,7 @@ from secretfs.stores.local_file import FileStore
 from tests.support.canary import secret
 from tests.support.opened import opened
 from tests.support.secrets_file import SecretsFile, file
+from tests.support.waiting import PATIENCE
 
 __all__ = ["file"]
 
@@ -110,7 +111,7 @@ def test_a_thread_that_hangs_while_it_reads_does_not_keep_the_others_for_ever(
     def hang_first(store: FileStore) -> object:
         if not hangs.is_set():
             hangs.set()
-            released.wait(20)
+            released.wait(PATIENCE)
         return load(store)
 
     file.write({"a": "1"})
@@ -119,7 +120,7 @@ def test_a_thread_that_hangs_while_it_reads_does_not_keep_the_others_for_ever(
         monkeypatch.setattr(FileStore, "_load", hang_first)
         try:
             hanging = thread.submit(store.fetch, "a")
-            assert hangs.wait(20)
+            assert hangs.wait(PATIENCE)
             assert store.fetch("a").values == {"a": b"2"}
             assert not hanging.done()
         finally:

@@ -12,11 +12,11 @@ from pathlib import Path
 from tests.support.canary import leaked
 from tests.support.lacking import require_root
 from tests.support.mounted import daemons, fuse_mounts, unmount, wait_for_end
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETFS = (sys.executable, "-m", "secretfs")
 NOBODY = 65534
-_PATIENCE = 20.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def secretfs(*arguments: str | Path, env: Mapping[str, str] | None = None, cwd: 
 def run(command: list[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Done:
     """Run a command. Waits until nobody holds its standard output and error any more."""
     done = subprocess.run(
-        command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE, check=False
+        command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False
     )
     return Done(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 

@@ -21,6 +21,7 @@ from secretfs.store import CachedRead, Secret, StoreContext
 from tests.support.canary import secret
 from tests.support.manifests import component
 from tests.support.memory_store import MemoryStore
+from tests.support.waiting import PATIENCE
 
 TYPE = "secretstores.fake"
 
@@ -72,7 +73,7 @@ class FakeStore(MemoryStore):
 
     def fetch(self, name: str) -> Secret:
         if self._meeting is not None:
-            self._meeting.wait(30)
+            self._meeting.wait(PATIENCE)
         return super().fetch(name)
 
     def check(self) -> None:
@@ -115,7 +116,7 @@ def open_store(settings: Settings, context: StoreContext) -> FakeStore:
 def go_wrong(how: str) -> None:
     """Raise the error of that name, or hang. The text of an error that is not ours holds a secret."""
     if how == "hang":
-        released.wait(30)
+        released.wait(PATIENCE)
     elif how == "ConfigurationError":
         raise errors.ConfigurationError("token: cannot be used")
     elif hasattr(errors, how):

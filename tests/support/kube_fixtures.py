@@ -21,7 +21,7 @@ from tests.support.shell import wait_until
 
 __all__ = ["Changes", "Namespace", "is_live", "kube", "kubernetes", "namespace", "outside", "watching"]
 
-DEADLINE = 2.0
+DEADLINE = 10.0
 
 _numbers = itertools.count(1)
 _SERVER = pytest.StashKey[KubeApiserver]()

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from secretfs.errors import SecretNotFound, StoreError
 from secretfs.fs.names import split
 from secretfs.store import Names, Secret
+from tests.support.waiting import PATIENCE
 
 
 class MemoryStore:
@@ -94,7 +95,7 @@ class MemoryStore:
             self.most_running = max(self.most_running, self.running)
         self.entered.release()
         try:
-            self.gate.wait(30)
+            self.gate.wait(PATIENCE)
             if self.fail_with is not None:
                 raise self.fail_with
             if call in self.refused:

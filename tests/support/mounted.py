@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.canary import leaked
 from tests.support.lacking import require_fuse
-from tests.support.waiting import wait_for_text
+from tests.support.waiting import PATIENCE, wait_for_text
 
 _ROOT = Path(__file__).resolve().parents[2]
 _MOUNTINFO = Path("/proc/self/mountinfo")
@@ -196,7 +196,7 @@ def _take_down(mount: Mounted) -> str:
         for worker in daemons(mount.path):
             os.kill(worker, signal.SIGTERM)
     try:
-        status = mount.process.wait(timeout=10)
+        status = mount.process.wait(PATIENCE)
         if status != 0 and not ended_before:
             forced = f"the daemon ended with status {status} after SIGTERM"
     except subprocess.TimeoutExpired:

@@ -7,7 +7,8 @@ from secretfs.settings import Property, decode
 from secretfs.store import SecretStore, StoreContext
 from secretfs.stores import load_store_type
 
-DEADLINE = 2.0
+DEADLINE = 10.0
+"""Seconds: more than a server on a busy machine takes."""
 
 
 @contextmanager

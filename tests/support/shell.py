@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.support.command import secretfs
 from tests.support.mounted import fuse_mounts
+from tests.support.waiting import PATIENCE
 from tests.support.waiting import wait_until as wait_until  # noqa: PLC0414 - tests import it from here
 
 Argument = str | bytes | Path
@@ -31,7 +32,7 @@ def run(
         env=os.environ | {"LC_ALL": "C"} | dict(env or {}),
         capture_output=True,
         check=False,
-        timeout=30,
+        timeout=PATIENCE,
         user=user,
         group=user,
         extra_groups=None if user is None else [],

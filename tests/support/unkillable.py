@@ -14,6 +14,7 @@ from tests.support.manifests import component
 from tests.support.shell import wait_until
 from tests.support.systemd import System
 from tests.support.values import sealed
+from tests.support.waiting import PATIENCE
 
 UNIT = "secretfs@srv-secrets.service"
 POINT = Path("/srv/secrets")
@@ -146,7 +147,7 @@ def participants(system: System, reports: list[Report]) -> Iterator[None]:
             yield
     finally:
         for who, process in started.items():
-            out, err = process.communicate(timeout=30)
+            out, err = process.communicate(timeout=PATIENCE)
             try:
                 reports.append(Report(who, **json.loads(out)))
             except ValueError:

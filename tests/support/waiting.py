@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from secretfs.store import SecretStore
@@ -27,6 +28,11 @@ def wait_for_text(read: Callable[[], str], text: str, times: int = 1) -> None:
     while (said := read()).count(text) < times:
         assert time.monotonic() < end, f"expected {text!r} {times} times in:\n{said}"
         time.sleep(0.005)
+
+
+def wchan(thread: threading.Thread) -> str:
+    """Return where in the kernel a thread waits (proc_pid_wchan(5))."""
+    return Path(f"/proc/self/task/{thread.native_id}/wchan").read_text(encoding="ascii")
 
 
 class Reader:

@@ -22,6 +22,7 @@ from tests.support.canary import secret
 from tests.support.opened import opened
 from tests.support.servers.azure_keyvault import Azure, dropped
 from tests.support.servers.keep_alive import Answer, End, KeepAlive, close, half_close, reset
+from tests.support.waiting import PATIENCE
 
 __all__ = ["azure"]
 
@@ -119,7 +120,7 @@ def test_all_of_a_pool_may_be_dead(both: tuple[KeepAlive, SecretStore]) -> None:
     plain = server.answer
 
     def at_once(target: str) -> Answer:
-        together.wait(10)
+        together.wait(PATIENCE)
         return plain(target)
 
     server.answer = at_once

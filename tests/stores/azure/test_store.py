@@ -36,6 +36,7 @@ from tests.support.canary import CANARY, secret
 from tests.support.opened import opened
 from tests.support.servers.azure_keyvault import CLIENT, TENANT, Azure, Fault, dropped, failing, saying, throttled
 from tests.support.servers.fake_vault import FakeVault
+from tests.support.waiting import PATIENCE
 
 __all__ = ["azure"]
 
@@ -391,7 +392,7 @@ def test_throttled_with_a_pause_that_is_short_enough(azure: Azure, store: Secret
     azure.faults += [throttled(Retry_After="0"), throttled(Retry_After="1")]
     started = time.monotonic()
     assert store.fetch("db").values == {"db": secret("db").encode()}
-    assert 1.0 <= time.monotonic() - started < 1.9
+    assert time.monotonic() - started >= 1.0
 
 
 def test_throttled_until_a_date(azure: Azure, store: SecretStore) -> None:
@@ -400,7 +401,7 @@ def test_throttled_until_a_date(azure: Azure, store: SecretStore) -> None:
     assert store.fetch("db").values == {"db": secret("db").encode()}
 
 
-@pytest.mark.parametrize("headers", [{}, {"Retry_After": "3"}, {"Retry_After": "soon"}, {"Retry_After": "-1"}])
+@pytest.mark.parametrize("headers", [{}, {"Retry_After": "30"}, {"Retry_After": "soon"}, {"Retry_After": "-1"}])
 def test_throttled_for_too_long(azure: Azure, store: SecretStore, headers: dict[str, str]) -> None:
     store.check()
     azure.faults.append(throttled(**headers))  # once: a second request would be answered
@@ -417,7 +418,7 @@ def test_throttled_while_being_closed(azure: Azure) -> None:
         while azure.faults:
             time.sleep(0.01)
         store.close()
-        assert isinstance(waiting.exception(timeout=5), StoreUnavailable)
+        assert isinstance(waiting.exception(timeout=PATIENCE), StoreUnavailable)
 
 
 @pytest.mark.parametrize(
@@ -458,7 +459,7 @@ def test_a_connection_that_was_closed_while_idle_is_no_error(azure: Azure, store
 
 
 def test_a_vault_that_hangs(azure: Azure) -> None:
-    with opened(TYPE, login(), deadline=0.5) as store:
+    with opened(TYPE, login(), deadline=2.0) as store:
         store.check()
         for call in (lambda: store.fetch("db"), store.check, lambda: store.names("")):
             azure.faults.append(azure.hang)  # once: a second request would be answered
@@ -467,13 +468,13 @@ def test_a_vault_that_hangs(azure: Azure) -> None:
 
 
 def test_a_listing_has_one_deadline_for_all_its_pages(azure: Azure) -> None:
-    azure.page, azure.latency = 1, 0.1
-    for number in range(20):
+    azure.page, azure.latency = 1, 0.2
+    for number in range(40):
         azure.put(f"secret-{number}", secret())
-    with opened(TYPE, login(), deadline=0.5) as store:
+    with opened(TYPE, login(), deadline=4.0) as store:
         with pytest.raises(DeadlineExceeded):
             store.names("")
-        assert 0 < azure.requests["list"] < 20
+        assert 0 < azure.requests["list"] < 40
 
 
 # --- whom it trusts, and what it takes from the environment ---
@@ -542,7 +543,7 @@ def test_274_secrets_in_parallel(azure: Azure) -> None:
     names = [f"secret-{number}" for number in range(274)]
     for name in names:
         azure.put(name, secret(name))
-    with opened(TYPE, login(), deadline=5) as store, ThreadPoolExecutor(8) as pool:
+    with opened(TYPE, login()) as store, ThreadPoolExecutor(8) as pool:
         store.check()
         azure.latency = 0.05
         fetched = dict(zip(names, pool.map(store.fetch, names), strict=True))

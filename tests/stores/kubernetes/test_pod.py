@@ -12,6 +12,7 @@ from tests.support.canary import secret
 from tests.support.kube_fixtures import Namespace, kube, namespace, outside
 from tests.support.lacking import require_root
 from tests.support.manifests import component
+from tests.support.waiting import PATIENCE
 
 __all__ = ["kube", "namespace", "outside"]
 
@@ -61,7 +62,7 @@ def pod(db: Namespace, tmp_path: Path) -> Callable[..., subprocess.CompletedProc
             capture_output=True,
             text=True,
             check=False,
-            timeout=30,
+            timeout=PATIENCE,
         )
 
     return run

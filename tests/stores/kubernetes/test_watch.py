@@ -25,6 +25,7 @@ from tests.support.kube_fixtures import (
 from tests.support.servers.cuttable import Cuttable
 from tests.support.servers.kube_apiserver import KubeApiserver
 from tests.support.shell import wait_until
+from tests.support.waiting import PATIENCE
 
 __all__ = ["kube", "namespace", "outside"]
 
@@ -177,9 +178,7 @@ def test_the_server_is_killed_and_comes_back(namespace: Namespace) -> None:
         with pytest.raises(StoreUnavailable):
             store.fetch("db")
         namespace.server.restart()
-        began = time.monotonic()
         wait_until(lambda: is_live(store))
-        assert time.monotonic() - began < 5
         changes.take()
         namespace.put("db", {"key": secret("new").encode()})
         changes.wait_for("db")
@@ -213,7 +212,7 @@ def test_a_server_that_hangs_is_noticed(namespace: Namespace, monkeypatch: pytes
         store._api.deadline = 0.3
         watching(store)
         with namespace.server.hanging():
-            wait_until(lambda: not is_live(store), within=3)
+            wait_until(lambda: not is_live(store))
         wait_until(lambda: is_live(store))
 
 
@@ -316,7 +315,7 @@ def test_closing_is_prompt_and_ends_the_thread(namespace: Namespace, way: Cuttab
         watching(store)
         assert threading.active_count() == before + 1
         began = time.monotonic()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE / 2
     assert threading.active_count() == before
 
 
@@ -326,5 +325,5 @@ def test_closing_is_prompt_while_the_server_is_away(kube: KubeApiserver) -> None
         (copy,) = store._caches.values()
         wait_until(lambda: copy._failure)
         began = time.monotonic()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE / 2
     assert not copy._thread.is_alive()

@@ -307,12 +307,12 @@ def test_a_credential_file_that_is_gone_is_an_outage(kv: Folder, allowed: str, t
 
 
 def test_nobody_waits_for_a_login_longer_than_the_deadline(tmp_path: Path) -> None:
-    with openbao(tmp_path) as own, ThreadPoolExecutor(8) as pool:
+    with openbao(tmp_path) as own, ThreadPoolExecutor(60) as pool:
         login = component(Folder(own, "dapr"), userpass(own, reading(own, "dapr")))
-        with own.hanging(), opened(TYPE, login, deadline=0.3) as store:
+        with own.hanging(), opened(TYPE, login, deadline=1.0) as store:
             started = time.monotonic()
-            assert set(pool.map(_failure_of(store), ["db"] * 8)) == {DeadlineExceeded}
-            assert time.monotonic() - started < 8 * 0.3  # not one after the other
+            assert set(pool.map(_failure_of(store), ["db"] * 60)) == {DeadlineExceeded}
+            assert time.monotonic() - started < 60 * 1.0 / 2  # not one after the other
 
 
 # --- properties ---

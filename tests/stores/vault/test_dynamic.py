@@ -67,7 +67,7 @@ def test_what_a_role_is_not_allowed(openbao_server: OpenBao, database: Postgres)
 
 
 def test_renewed_while_in_use_and_replaced_before_the_end(openbao_server: OpenBao, database: Postgres) -> None:
-    engine = Engine(openbao_server, database, ttl="2s", most="5s")
+    engine = Engine(openbao_server, database, ttl="6s", most="12s")
     changed: list[frozenset[str]] = []
     seen: dict[bytes, float] = {}
 
@@ -83,14 +83,14 @@ def test_renewed_while_in_use_and_replaced_before_the_end(openbao_server: OpenBa
         assert reader.reads > 20
         assert changed == [{"app"}]
         assert engine.made() == 2
-        assert count(engine.server, "sys/leases/renew") >= 2
+        assert count(engine.server, "sys/leases/renew") >= 1
     sooner, later = seen.values()
-    assert later - sooner > 2.5  # longer than without a renewal
+    assert later - sooner > 6.5  # longer than without a renewal
     assert changed == [{"app"}] * 2  # so that nobody goes on with what is revoked now
 
 
 def test_unused_it_ends_and_is_made_anew(openbao_server: OpenBao, database: Postgres) -> None:
-    engine = Engine(openbao_server, database, ttl="1s")
+    engine = Engine(openbao_server, database, ttl="4s")
     with opened(TYPE, {**engine.login(), "vaultDynamicIdle": "1ms"}) as store:
         first = store.fetch("app")
         wait_until(lambda: not engine.works(first.values))
@@ -103,7 +103,7 @@ def test_unused_it_ends_and_is_made_anew(openbao_server: OpenBao, database: Post
 def test_a_lease_that_somebody_revokes_is_noticed_at_the_next_renewal(
     openbao_server: OpenBao, database: Postgres
 ) -> None:
-    engine = Engine(openbao_server, database, ttl="2s")
+    engine = Engine(openbao_server, database, ttl="5s")
     changed = threading.Event()
     with opened(TYPE, engine.login()) as store:
         assert isinstance(store, DynamicStore)
@@ -118,7 +118,7 @@ def test_a_new_token_means_new_credentials(openbao_server: OpenBao, database: Po
     """Leases end with the token that took them."""
     engine = Engine(openbao_server, database)
     changed = threading.Event()
-    with opened(TYPE, engine.login(ttl="2s", most="3s")) as store:
+    with opened(TYPE, engine.login(ttl="6s", most="9s")) as store:
         assert isinstance(store, DynamicStore)
         store.watch(lambda _: changed.set())
         first = store.fetch("app")
@@ -158,12 +158,12 @@ def test_a_given_token_may_have_no_right_to_revoke(
 
 def test_closing_takes_no_longer_than_it_may(openbao_server: OpenBao, database: Postgres) -> None:
     engine = Engine(openbao_server, database)
-    with opened(TYPE, engine.login()) as store:
+    with opened(TYPE, engine.login(), deadline=PATIENCE) as store:
         store.fetch("app")
         with openbao_server.hanging():
             started = time.monotonic()
             store.close()
-            assert time.monotonic() - started < vault_token.CLOSE_TIMEOUT + 0.5
+            assert time.monotonic() - started < vault_token.CLOSE_TIMEOUT + PATIENCE / 2
 
 
 def test_text_is_one_file(openbao_server: OpenBao, database: Postgres) -> None:
@@ -224,7 +224,7 @@ def test_a_certificate_is_replaced_before_it_ends(openbao_server: OpenBao, pki: 
         assert isinstance(store, DynamicStore)
         store.watch(lambda _: changed.set())
         first = store.fetch("short")
-        assert changed.wait(2)
+        assert changed.wait(PATIENCE)
         assert store.fetch("short").version != first.version
 
 

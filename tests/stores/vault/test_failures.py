@@ -77,12 +77,12 @@ def test_killed_and_back(own: OpenBao) -> None:
 def test_hanging_and_back(own: OpenBao) -> None:
     folder = Folder(own, "dapr")
     folder.put("db", {"password": secret()})
-    with opened(TYPE, folder.metadata(), deadline=0.3) as store:
+    with opened(TYPE, folder.metadata(), deadline=2.0) as store:
         store.fetch("db")
         with own.hanging():
             started = time.monotonic()
             assert type(failure(store)) is DeadlineExceeded
-            assert 0.25 < time.monotonic() - started < 1
+            assert time.monotonic() - started > 1.9
         assert store.fetch("db").values == {"password": secret().encode()}
 
 

@@ -34,24 +34,24 @@ def is_right(values: Any) -> bool:
 
 def test_hours_of_reads_with_a_token_of_seconds(kv: Folder) -> None:
     """Renewed while the server renews, replaced when it does not or somebody revokes it: never an error."""
-    allowed, properties = token_component(kv, ttl="1s", most="3s")
+    allowed, properties = token_component(kv, ttl="4s", most="9s")
     with opened(TYPE, properties) as store, reading_all_the_time(store, "db", is_right) as reader:
-        wait_until(lambda: logins(kv.server) == 3)  # two lives of three seconds each are over
-        assert count(kv.server, RENEW) >= 4
-        assert count(kv.server, LOOK) <= 1  # a reader meets a dead token only if this machine sleeps for half a second
+        wait_until(lambda: logins(kv.server) == 3)  # two lives of nine seconds each are over
+        assert count(kv.server, RENEW) >= 2
+        assert count(kv.server, LOOK) <= 1  # a reader meets a dead token only if this machine sleeps for seconds
         for number in (4, 5, 6):
             revoke_tokens(kv.server, allowed)
             wait_until(lambda number=number: logins(kv.server) >= number)  # type: ignore[misc]
-        assert reader.reads > 1000
+        assert reader.reads > 100
     assert logins(kv.server) <= 8
     assert count(kv.server, LOOK) <= 5
     assert revoke_tokens(kv.server, allowed) == 0
     assert count(kv.server, REVOKE) >= 1
 
 
-@pytest.mark.parametrize("role", [{"token_no_default_policy": True}, {"token_type": "batch"}, {"most": "1s"}])
+@pytest.mark.parametrize("role", [{"token_no_default_policy": True}, {"token_type": "batch"}, {"most": "4s"}])
 def test_a_token_that_cannot_be_renewed_is_replaced_in_time(kv: Folder, role: dict[str, Any]) -> None:
-    _, properties = token_component(kv, ttl="1s", **role)
+    _, properties = token_component(kv, **{"ttl": "4s", **role})
     with opened(TYPE, properties) as store, reading_all_the_time(store, "db", is_right):
         wait_until(lambda: logins(kv.server) == 3)
     if "token_type" not in role:  # batch tokens end at a full second, up to one too early
@@ -59,10 +59,10 @@ def test_a_token_that_cannot_be_renewed_is_replaced_in_time(kv: Folder, role: di
 
 
 def test_a_token_lives_on_while_nobody_reads(kv: Folder) -> None:
-    _, properties = token_component(kv, ttl="1s")
+    _, properties = token_component(kv, ttl="4s")
     with opened(TYPE, properties) as store:
         store.fetch("db")
-        wait_until(lambda: count(kv.server, RENEW) >= 3)
+        wait_until(lambda: count(kv.server, RENEW) >= 2)
         assert is_right(store.fetch("db").values)
         assert logins(kv.server) == 1
 
@@ -82,11 +82,11 @@ def test_a_given_token_is_renewed_and_not_revoked(kv: Folder, monkeypatch: pytes
     kv.put("db", {"password": secret()})
     token = secret("periodic")
     allowed = reading(kv.server, kv.prefix)
-    kv.server.call("POST", "auth/token/create", {"id": token, "policies": [allowed], "period": "1s"})
+    kv.server.call("POST", "auth/token/create", {"id": token, "policies": [allowed], "period": "4s"})
     kv.server.forget()
     with opened(TYPE, kv.metadata(vaultToken=token)) as store:
         store.fetch("db")
-        wait_until(lambda: count(kv.server, RENEW) >= 3)
+        wait_until(lambda: count(kv.server, RENEW) >= 2)
         assert is_right(store.fetch("db").values)
     assert count(kv.server, REVOKE) == 0
     assert count(kv.server, LOOK) == 1

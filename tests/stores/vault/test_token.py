@@ -17,6 +17,7 @@ from secretfs.stores.vault.response import Response
 from secretfs.stores.vault.token import FileToken, Session
 from tests.support.canary import CANARY, secret
 from tests.support.opened import opened
+from tests.support.waiting import PATIENCE
 
 TYPE = "secretstores.hashicorp.vault"
 
@@ -160,7 +161,7 @@ def test_the_background_does_what_is_due_in_order() -> None:
     background.at(now + 60, "a", lambda: done.append("late"))
     background.at(now, "a", lambda: done.append("a"))
     background.at(now + 0.06, "c", ended.set)
-    assert ended.wait(10)
+    assert ended.wait(PATIENCE)
     background.close()
     background.at(now, "d", lambda: done.append("d"))
     assert done == ["a", "b"]
@@ -172,7 +173,7 @@ def test_a_defect_does_not_end_the_background(expect_log: Callable[[str], None])
     background = Scheduler("test")
     background.at(0, "a", lambda: [1 // 0])  # type: ignore[arg-type]
     background.at(0.1, "b", done.set)
-    assert done.wait(10)
+    assert done.wait(PATIENCE)
     background.close()
 
 

@@ -36,6 +36,7 @@ from cryptography.hazmat.primitives import hashes
 
 from tests.support.canary import secret
 from tests.support.servers.keep_alive import End, close
+from tests.support.waiting import PATIENCE
 
 TENANT = "11111111-2222-3333-4444-555555555555"
 CLIENT = "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee"
@@ -219,7 +220,7 @@ class Azure:
 
     def hang(self) -> None:
         """Give no answer until `released`."""
-        self.released.wait(30)
+        self.released.wait(PATIENCE)
 
     def service_fabric(self) -> tuple[str, str]:
         """Start the identity endpoint of Service Fabric. Returns its URL and the thumbprint of its certificate."""

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Self
 
+from tests.support.waiting import PATIENCE
+
 _PAUSE = 0.05  # seconds from one byte of a drip to the next
 _END_OF_HEAD = b"\r\n\r\n"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
@@ -47,7 +49,7 @@ class Faulty:
             if not threads:
                 return
             for thread in threads:
-                thread.join(10)
+                thread.join(PATIENCE)
                 assert not thread.is_alive()
                 with self._lock:
                     self._threads.discard(thread)

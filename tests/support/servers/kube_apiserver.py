@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from tests.support.canary import secret
 from tests.support.lacking import cannot_test
+from tests.support.waiting import PATIENCE
 
 USERS = {
     "admin": (),
@@ -199,7 +200,7 @@ class KubeApiserver:
             input=stdin,
             capture_output=True,
             check=False,
-            timeout=30,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode()
