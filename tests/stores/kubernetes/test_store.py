@@ -146,7 +146,8 @@ def test_a_page_that_is_too_large_is_asked_for_in_smaller_ones(namespace: Namesp
         watching(store)
         assert store.names("").secrets == names
         assert all(store.fetch(name).values == values for name in names)
-        assert namespace.requests() == ["list"] * (1 + 3) + ["watch"]
+        asked = namespace.requests()
+        assert asked[: asked.index("watch")] == ["list"] * (1 + 3)
 
 
 def test_a_list_that_expires_half_way_starts_again(namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
