@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from secretfs.errors import SecretFSError
@@ -19,6 +20,7 @@ from tests.support.canary import leaked
 from tests.support.lacking import require_fuse, require_root
 from tests.support.mounted import fuse_mounts
 
+hypothesis.settings.register_profile("default", deadline=None)  # a loaded machine makes tests slow, never red
 ExpectLog = Callable[[str], None]
 """Allows, and demands, a log record of WARNING or above whose message matches a regular expression."""
 

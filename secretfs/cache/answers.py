@@ -1,12 +1,14 @@
 """What a store answered: whether it is what the contract says, and whether it is an answer at all.
 
-The calls here run in worker threads.
+`checked` and `fetched` run in worker threads.
 """
 
+import copy
 from collections.abc import Mapping
-from typing import Final, TypeGuard, TypeVar
+from typing import Final, TypeGuard, TypeVar, cast
 
 from secretfs.cache.health import Kind
+from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.errors import AccessDenied, MalformedAnswer, SecretNotFound, StoreError
 from secretfs.store import BatchingStore, Names, Secret
 
@@ -53,3 +55,10 @@ def _checked_outcome(answer: Outcome) -> Outcome:
 def is_failure(answer: Outcome) -> TypeGuard[StoreError]:
     """Whether there is no answer: a refusal is one."""
     return isinstance(answer, StoreError) and not isinstance(answer, SecretNotFound | AccessDenied)
+
+
+def given(answer: CachedAnswer[T | StoreError]) -> CachedAnswer[T]:
+    """Return an answer that is not a refusal; raise one that is."""
+    if isinstance(answer.value, StoreError):
+        raise copy.copy(answer.value)
+    return cast("CachedAnswer[T]", answer)

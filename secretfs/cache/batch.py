@@ -35,7 +35,7 @@ class Batch:
 
     def takes(self, largest: int, deadline: float) -> bool:
         """Whether another name may join. ``deadline`` is how long the call may take, in seconds."""
-        is_open = self.turn.app is None and not self.done.is_set() and len(self.names) < largest
+        is_open = not self.turn.begun and not self.done.is_set() and len(self.names) < largest
         return is_open and trio.current_time() <= self.asked + deadline * PATIENCE
 
 

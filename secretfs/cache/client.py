@@ -21,8 +21,9 @@ import trio
 
 from secretfs.cache.answers import checked, fetched, is_failure
 from secretfs.cache.batch import Batch, Batches, gather
-from secretfs.cache.deadlines import time_limit
+from secretfs.cache.deadlines import TimeLimit
 from secretfs.cache.health import CallStats, CircuitBreaker, FailureLog, Kind, State, Statistics
+from secretfs.cache.threads import call_in_thread
 from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.cache.turns import NO_APP, ONLY_APP, Turn, TurnQueue
 from secretfs.errors import (
@@ -345,10 +346,10 @@ class StoreClient:
     async def _in_thread(self, call: Callable[[], T], turn: Turn) -> T:
         """Call the store in a thread, when it is the turn of this call. Raises `NoTurn` if that takes too long."""
         try:
-            with time_limit(self._deadline, trio.current_time()):
-                return await trio.to_thread.run_sync(call, limiter=turn, abandon_on_cancel=True)  # type: ignore[arg-type]
+            with TimeLimit(self._deadline, trio.current_time()):
+                return await call_in_thread(call, turn)
         except DeadlineExceeded as error:
-            if turn.app is None:
+            if not turn.begun:
                 raise NoTurn(f"{error}: {CONCURRENCY} calls at once were not enough for all that was asked") from None
             raise
 

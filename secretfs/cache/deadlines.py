@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
+from types import TracebackType
 from typing import NamedTuple
 
 import trio
@@ -37,22 +38,38 @@ def shared_deadline(*, bulk: bool = False) -> Iterator[None]:
         _request.reset(token)
 
 
-@contextlib.contextmanager
-def request_limit(freshness: Freshness) -> Iterator[None]:
-    """Wait for a store no longer than the request of this task may. Raises `DeadlineExceeded`."""
-    request = _request.get(_Request(trio.current_time(), bulk=False))
+class TimeLimit:
+    """Wait no longer than ``deadline`` seconds after ``since``, on trio's clock. Raises `DeadlineExceeded`.
+
+    A class: a cold read enters two of these, and generators would make them cost twice as much.
+    """
+
+    __slots__ = ("_deadline", "_scope")
+
+    def __init__(self, deadline: float, since: float) -> None:
+        self._deadline = deadline
+        self._scope = trio.CancelScope(deadline=since + deadline)
+
+    def __enter__(self) -> None:
+        """Begin."""
+        self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        """End, in time or not."""
+        suppressed = self._scope.__exit__(kind, error, traceback)
+        if self._scope.cancelled_caught:
+            raise DeadlineExceeded(f"no answer within {show_duration(self._deadline)}") from None
+        return suppressed
+
+
+def request_limit(freshness: Freshness) -> TimeLimit:
+    """Wait for a store no longer than the request of this task may."""
+    request = _request.get(None)
+    if request is None:
+        return TimeLimit(freshness.deadline, trio.current_time())
     deadline = freshness.deadline
     if request.bulk:
         deadline = max(deadline, freshness.bulk_deadline)
-    with time_limit(deadline, request.since):
-        yield
-
-
-@contextlib.contextmanager
-def time_limit(deadline: float, since: float) -> Iterator[None]:
-    """Wait no longer than ``deadline`` seconds after ``since``, on trio's clock. Raises `DeadlineExceeded`."""
-    try:
-        with trio.fail_at(since + deadline):
-            yield
-    except trio.TooSlowError:
-        raise DeadlineExceeded(f"no answer within {show_duration(deadline)}") from None
+    return TimeLimit(deadline, request.since)

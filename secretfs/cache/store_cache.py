@@ -14,14 +14,14 @@ Belongs to one trio thread; nothing here is thread-safe.
 """
 
 import contextlib
-import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import trio
 
+from secretfs.cache.answers import given
 from secretfs.cache.change import Announce, Change, discard
 from secretfs.cache.client import StoreClient, in_parallel
 from secretfs.cache.deadlines import request_limit
@@ -96,25 +96,30 @@ class CachedStore:
         """
         answer = self._names.access(folder)
         if answer is None:
-            return _given(await self._serve(self._names, folder))
+            return given(await self._serve(self._names, folder))
         if trio.current_time() > answer.fetched + max_age and not self._client.in_doubt:
             with contextlib.suppress(StoreError):  # logged where it happened; the listing that we have still counts
                 answer = await self._load(self._names, folder)
-        return _given(answer)
+        return given(answer)
+
+    def recall_names(self, folder: str) -> CachedAnswer[Names] | None:
+        """`names`, if that takes no waiting; else None. Raises a refusal that is known."""
+        answer = self._names.access(folder)
+        return None if answer is None else given(answer)
 
     async def fetch(self, name: str) -> CachedAnswer[Secret]:
         """`SecretStore.fetch`, at most ttl old; older only while the store fails."""
-        return _given(await self._serve(self._secrets, name))
+        return given(await self._serve(self._secrets, name))
 
     def peek(self, name: str) -> CachedAnswer[Secret] | None:
         """Return the secret if it may be served at once."""
         answer = self._secrets.peek(name)
-        return None if answer is None or isinstance(answer.value, StoreError) else _given(answer)
+        return None if answer is None or isinstance(answer.value, StoreError) else given(answer)
 
     def recall(self, name: str) -> CachedAnswer[Secret] | None:
         """`fetch`, if that takes no waiting; else None. Raises a refusal that is known."""
         answer = self._secrets.access(name)
-        return None if answer is None else _given(answer)
+        return None if answer is None else given(answer)
 
     def use(self, name: str) -> None:
         """Take note that a secret which is known is in use: somebody opens it, or has it open.
@@ -122,10 +127,9 @@ class CachedStore:
         Nothing else is a use. What is in use is kept fresh in the background, and the listings that lead to it are.
         """
         self._secrets.use(name)
-        folder = name
-        while folder:
-            folder = folder.rpartition("/")[0]
-            self._names.use(folder)
+        while name:
+            name = name.rpartition("/")[0]
+            self._names.use(name)
 
     def idle_for(self, name: str) -> float:
         """Return for how many seconds nobody has asked for a secret; infinity if it is not known."""
@@ -390,10 +394,3 @@ class CachedStore:
         return Change(
             self.component, values=frozenset((name, key) for name, answer in known for key in keys_of(answer.value))
         )
-
-
-def _given(answer: CachedAnswer[T | StoreError]) -> CachedAnswer[T]:
-    """Return an answer that is not a refusal; raise one that is."""
-    if isinstance(answer.value, StoreError):
-        raise copy.copy(answer.value)
-    return cast("CachedAnswer[T]", answer)

@@ -9,11 +9,9 @@ Belongs to one trio thread.
 
 import contextlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Final, NamedTuple
-
-import trio
 
 ONLY_APP: Final = ""
 """Who asks in a mount for a single app. Nobody else is there, so it may take all places."""
@@ -66,11 +64,14 @@ class TurnQueue:
         return {app: Work(len(self._waiting.get(app, ())), self._running[app]) for app in apps}
 
     def turn(self) -> "Turn":
-        """Return the turn of a call that this task makes. It is a limiter for `trio.to_thread.run_sync`."""
+        """Return the turn of a call that this task makes."""
         return Turn(self, _asker.get())
 
     def enter(self, turn: "Turn", *apps: str) -> None:
-        """Let a call wait for apps."""
+        """Let a call wait for apps, or begin where there is a place and nobody waits."""
+        if self._free and not self._waiting and self._may_run(apps[0]):
+            self._start(turn, apps[0])
+            return
         for app in apps:
             self._waiting.setdefault(app, OrderedDict())[turn] = None
         self._start_next()
@@ -82,16 +83,20 @@ class TurnQueue:
             return
         self._running[turn.app] -= 1
         self._free += 1
-        self._start_next()
+        if self._waiting:
+            self._start_next()
 
     def _start_next(self) -> None:
         while self._free and (app := next(filter(self._may_run, self._waiting), None)) is not None:
             turn = next(iter(self._waiting[app]))
             self._waiting.move_to_end(app)
             self._forget(turn)
-            self._free -= 1
-            self._running[app] += 1
-            turn.begin(app)
+            self._start(turn, app)
+
+    def _start(self, turn: "Turn", app: str) -> None:
+        self._free -= 1
+        self._running[app] += 1
+        turn.begin(app)
 
     def _may_run(self, app: str) -> bool:
         return app == ONLY_APP or self._running[app] < self._free
@@ -104,41 +109,43 @@ class TurnQueue:
 
 
 class Turn:
-    """The turn of one call, for all apps that wait for its answer. A limiter of trio with a single place."""
+    """The turn of one call, for all apps that wait for its answer."""
+
+    __slots__ = ("_begin", "_queue", "app", "apps")
 
     def __init__(self, queue: TurnQueue, app: str) -> None:
         self._queue = queue
-        self._begun = trio.Event()
+        self._begin: Callable[[], None] | None = None
+        """Begins the call; known while it waits."""
         self.apps = {app: None}
         """Who waits for the answer."""
         self.app: str | None = None
         """For whom it runs; None while it waits."""
-        self._waits = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the call has had its turn."""
+        return self.app is not None
 
     def share(self) -> None:
         """Let the app of this task wait for the answer too: the call is made when either of them has its turn."""
         app = _asker.get()
         if self.app is None and app not in self.apps:
             self.apps[app] = None
-            if self._waits:
+            if self._begin is not None:
                 self._queue.enter(self, app)
+
+    def take(self, begin: Callable[[], None]) -> None:
+        """Call ``begin``, which must not raise, when the turn comes: maybe at once."""
+        self._begin = begin
+        self._queue.enter(self, *self.apps)
 
     def begin(self, app: str) -> None:
         """Run for an app."""
-        self.app, self._waits = app, False
-        self._begun.set()
+        begin, self._begin, self.app = self._begin, None, app
+        if begin is not None:
+            begin()
 
-    async def acquire_on_behalf_of(self, _borrower: object) -> None:
-        """Wait for the turn."""
-        self._waits = True
-        self._queue.enter(self, *self.apps)
-        try:
-            await self._begun.wait()
-        except BaseException:
-            self._waits = False
-            self._queue.leave(self)
-            raise
-
-    def release_on_behalf_of(self, _borrower: object) -> None:
-        """End the turn: the thread has ended, which may be long after everybody has given up."""
+    def end(self) -> None:
+        """End the turn: the thread has ended, maybe long after everybody gave up; or nobody waits for it any more."""
         self._queue.leave(self)

@@ -100,6 +100,16 @@ class Contents:
         with shared_deadline():
             return await self._ask(component, question)
 
+    async def recall_or_ask(
+        self,
+        component: str,
+        recall: Callable[[StoreView], T | None],
+        question: Callable[[StoreView], Awaitable[T]],
+    ) -> T:
+        """Return what can be had without waiting; else `ask`. All that `ask` does is about waiting."""
+        known = recall(self.view(component))
+        return await self.ask(component, question) if known is None else known
+
     async def _ask(self, component: str, question: Callable[[StoreView], Awaitable[T]]) -> T:
         while True:
             view = self.view(component)
@@ -119,9 +129,9 @@ class Contents:
         if isinstance(key, BulkKey):
             with shared_deadline(bulk=True):
                 return _bulk_content(await self._bulks.get(key))
-        secret = self.view(key.component).recall(key.name)  # mostly it is there: all the rest of this is about waiting
-        if secret is None:
-            secret = await self.ask(key.component, lambda view: view.secret(key.name))
+        secret = await self.recall_or_ask(
+            key.component, lambda view: view.recall(key.name), lambda view: view.secret(key.name)
+        )
         return _content_of(key, secret)
 
     def reads_have_effects(self, key: SecretKey | ValueKey) -> bool:

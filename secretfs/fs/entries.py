@@ -43,12 +43,20 @@ async def find(contents: Contents, parent: DirectoryKey, segment: bytes) -> tupl
         case FolderKey(component, ()) if segment in _BULK_FORMS:
             return BulkKey(component, _BULK_FORMS[segment]), DIRECTORY_TIMEOUT
         case FolderKey(component, segments):
-            return await contents.ask(component, lambda view: view.entry(segments, segment))
+            return await contents.recall_or_ask(
+                component,
+                lambda view: view.recall_entry(segments, segment),
+                lambda view: view.entry(segments, segment),
+            )
         case SecretKey(component, name) if segment in _BULK_FORMS:
             secret = await contents.ask(component, lambda view: view.secret(name))
             return SecretBulkKey(component, name, _BULK_FORMS[segment]), secret.remaining
         case SecretKey(component, name):
-            return await contents.ask(component, lambda view: view.value(name, segment))
+            return await contents.recall_or_ask(
+                component,
+                lambda view: view.recall_value(name, segment),
+                lambda view: view.value(name, segment),
+            )
 
 
 def _find_top(contents: Contents, parent: RootKey | AppKey, segment: bytes) -> DirectoryKey:

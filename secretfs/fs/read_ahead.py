@@ -27,6 +27,8 @@ class SequentialReads:
 
         More of them when half of those are read.
         """
+        if not self._listing:
+            return []
         segment = encode(split(name)[-1])
         if _secret_name(self._listing.get(segment)) != name:
             self._read = self._fetched = -1  # it is somewhere else

@@ -22,8 +22,9 @@ from secretfs.cache.turns import ONLY_APP, asking_for
 from secretfs.errors import AccessDenied, DeadlineExceeded, NoSuchEntry, SecretNotFound
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey, app_of
 from secretfs.fs.listing import Entry, FolderTree, Listing, Path, Slices, in_order, make_keys, select
-from secretfs.fs.names import ancestors, decode, display_name, encode, folders_of, is_probe, split
+from secretfs.fs.names import decode, encode, folders_of, is_probe
 from secretfs.fs.read_ahead import SequentialReads
+from secretfs.fs.refreshing import refresh
 from secretfs.scopes import SecretScope
 from secretfs.store import Names, Secret
 
@@ -126,14 +127,22 @@ class StoreView:
 
         Raises `NoSuchEntry`. A name that programs look for in every directory never issues a credential.
         """
-        if not (self.reads_have_effects and is_probe(segment) and self.peek(name) is None):
-            secret = await self.secret(name)
-            key = decode(segment)
-            if key is None:  # it may end in a hash
-                key = next((key for key in secret.value.values if encode(key) == segment), None)
-            if key is not None and key in secret.value.values:
-                return ValueKey(self.component, name, key), secret.remaining
-        raise NoSuchEntry(segment.decode(errors="replace"))
+        return self.recall_value(name, segment) or self._value_in(await self.secret(name), name, segment)
+
+    def recall_value(self, name: str, segment: bytes) -> tuple[ValueKey, float] | None:
+        """Return `value` if it can be found without waiting, else None. Raises what `value` raises."""
+        if self.reads_have_effects and is_probe(segment) and self.peek(name) is None:
+            raise NoSuchEntry(segment.decode(errors="replace"))
+        secret = self.recall(name)
+        return None if secret is None else self._value_in(secret, name, segment)
+
+    def _value_in(self, secret: CachedAnswer[Secret], name: str, segment: bytes) -> tuple[ValueKey, float]:
+        key = decode(segment)
+        if key is None:  # it may end in a hash
+            key = next((key for key in secret.value.values if encode(key) == segment), None)
+        if key is None or key not in secret.value.values:
+            raise NoSuchEntry(segment.decode(errors="replace"))
+        return ValueKey(self.component, name, key), secret.remaining
 
     def peek(self, name: str) -> CachedAnswer[Secret] | None:
         """Return a secret that may be served without waiting, if there is one."""
@@ -172,6 +181,19 @@ class StoreView:
         if entry is None:
             raise NoSuchEntry(segment.decode(errors="replace"))
         return entry, remaining
+
+    def recall_entry(self, segments: Path, segment: bytes) -> tuple[Entry, float] | None:
+        """Return `entry` if it is known and can be found without waiting, else None. It is most of what is asked."""
+        try:
+            folder, names = self._recall_listing(segments)
+        except AccessDenied:
+            return None
+        arranged = self._arranged.get(folder)
+        if names is None or arranged is None or not self._is_arranged(arranged, names):
+            return None
+        arranged.answer = names
+        entry = arranged.tree.get(segments, segment)
+        return None if entry is None else (entry, names.remaining)
 
     async def _find(self, segments: Path, segment: bytes, max_age: float = math.inf) -> tuple[Entry | None, float]:
         folder, names = await self._listing(segments, max_age)
@@ -212,29 +234,7 @@ class StoreView:
 
         Raises `NoSuchEntry` or `SecretNotFound` for what is not there (any more), and any failure of the store.
         """
-        if not path:
-            await self._store.refresh()
-            return
-        try:
-            entry, below = await self._follow(path)
-        except NoSuchEntry:  # it may be newer than our listing
-            await self._store.list_anew(ancestors(list(map(display_name, path))))
-            entry, below = await self._follow(path)
-        if isinstance(entry, FolderKey):
-            name = "/".join(entry.segments)
-            above = ancestors(entry.segments)
-            await self._store.refresh(lambda known: known == name or known in above or known.startswith(name + "/"))
-            return
-        if self.reads_have_effects:  # the next user of the secret has it fetched
-            await self._store.refresh(lambda known: known in {entry.name, *ancestors(split(entry.name))})
-            return
-        try:
-            secret = await self._store.fetch_anew(entry.name)
-        except SecretNotFound:
-            await self._store.list_anew(ancestors(split(entry.name)))
-            raise
-        if below and below not in [(encode(key),) for key in secret.value.values]:
-            raise NoSuchEntry("/".join(map(display_name, path)))
+        await refresh(self, self._store, path)
 
     def evict_expired(self) -> None:
         """Drop what was made of answers that have expired. To be called periodically."""
@@ -254,18 +254,6 @@ class StoreView:
     def statistics(self) -> Statistics:
         """Return the health of the store. What the scope hides is not counted."""
         return self._store.statistics(None if self._scope.unrestricted else self._scope.allows)
-
-    async def _follow(self, path: tuple[bytes, ...]) -> tuple[Entry, tuple[bytes, ...]]:
-        """Return the folder that a path leads to, or the secret and the part of the path below it."""
-        segments: tuple[str, ...] = ()
-        for depth, segment in enumerate(path, 1):
-            entry, _ = await self.entry(segments, segment)
-            if not isinstance(entry, FolderKey):
-                if isinstance(entry, ValueKey) and path[depth:]:
-                    raise NoSuchEntry("/".join(map(display_name, path)))
-                return entry, path[depth:]
-            segments = entry.segments
-        return FolderKey(self.component, segments), ()
 
     def _require(self, name: str) -> None:
         if not self._scope.allows(name):
@@ -287,6 +275,17 @@ class StoreView:
         if folder in names.value.folders:
             return folder, await self._names(folder, max_age)
         return (above, names) if max_age == math.inf else await self._listing(segments[:-1], max_age)
+
+    def _recall_listing(self, segments: Path) -> tuple[str, CachedAnswer[Names] | None]:
+        """Return `_listing`, with None for an answer that takes waiting. Raises `AccessDenied`."""
+        folder, names = "", self._store.recall_names("")
+        for depth in range(1, len(segments) + 1):
+            if names is None:
+                break
+            deeper = "/".join(segments[:depth])
+            if deeper in names.value.folders:
+                folder, names = deeper, self._store.recall_names(deeper)
+        return folder, names
 
     async def _names(self, folder: str, max_age: float = math.inf) -> CachedAnswer[Names]:
         """Return the names in a folder; if the store refuses, the allowed names of the scope stand in for them."""

@@ -294,10 +294,11 @@ class _Opening:
 
 def _reader(source: OpenedStore, namespace: str) -> ReadSecret:
     """Return a function for worker threads that reads from a store as everybody does: with its deadline and breaker."""
+    token = trio.lowlevel.current_trio_token()
 
     def read(name: str) -> Secret:
         try:
-            return trio.from_thread.run(source.client.fetch_reference, name, namespace)
+            return trio.from_thread.run(source.client.fetch_reference, name, namespace, trio_token=token)
         except trio.RunFinishedError:
             raise StoreUnavailable("nothing is served any more") from None
 

@@ -90,10 +90,12 @@ async def test_apps_that_wait_take_turns(cached: CachedStore, store: MemoryStore
     async def call(app: str) -> None:
         with asking_for(app):
             turn = turns.turn()
-        await turn.acquire_on_behalf_of(None)
+        begun = trio.Event()
+        turn.take(begun.set)
+        await begun.wait()
         order.append(app)
         await wait_all_tasks_blocked()
-        turn.release_on_behalf_of(None)
+        turn.end()
 
     async with trio.open_nursery() as nursery:
         for app in ("a", NO_APP, "b"):
@@ -134,7 +136,7 @@ async def test_to_wait_in_vain_for_a_turn_is_no_failure_of_the_store(
 
     turns = [cached._client.turns.turn() for _ in range(CONCURRENCY)]
     for turn in turns:
-        await turn.acquire_on_behalf_of(None)
+        turn.take(lambda: None)
     async with trio.open_nursery() as readers:
         with asking_for("a"):
             for name in names("a"):
@@ -142,7 +144,7 @@ async def test_to_wait_in_vain_for_a_turn_is_no_failure_of_the_store(
         await wait_all_tasks_blocked()
         mock_clock.jump(5)
     for turn in turns:
-        turn.release_on_behalf_of(None)
+        turn.end()
     assert [error.errno for error in errors] == [errno.ETIMEDOUT] * MANY
     assert store.calls.total() == 0
     assert not cached._client.in_doubt
@@ -155,7 +157,7 @@ async def test_a_probe_that_gets_no_turn_is_a_failure(cached: CachedStore, mock_
     client = cached._client
     turns = [client.turns.turn() for _ in range(CONCURRENCY)]
     for turn in turns:
-        await turn.acquire_on_behalf_of(None)
+        turn.take(lambda: None)
 
     async def probe() -> None:
         with pytest.raises(NoTurn):
@@ -167,4 +169,4 @@ async def test_a_probe_that_gets_no_turn_is_a_failure(cached: CachedStore, mock_
         mock_clock.jump(5)
     assert client.in_doubt
     for turn in turns:
-        turn.release_on_behalf_of(None)
+        turn.end()

@@ -21,6 +21,8 @@ from tests.support.work import Work, counted
 
 STEP = 25_000
 """Calls of functions in one step of a task: less than 10 ms, also on a slow machine."""
+LOOKUP = 150
+"""Calls of functions for a name that is listed."""
 REPLY = 100
 """Entries in one answer to READDIR."""
 
@@ -182,3 +184,56 @@ async def test_names_that_are_arranged_are_nothing_to_the_garbage_collector(make
         assert len((await view.entries((f"folder-{folder}",)))[0]) == 1_000
     gc.collect()
     assert len(gc.get_objects()) - before < 1_000
+
+
+async def test_a_cold_read_makes_one_task_and_little_else(make: Make) -> None:
+    """What is known, the listing, is found without a task, a scope or a look at the kind of the store."""
+    names = [f"secret-{number}" for number in range(3)]
+    store = MemoryStore.single(**dict.fromkeys(names, b"v"))
+    vfs = make(store)
+    directory = (await vfs.lookup(ROOT_INODE, b"vault")).inode
+    await read(vfs, directory, names[0])  # lists
+    await read(vfs, directory, names[1])
+    tasks = Tasks()
+    trio.lowlevel.add_instrument(tasks)
+    try:
+        with counted() as looking:
+            found = await vfs.lookup(directory, names[2].encode())
+        assert tasks.spawned == 0
+        await vfs.getattr(found.inode)
+        await vfs.open(found.inode)
+        await vfs.read(found.inode, 0, 4096)
+    finally:
+        trio.lowlevel.remove_instrument(tasks)
+    assert tasks.spawned == 1
+    assert store.calls[f"fetch:{names[2]}"] == 1
+    assert looking.total < LOOKUP
+
+
+async def test_a_look_up_of_a_key_that_is_known_costs_little(make: Make) -> None:
+    store = MemoryStore({"db": {"user": b"u", "password": b"p"}})
+    vfs = make(store)
+    directory = (await vfs.lookup(ROOT_INODE, b"vault")).inode
+    await read(vfs, (await vfs.lookup(directory, b"db")).inode, "user")
+    with counted() as looking:
+        secret = await vfs.lookup(directory, b"db")
+        await vfs.lookup(secret.inode, b"password")
+    assert looking.total < 2 * LOOKUP
+
+
+class Tasks(trio.abc.Instrument):
+    """Counts the tasks that begin."""
+
+    def __init__(self) -> None:
+        self.spawned = 0
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        self.spawned += 1
+
+
+async def read(vfs: SecretVFS, directory: int, name: str) -> bytes:
+    """Read a file as the kernel does."""
+    found = await vfs.lookup(directory, name.encode())
+    await vfs.getattr(found.inode)
+    await vfs.open(found.inode)
+    return await vfs.read(found.inode, 0, 4096)

@@ -1,0 +1,52 @@
+"""What a write to ``.secretfs/refresh`` has fetched again: a secret, a folder or a whole store."""
+
+from typing import TYPE_CHECKING
+
+from secretfs.cache.store_cache import CachedStore
+from secretfs.errors import NoSuchEntry, SecretNotFound
+from secretfs.fs.keys import FolderKey, ValueKey
+from secretfs.fs.listing import Entry
+from secretfs.fs.names import ancestors, display_name, encode, split
+
+if TYPE_CHECKING:
+    from secretfs.fs.view import StoreView
+
+
+async def refresh(view: "StoreView", store: CachedStore, path: tuple[bytes, ...]) -> None:
+    """Carry out `StoreView.refresh` for a view of a store."""
+    if not path:
+        await store.refresh()
+        return
+    try:
+        entry, below = await _follow(view, path)
+    except NoSuchEntry:  # it may be newer than our listing
+        await store.list_anew(ancestors(list(map(display_name, path))))
+        entry, below = await _follow(view, path)
+    if isinstance(entry, FolderKey):
+        name = "/".join(entry.segments)
+        above = ancestors(entry.segments)
+        await store.refresh(lambda known: known == name or known in above or known.startswith(name + "/"))
+        return
+    if view.reads_have_effects:  # the next user of the secret has it fetched
+        await store.refresh(lambda known: known in {entry.name, *ancestors(split(entry.name))})
+        return
+    try:
+        secret = await store.fetch_anew(entry.name)
+    except SecretNotFound:
+        await store.list_anew(ancestors(split(entry.name)))
+        raise
+    if below and below not in [(encode(key),) for key in secret.value.values]:
+        raise NoSuchEntry("/".join(map(display_name, path)))
+
+
+async def _follow(view: "StoreView", path: tuple[bytes, ...]) -> tuple[Entry, tuple[bytes, ...]]:
+    """Return the folder that a path leads to, or the secret and the part of the path below it."""
+    segments: tuple[str, ...] = ()
+    for depth, segment in enumerate(path, 1):
+        entry, _ = await view.entry(segments, segment)
+        if not isinstance(entry, FolderKey):
+            if isinstance(entry, ValueKey) and path[depth:]:
+                raise NoSuchEntry("/".join(map(display_name, path)))
+            return entry, path[depth:]
+        segments = entry.segments
+    return FolderKey(view.component, segments), ()
