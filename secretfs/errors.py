@@ -53,6 +53,8 @@ class Notice(NamedTuple):
     """What to do about it, where the message does not say."""
     unsafe: bool = False
     """Whether secrets may come from somewhere else, or be less protected, than the user means: an error in the log."""
+    unread: bool = False
+    """Whether it is about a document that cannot be read, and is passed over."""
 
     def log_to(self, logger: logging.Logger) -> None:
         """Log it, as loud as it is serious."""

@@ -85,6 +85,8 @@ class StoreClient:
         self._overrun: dict[str, float] = {}
         """When it was logged of an app that it asks for more than the store answers."""
         self._ended = False
+        self._refusal: StoreError | None = None
+        """Why nothing is asked at all."""
 
     @property
     def in_doubt(self) -> bool:
@@ -99,6 +101,8 @@ class StoreClient:
     @property
     def state(self) -> State:
         """The health of the store."""
+        if self._refusal is not None:
+            return State.REFUSED if isinstance(self._refusal, AccessDenied) else State.DOWN
         if self.in_doubt:
             return State.DOWN if self.down else State.IN_DOUBT
         return State.REFUSED if self.stats.last_refused else State.OK
@@ -186,6 +190,8 @@ class StoreClient:
 
     async def check(self) -> None:
         """Call `SecretStore.check`, also while the circuit breaker is open. Raises any failure."""
+        if self._refusal is not None:
+            raise copy.copy(self._refusal)
         await self._call(Kind.CHECK, lambda _: self.store.check(), "")
 
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
@@ -212,6 +218,21 @@ class StoreClient:
                 self._opened = trio.Event()
                 await self._probe()
 
+    def begin_with(self, error: StoreError) -> None:
+        """Take note that the store has failed, or refused, when it was opened. That is in the log already."""
+        question = (Kind.CHECK.value, "")
+        self._log.known(question, error)
+        if isinstance(error, AccessDenied):
+            self.stats.refused(Kind.CHECK, time.time(), error)
+        else:
+            self.stats.failed(Kind.CHECK, time.time(), error)
+            self._note_failure(Kind.CHECK, error, trio.current_time())
+
+    def refuse_all(self, error: StoreError) -> None:
+        """Answer every call with an error, without calling the store: it could not be opened."""
+        self.stats.failed(Kind.CHECK, time.time(), error)
+        self._refusal = error
+
     def end(self) -> None:
         """Call the store no more: it may be closed."""
         self._ended = True
@@ -226,6 +247,8 @@ class StoreClient:
 
     def _require_open(self) -> None:
         """Raise why the store is not called, if it is not."""
+        if self._refusal is not None:
+            raise copy.copy(self._refusal)
         if self._breaker.open:
             raise copy.copy(self._breaker.error)
         if self._ended:

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from secretfs.cache.turns import Work
-from secretfs.errors import StoreError
+from secretfs.errors import AccessDenied, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -176,11 +176,18 @@ class FailureLog:
         A call that failed so before, and has not been answered since, says nothing about the store: the cause may be
         its secret alone, while other calls are answered.
         """
-        _, _, reason = str(error).partition(": ")  # what comes first is what was asked for
-        reason = reason or str(error)
+        reason = _reason(error)
         if reason != self._outage and self._remember(question, reason):
             self._outage = reason
             log.warning("%s: %s", self._component, error)
+
+    def known(self, question: Question, error: StoreError) -> None:
+        """Take note of a failure that is in the log already, or of a refusal."""
+        if isinstance(error, AccessDenied):
+            self._remember(question, str(error))
+        else:
+            self._outage = _reason(error)
+            self._remember(question, self._outage)
 
     def answered(self, question: Question) -> None:
         """Forget the failure of a call that is answered now."""
@@ -201,3 +208,9 @@ class FailureLog:
         if len(self._reasons) > REMEMBERED:
             del self._reasons[next(iter(self._reasons))]
         return True
+
+
+def _reason(error: StoreError) -> str:
+    """Return why a call failed, without what was asked for, which comes first."""
+    _, _, reason = str(error).partition(": ")
+    return reason or str(error)

@@ -108,7 +108,9 @@ async def examine(declaration: Declaration, default: Freshness, *, connect: bool
             _inspect(component, declaration, default, report)
             step()
             step()
-    report.tree = ["/", *_lines(_placed(stores, declaration))]
+    failed = {failure.component.name for failure in report.failures}
+    marked = frozenset(name for name, store in declaration.stores.items() if store.component in failed)
+    report.tree = ["/", *_lines(_placed(stores, declaration), marked)]
     return report
 
 
@@ -220,12 +222,13 @@ async def _names(view: StoreView, segments: tuple[str, ...], unlistable: list[st
     return branch
 
 
-def _lines(branch: Branch, indent: str = "") -> Iterator[str]:
-    """Draw a tree as tree(1) does, a "/" after what is a directory."""
-    for place, (name, below) in enumerate(branch.items(), 1):
-        last = place == len(branch)
-        yield f"{indent}{'└── ' if last else '├── '}{name}{'' if below is None else '/'}"
-        yield from _lines(below or {}, indent + ("    " if last else "│   "))
+def _lines(branch: Branch, failed: frozenset[str], place: str = "", indent: str = "") -> Iterator[str]:
+    """Draw a tree as tree(1) does, a "/" after what is a directory. ``failed`` are the stores that it marks, by path."""
+    for number, (name, below) in enumerate(branch.items(), 1):
+        last = number == len(branch)
+        mark = "  (cannot be read, see below)" if place + name in failed else ""
+        yield f"{indent}{'└── ' if last else '├── '}{name}{'' if below is None else '/'}{mark}"
+        yield from _lines(below or {}, failed, f"{place}{name}/", indent + ("    " if last else "│   "))
 
 
 def _print_found(found: Report) -> None:

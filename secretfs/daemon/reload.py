@@ -27,8 +27,8 @@ from secretfs.registry.store_set import ReloadResult, StoreSet
 
 CHECK_EVERY: Final = 1.0
 """Seconds."""
-RETRY: Final = (5.0, 300.0)
-"""Seconds before stores that did not answer are tried again: the first pause, and the longest. It doubles."""
+RETRY: Final = (5.0, 60.0)
+"""Seconds before stores that could not be opened are tried again: the first pause, and the longest. It doubles."""
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,10 @@ class Reloader(Declared):
         while True:
             await trio.sleep(CHECK_EVERY)
             now = await trio.to_thread.run_sync(self._origin.fingerprint)
-            if now == seen != self._loaded or trio.current_time() >= self._retry_at:
+            if now == seen != self._loaded:
                 await self.reload()
+            elif trio.current_time() >= self._retry_at:
+                await self._reload_or_log(again=True)
             seen = now
 
     async def on_signal(self) -> None:
@@ -84,11 +86,14 @@ class Reloader(Declared):
 
     async def reload(self) -> None:
         """Read everything again and serve it, or log why not; `status` has the reason too."""
+        await self._reload_or_log(again=False)
+
+    async def _reload_or_log(self, *, again: bool) -> None:
         async with self._reloading:
             reason = ""
             try:
                 async with _working_in(self._origin.directory):
-                    await self._reload()
+                    await self._reload(again=again)
             except SecretFSError as error:
                 reason = str(error)
                 log.error("%s; nothing is changed", error)  # noqa: TRY400 - a mistake of a user, not of ours
@@ -97,13 +102,13 @@ class Reloader(Declared):
                 log_defect(log, error)
             self._status = replace(self._status, reloaded=time.time(), error=reason)
 
-    async def _reload(self) -> None:
+    async def _reload(self, *, again: bool) -> None:
         self._retry_at = math.inf
         self._loaded = await trio.to_thread.run_sync(self._origin.fingerprint)
         declaration = await trio.to_thread.run_sync(self._origin.read)
-        for notice in declaration.notices:
+        replacement = await self._stores.replace(declaration, again=again)
+        for notice in declaration.notices if not again else ():
             notice.log_to(log)
-        replacement = await self._stores.replace(declaration)
         self._schedule_retry()
         for component in sorted(self._show(declaration, replacement)):
             self._announce(Change(component, whole=True))

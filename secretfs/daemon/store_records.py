@@ -10,6 +10,8 @@ from secretfs.fs.journal import Journal, StoreRecord
 from secretfs.registry.opening import KnownStore
 from secretfs.registry.store_set import RunningStore
 
+_NEVER_OPEN = "never open"
+
 
 def known_stores(journal: Journal, declaration: Declaration) -> dict[str, KnownStore]:
     """Return what our predecessor knew of the components that are declared."""
@@ -41,7 +43,8 @@ def _records(journal: Journal, shown: Mapping[str, RunningStore]) -> dict[str, S
         name: StoreRecord(
             store.cached.multi_valued,
             component.type.lower(),
-            _declaration(component, journal),
+            # What nobody has opened yet counts as edited: its kind is a guess.
+            _NEVER_OPEN if store.opened.was_never_open else _declaration(component, journal),
             store.cached.reads_have_effects,
         )
         for name, store in shown.items()

@@ -75,7 +75,7 @@ def read_documents(path: Path, notices: list[Notice], matters: Callable[[str], b
     except ConfigurationError as error:
         if not path.name.startswith("."):
             raise
-        notices.append(Notice(f"{error.args[0]}; passed over", error.source))
+        notices.append(Notice(f"{error.args[0]}; passed over", error.source, unread=True))
         return
     for line, document in split_documents(text):
         try:
@@ -83,7 +83,7 @@ def read_documents(path: Path, notices: list[Notice], matters: Callable[[str], b
         except ConfigurationError as error:
             if matters(document):
                 raise
-            notices.append(Notice(f"{error.args[0]}; passed over", error.source))
+            notices.append(Notice(f"{error.args[0]}; passed over", error.source, unread=True))
             continue
         if isinstance(root, MappingNode):
             if len(document.encode("utf-8", "surrogateescape")) >= LARGEST_IN_DAPR:

@@ -21,7 +21,6 @@ from typing import TypeVar
 
 from secretfs.errors import (
     AccessDenied,
-    SecretFSError,
     StoreError,
     StoreUnavailable,
     TLSFailure,
@@ -300,22 +299,26 @@ def _close(store: SecretStore) -> None:
 class UnopenedStore:
     """A `SecretStore` that could not be opened: every call raises why."""
 
-    def __init__(self, error: SecretFSError, *, multi_valued: bool, reads_have_effects: bool = False) -> None:
-        self.multi_valued = multi_valued
+    def __init__(
+        self, error: StoreError, *, multi_valued: bool | None = None, reads_have_effects: bool = False
+    ) -> None:
+        self.is_new = multi_valued is None
+        """Nobody knows whether it is multi-valued; until it is opened, it is shown as if it were not."""
+        self.multi_valued = bool(multi_valued)
         self.reads_have_effects = reads_have_effects
-        self._error = error if isinstance(error, StoreError) else StoreError(str(error))
+        self.error = error
 
     def check(self) -> None:
         """`SecretStore.check`."""
-        raise copy.copy(self._error)
+        raise copy.copy(self.error)
 
     def names(self, folder: str) -> Names:
         """`SecretStore.names`."""
-        raise copy.copy(self._error)
+        raise copy.copy(self.error)
 
     def fetch(self, name: str) -> Secret:
         """`SecretStore.fetch`."""
-        raise copy.copy(self._error)
+        raise copy.copy(self.error)
 
     def close(self) -> None:
         """Close nothing."""

@@ -59,6 +59,11 @@ class OpenedStore:
         return cls(component, client, freshness, source)
 
     @property
+    def was_never_open(self) -> bool:
+        """Whether nothing is known of the store, because it could not be opened yet."""
+        return isinstance(self.store, UnopenedStore) and self.store.is_new
+
+    @property
     def store(self) -> SecretStore:
         """The store itself. What may be asked for again is asked through the client."""
         return self.client.store
@@ -181,12 +186,13 @@ async def open_registry(
     """Open all components side by side, call ``opened`` as each is done, and close them all at the end.
 
     Each store must also answer and accept our credentials. One with ``ignoreErrors`` that does not stays open: it may
-    answer later. So may those that are ``known``, by name: another process has served them until a moment ago, and what
-    cannot be opened of them stays as a store that answers with the reason.
+    answer later. What cannot be opened of those, and of those that are ``known`` by name, because another process has
+    served them until a moment ago, stays as a store that answers with the reason.
     """
-    registry = Registry(leases=leases, failures=check_references(components))
-    broken = {failure.component.name for failure in registry.failures}
-    for failure in registry.failures:
+    registry = Registry(leases=leases)
+    broken = {failure.component.name for failure in check_references(components)}
+    for failure in check_references(components):
+        note_failure(registry, failure, default, known)
         opened(failure.component)
     sound = [component for component in components if component.name not in broken]
     try:
@@ -254,6 +260,9 @@ class _Opening:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a defect of one store must not keep others from opening
             self._fail(component, as_store_error(log, error))
 
+    def _fail(self, component: Component, error: SecretFSError) -> None:
+        note_failure(self._registry, OpenFailure(component, error), self._default, self._known)
+
     async def _open(self, component: Component) -> None:
         chosen = freshness(component, self._default)
         source, known = self._source(component), self._known.get(component.name)
@@ -279,17 +288,36 @@ class _Opening:
         refused = {failure.component.name for failure in self._registry.failures if not failure.component.ignore_errors}
         for name in component_references(component):
             opened = self._registry.stores.get(name)
-            if opened is None or name in refused:
+            if opened is None or name in refused or opened.was_never_open:
                 raise StoreError(f"it takes its credentials from {name}, which could not be opened")
             return opened
         return None
 
-    def _fail(self, component: Component, error: SecretFSError) -> None:
-        self._registry.failures.append(OpenFailure(component, error))
-        if component.name in self._known and component.name not in self._registry.stores:
-            known = self._known[component.name]
-            store = UnopenedStore(error, multi_valued=known.multi_valued, reads_have_effects=known.reads_have_effects)
-            self._registry.stores[component.name] = OpenedStore.of(component, store, self._default)
+
+def note_failure(
+    registry: Registry, failure: OpenFailure, default: Freshness, known: Mapping[str, KnownStore] = MappingProxyType({})
+) -> None:
+    """Note that a component could not be opened, or does not answer.
+
+    What is to be shown all the same, with ``ignoreErrors`` or because it is ``known``, becomes an `UnopenedStore`: a
+    store that is not there would look like one without secrets.
+    """
+    component, error = failure.component, as_store_error(None, failure.error)
+    registry.failures.append(failure)
+    if component.name in registry.stores:
+        registry.stores[component.name].client.begin_with(error)
+        return
+    before = known.get(component.name)
+    if before is None and not component.ignore_errors:
+        return
+    store = (
+        UnopenedStore(error)
+        if before is None
+        else UnopenedStore(error, multi_valued=before.multi_valued, reads_have_effects=before.reads_have_effects)
+    )
+    opened = OpenedStore.of(component, store, default)
+    opened.client.refuse_all(error)
+    registry.stores[component.name] = opened
 
 
 def _reader(source: OpenedStore, namespace: str) -> ReadSecret:

@@ -27,6 +27,7 @@ from secretfs.registry.opening import (
     Registry,
     check_references,
     close_stores,
+    note_failure,
     open_components,
 )
 from secretfs.scopes import SecretScope
@@ -79,6 +80,8 @@ class StoreSet:
         self._shown: dict[str, DeclaredStore] = {}
         self._shown_as: dict[str, list[str]] = {}
         """What shows a component."""
+        self._logged: frozenset[str] = frozenset()
+        """The failures of the last replacement."""
         self.incomplete = False
         """Whether there is a component of the last declaration that is not served as declared, and may be later."""
 
@@ -92,10 +95,15 @@ class StoreSet:
         for name, opened in self._registry.stores.items():
             self._running[name] = await self._start(opened)
         self.incomplete = any(isinstance(opened.store, UnopenedStore) for opened in self._registry.stores.values())
+        self._logged = frozenset(map(str, self._registry.failures))
         return self._scoped(declaration)
 
-    async def replace(self, declaration: Declaration) -> ReloadResult:
-        """Serve another declaration. Raises `ConfigurationError` for a mistake in it: then all stays as it is."""
+    async def replace(self, declaration: Declaration, *, again: bool = False) -> ReloadResult:
+        """Serve another declaration. Raises `ConfigurationError` for a mistake in it: then all stays as it is.
+
+        ``again`` is another attempt with stores that failed: what the log has already is not logged once more.
+        """
+        self._refuse_loss(declaration)
         mistakes = check_references(declaration.components)
         fatal = [mistake for mistake in mistakes if not mistake.component.ignore_errors]
         for mistake in fatal[1:]:
@@ -103,36 +111,61 @@ class StoreSet:
         if fatal:
             raise ConfigurationError(str(fatal[0]))
         kept = self._unchanged(declaration)
-        registry = Registry({name: self._running[name].opened for name in kept}, failures=mistakes)
+        registry = Registry({name: self._running[name].opened for name in kept})
+        for mistake in mistakes:
+            note_failure(registry, mistake, self._default)
         done = kept | {mistake.component.name for mistake in mistakes}
         fresh = [component for component in declaration.components if component.name not in done]
         await open_components(registry, fresh, declaration.context, self._default)
-        for notice in registry.notices:
+        for notice in registry.notices if not again else ():
             notice.log_to(log)
         for failure in registry.failures:
-            self._log_failure(failure, registry)
-        self.incomplete = any(
+            if not (again and str(failure) in self._logged):
+                self._log_failure(failure, registry)
+        self._logged = frozenset(map(str, registry.failures))
+        self.incomplete = any(opened.was_never_open for opened in registry.stores.values()) or any(
             isinstance(failure.error, StoreError)
             for failure in registry.failures
             if not (failure.component.ignore_errors and failure.component.name in registry.stores)
         )
-        return await self._install(declaration, registry)
+        return await self._install(declaration, registry, again=again)
+
+    def _refuse_loss(self, declaration: Declaration) -> None:
+        """Raise `ConfigurationError` if a store would go because the file that declared it cannot be read any more."""
+        there = {component.name for component in declaration.components}
+        declared_in = {
+            served.opened.component.source.path: name
+            for name, served in self._running.items()
+            if name not in there and served.opened.component.source
+        }
+        for notice in declaration.notices:
+            if notice.unread and notice.source and notice.source.path in declared_in:
+                reason = notice.message.removesuffix("; passed over")
+                raise ConfigurationError(f"{reason} (it declared {declared_in[notice.source.path]})", notice.source)
 
     def _log_failure(self, failure: OpenFailure, registry: Registry) -> None:
         """Log what failed, and what becomes of it."""
         name = failure.component.name
-        if name in registry.stores and failure.component.ignore_errors:
+        opened, running = registry.stores.get(name), self._running.get(name)
+        if opened is not None and failure.component.ignore_errors and self._replaces(opened, running):
             log.warning("%s; it is served when it answers (ignoreErrors)", failure)
         else:
             log.error("%s; %s", failure, "it goes on as it was" if name in self._running else "it is not served")
 
-    async def _install(self, declaration: Declaration, registry: Registry) -> ReloadResult:
+    @staticmethod
+    def _replaces(opened: OpenedStore, running: RunningStore | None) -> bool:
+        """Whether a store takes the place of the one that is served. One that could not be opened replaces no other."""
+        if running is None or running.opened is opened:
+            return running is None
+        return not opened.was_never_open or running.opened.was_never_open
+
+    async def _install(self, declaration: Declaration, registry: Registry, *, again: bool) -> ReloadResult:
         refused = {failure.component.name for failure in registry.failures if not failure.component.ignore_errors}
         before, shown = self._running, self._shown
         now: dict[str, RunningStore] = {}
         for component in declaration.components:
             old, opened = before.get(component.name), registry.stores.get(component.name)
-            if opened is not None and component.name not in refused and (old is None or old.opened is not opened):
+            if opened is not None and component.name not in refused and self._replaces(opened, old):
                 now[component.name] = await self._start(opened)
             elif old is not None:
                 now[component.name] = old
@@ -147,7 +180,9 @@ class StoreSet:
             name = served.opened.component.name
             if name in now and name not in replaced:
                 now[name].cached.inherit(served.cached)
-        log.info("serving %s", ", ".join(stores))
+        fresh = [served for name, served in now.items() if before.get(name) is not served]
+        if not again or not all(served.opened.was_never_open for served in fresh):
+            log.info("serving %s", ", ".join(stores))
         others = frozenset(name for name, store in self._shown.items() if store.component in replaced)
         return ReloadResult(stores, changes, others)
 

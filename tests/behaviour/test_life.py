@@ -14,7 +14,7 @@ from tests.support.fake_type import Fakes
 from tests.support.manifests import component
 from tests.support.mounted import fuse_mounts, mounted, unmount
 from tests.support.shell import errno_of, refused_mount, run
-from tests.support.waiting import PATIENCE, wait_until
+from tests.support.waiting import PATIENCE, wait_for_text, wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -176,6 +176,35 @@ def test_what_else_is_in_a_directory_of_manifests(tmp_path: Path) -> None:
     assert [Path(line.split(": ")[1].split(":")[0]).name for line in checked.lines] == [
         *(".#file.yaml", "._file.yaml", "chart.yaml", "file.yaml~", "late.yaml", "state.yaml")
     ]
+
+
+def test_a_store_that_cannot_be_opened_yet(tmp_path: Path) -> None:
+    """life-15: With `ignoreErrors: true` a store that cannot be opened is shown: EIO or EACCES until it opens."""
+    document = component(tmp_path / "m", "late", "local.file", {"secretsFile": tmp_path / "late.json"})
+    document.write_text(document.read_text().replace("spec:", "spec:\n  ignoreErrors: true"))
+    checked = secretfs("check", "--resources-path", tmp_path / "m")
+    assert checked.status == 1
+    assert "late/  (cannot be read, see below)" in checked.out
+    with mounted(tmp_path / "m", expect_log=[r"late\.json: No such file or directory"]) as mount:
+        assert os.listdir(mount.path) == ["late"]  # noqa: PTH208
+        for name in ("", "a", "a/b", ".bulk.json"):
+            assert errno_of(os.stat if name else os.listdir, mount.path / "late" / name) == "EIO"
+        assert (mount.path / "late").is_dir()
+        wait_for_text(lambda: mount.log, "late.json: No such file or directory (component late) (ignoreErrors)")
+
+
+def test_it_opens_later(tmp_path: Path) -> None:
+    """life-16: It opens by itself, also when its secrets file comes later; until then `status` exits with 1."""
+    document = component(tmp_path / "m", "late", "local.file", {"secretsFile": tmp_path / "late.json"})
+    document.write_text(document.read_text().replace("spec:", "spec:\n  ignoreErrors: true"))
+    with mounted(tmp_path / "m", expect_log=[r"late\.json: No such file or directory"]) as mount:
+        told = secretfs("status", mount.path)
+        assert told.status == 1
+        assert "late is down: StoreError" in told.out
+        assert "late.json: No such file or directory" in told.out
+        (tmp_path / "late.json").write_text(json.dumps({"a": secret("late")}))
+        wait_until(lambda: secretfs("status", mount.path).status == 0, within=40)
+        assert (mount.path / "late/a").read_text() == secret("late")
 
 
 # --- defects ---

@@ -194,10 +194,12 @@ def test_wrong_address_with_ignore_errors(stores: Mounted) -> None:
 
 
 def test_a_mistake_with_ignore_errors(stores: Mounted) -> None:
-    """vault-10: With `ignoreErrors: true` a store that cannot be opened is left out, and the others are mounted."""
-    there = set(lines("ls", stores.path))
-    assert {"default", "bad-token", "wrong-address"} <= there
-    assert not there & {"both-tokens", "no-token", "no-token-file"}
+    """vault-10: With `ignoreErrors: true` a store that cannot be opened is EIO, and the others are mounted."""
+    unopened = {"both-tokens", "no-token", "no-token-file"}
+    assert {"default", "bad-token", "wrong-address", *unopened} <= set(lines("ls", stores.path))
+    for name in unopened:
+        assert errno_of(os.listdir, stores.path / name) == "EIO"
+        assert errno_of(os.stat, stores.path / name / "secret") == "EIO"
 
 
 # --- what stops the mount ---

@@ -220,7 +220,8 @@ class TestCommand:
         fakes.add("c", {"fail": "check=StoreUnavailable"})
         done = secretfs("check", "--connect", "--resources-path", fakes.directory, env=fakes.env)
         assert done.status == 4
-        assert done.out.splitlines() == ["/", "├── a/", "│   └── x/", "├── b/", "└── c/"]
+        unread = "  (cannot be read, see below)"
+        assert done.out.splitlines() == ["/", "├── a/", "│   └── x/", f"├── b/{unread}", f"└── c/{unread}"]
         assert done.lines == [
             f"warning: {fakes.directory}/b.yaml:1: component b: the fake says so (ignoreErrors)",
             f"error: {fakes.directory}/c.yaml:1: component c: the fake says so",

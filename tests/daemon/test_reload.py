@@ -153,7 +153,7 @@ class FakeStores:
         self.gate.set()
         self.incomplete = False
 
-    async def replace(self, declaration: Declaration) -> ReloadResult:
+    async def replace(self, declaration: Declaration, *, again: bool = False) -> ReloadResult:
         self.replaced.append(declaration.context.app_id)
         self.waiting += 1
         await self.gate.wait()

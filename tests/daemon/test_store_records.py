@@ -24,12 +24,12 @@ VAULT = Component(
 )
 
 
-def running(*components: Component, multi_valued: bool = True) -> dict[str, RunningStore]:
+def running(*components: Component, multi_valued: bool = True, never_open: bool = False) -> dict[str, RunningStore]:
     return {
         component.name: cast(
             "RunningStore",
             SimpleNamespace(
-                opened=SimpleNamespace(component=component),
+                opened=SimpleNamespace(component=component, was_never_open=never_open),
                 cached=SimpleNamespace(multi_valued=multi_valued, reads_have_effects=False),
             ),
         )
@@ -104,3 +104,10 @@ def test_no_property_is_in_the_journal() -> None:
     journal = journal_of(VAULT)
     assert secret("value") not in bytes(journal._map or b"").decode(errors="replace")
     assert journal.stores["kv"].declaration != journal_of(VAULT).stores["kv"].declaration
+
+
+def test_what_nobody_could_open_yet_may_have_any_shape() -> None:
+    journal = Journal()
+    record_stores(journal, running(VAULT, multi_valued=False, never_open=True))
+    (known,) = known_stores(journal, declared(VAULT)).values()
+    assert known.edited

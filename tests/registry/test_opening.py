@@ -1,8 +1,9 @@
 """The registry: what order stores are opened in, what fails, what it says, and that all are closed."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +13,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from secretfs.cache.freshness import Freshness
-from secretfs.cache.health import FAILURES, SHORTEST, Kind
+from secretfs.cache.health import FAILURES, SHORTEST, Kind, State
 from secretfs.dapr.declaration import Declaration, load
 from secretfs.errors import AccessDenied, ConfigurationError, DeadlineExceeded, StoreError, StoreUnavailable
 from secretfs.registry.opening import ComponentsFailed, Registry, check_references, open_registry
@@ -234,13 +235,43 @@ class TestIgnoreErrors:
             assert list(registry.stores) == ["bad", "good"]
             assert told(registry, fakes) == ["bad.yaml:1: component bad: the fake says so"]
 
-    async def test_ignored_and_not_to_be_opened_it_is_left_out(self, fakes: Fakes) -> None:
-        fakes.add("bad", {"fail": "open=ConfigurationError"}, spec=IGNORED)
+    async def test_ignored_it_is_in_doubt_from_the_start(self, fakes: Fakes) -> None:
+        fakes.add("bad", {"fail": "check=StoreUnavailable"}, spec=IGNORED)
+        fakes.add("refused", {"fail": "check=AccessDenied"}, spec=IGNORED)
+        async with opening(fakes) as registry:
+            states = {name: opened.client.state for name, opened in registry.stores.items()}
+            assert states == {"bad": State.IN_DOUBT, "refused": State.REFUSED}
+
+    @pytest.mark.parametrize(
+        ("fail", "error", "reason"),
+        [
+            ("open=ConfigurationError", StoreError, "token: cannot be used"),
+            ("open=StoreUnavailable", StoreUnavailable, "the fake says so"),
+            ("open=AccessDenied", AccessDenied, "the fake says so"),
+        ],
+    )
+    async def test_ignored_and_not_to_be_opened_it_answers_with_the_reason(
+        self, fakes: Fakes, fail: str, error: type[StoreError], reason: str
+    ) -> None:
+        fakes.add("bad", {"fail": fail}, spec=IGNORED)
         fakes.add("good")
         async with opening(fakes) as registry:
             registry.require()
-            assert list(registry.stores) == ["good"]
-            assert told(registry, fakes) == ["bad.yaml:1: token: cannot be used (component bad)"]
+            assert list(registry.stores) == ["bad", "good"]
+            assert len(registry.failures) == 1
+            bad = registry.stores["bad"]
+            assert bad.was_never_open
+            client = bad.client
+            calls: list[Callable[[], Awaitable[object]]] = [partial(client.names, ""), partial(client.fetch, "x")]
+            for call in (*calls, client.check):
+                with pytest.raises(error, match=reason) as caught:
+                    await call()
+                assert type(caught.value) is error
+            statistics = client.statistics(names=0, cached=0, stale=0)
+            assert statistics.state is (State.REFUSED if error is AccessDenied else State.DOWN)
+            assert statistics.last_error is not None
+            assert reason in statistics.last_error.message
+            assert statistics.next_try is None
 
     @pytest.mark.parametrize(
         ("source", "needy", "fatal"),
@@ -256,7 +287,8 @@ class TestIgnoreErrors:
                 "needy.yaml:1: component needy: it takes its credentials from source, which could not be opened",
                 "source.yaml:1: component source: the fake says so",
             ]
-            assert registry.stores == {}
+            shown = [name for name, ignored in (("needy", needy), ("source", source)) if ignored]
+            assert [name for name, it in registry.stores.items() if it.was_never_open] == shown
             if not fatal:
                 registry.require()
                 return
@@ -264,22 +296,22 @@ class TestIgnoreErrors:
                 registry.require()
         assert re.findall(r"component (\w+):", str(caught.value)) == fatal
 
-    async def test_a_source_that_opens_but_does_not_answer_is_asked_all_the_same(
-        self, fakes: Fakes, expect_log: ExpectLog
-    ) -> None:
-        expect_log("source: the fake says so")
+    async def test_a_source_that_opens_but_does_not_answer_is_asked_all_the_same(self, fakes: Fakes) -> None:
         fakes.add("needy", {"token": reference("x")}, secret_store="source", spec=IGNORED)
         fakes.add("source", {"fail": "check=StoreUnavailable fetch:x=StoreUnavailable"}, spec=IGNORED)
         async with opening(fakes) as registry:
             assert [failure.component.name for failure in registry.failures] == ["needy", "source"]
-            assert list(registry.stores) == ["source"]
+            assert [(name, it.was_never_open) for name, it in registry.stores.items()] == [
+                ("needy", True),
+                ("source", False),
+            ]
 
     async def test_a_broken_reference_may_be_ignored_too(self, fakes: Fakes) -> None:
         fakes.add("a", {"token": reference("x")}, secret_store="missing", spec=IGNORED)
         fakes.add("b")
         async with opening(fakes) as registry:
             registry.require()
-            assert list(registry.stores) == ["b"]
+            assert [(name, it.was_never_open) for name, it in registry.stores.items()] == [("a", True), ("b", False)]
 
     async def test_the_exit_code_is_that_of_the_first_failure_that_counts(self, fakes: Fakes) -> None:
         fakes.add("a", {"fail": "open=ConfigurationError"}, spec=IGNORED)

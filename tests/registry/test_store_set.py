@@ -14,7 +14,7 @@ from secretfs.cache.freshness import Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.declaration import Declaration, DeclaredStore, load
 from secretfs.dapr.references import TemplateContext
-from secretfs.errors import ConfigurationError, DeadlineExceeded, NoSuchEntry, StoreUnavailable
+from secretfs.errors import ConfigurationError, DeadlineExceeded, NoSuchEntry, StoreError, StoreUnavailable
 from secretfs.fs.view import views_of
 from secretfs.registry.opening import KnownStore, OpenedStore, Registry, open_registry
 from secretfs.registry.store_set import ReloadResult, RunningStore, ScopedStore, StoreSet
@@ -53,8 +53,9 @@ class Running:
         self._fakes = fakes
         self._configs = configs
 
-    async def reload(self, *configs: Path) -> ReloadResult | None:
-        replacement = await self.stores.replace(load([self._fakes.directory], configs or self._configs, "", {}))
+    async def reload(self, *configs: Path, again: bool = False) -> ReloadResult | None:
+        declaration = load([self._fakes.directory], configs or self._configs, "", {})
+        replacement = await self.stores.replace(declaration, again=again)
         if replacement is not None:
             self.views = views_of(replacement.stores)
         return replacement
@@ -270,6 +271,20 @@ class TestMistakes:
             assert running.served("a") is before
             assert happened("open") == ["a"]
 
+    async def test_a_store_is_not_lost_with_a_file_that_cannot_be_read(self, fakes: Fakes) -> None:
+        """A document that names no secret store is passed over, but not where there was one."""
+        path = fakes.add("a", secrets=holding(x="x"))
+        fakes.add("b")
+        async with serving(fakes) as running:
+            path.write_text("kind: Deployment\nx: [\n")
+            with pytest.raises(ConfigurationError, match=r"a\.yaml:\d: not valid YAML: .* \(it declared a\)"):
+                await running.reload()
+            assert await running.read("a", "x") == secret("x")
+            path.with_name("c.yaml").write_text(path.read_text())
+            path.unlink()
+            await running.reload()
+            assert list(running.views) == ["b"]
+
     async def test_a_circle_changes_nothing(self, fakes: Fakes, expect_log: ExpectLog) -> None:
         expect_log("b -> a -> b: .*; nothing is changed")
         fakes.add("a", secrets=holding(x="x"))
@@ -281,13 +296,15 @@ class TestMistakes:
             assert list(running.stores._running) == ["a", "b"]
 
     async def test_one_that_may_be_ignored_is_no_reason(self, fakes: Fakes, expect_log: ExpectLog) -> None:
-        expect_log("b -> gone: .*; it is not served")
+        expect_log(r"b -> gone: .*; it is served when it answers \(ignoreErrors\)")
         fakes.add("a")
         fakes.add("b", token=reference("x"), secret_store="gone", spec=IGNORED)
         async with serving(fakes) as running:
             fakes.add("c")
             await running.reload()
-            assert list(running.views) == ["a", "c"]
+            assert list(running.views) == ["a", "b", "c"]
+            with pytest.raises(StoreError, match="there is no secret store gone"):
+                await running.served("b").cached.names("")
 
     @pytest.mark.parametrize("fail", ["open=ConfigurationError", "open=StoreUnavailable", "check=AccessDenied"])
     async def test_what_cannot_be_opened_goes_on_as_it_was(
@@ -363,6 +380,46 @@ class TestMistakes:
             await running.reload()
             assert not running.is_unanswered()
             assert await running.read("a", "x") == secret("a")
+
+    @pytest.mark.parametrize("fail", ["open=ConfigurationError", "open=StoreUnavailable", "open=AccessDenied"])
+    async def test_ignored_and_never_opened_it_is_tried_again(
+        self, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog, fail: str
+    ) -> None:
+        """A secrets file that comes later changes no manifest."""
+        fakes.add("a", secrets=holding(x="a"), fail=fail, spec=IGNORED)
+        async with serving(fakes) as running:
+            unopened = running.served("a")
+            with pytest.raises(StoreError):
+                await running.names("a")
+            assert running.is_unanswered()
+            result = await running.reload(again=True)  # the log has the reason already
+            assert running.is_unanswered()
+            assert result is not None
+            assert result.replaced == frozenset()
+            monkeypatch.setattr(fake_type, "go_wrong", lambda _: None)
+            result = await running.reload(again=True)
+            assert not running.is_unanswered()
+            assert await running.read("a", "x") == secret("a")
+            assert result is not None
+            assert result.replaced == {"a"}  # it is multi-valued, which nobody could know
+            assert running.served("a") is not unopened
+            opened = running.served("a")
+            await running.reload(again=True)
+            assert running.served("a") is opened
+
+    async def test_another_reason_is_logged_again(
+        self, fakes: Fakes, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
+    ) -> None:
+        expect_log(r"WARNING .*a\.yaml:1: component a: something else; it is served when it answers")
+        fakes.add("a", fail="open=StoreUnavailable", spec=IGNORED)
+        async with serving(fakes) as running:
+
+            def otherwise(_: object) -> None:
+                raise StoreUnavailable("something else")
+
+            monkeypatch.setattr(fake_type, "go_wrong", otherwise)
+            for _ in range(3):
+                await running.reload(again=True)
 
     async def test_ignored_it_is_served_all_the_same(self, fakes: Fakes, expect_log: ExpectLog) -> None:
         expect_log(r"WARNING .*component a: the fake says so; it is served when it answers \(ignoreErrors\)")
