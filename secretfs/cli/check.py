@@ -223,7 +223,7 @@ async def _names(view: StoreView, segments: tuple[str, ...], unlistable: list[st
 
 
 def _lines(branch: Branch, failed: frozenset[str], place: str = "", indent: str = "") -> Iterator[str]:
-    """Draw a tree as tree(1) does, a "/" after what is a directory. ``failed`` are the stores to mark, by their paths."""
+    """Draw a tree as tree(1) does, a "/" after what is a directory. Mark the stores that ``failed``, by their paths."""
     for number, (name, below) in enumerate(branch.items(), 1):
         last = number == len(branch)
         mark = "  (cannot be read, see below)" if place + name in failed else ""
