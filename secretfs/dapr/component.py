@@ -167,11 +167,6 @@ def _is_named(notice: Notice, names: Container[str]) -> bool:
     return notice.message == NOT_YAML and notice.source is not None and PurePath(notice.source.path).name in names
 
 
-def load_components(directories: Sequence[Path], *, app_id: str, namespace: str) -> Manifests:
-    """Load the secret store components that ``app_id`` may see, in load order; the rest as `load_manifests`."""
-    return load_manifests(directories, namespace=namespace).visible_to(app_id)
-
-
 def _refuse_duplicate(component: Component, declared: Mapping[str, Component]) -> None:
     """Only a component that this app sees stands in the way of another (dapr ``disk.go`` filterManifests)."""
     earlier = declared.get(component.name)

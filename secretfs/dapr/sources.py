@@ -12,7 +12,7 @@ DEFAULT_CONFIG = Path("~/.dapr/config.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What the flags name: where declarations are, and for whom."""
+    """What the flags name: where the declarations are, and for which app."""
 
     resources: tuple[Path, ...] = ()
     """Directories of component manifests."""

@@ -23,7 +23,7 @@ class YamlField:
         return isinstance(self.node, ScalarNode)
 
     def mismatch(self, wanted: str, found: str) -> ConfigurationError:
-        """Return the error of a reader who wants another kind of value than there is."""
+        """Return the error for a value of another kind than the caller needs."""
         return ConfigurationError(f"{self.path or 'the document'} must be {wanted}, not {found}", self.source)
 
 

@@ -53,7 +53,7 @@ _CONTROL_FILE_MODES: Final = {Control.REFRESH: 0o200, Control.RELOAD: 0o200, Con
 
 
 _APPS_MODE: Final = 0o711
-"""Of the root of a mount for many apps: whoever knows an app finds its directory, and nobody else lists the apps."""
+"""The mode of the root of a mount for many apps: a user who knows an app finds its directory; only root lists them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,12 +91,12 @@ class PollWaiters:
         return len(self._waiters)
 
     def add(self, number: int, waiter: bytes) -> None:
-        """Remember who polls a file."""
+        """Remember a program that polls a file."""
         waiters = self._waiters.setdefault(number, {})
         if waiter in waiters:
             return
         if len(waiters) >= MAX_WAITERS:
-            self.wake(number)  # whoever still waits polls again
+            self.wake(number)  # a program that still waits polls again
             waiters = self._waiters.setdefault(number, {})
         waiters[waiter] = self._journal.add_waiter(waiter)
 
@@ -107,7 +107,7 @@ class PollWaiters:
             self._wake(waiter)
 
     def forget(self, number: int) -> None:
-        """Forget who polls a file: the kernel has forgotten it, so nobody has it open."""
+        """Forget the programs that poll a file. The kernel has forgotten it, so it is open nowhere."""
         for slot in self._waiters.pop(number, {}).values():
             self._journal.drop(slot)
 

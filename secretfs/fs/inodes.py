@@ -51,7 +51,7 @@ class Tree:
         self._superseded: defaultdict[LeafKey, list[Version]] = defaultdict(list)
         """The versions that are linked and not current any more, oldest first."""
         self.inherited: dict[LeafKey, float] = {}
-        """The files that were opened in the time of who kept the journal before us, and when, since the epoch."""
+        """The files that were opened while another worker kept the journal, and when, in seconds since the epoch."""
         for record in self._journal.records():
             self._restore(record)
         self.root = self.directory(RootKey())
@@ -144,8 +144,8 @@ class Tree:
     def successor(self, key: LeafKey) -> Version:
         """Return a new, unbound version that `promote` will make the current one, or `discard` will drop.
 
-        It is another inode even if somebody has found the new content meanwhile: renaming an inode onto itself does
-        nothing, and nobody who watches would hear of it.
+        It is another inode even if a reader has found the new content meanwhile: renaming an inode onto itself does
+        nothing, and makes no event for watchers.
         """
         return self._new_version(key)
 
@@ -203,7 +203,7 @@ class Tree:
         return files
 
     def revoke(self, apps: Collection[str]) -> list[Version]:
-        """Let nobody read the files of apps any more, whoever has them open. Returns those that the kernel knows."""
+        """Make the files of apps unreadable, also those that are open. Returns the versions that the kernel knows."""
         files = [
             inode
             for inode in self._inodes.values()
@@ -230,7 +230,7 @@ class Tree:
         return False
 
     def rebind(self, version: Version, content: bytes, modified: float) -> None:
-        """Give a version other content than it had. Only right for one whose bytes nobody has seen or can see."""
+        """Give a version other content than it had. Call it only if no program has seen its bytes or can see them."""
         version.digest = b""
         self.has_content(version, content, modified)
 

@@ -3,7 +3,7 @@
 Nothing that FUSE lets a daemon tell the kernel makes an inotify event (measured: invalidate_inode, invalidate_entry and
 notify_store give none). A system call on the mount does, so `SyscallHelper` makes one. A new version gets a pending
 name that nobody can guess, and rename(2) moves it over the old name: the kernel moves its own entry atomically,
-watchers of the directory get MOVED_TO, ``tail -F`` follows, and who has the old version open keeps it. What is new
+watchers of the directory get MOVED_TO, ``tail -F`` follows, and an open file keeps the old version. What is new
 upstream is renamed into place, or made if it is a directory; what is gone is unlinked.
 
 The kernel comes back to us for each of these calls. `Publisher` grants exactly the one that is under way, and the
@@ -245,7 +245,7 @@ class Publisher:
             await self._publish_value(ValueKey(component, name, key))
         if change.values:
             log.info("%s: values changed: %d", component, len(change.values))
-            self._published()  # whoever has read them may be told, also where the kernel has forgotten the files
+            self._published()  # a command that has read them may be told, even if the kernel has forgotten the files
 
     async def _publish_whole(self, component: str) -> None:
         """Publish that a store came or went, or first that its app did: an app without a store is ``APP/``."""
@@ -259,7 +259,7 @@ class Publisher:
         """Publish that a value is new, different or gone."""
         segment, parent = self._changes.place(key)
         if self._changes.known(parent) is None and self._changes.known(key) is None:
-            return  # the kernel knows nothing of the directory, so nobody watches it
+            return  # the kernel does not know the directory, so it has no watcher
         content = await self._changes.content(key)
         async with self._one_at_a_time:
             directory = self._changes.known(parent)
@@ -294,7 +294,7 @@ class Publisher:
     ) -> None:
         """Publish what has become of an entry. ``place`` is where it is, should it be a folder."""
         if self._changes.known(parent) is None:
-            return  # the kernel knows nothing of the directory, so nobody watches it
+            return  # the kernel does not know the directory, so it has no watcher
         entries = await self._changes.folder(parent)
         if entries is None:
             return  # it may not be listed; what is below it may

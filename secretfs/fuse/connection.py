@@ -1,8 +1,8 @@
 """The kernel's end of a mount: a descriptor of /dev/fuse, mounted by us, not by libfuse, so that it can be handed on.
 
-Whoever has the descriptor can serve the mount. While somebody holds it the kernel keeps the mount alive and lets its
-users wait; a process that takes over is fed the FUSE_INIT that the kernel sent to the first one, and asks for what was
-read and not answered to be sent again (FUSE_NOTIFY_RESEND, Linux 6.9). See linux/fuse.h.
+A process that has the descriptor can serve the mount. As long as any process holds it, the kernel keeps the mount alive
+and lets requests wait. A process that takes over gets the FUSE_INIT that the kernel sent to the first one, and asks the
+kernel to send again what was read and not answered (FUSE_NOTIFY_RESEND, Linux 6.9). See linux/fuse.h.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _NOTIFY_RESEND: Final = 7
 
 
 class Connection(Kernel):
-    """A mount as the kernel offers it to whoever serves it. Has a journal of what the kernel has been told."""
+    """The kernel's side of a mount. Has a journal of what the kernel has been told."""
 
     def __init__(self, descriptor: int, journal: Journal) -> None:
         self.descriptor = descriptor
@@ -64,10 +64,10 @@ class Connection(Kernel):
     def attach(self) -> None:
         """Put the kernel in the place of that socket. Call it when libfuse has read FUSE_INIT and not yet answered.
 
-        Our answer comes first, whoever served the mount before: a kill may have come before the kernel had it.
+        It sends our answer first, also when it takes over: the worker before may have been killed before it answered.
         """
         if handshake.is_accepted(self.journal.init):
-            with contextlib.suppress(FileNotFoundError):  # it had
+            with contextlib.suppress(FileNotFoundError):  # it had answered
                 os.write(self.descriptor, handshake.answer(self.journal.init))
         os.dup2(self.descriptor, self._place, inheritable=False)
         if self._ours is not None:
@@ -76,10 +76,10 @@ class Connection(Kernel):
             os.write(self.descriptor, _OUT_HEADER.pack(_OUT_HEADER.size, _NOTIFY_RESEND, 0))
 
     def wake_up_call(self, notify: Callable[[], None]) -> bytes:
-        """Return the message that a poll handle sends to wake who waits, instead of having it sent.
+        """Return the message that a poll handle would send to wake a waiting program.
 
-        The handle dies with the process, and those who wait do not: `send` sends the message in any process. libfuse
-        writes it to where it believes the kernel to be.
+        The handle ends with this process, and the program goes on waiting: `wake` sends the message from any process.
+        libfuse writes it to where it believes the kernel to be, which is a socket of ours meanwhile.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
@@ -92,7 +92,7 @@ class Connection(Kernel):
 
     def wake(self, waiter: bytes) -> None:
         """Send the kernel a message of `wake_up_call`. One about a file that is closed by now does nothing."""
-        with contextlib.suppress(OSError):  # there is nobody to wake if the mount is gone
+        with contextlib.suppress(OSError):  # if the mount is gone, no program waits
             os.write(self.descriptor, waiter)
 
     def forget_attributes(self, inode: int) -> None:
@@ -110,7 +110,7 @@ class Connection(Kernel):
             os.write(self.descriptor, header + body)
 
     def close(self) -> None:
-        """Give the kernel's end up. Those who still have files open in the mount get ENOTCONN, and nobody waits."""
+        """Close the kernel's end. Programs that have files open in the mount get ENOTCONN at once."""
         os.close(self.descriptor)
 
 
@@ -124,7 +124,8 @@ def has_ended(descriptor: int) -> bool:
 def connect(path: Path, source: str, *, allow_other: bool) -> int:
     """Mount at ``path``. Returns the descriptor behind the mount. Raises `MountError` with the reason and the way out.
 
-    Whoever may mount does; others have fusermount3 do it. ``source`` is what the table of mounts has as mounted.
+    A process that may mount calls mount(2), any other runs fusermount3. ``source`` is the first column of the table of
+    mounts.
     """
     require_device()
     descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
@@ -182,7 +183,7 @@ def _fusermount(path: Path, source: str, *, allow_other: bool) -> int:
 
 
 def _escaped(value: str) -> str:
-    """Write a value as fusermount3 reads it, for whom a comma ends an option."""
+    """Escape a value for fusermount3, which takes a comma for the end of an option."""
     return value.replace("\\", "\\\\").replace(",", "\\,")
 
 

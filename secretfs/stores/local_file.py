@@ -28,6 +28,7 @@ from secretfs.store import CachedRead, Names, Secret, StoreContext
 _ATTEMPTS = 5
 _LOOK_EVERY = 0.5  # seconds
 _PATIENCE = 5.0  # seconds
+_LARGEST = 16 << 20  # bytes, as of an answer of a server; the whole file is in memory
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "UTF-8",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -198,7 +199,9 @@ def _read_unchanging(path: Path) -> tuple[_Identity, bytes]:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode):
                 raise StoreUnavailable(f"{path}: not a regular file")
-            data = file.read()
+            data = file.read(_LARGEST + 1)
+            if len(data) > _LARGEST:
+                raise MalformedAnswer(f"{path}: larger than {_LARGEST >> 20} MiB")
             if _same_content(before, os.fstat(file.fileno())):
                 return _Identity.of(before), data
     raise StoreUnavailable(f"{path}: changes faster than it can be read")

@@ -10,8 +10,11 @@ import pytest
 from tests.support.canary import secret
 from tests.support.command import in_namespace, secretfs
 from tests.support.manifests import component
+from tests.support.mount_fixtures import point
 from tests.support.mounted import fuse_mounts
 from tests.support.vault_fixtures import Folder
+
+__all__ = ["point"]
 
 pytestmark = pytest.mark.mount
 
@@ -29,13 +32,6 @@ COMPONENT = """
 @pytest.fixture
 def manifests(tmp_path: Path) -> Path:
     return component(tmp_path / "components", "env", "local.env").parent
-
-
-@pytest.fixture
-def point(tmp_path: Path) -> Path:
-    path = tmp_path / "mnt"
-    path.mkdir()
-    return path
 
 
 def test_what_it_says(manifests: Path, point: Path) -> None:

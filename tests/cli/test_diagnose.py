@@ -19,14 +19,15 @@ from tests.support import fake_type
 from tests.support.canary import leaked, secret
 from tests.support.command import SECRETFS, Done, environment, in_namespace, secretfs
 from tests.support.fake_type import Fakes, reference
-from tests.support.manifests import component, configuration, scope
+from tests.support.manifests import configuration, scope
+from tests.support.mount_fixtures import components, point
 from tests.support.mounted import mounted
 from tests.support.servers.faulty import Faulty
 from tests.support.shell import stop
 from tests.support.vault_fixtures import Folder, kv, openbao_server
 from tests.support.waiting import PATIENCE
 
-__all__ = ["kv", "openbao_server"]
+__all__ = ["components", "kv", "openbao_server", "point"]
 
 COMPONENT = """
     mkdir m
@@ -75,18 +76,6 @@ def doctor_inside(script: str) -> list[Diagnosis]:
 def fakes(tmp_path: Path) -> Iterator[Fakes]:
     with fake_type.installed(tmp_path / "site") as site:
         yield Fakes(tmp_path / "components", site, {"PYTHONPATH": str(site)})
-
-
-@pytest.fixture
-def components(tmp_path: Path) -> Path:
-    return component(tmp_path / "components", "env", "local.env").parent
-
-
-@pytest.fixture
-def point(tmp_path: Path) -> Path:
-    path = tmp_path / "mnt"
-    path.mkdir()
-    return path
 
 
 class TestMachine:

@@ -16,8 +16,11 @@ from tests.support.canary import secret
 from tests.support.command import ROOT, SECRETFS, Done, end_daemons, environment, in_namespace, run, secretfs
 from tests.support.fake_type import Fakes, reference
 from tests.support.manifests import component, configuration, scope
+from tests.support.mount_fixtures import components
 from tests.support.mounted import daemons, fuse_mounts
 from tests.support.waiting import PATIENCE
+
+__all__ = ["components"]
 
 COMMANDS: tuple[list[str], ...] = ([], ["mount"], ["unmount"], ["check"], ["status"], ["refresh"], ["doctor"], ["run"])
 SOURCES = ["--resources-path", "--config", "--app-id", "--apps", "--disable-builtin-k8s-secret-store"]
@@ -39,13 +42,6 @@ def inside(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -
         return Done(ended.value.code, *capfd.readouterr())
 
     return call
-
-
-@pytest.fixture
-def components(tmp_path: Path) -> Path:
-    directory = tmp_path / "components"
-    component(directory, "env", "local.env")
-    return directory
 
 
 @pytest.fixture

@@ -14,10 +14,12 @@ from secretfs.errors import MountError
 from secretfs.linux.mountinfo import is_mounted, require_mounted
 from secretfs.linux.mountpoint import abort, is_dead
 from tests.support.command import Done, background, environment, in_namespace, secretfs
-from tests.support.manifests import component
+from tests.support.mount_fixtures import components, point
 from tests.support.mounted import mounted, supervisor
 from tests.support.shell import stop, wait_until
 from tests.support.waiting import PATIENCE
+
+__all__ = ["components", "point"]
 
 pytestmark = pytest.mark.mount
 
@@ -27,18 +29,6 @@ COMPONENT = """
     env_component
     chown 65534 m
 """
-
-
-@pytest.fixture
-def components(tmp_path: Path) -> Path:
-    return component(tmp_path / "components", "env", "local.env").parent
-
-
-@pytest.fixture
-def point(tmp_path: Path) -> Path:
-    path = tmp_path / "mnt"
-    path.mkdir()
-    return path
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from secretfs.dapr.app import App, load_apps
-from secretfs.dapr.component import load_components
+from secretfs.dapr.component import load_manifests
 from secretfs.errors import ConfigurationError, Notice
 from secretfs.permissions import PermissionRule
 
@@ -73,7 +73,7 @@ def test_apps_and_components_may_share_a_file(tmp_path: Path) -> None:
         "a",
         "b",
     ]
-    manifests = load_components([tmp_path], app_id="a", namespace="")
+    manifests = load_manifests([tmp_path], namespace="").visible_to("a")
     assert [component.name for component in manifests.components] == ["env"]
     assert manifests.notices == ()
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from secretfs.dapr.component import Component, Item, Manifests, SecretKeyRef, load_components
+from secretfs.dapr.component import Component, Item, Manifests, SecretKeyRef, load_manifests
 from secretfs.errors import ConfigurationError
 from tests.support.canary import CANARY, secret
 
@@ -60,7 +60,7 @@ def store(
 def load(directory: Path, text: str | None = None, *, app_id: str = "", namespace: str = "") -> Manifests:
     if text is not None:
         (directory / "x.yaml").write_text(text, encoding="utf-8")
-    return load_components([directory], app_id=app_id, namespace=namespace)
+    return load_manifests([directory], namespace=namespace).visible_to(app_id)
 
 
 def names(manifests: Manifests) -> list[str]:
@@ -127,7 +127,7 @@ def test_files_and_documents_are_read_in_order(tmp_path: Path) -> None:
     (first / "a.YML").write_text(store("2"))
     (first / "B.Yaml").write_text("---\n" + store("1"))
     (second / "a.yaml").write_text(store("5") + "--- # rest of the line\n" + store("6"))
-    manifests = load_components([first, second], app_id="", namespace="")
+    manifests = load_manifests([first, second], namespace="").visible_to("")
     assert names(manifests) == ["1", "2", "3", "4", "5", "6"]
     assert str(manifests.components[3].source) == f"{first}/b.yaml:9"
     assert manifests.notices == ()
@@ -161,12 +161,12 @@ def test_links_to_files_are_followed(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"none: cannot be read: No such file or directory"):
-        load_components([tmp_path / "none"], app_id="", namespace="")
+        load_manifests([tmp_path / "none"], namespace="")
 
 
 def test_an_empty_directory_is_none(tmp_path: Path) -> None:
     assert load(tmp_path) == Manifests(())
-    assert load_components([], app_id="", namespace="") == Manifests(())
+    assert load_manifests([], namespace="").visible_to("") == Manifests(())
 
 
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:

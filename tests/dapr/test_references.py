@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secretfs.dapr.component import Component, Item, SecretKeyRef, load_components
+from secretfs.dapr.component import Component, Item, SecretKeyRef, load_manifests
 from secretfs.dapr.references import TemplateContext, component_references, resolve, unquote
 from secretfs.errors import ConfigurationError, SecretNotFound, Source, StoreUnavailable
 from secretfs.settings import Property
@@ -75,7 +75,7 @@ def test_without_a_key_the_key_is_the_name_of_the_secret(tmp_path: Path) -> None
         "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {name: v}\nauth: {secretStore: e}\n"
         "spec: {type: secretstores.local.env, metadata: [{name: p, secretKeyRef: {name: s}}]}\n"
     )
-    (declared,) = load_components([tmp_path], app_id="", namespace="").components
+    (declared,) = load_manifests([tmp_path], namespace="").visible_to("").components
     properties, _ = resolve(declared, TemplateContext({}), FakeStore({"s": {"s": b"one", "": b"two"}}).read)
     assert [prop.value for prop in properties] == ["one"]
 

@@ -6,13 +6,10 @@ import pytest
 
 from secretfs.linux.mountinfo import is_mounted, mounts
 from tests.support.command import in_namespace
-from tests.support.manifests import component
+from tests.support.mount_fixtures import components
 from tests.support.mounted import mounted
 
-
-@pytest.fixture
-def components(tmp_path: Path) -> Path:
-    return component(tmp_path / "components", "env", "local.env").parent
+__all__ = ["components"]
 
 
 @pytest.mark.mount

@@ -12,27 +12,18 @@ from secretfs.linux.mountpoint import prepare, resolve, unmount
 from secretfs.linux.preflight import explain
 from tests.support.command import Done, background, end_daemons, in_namespace, secretfs
 from tests.support.manifests import component
+from tests.support.mount_fixtures import components, point
 from tests.support.mounted import daemons, fuse_mounts, mounted, wait_for_end
 from tests.support.shell import stop
 from tests.support.waiting import PATIENCE, wait_until
+
+__all__ = ["components", "point"]
 
 COMPONENT = """
     mkdir m
     env_component
     chown 65534 m
 """
-
-
-@pytest.fixture
-def components(tmp_path: Path) -> Path:
-    return component(tmp_path / "components", "env", "local.env").parent
-
-
-@pytest.fixture
-def point(tmp_path: Path) -> Path:
-    path = tmp_path / "mnt"
-    path.mkdir()
-    return path
 
 
 def mount(components: Path, point: Path) -> Done:

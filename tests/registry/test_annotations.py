@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from secretfs.cache.freshness import Freshness
-from secretfs.dapr.component import Component, load_components
+from secretfs.dapr.component import Component, load_manifests
 from secretfs.errors import ConfigurationError
 from secretfs.registry.annotations import FRESHNESS, freshness
 from tests.support.manifests import component
@@ -16,7 +16,7 @@ DEFAULT = Freshness()
 
 def declared(directory: Path, annotations: dict[str, str]) -> Component:
     component(directory, "env", "local.env", annotations=annotations)
-    (found,) = load_components([directory], app_id="", namespace="").components
+    (found,) = load_manifests([directory], namespace="").visible_to("").components
     return found
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound
 from secretfs.store import SecretStore, StoreContext
+from secretfs.stores._http.body import LARGEST_ANSWER
 from secretfs.stores.local_file import Settings, open_store
 from secretfs.testing import Seed, StoreContract
 from tests.support.canary import CANARY, secret
@@ -251,6 +252,21 @@ def test_a_file_that_breaks_later_is_a_malformed_answer_until_it_is_mended(
             assert reason in str(caught.value)
         file.write({"a": secret("new")})
         assert store.fetch("a").values == {"a": secret("new").encode()}
+
+
+def test_a_file_may_be_as_large_as_an_answer_of_a_server(file: SecretsFile) -> None:
+    largest = b'{"a": "%s"}' % (b"x" * (LARGEST_ANSWER - 9))
+    assert len(largest) == LARGEST_ANSWER
+    file.write_text(largest)
+    with file.store() as store:
+        assert len(store.fetch("a").values["a"]) == LARGEST_ANSWER - 9
+        file.write_text(largest + b"\n")
+        with pytest.raises(MalformedAnswer) as later:
+            store.fetch("a")
+    with pytest.raises(ConfigurationError) as first:
+        open_store(Settings(str(file.path)), StoreContext("my-store"))
+    assert str(later.value) == f"{file.path}: larger than 16 MiB"
+    assert str(first.value) == f"my-store: secretsFile: {file.path}: larger than 16 MiB"
 
 
 def test_colliding_names_matter_only_where_they_collide(file: SecretsFile) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from secretfs import settings
-from secretfs.dapr.component import Component, load_components
+from secretfs.dapr.component import Component, load_manifests
 from secretfs.dapr.configuration import Configuration, load_configuration
 from secretfs.dapr.references import TemplateContext, component_references, resolve
 from secretfs.errors import ConfigurationError, Notice, SecretFSError, SecretNotFound, StoreError
@@ -62,7 +62,7 @@ class Subject:
 
     def manifest(self, given: Mapping[str, Any]) -> Answer:
         namespace = given.get("env", {}).get("NAMESPACE", "")
-        manifests = load_components([self._put("r", given)], app_id=given["app_id"], namespace=namespace)
+        manifests = load_manifests([self._put("r", given)], namespace=namespace).visible_to(given["app_id"])
         return Answer(value=manifests.components, notices=manifests.notices)
 
     def config(self, given: Mapping[str, Any]) -> Answer:
@@ -95,7 +95,9 @@ class Subject:
     def resolve(self, given: Mapping[str, Any]) -> Answer:
         env = dict(given.get("env", {}))
         directory = self._put("r", given)
-        components = load_components([directory], app_id=given["app_id"], namespace=env.get("NAMESPACE", "")).components
+        components = (
+            load_manifests([directory], namespace=env.get("NAMESPACE", "")).visible_to(given["app_id"]).components
+        )
         secrets = self._directory / "secrets.json"
         secrets.write_text(given["secrets"], encoding="utf-8")
         store = local_file.FileStore(secrets, ":", multi_valued=True)

@@ -21,8 +21,6 @@ class SavedLoans:
         self._save: Callable[[bytes], None] | None = None
         self._leases: Callable[[], Iterable[tuple[str, Lease]]] = lambda: ()
         self._lock = threading.Lock()
-        if session is not None:
-            session.on_loan(self.changed)
 
     def resume(
         self,

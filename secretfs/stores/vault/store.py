@@ -189,9 +189,17 @@ def _open(settings: Settings, context: StoreContext) -> VaultStore | DynamicStor
         Endpoint(settings.address, context.deadline, trust, settings.tls_server_name or None, settings.namespace)
     )
     unproven, scheduler = PoolAdapter(connections), Scheduler(context.component)
+
+    def changed(token: str) -> None:  # called when there is a store
+        if isinstance(store, DynamicStore):
+            store.token_changed(token)
+
+    def lent() -> None:
+        loans.changed()
+
     credential: Credential
     if login is not None:
-        credential = Session(context.component, login, unproven, scheduler)
+        credential = Session(context.component, login, unproven, scheduler, changed=changed, lent=lent)
     elif isinstance(token, str):
         credential = StaticToken(context.component, token, unproven, scheduler)
     else:
@@ -201,14 +209,14 @@ def _open(settings: Settings, context: StoreContext) -> VaultStore | DynamicStor
     session = credential if isinstance(credential, Session) else None
     loans = SavedLoans(context.component, StateCodec(settings), session)
     checked = partial(explained, unproven, credential, "" if session else _origin(settings))
+    store: VaultStore | DynamicStore
     if settings.engine_type == "kv":
         prefix = settings.prefix.strip("/") if settings.use_prefix else ""
-        return VaultStore(adapter, loans, checked, settings.engine.strip("/"), prefix, text=text)
-    store = DynamicStore(
-        context.component, adapter, credential, scheduler, _engine(settings), loans, checked, text=text
-    )
-    if session is not None:
-        session.on_change(store.token_changed)
+        store = VaultStore(adapter, loans, checked, settings.engine.strip("/"), prefix, text=text)
+    else:
+        store = DynamicStore(
+            context.component, adapter, credential, scheduler, _engine(settings), loans, checked, text=text
+        )
     return store
 
 

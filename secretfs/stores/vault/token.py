@@ -45,8 +45,15 @@ class Session:
         login: Callable[[PoolAdapter], Mapping[str, Any]],
         adapter: PoolAdapter,
         scheduler: Scheduler,
+        *,
+        changed: Callable[[str], None],
+        lent: Callable[[], None],
         clock: Clock = time.monotonic,
     ) -> None:
+        """Call ``changed`` with each new token, as soon as all threads get it, and ``lent`` when `tokens` has changed.
+
+        Any thread may call them, from the first request on.
+        """
         self._component = component
         self._login = login
         self._adapter = adapter
@@ -61,15 +68,7 @@ class Session:
         self._lookup_interval = LOOKUP_INTERVAL
         self._targets: set[str] = set()
         self._closed = threading.Event()
-        self._changed: Callable[[str], None] = lambda _: None
-        self._lent: Callable[[], None] = lambda: None
-
-    def on_change(self, changed: Callable[[str], None]) -> None:
-        """Call ``changed`` with each new token, from any thread, as soon as everybody gets it."""
         self._changed = changed
-
-    def on_loan(self, lent: Callable[[], None]) -> None:
-        """Call ``lent`` whenever `tokens` has changed, from any thread."""
         self._lent = lent
 
     @property

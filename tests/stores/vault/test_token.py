@@ -114,7 +114,7 @@ def plans(clock: Clock) -> Plans:
 
 @pytest.fixture
 def session(clock: Clock, server: Server, plans: Plans) -> Session:
-    return Session("test", server.login, server, plans, clock)
+    return Session("test", server.login, server, plans, changed=lambda _: None, lent=lambda: None, clock=clock)
 
 
 # --- a life ---
