@@ -72,6 +72,7 @@ class Handover:
         """
         descriptor, file = self._stored.pop(CONNECTION, None), self._stored.pop(JOURNAL, None)
         if descriptor is None:
+            self._drop_opens()  # of a mount that was given up: a group cannot have marks on two
             return True
         try:
             connection = Connection(descriptor, _journal(file))
@@ -84,9 +85,7 @@ class Handover:
                 if self._manager is not None and not self._has_leases:  # of a version that kept none
                     self._manager.store(LEASES, self.leases.file)
                 return True
-        if self.opens is not None:
-            os.close(self.opens)
-            self.opens = None
+        self._drop_opens()
         left = _is_left_at(path, ended=has_ended(descriptor))
         self.release()
         os.close(descriptor)  # the last one: the kernel ends the connection, and no reader waits any longer
@@ -119,6 +118,11 @@ class Handover:
             if self._manager is not None:
                 with _if_it_listens():
                     self._manager.remove(name)
+
+    def _drop_opens(self) -> None:
+        if self.opens is not None:
+            os.close(self.opens)
+            self.opens = None
 
     def notify(self, **state: object) -> None:
         """Send states to the supervisor: ``READY=1``, ``WATCHDOG=1``, ``STATUS="..."``."""

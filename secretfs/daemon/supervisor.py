@@ -149,10 +149,8 @@ class Supervisor:
         """Return for how many seconds a worker may be silent now."""
         if self._stopping or worker.leaving:
             return STOP_TIMEOUT
-        if worker.disconnected:
-            return UNMOUNT_TIMEOUT
         if worker.ready:
-            return WATCHDOG
+            return UNMOUNT_TIMEOUT if worker.disconnected else WATCHDOG
         return START_TIMEOUT if self._was_ready else math.inf
 
     def _decide(self, worker: WorkerProcess, code: int) -> int | None:

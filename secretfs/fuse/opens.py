@@ -31,8 +31,8 @@ PATIENCE: Final = 1.0
 for the request may be in the way."""
 
 _UNREPORTED: Final = "the kernel does not report what is opened (fanotify): %s"
-_GONE: Final = (errno.ENOENT, errno.ENOTCONN, errno.ECONNABORTED)
-"""There is no such directory any more, or no mount."""
+_GONE: Final = (errno.ENOENT, errno.ENOTCONN, errno.ECONNABORTED, errno.EXDEV)
+"""There is no such directory any more, or no mount, or another file system is mounted over it."""
 
 log = logging.getLogger(__name__)
 

@@ -79,7 +79,6 @@ def test_a_thousand_apps(host_of_many: Host, tmp_path: Path) -> None:
         options=host_of_many.options,
         mountpoint=host_of_many.mountpoint,
         expect_log=["killed by SIGKILL"],
-        deadline=120,
     ) as mount:
         added = mount.path / "added/file/service-1/password"
 

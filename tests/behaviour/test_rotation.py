@@ -14,6 +14,7 @@ from tests.support.mounted import mounted
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.shell import errno_of, wait_until
 from tests.support.vault_fixtures import Folder
+from tests.support.waiting import PATIENCE
 from tests.support.watching import watching
 
 __all__ = ["file"]
@@ -136,7 +137,7 @@ def test_who_has_a_file_open_is_woken(store: Path, file: SecretsFile) -> None:
             assert opened.read() == OLD.encode()
             assert not wake(opened.fileno(), 0)
             file.write({**FIRST, "token": NEW})
-            assert wake(opened.fileno(), 10)
+            assert wake(opened.fileno(), PATIENCE)
             assert os.pread(opened.fileno(), 999, 0) == OLD.encode()
         assert path.read_text() == NEW
 

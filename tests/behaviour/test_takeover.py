@@ -72,7 +72,7 @@ def down(mount: Mounted) -> Iterator[None]:
     stop(mount.process.pid)
     worker = os.pidfd_open(mount.worker)
     signal.pidfd_send_signal(worker, signal.SIGKILL)
-    select.select([worker], [], [], 10)
+    select.select([worker], [], [], PATIENCE)
     os.close(worker)
     try:
         yield
@@ -196,7 +196,7 @@ def test_who_polls_is_woken(components: Path, file: SecretsFile) -> None:
         told: list[tuple[int, int]] = []
         poll = select.poll()
         poll.register(token, select.POLLPRI)
-        waiting = threading.Thread(target=lambda: told.extend(poll.poll(20_000)))
+        waiting = threading.Thread(target=lambda: told.extend(poll.poll(PATIENCE * 1000)))
         waiting.start()
         wait_until(lambda: "poll" in wchan(waiting))
         killed(mount)

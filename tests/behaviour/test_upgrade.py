@@ -160,7 +160,7 @@ def polled(descriptor: int) -> Callable[[], int]:
     events: list[int] = []
     poll = select.poll()
     poll.register(descriptor, select.POLLPRI)
-    thread = threading.Thread(target=lambda: events.extend(event for _, event in poll.poll(20_000)))
+    thread = threading.Thread(target=lambda: events.extend(event for _, event in poll.poll(PATIENCE * 1000)))
     thread.start()
 
     def wait() -> int:

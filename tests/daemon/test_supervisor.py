@@ -151,6 +151,26 @@ def test_a_signal_that_comes_before_the_program_does_is_not_lost(tmp_path: Path)
         assert s.count == 0
 
 
+@pytest.mark.root("only root mounts anything, which makes a supervisor look what has become of its mount")
+def test_a_worker_that_starts_after_an_unmount_has_the_time_to_find_out(tmp_path: Path) -> None:
+    """On a busy machine it takes longer than a worker that serves has, to end: that one may hang."""
+    place = tmp_path / "place"
+    place.mkdir()
+    worker = f"""
+        if lives == 1:
+            ours, theirs = socket.socketpair()
+            manager.store("connection", ours.fileno())
+            manager.notify(READY=1)
+            os.kill(os.getpid(), 9)
+        os.system("mount -t tmpfs none {place} && umount {place}")
+        time.sleep(1)
+        manager.remove("connection")
+    """
+    with supervised(tmp_path, worker, settings="s.UNMOUNT_TIMEOUT = 0.1") as s:
+        assert s.process.wait(PATIENCE) == 0
+        assert s.count == 2
+
+
 def test_who_is_killed_from_outside_is_never_given_up(tmp_path: Path) -> None:
     worker = """
         if lives == 1:

@@ -57,7 +57,7 @@ class Mounted:
         self.process.kill()
         self.process.wait()
         signal.pidfd_send_signal(worker, signal.SIGKILL)
-        ended = select.select([worker], [], [], 5)[0]
+        ended = select.select([worker], [], [], PATIENCE)[0]
         os.close(worker)
         if not ended:
             subprocess.run(["umount", "--force", str(self.path)], check=False)
@@ -73,7 +73,6 @@ def mounted(
     env: Mapping[str, str] | None = None,
     mountpoint: Path | None = None,
     expect_log: Sequence[str] = (),
-    deadline: float = 15.0,
 ) -> Iterator[Mounted]:
     """Mount the manifests in the directories ``resources``, as ``secretfs mount --foreground`` does.
 
@@ -99,7 +98,7 @@ def mounted(
         mount = Mounted(path, process, log_file)
         try:
             try:
-                _wait_until_mounted(mount, time.monotonic() + deadline)
+                _wait_until_mounted(mount, time.monotonic() + PATIENCE)
                 yield mount
             finally:
                 forced = _take_down(mount)
@@ -159,7 +158,7 @@ def wait_for_end(mountpoint: Path) -> None:
     for pid, _ in list(processes(mountpoint)):
         with contextlib.suppress(ProcessLookupError):
             process = os.pidfd_open(pid)
-            ended = select.select([process], [], [], 20)[0]
+            ended = select.select([process], [], [], PATIENCE)[0]
             os.close(process)
             assert ended, "the daemon did not end"
 

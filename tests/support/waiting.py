@@ -10,7 +10,7 @@ from typing import Any
 
 from secretfs.store import SecretStore
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds that a test waits for what must happen. Only a test that fails waits so long, so a busy machine has time."""
 
 
