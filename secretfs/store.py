@@ -26,6 +26,8 @@ class Secret:
     """What the store calls this version; empty where it has no versions."""
     modified: float | None = None
     """When this version was written upstream, in seconds since the epoch; None if the store does not report it."""
+    stages: tuple[str, ...] = ()
+    """The labels that the store has on this version, such as AWSCURRENT."""
 
 
 @dataclass(frozen=True, slots=True)

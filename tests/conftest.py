@@ -25,7 +25,7 @@ ExpectLog = Callable[[str], None]
 """Allows, and demands, a log record of WARNING or above whose message matches a regular expression."""
 
 _FOREIGN = re.compile(
-    r"VAULT_|BAO_|AZURE_|DAPR_|KUBERNETES_|(KUBECONFIG|NAMESPACE|APP_API_TOKEN|POD_NAME|SSL_CERT_FILE|SSL_CERT_DIR)$"
+    r"VAULT_|BAO_|AWS_|AZURE_|DAPR_|KUBERNETES_|(KUBECONFIG|NAMESPACE|APP_API_TOKEN|POD_NAME|SSL_CERT_FILE|SSL_CERT_DIR)$"
     r"|.*_CA_BUNDLE$|.*_proxy$",
     re.IGNORECASE,
 )

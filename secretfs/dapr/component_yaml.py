@@ -14,17 +14,16 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 
 from secretfs.dapr.goyaml import MappingNode, Node, ScalarNode, SequenceNode, Value, is_merge, merged_maps, resolve
 from secretfs.dapr.yaml_field import YamlField, join
 from secretfs.errors import ConfigurationError, Notice, Source
+from secretfs.gojson import float_text, quoted
 from secretfs.settings import nearest
 
 Scalar = str | int | float | bool
 
 _NOWHERE = re.compile(r"(?!)")
-_HTML_ESCAPES = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +170,7 @@ def _coerced(value: Scalar) -> str:
 def _json(node: Node, path: str, strings: re.Pattern[str]) -> str:
     if isinstance(node, MappingNode):
         members = _members(node, path)
-        return "{" + ",".join(f"{_quoted(name)}:{members[name].json(strings)}" for name in sorted(members)) + "}"
+        return "{" + ",".join(f"{quoted(name)}:{members[name].json(strings)}" for name in sorted(members)) + "}"
     if isinstance(node, SequenceNode):
         items = (_json(item, f"{path}[{index}]", strings) for index, item in enumerate(node.items))
         return "[" + ",".join(items) + "]"
@@ -179,25 +178,13 @@ def _json(node: Node, path: str, strings: re.Pattern[str]) -> str:
     if value is not None and strings.fullmatch(path):
         value = _coerced(value)
     if isinstance(value, str):
-        return _quoted(value)
+        return quoted(value)
     if isinstance(value, float):
         if not math.isfinite(value):
             where = path or "the document"
             raise ConfigurationError(f"{where} is infinite or not a number: JSON has no such value", node.source)
         return float_text(value)
     return json.dumps(value)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False).translate(_HTML_ESCAPES)
-
-
-def float_text(value: float) -> str:
-    """Write a finite float as encoding/json does: shortest digits, an exponent only below 1e-6 and from 1e21."""
-    if value and not 1e-6 <= abs(value) < 1e21:
-        return repr(value).replace("e-0", "e-")
-    digits = f"{Decimal(repr(value)):f}"
-    return digits.rstrip("0").rstrip(".") if "." in digits else digits
 
 
 def float32_text(value: float) -> str:

@@ -35,6 +35,8 @@ FOREVER: Final = 1e8
 
 XATTR_VERSION: Final = "user.secretfs.version"
 """What the store calls the version of the secret."""
+XATTR_STAGES: Final = "user.secretfs.stages"
+"""Which labels the store has on that version, such as AWSCURRENT."""
 XATTR_FETCHED: Final = "user.secretfs.fetched"
 """When the store was last asked for it, in ISO 8601."""
 XATTR_STALE: Final = "user.secretfs.stale"
@@ -42,6 +44,7 @@ XATTR_STALE: Final = "user.secretfs.stale"
 
 XATTRS: Final[dict[str, Callable[[CachedAnswer[Secret]], str]]] = {
     XATTR_VERSION: lambda secret: secret.value.version,
+    XATTR_STAGES: lambda secret: ",".join(secret.value.stages),
     XATTR_FETCHED: lambda secret: datetime.fromtimestamp(secret.fetched_at, UTC).isoformat(timespec="seconds"),
     XATTR_STALE: lambda secret: str(int(secret.stale)),
 }

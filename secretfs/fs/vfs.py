@@ -29,7 +29,7 @@ from secretfs.errors import (
     SecretFSError,
     Superseded,
 )
-from secretfs.fs.attributes import XATTRS, AttributePolicy, Attributes, PermissionPolicy
+from secretfs.fs.attributes import XATTR_STAGES, XATTRS, AttributePolicy, Attributes, PermissionPolicy
 from secretfs.fs.caller import UNKNOWN, Caller
 from secretfs.fs.changes import Changes
 from secretfs.fs.content import Content, Contents
@@ -279,7 +279,9 @@ class SecretVFS:
             return ()
         secret = self._contents.view(key.component).peek(key.name)
         unknown = not self._contents.reads_have_effects(key)
-        return tuple(name for name, read in XATTRS.items() if (read(secret) if secret else unknown))
+        return tuple(
+            name for name, read in XATTRS.items() if (read(secret) if secret else unknown and name != XATTR_STAGES)
+        )
 
     def poll(self, number: int, waiter: bytes | None) -> bool:
         """Whether a file has been superseded or deleted. If not, ``waiter`` is woken once when it is, or before."""

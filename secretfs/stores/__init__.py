@@ -17,6 +17,8 @@ from secretfs.store import SecretStore, StoreContext
 ENTRY_POINT_GROUP = "secretfs.stores"
 
 BUILTIN: dict[str, str] = {
+    "secretstores.aws.parameterstore": "secretfs.stores.aws.parameter_store",
+    "secretstores.aws.secretmanager": "secretfs.stores.aws.secret_manager",
     "secretstores.azure.keyvault": "secretfs.stores.azure.store",
     "secretstores.hashicorp.vault": "secretfs.stores.vault.store",
     "secretstores.kubernetes": "secretfs.stores.kubernetes.store",
@@ -42,7 +44,10 @@ _DAPR_TYPES = frozenset(
 )
 _PREFIX = "secretstores."
 _VERSIONS = frozenset({"", "v0", "v1"})
-_EXTRA_WITH = {"azure": "azure", "hvac": "vault", "kubernetes": "kubernetes", "requests": "vault", "urllib3": "vault"}
+_EXTRA_WITH = {
+    "azure": "azure", "botocore": "aws", "dateutil": "aws", "hvac": "vault", "jmespath": "aws",
+    "kubernetes": "kubernetes", "requests": "vault", "urllib3": "vault",
+}  # fmt: skip
 
 
 class StoreModule(Protocol):

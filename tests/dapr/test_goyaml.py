@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secretfs.dapr import component_yaml, goyaml
-from secretfs.dapr.component_yaml import Field, float32_text, float_text
+from secretfs.dapr.component_yaml import Field, float32_text
 from secretfs.dapr.goyaml import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -23,6 +23,7 @@ from secretfs.dapr.goyaml import (
     split_documents,
 )
 from secretfs.errors import ConfigurationError, Source
+from secretfs.gojson import float_text
 from tests.support.canary import CANARY, secret
 
 

@@ -20,6 +20,8 @@ PAGES = {
     "secretstores.hashicorp.vault": "hashicorp-vault.md",
     "secretstores.kubernetes": "kubernetes.md",
     "secretstores.azure.keyvault": "azure-key-vault.md",
+    "secretstores.aws.secretmanager": "aws-secrets-manager.md",
+    "secretstores.aws.parameterstore": "aws-parameter-store.md",
 }
 
 

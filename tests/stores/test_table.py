@@ -93,7 +93,7 @@ def test_the_nearest_type_may_be_one_of_dapr_only(monkeypatch: pytest.MonkeyPatc
         load_store_type("secretstores.local.envs")
 
 
-@pytest.mark.parametrize("type_", ["secretstores.aws.secretmanager", "secretstores.GCP.secretmanager"])
+@pytest.mark.parametrize("type_", ["secretstores.huaweicloud.csms", "secretstores.AliCloud.parameterstore"])
 def test_a_type_of_dapr_that_is_not_supported_is_said_to_be(type_: str) -> None:
     with pytest.raises(ConfigurationError, match="Dapr has this type, secretfs does not support it"):
         load_store_type(type_, "v1")

@@ -27,6 +27,9 @@ NO_RETRIES: Final = urllib3.Retry(total=False, redirect=0, raise_on_redirect=Fal
 SEND_ONCE: Final = urllib3.Retry(total=False, redirect=0, raise_on_redirect=False)
 """The same for a request that has effects although its method is one of `_READS`."""
 
+SEND_AGAIN: Final = urllib3.Retry(total=False, redirect=0, raise_on_redirect=False)
+"""The same for a request that has no effects although its method is none of `_READS`."""
+
 _READS = frozenset({"GET", "HEAD", "LIST"})
 _YOUNG = 1.0  # seconds that a connection may have been idle to carry a request that has effects
 _DEAD = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
@@ -122,7 +125,7 @@ class _Pool:
         began = time.monotonic()
         tunnels = conn.proxy_is_tunneling  # which conn no longer knows when it is closed
         reused = not conn.is_closed and conn.idle_since > 0
-        has_effects = method not in _READS or retries is SEND_ONCE
+        has_effects = retries is not SEND_AGAIN and (method not in _READS or retries is SEND_ONCE)
         if reused and has_effects and not _is_fresh(conn, began):
             self._reopen(conn, tunnels=tunnels)
         send = super()._make_request  # type: ignore[misc]  # that of urllib3's pool

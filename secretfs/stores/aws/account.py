@@ -1,0 +1,161 @@
+"""The account of the AWS stores: which region, which credentials. Properties and their order are Dapr's.
+
+dapr/components-contrib ``common/aws/config.go`` is the model: both keys are static credentials; without them the
+default chain of the SDK counts (environment, shared files and profiles, SSO, web identity, containers, EC2). Regions
+are found as the SDK for Go finds them, which reads AWS_REGION; botocore alone does not.
+"""
+
+import functools
+import logging
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import botocore.session
+from botocore.config import Config
+from botocore.credentials import ContainerProvider
+from botocore.exceptions import BotoCoreError, ProfileNotFound
+from botocore.loaders import Loader, create_loader
+from botocore.utils import ContainerMetadataFetcher
+from urllib3.util import parse_url
+
+from secretfs.errors import ConfigurationError
+from secretfs.settings import setting
+from secretfs.stores.aws.transport import Transport
+
+logger = logging.getLogger(__name__)
+
+_REGION = re.compile(r"[a-z0-9-]{1,63}")
+_ROLES_ANYWHERE = """\
+trustAnchorArn, trustProfileArn and assumeRoleArn log in with the identity of Dapr's sidecar, which secretfs does not \
+have; name AWS's aws_signing_helper as credential_process in a profile instead"""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Account:
+    """The properties that both stores have. There is no ``repr``: they hold credentials."""
+
+    region: str = setting(
+        "region",
+        "Region, such as eu-central-1. Without it AWS_REGION counts, then AWS_DEFAULT_REGION, then the profile.",
+        guards=True,
+    )
+    access_key: str = setting("accessKey", "Access key id. Without it, credentials are looked for: see below.")
+    secret_key: str = setting("secretKey", "Secret access key. Counts only together with accessKey.")
+    session_token: str = setting("sessionToken", "Session token of temporary keys.")
+    endpoint: str = setting(
+        "endpoint", "URL for all requests, those to STS included: a VPC endpoint, or a server for tests.", guards=True
+    )
+    trust_anchor_arn: str = setting("trustAnchorArn", "IAM Roles Anywhere, which is not supported: see below.")
+    trust_profile_arn: str = setting("trustProfileArn", "The same.")
+    assume_role_arn: str = setting("assumeRoleArn", "The same. Alone it does nothing, as in Dapr: see below.")
+
+
+class Session(botocore.session.Session):  # type: ignore[misc]  # botocore has no types
+    """A session of botocore that sends everything through one transport, to one endpoint if there is one.
+
+    botocore makes clients of its own for STS and SSO; they come by here, too.
+    """
+
+    def __init__(self, account: Account, transport: Transport) -> None:
+        super().__init__()
+        self.register_component("data_loader", _data())
+        self._account = account
+        quiet_sdk()
+        # One attempt: what is worth another one is decided by the store, and by secretfs.cache.
+        self.set_default_client_config(Config(retries={"total_max_attempts": 1}, user_agent_extra="secretfs"))
+        self.region = self._resolve_region()
+        self.set_config_variable("region", self.region)
+        self.register("before-send", transport.send_for_sdk)
+        chain = self.get_component("credential_provider")
+        container = ContainerProvider(fetcher=_ContainerMetadata(transport, sleep=lambda _: None))
+        chain.providers = [container if isinstance(it, ContainerProvider) else it for it in chain.providers]
+
+    def create_client(self, service_name: str, *args: Any, **options: Any) -> Any:
+        """Make a client, as botocore does."""
+        if self._account.endpoint:
+            options["endpoint_url"] = self._account.endpoint
+        return super().create_client(service_name, *args, **options)
+
+    def client(self, service: str) -> Any:
+        """Make a client of a service. Looks for credentials, which may take requests. Raises what botocore does."""
+        account = self._account
+        if not (account.access_key and account.secret_key):
+            return self.create_client(service)
+        return self.create_client(
+            service,
+            aws_access_key_id=account.access_key,
+            aws_secret_access_key=account.secret_key,
+            aws_session_token=account.session_token or None,
+        )
+
+    def _resolve_region(self) -> str:
+        region = (
+            self._account.region
+            or os.environ.get("AWS_REGION")
+            or os.environ.get("AWS_DEFAULT_REGION")
+            or self.get_config_variable("region")
+        )
+        if not region:
+            raise ConfigurationError("there is no region: neither here, nor in AWS_REGION, nor in a profile")
+        if not _REGION.fullmatch(region):
+            raise ConfigurationError("region is not the name of a region")
+        return str(region)
+
+
+@functools.cache
+def _data() -> Loader:
+    """Return what reads the models of the services. Shared, because it keeps them, and finding them costs most."""
+    return create_loader()
+
+
+class _ContainerMetadata(ContainerMetadataFetcher):  # type: ignore[misc]
+    """Asks the agent of EKS or ECS once. Theirs asks three times, for two seconds each, and one connection each."""
+
+    RETRY_ATTEMPTS = 1
+
+
+def sessions(component: str, account: Account, transport: Transport) -> Callable[[], Session]:
+    """Return what makes sessions: a new one reads files and environment anew. Sends no request.
+
+    Raises `ConfigurationError` for what can never work.
+    """
+    _require_url(account.endpoint)
+    given = (account.trust_anchor_arn, account.trust_profile_arn, account.assume_role_arn)
+    if all(given):
+        raise ConfigurationError(_ROLES_ANYWHERE)
+    if any(given):
+        logger.warning("%s: trustAnchorArn, trustProfileArn and assumeRoleArn do nothing, as in Dapr", component)
+    if bool(account.access_key) != bool(account.secret_key):
+        logger.warning("%s: accessKey and secretKey count together only, as in Dapr: this one is ignored", component)
+
+    def make() -> Session:
+        try:
+            return Session(account, transport)
+        except ProfileNotFound:
+            raise ConfigurationError("the profile that AWS_PROFILE names is in no file") from None
+        except BotoCoreError as error:
+            raise ConfigurationError(f"the configuration files of AWS: {type(error).__name__}") from None
+
+    make()
+    return make
+
+
+def quiet_sdk() -> None:
+    """Silence the logs of the SDK, which quote answers. Failures become errors of the store."""
+    logging.getLogger("botocore").setLevel(logging.CRITICAL + 1)
+
+
+def _require_url(endpoint: str) -> None:
+    if not endpoint:
+        return
+    try:
+        url = parse_url(endpoint)
+    except ValueError:
+        url = parse_url("")
+    if url.scheme not in ("http", "https") or not url.host or url.auth or url.query or url.fragment:
+        raise ConfigurationError(
+            "endpoint is not a URL such as https://vpce-1.secretsmanager.eu-central-1.vpce.amazonaws.com"
+        )
