@@ -24,6 +24,7 @@ BUILTIN: dict[str, str] = {
     "secretstores.kubernetes": "secretfs.stores.kubernetes.store",
     "secretstores.local.env": "secretfs.stores.local_env",
     "secretstores.local.file": "secretfs.stores.local_file",
+    "secretstores.secretfs.directory": "secretfs.stores.directory",
 }
 
 # dapr/dapr cmd/daprd/components/secretstores_*.go at v1.18

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import re
-import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,11 +23,10 @@ from typing import Any, NoReturn
 from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound, StoreError, StoreUnavailable
 from secretfs.settings import setting, truthy
 from secretfs.store import CachedRead, Names, Secret, StoreContext
+from secretfs.stores._files import FileIdentity, read_unchanging
 
-_ATTEMPTS = 5
 _LOOK_EVERY = 0.5  # seconds
 _PATIENCE = 5.0  # seconds
-_LARGEST = 16 << 20  # bytes, as of an answer of a server; the whole file is in memory
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "UTF-8",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -59,23 +57,8 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Identity:
-    """What changes when a file is edited or replaced."""
-
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> "_Identity":
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-@dataclass(frozen=True, slots=True)
 class _Snapshot:
-    identity: _Identity
+    identity: FileIdentity
     secrets: Mapping[str, Secret]
 
 
@@ -145,15 +128,15 @@ class FileStore:
             if alone:
                 self._reading.release()
 
-    def _identity(self) -> _Identity:
+    def _identity(self) -> FileIdentity:
         try:
-            return _Identity.of(self._path.stat())
+            return FileIdentity.of(self._path.stat())
         except OSError as error:
             raise self._unreadable(error) from None
 
     def _load(self) -> _Snapshot:
         try:
-            identity, data = _read_unchanging(self._path)
+            identity, data = _read(self._path)
             secrets = dict(self._secrets(_parse(data), modified=identity.mtime_ns / 1e9))
         except OSError as error:
             raise self._unreadable(error) from None
@@ -191,27 +174,10 @@ def open_store(settings: Settings, context: StoreContext) -> FileStore:
         raise ConfigurationError(f"{context.component}: secretsFile: {error}") from None
 
 
-def _read_unchanging(path: Path) -> tuple[_Identity, bytes]:
-    """Read the file together with the identity that it had during the whole read."""
-    for _ in range(_ATTEMPTS):
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            before = os.fstat(file.fileno())
-            if not stat.S_ISREG(before.st_mode):
-                raise StoreUnavailable(f"{path}: not a regular file")
-            data = file.read(_LARGEST + 1)
-            if len(data) > _LARGEST:
-                raise MalformedAnswer(f"{path}: larger than {_LARGEST >> 20} MiB")
-            if _same_content(before, os.fstat(file.fileno())):
-                return _Identity.of(before), data
-    raise StoreUnavailable(f"{path}: changes faster than it can be read")
-
-
-def _same_content(before: os.stat_result, after: os.stat_result) -> bool:
-    """Tell whether an open file was not written to between two stats. A rename over it is no write to it."""
-    if after.st_nlink < before.st_nlink:  # that has set its ctime, which proves nothing any more
-        return (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    return _Identity.of(before) == _Identity.of(after)
+def _read(path: Path) -> tuple[FileIdentity, bytes]:
+    # O_NONBLOCK: opening a FIFO must not wait for a writer.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        return read_unchanging(file, str(path))
 
 
 class _Text(str):

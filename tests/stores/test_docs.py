@@ -22,6 +22,7 @@ PAGES = {
     "secretstores.azure.keyvault": "azure-key-vault.md",
     "secretstores.aws.secretmanager": "aws-secrets-manager.md",
     "secretstores.aws.parameterstore": "aws-parameter-store.md",
+    "secretstores.secretfs.directory": "directory.md",
 }
 
 
@@ -68,7 +69,8 @@ def test_the_yaml_is_a_component_without_a_mistake(type_: str) -> None:
         assert (component["apiVersion"], component["kind"]) == ("dapr.io/v1alpha1", "Component")
         module = load_store_type(component["spec"]["type"], component["spec"]["version"])
         assert component["spec"]["type"] == type_
-        properties = [Property(item["name"], item["value"]) for item in component["spec"]["metadata"]]
+        items = component["spec"]["metadata"]
+        properties = [Property(item["name"], item["value"] if "value" in item else item["envRef"]) for item in items]
         assert decode(module.Settings, properties)[1] == []
 
 

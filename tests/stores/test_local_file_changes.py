@@ -187,7 +187,7 @@ def test_a_file_that_never_holds_still_is_an_outage(file: SecretsFile, monkeypat
     with file.store() as store:
         ticks = iter(range(1000, 2000))
         monkeypatch.setattr(
-            "secretfs.stores.local_file._Identity.of", classmethod(lambda *_: next(ticks)), raising=True
+            "secretfs.stores.local_file.FileIdentity.of", classmethod(lambda *_: next(ticks)), raising=True
         )
         with pytest.raises(StoreUnavailable, match="changes faster than it can be read"):
             store.fetch("a")
