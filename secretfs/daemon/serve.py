@@ -29,9 +29,10 @@ from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import views_of
 from secretfs.fuse.connection import Connection, connect
+from secretfs.fuse.control_mount import ControlMount
 from secretfs.fuse.opens import Opens, OpenWatcher
 from secretfs.fuse.operations import SecretOperations
-from secretfs.linux.mountinfo import secretfs_at
+from secretfs.linux.mountinfo import is_read_only, secretfs_at
 from secretfs.linux.mountpoint import clear, unmount
 from secretfs.linux.process import set_name
 from secretfs.linux.syscall_helper import SyscallHelper, SyscallHelpers
@@ -94,9 +95,7 @@ async def serve(
         if not inherited:
             handover.keep(connection)
         registry.hands_over = handover.outlives_us
-        app_id = declaration.context.app_id
-        permissions = permissions_of(options, declaration)
-        apps = declaration.apps
+        permissions, apps = permissions_of(options, declaration), declaration.apps
 
         def show(declared: Declaration, result: ReloadResult) -> frozenset[str]:
             permissions, views = permissions_of(options, declared), views_of(result.stores)
@@ -105,10 +104,14 @@ async def serve(
             return changed
 
         reloader = Reloader(origin, stores, show, announce, apps)
+        read_only = is_read_only(options.mountpoint)
         vfs = SecretVFS(
-            views_of(started), permissions, nursery, app_id, journal, kernel=connection, apps=apps, declared=reloader
+            views_of(started), permissions, nursery, declaration.context.app_id, journal,
+            kernel=connection, apps=apps, declared=reloader, read_only=read_only,
+        )  # fmt: skip
+        publisher = Publisher(
+            vfs, options.mountpoint, helpers.publishing, announced, observer.changed, read_only=read_only
         )
-        publisher = Publisher(vfs, options.mountpoint, helpers.publishing, announced, observer.changed)
         replaced = replaced_stores(journal, stores.shown) if inherited else frozenset()
         for component in sorted(show(declaration, ReloadResult(started, (), replaced))):
             announce(Change(component, whole=True))
@@ -116,7 +119,9 @@ async def serve(
         with suppress(MountError):  # covered, or detached and in use: it is served all the same
             device = set_process_name(options.mountpoint)
         opens = await _watch_opens(vfs, options.mountpoint, helpers.asking, handover, nursery)
-        _offer(connection, vfs, publisher, opens)
+        requests = ControlMount(options.mountpoint, device, nursery) if read_only else None
+        operations = SecretOperations(vfs, publisher, connection, opens, requests)
+        pyfuse3.init(operations, connection.offer(), set())  # which mounts nothing itself
         for task in (publisher.run, reloader.on_change, reloader.on_signal):
             nursery.start_soon(task)
         nursery.start_soon(_evict_idle, vfs)
@@ -161,12 +166,6 @@ async def _watch_opens(
     opens = OpenWatcher(vfs, group, mountpoint, helper, nursery)
     nursery.start_soon(partial(opens.run, inherited=inherited))
     return opens
-
-
-def _offer(connection: Connection, vfs: SecretVFS, publisher: Publisher, opens: Opens) -> None:
-    """Give libfuse the connection in the place of a mount point; it mounts nothing itself."""
-    operations = SecretOperations(vfs, publisher, connection, opens)
-    pyfuse3.init(operations, connection.offer(), set())
 
 
 async def _until_unmounted_or_asked_to_stop(*, supervised: bool) -> signal.Signals | None:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from stat import S_IFDIR, S_IFREG
+from stat import S_IFDIR, S_IFLNK, S_IFREG
 from typing import Final, NamedTuple
 
 from secretfs.cache.ttl_cache import CachedAnswer
@@ -52,7 +52,8 @@ XATTRS: Final[dict[str, Callable[[CachedAnswer[Secret]], str]]] = {
 
 
 _CONTROL_DIRECTORY_MODE: Final = 0o500
-_CONTROL_FILE_MODES: Final = {Control.REFRESH: 0o200, Control.RELOAD: 0o200, Control.STATUS: 0o400}
+_CONTROL_FILE_MODES: Final = {control: 0o400 if control is Control.STATUS else 0o200 for control in Control}
+_LINKS: Final = (Control.REFRESH_LINK, Control.RELOAD_LINK)
 
 
 _APPS_MODE: Final = 0o711
@@ -155,7 +156,7 @@ class AttributePolicy:
         modified = version.modified or self.born
         return Attributes(
             version.number,
-            S_IFREG | mode,
+            (S_IFLNK if isinstance(version.key, ControlKey) and version.key.control in _LINKS else S_IFREG) | mode,
             uid,
             gid,
             version.size,

@@ -21,7 +21,7 @@ from secretfs.cache.store_cache import BACKGROUND
 from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound
 from secretfs.fs.attributes import AttributePolicy, Attributes
 from secretfs.fs.content import UNREAD, Content, Contents
-from secretfs.fs.control_files import FILES
+from secretfs.fs.control_files import LISTED, LISTED_READ_ONLY
 from secretfs.fs.handles import PollWaiters
 from secretfs.fs.inode import Directory, Inode, Version, is_of
 from secretfs.fs.inodes import Tree
@@ -43,7 +43,9 @@ from secretfs.fs.keys import (
 from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL, encode, split
 
 _BULK_NAMES: Final = {Bulk.JSON: BULK_JSON, Bulk.ENV: BULK_ENV}
-_CONTROL_NAMES: Final[dict[Control, bytes]] = {control: name for name, control in FILES.items()}
+_CONTROL_NAMES: Final[dict[Control, bytes]] = {
+    control: name for names in (LISTED_READ_ONLY, LISTED) for name, control in names.items()
+}
 
 IDLE_PART: Final = 0.5
 """Of the time after which what nobody uses is dropped: when the kernel is asked whether anybody still does."""

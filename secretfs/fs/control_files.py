@@ -1,6 +1,7 @@
 """The files of the control directory ``.secretfs/``, one class each.
 
-A `RenderedFile` can be read, a `RequestFile` can be written to. Their modes are in `secretfs.fs.attributes`.
+A `RenderedFile` can be read, a `RequestFile` can be written to. In a read-only mount a `Link` leads to it. Their modes
+are in `secretfs.fs.attributes`.
 """
 
 import json
@@ -19,12 +20,17 @@ from secretfs.cache.deadlines import shared_deadline
 from secretfs.cache.health import Kind, State, Statistics
 from secretfs.cache.turns import NO_APP
 from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
-from secretfs.fs.keys import Control
+from secretfs.fs.keys import Control, ControlKey
 from secretfs.fs.names import encode
 from secretfs.fs.view import StoreView
 
-FILES: Final = {b"refresh": Control.REFRESH, b"reload": Control.RELOAD, b"status.json": Control.STATUS}
-"""What is in the directory, by path segment."""
+LISTED: Final = {b"refresh": Control.REFRESH, b"reload": Control.RELOAD, b"status.json": Control.STATUS}
+"""What is in the directory of a mount that can be written to, by path segment."""
+LISTED_READ_ONLY: Final = {**LISTED, b"refresh": Control.REFRESH_LINK, b"reload": Control.RELOAD_LINK}
+"""What is in that of a read-only one."""
+BEHIND_LINKS: Final = {b".refresh": Control.REFRESH, b".reload": Control.RELOAD}
+"""What the links lead to, and what is not listed."""
+LINKS: Final = {Control.REFRESH_LINK: b".refresh", Control.RELOAD_LINK: b".reload"}
 
 LARGEST_REQUEST: Final = 65536
 """Bytes of one write(2). The kernel splits a larger one, into pieces of at least this size."""
@@ -43,6 +49,10 @@ class RenderedFile(ABC):
         """Return the content as of now."""
 
 
+class Link:
+    """A name in a read-only mount that leads to a `RequestFile`, where it can be written to."""
+
+
 class RequestFile(ABC):
     """A control file that takes requests. Each write(2) is one request and gets its own errno."""
 
@@ -51,7 +61,7 @@ class RequestFile(ABC):
         """Do what is requested. Raises the error that the writer gets."""
 
 
-ControlFile = RenderedFile | RequestFile
+ControlFile = RenderedFile | RequestFile | Link
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +148,43 @@ class StatusFile(RenderedFile):
             return {name: view.statistics() for name, view in views.items()}
         stores = {view.store_name: view for view in views.values()}
         return {name: view.store_statistics() for name, view in stores.items()}
+
+
+class ControlDirectory:
+    """The control files of a mount. In one that is ``read_only``, links lead to those that take requests."""
+
+    def __init__(
+        self,
+        mount: Callable[[], MountStatus],
+        views: Callable[[], Mapping[str, StoreView]],
+        declared: Declared,
+        *,
+        read_only: bool = False,
+    ) -> None:
+        self._files: dict[Control, ControlFile] = {
+            Control.STATUS: StatusFile(mount, views, declared.status),
+            Control.RELOAD: ReloadFile(declared),
+            Control.REFRESH: RefreshFile(views),
+            **dict.fromkeys(LINKS, Link()),
+        }
+        self.listed: Mapping[bytes, Control] = LISTED_READ_ONLY if read_only else LISTED
+        """What is listed, by path segment."""
+        self.names: Mapping[bytes, Control] = {**self.listed, **BEHIND_LINKS} if read_only else LISTED
+        """What can be found, by path segment."""
+
+    def __getitem__(self, control: Control) -> ControlFile:
+        return self._files[control]
+
+    def request_file(self, key: object) -> RequestFile | None:
+        """Return the file at a place, if it takes requests."""
+        file = self._files[key.control] if isinstance(key, ControlKey) else None
+        return file if isinstance(file, RequestFile) else None
+
+    def link(self, key: object) -> bytes:
+        """Return the name that the link at a place leads to. Raises `NoSuchEntry` for anything else."""
+        if not isinstance(key, ControlKey) or key.control not in LINKS:
+            raise NoSuchEntry("a link")
+        return LINKS[key.control]
 
 
 class RefreshFile(RequestFile):

@@ -11,7 +11,7 @@ import trio
 from secretfs.errors import NoSuchEntry
 from secretfs.fs.attributes import DIRECTORY_TIMEOUT
 from secretfs.fs.content import Contents
-from secretfs.fs.control_files import FILES
+from secretfs.fs.control_files import ControlDirectory
 from secretfs.fs.keys import (
     AppKey,
     Bulk,
@@ -31,15 +31,17 @@ from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL
 _BULK_FORMS = {BULK_JSON: Bulk.JSON, BULK_ENV: Bulk.ENV}
 
 
-async def find(contents: Contents, parent: DirectoryKey, segment: bytes) -> tuple[DirectoryKey | LeafKey, float]:
+async def find(
+    contents: Contents, controls: ControlDirectory, parent: DirectoryKey, segment: bytes
+) -> tuple[DirectoryKey | LeafKey, float]:
     """Return what is at this segment of a directory, and for how many seconds that holds. Raises `NoSuchEntry`."""
     match parent:
         case RootKey() | AppKey():
             return _find_top(contents, parent, segment), DIRECTORY_TIMEOUT
         case ControlsKey():
-            if segment not in FILES:
+            if segment not in controls.names:
                 raise NoSuchEntry(segment.decode(errors="replace"))
-            return ControlKey(FILES[segment]), DIRECTORY_TIMEOUT
+            return ControlKey(controls.names[segment]), DIRECTORY_TIMEOUT
         case FolderKey(component, ()) if segment in _BULK_FORMS:
             return BulkKey(component, _BULK_FORMS[segment]), DIRECTORY_TIMEOUT
         case FolderKey(component, segments):
@@ -68,7 +70,9 @@ def _find_top(contents: Contents, parent: RootKey | AppKey, segment: bytes) -> D
     return found
 
 
-async def list_directory(contents: Contents, directory: DirectoryKey) -> tuple[Listing, float]:
+async def list_directory(
+    contents: Contents, controls: ControlDirectory, directory: DirectoryKey
+) -> tuple[Listing, float]:
     """Return what is listed in a directory, and until when that holds, on trio's clock."""
     found: Mapping[bytes, DirectoryKey | LeafKey] = {}
     remaining = DIRECTORY_TIMEOUT
@@ -79,7 +83,7 @@ async def list_directory(contents: Contents, directory: DirectoryKey) -> tuple[L
             listing, remaining = await contents.ask(component, lambda view: view.listing(segments))
             return listing, trio.current_time() + remaining
         case ControlsKey():
-            found = {name: ControlKey(control) for name, control in FILES.items()}
+            found = {name: ControlKey(control) for name, control in controls.listed.items()}
         case SecretKey(component, name):
             found, remaining = await contents.ask(component, lambda view: view.values(name))
     expires = trio.current_time() + remaining

@@ -76,6 +76,9 @@ class Control(Enum):
     STATUS = "status"
     REFRESH = "refresh"
     RELOAD = "reload"
+    REFRESH_LINK = "refresh-link"
+    RELOAD_LINK = "reload-link"
+    """Where the mount is read-only, these have the names of the two that take requests, and lead to them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,13 +96,17 @@ class Publisher:
         helper: SyscallHelper,
         announced: trio.MemoryReceiveChannel[Change],
         published: Callable[[], None] = lambda: None,
+        *,
+        read_only: bool = False,
     ) -> None:
+        """With ``read_only``, the mount can be written to only through another mount of the same file system."""
         self._announced = announced
         self._observe = vfs.observe
         self._changes = vfs.changes
         self._helper = helper
         self._published = published
         self._mountpoint = os.fsencode(mountpoint)
+        self._within = self._mountpoint if read_only else b""
         self._waiting: dict[str, deque[Change | trio.Event]] = {}
         self._begin, self._begun = trio.open_memory_channel[str](math.inf)  # no component is in there twice
         self._one_at_a_time = trio.Lock()
@@ -328,11 +332,13 @@ class Publisher:
 
     async def _call(self, grant: PendingSyscall, directory: bytes) -> None:
         """Make the system call. One that fails is logged, and the next change is published all the same."""
-        base = os.path.join(self._mountpoint, directory)  # noqa: PTH118 - bytes
+        within = b"" if grant.call is Call.EVICT else self._within
+        base = directory if within else os.path.join(self._mountpoint, directory)  # noqa: PTH118 - bytes
         names = (grant.pending, grant.segment) if grant.call is Call.RENAME else (grant.segment,)
         self.grant = grant
         try:
-            await self._helper.call(grant.call.value, *(os.path.join(base, name) for name in names))  # noqa: PTH118
+            paths = (os.path.join(base, name) for name in names)  # noqa: PTH118 - bytes
+            await self._helper.call(grant.call.value, *paths, within=within)
         except OSError as error:
             level = logging.DEBUG if error.errno in _OVERTAKEN else logging.WARNING
             log.log(level, "a change is not announced: %s: %s", grant.call.value, error.strerror)

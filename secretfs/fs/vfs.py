@@ -35,14 +35,12 @@ from secretfs.fs.changes import Changes
 from secretfs.fs.content import Content, Contents
 from secretfs.fs.control_files import (
     UNDECLARED,
-    ControlFile,
+    ControlDirectory,
     Declared,
+    Link,
     MountStatus,
-    RefreshFile,
-    ReloadFile,
     RenderedFile,
     RequestFile,
-    StatusFile,
 )
 from secretfs.fs.entries import find, list_directory
 from secretfs.fs.handles import DirectoryHandles, FailedLookups, PollWaiters, Snapshot, directory_of
@@ -52,7 +50,6 @@ from secretfs.fs.journal import Journal
 from secretfs.fs.kernel import Kernel
 from secretfs.fs.keys import (
     BulkKey,
-    Control,
     ControlKey,
     DirectoryKey,
     FolderKey,
@@ -81,6 +78,7 @@ class SecretVFS:
         kernel: Kernel | None = None,
         apps: Collection[str] | None = None,
         declared: Declared = UNDECLARED,
+        read_only: bool = False,
     ) -> None:
         """Begin a file system, or go on with the one that a journal tells of. Raises `JournalUnreadable`.
 
@@ -104,11 +102,9 @@ class SecretVFS:
         self._revoked = trio.Event()
         """Set when the kernel has no byte of an app that was removed."""
         self._revoked.set()
-        self._controls: dict[Control, ControlFile] = {
-            Control.STATUS: StatusFile(self._mount_status, lambda: self._contents.views, declared.status),
-            Control.RELOAD: ReloadFile(declared),
-            Control.REFRESH: RefreshFile(lambda: self._contents.views),
-        }
+        self._controls = ControlDirectory(
+            self._mount_status, lambda: self._contents.views, declared, read_only=read_only
+        )
 
     def observe(self, change: Change) -> Change:
         """Take note of a change upstream, before it is published. Returns what of it this app may see."""
@@ -159,7 +155,7 @@ class SecretVFS:
 
     async def lookup(self, parent: int, segment: bytes, caller: Caller = UNKNOWN) -> Attributes:
         """Find an entry of a directory. The kernel holds a reference to what is returned until `forget`."""
-        key, remaining = await find(self._contents, self._tree.require_directory(parent).key, segment)
+        key, remaining = await find(self._contents, self._controls, self._tree.require_directory(parent).key, segment)
         content = None if isinstance(key, DirectoryKey | ControlKey) else await self._revalidate(key, caller)
         return self._entry(key, remaining, content)
 
@@ -180,7 +176,7 @@ class SecretVFS:
     async def open_directory(self, number: int, caller: Caller = UNKNOWN) -> int:
         """Take a snapshot of a directory's entries; returns a handle for `read_directory` and `close_directory`."""
         directory = self._tree.require_directory(number).key
-        listing, expires = await list_directory(self._contents, directory)
+        listing, expires = await list_directory(self._contents, self._controls, directory)
         if isinstance(directory, FolderKey):
             self._contents.view(directory.component).note_listing(listing)
         return self._listings.open(number, listing, expires)
@@ -195,7 +191,7 @@ class SecretVFS:
         if snapshot is None:
             number = directory_of(handle)
             snapshot = self._listings.restore(
-                handle, *await list_directory(self._contents, self._tree.require_directory(number).key)
+                handle, *await list_directory(self._contents, self._controls, self._tree.require_directory(number).key)
             )
             if snapshot is None:
                 raise Superseded(f"directory {number} has changed since it was opened")
@@ -244,10 +240,12 @@ class SecretVFS:
         await file.write(text)
         await self._revoked.wait()
 
+    def link(self, number: int) -> bytes:
+        """Return the name of the control file that a link leads to."""
+        return self._controls.link(self._tree.inode(number).key)
+
     def _request_file(self, number: int) -> RequestFile | None:
-        key = self._tree.inode(number).key
-        file = self._controls[key.control] if isinstance(key, ControlKey) else None
-        return file if isinstance(file, RequestFile) else None
+        return self._controls.request_file(self._tree.inode(number).key)
 
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Read from a version. Raises `Superseded` if its bytes were lost with the process that had them."""
@@ -335,6 +333,8 @@ class SecretVFS:
             data = file.render()
             version = self._bind(key, Content(data, time.time(), 0.0, next(self._serials)))
             version.content = data
+        elif isinstance(file, Link):
+            version = self._tree.current(key)
         else:
             version = self._tree.successor(key)
             self._tree.promote(version)

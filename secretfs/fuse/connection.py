@@ -6,7 +6,8 @@ kernel to send again what was read and not answered (FUSE_NOTIFY_RESEND, Linux 6
 """
 
 import contextlib
-import ctypes
+import errno
+import logging
 import os
 import select
 import socket
@@ -20,16 +21,20 @@ from secretfs.errors import MountError
 from secretfs.fs.journal import Journal
 from secretfs.fs.kernel import Kernel
 from secretfs.fuse import handshake
+from secretfs.linux.mount_api import NODEV, NOEXEC, NOSUID, make_read_only, new_mount, place
 from secretfs.linux.mountinfo import FSTYPE
 from secretfs.linux.preflight import DEVICE, explain, require_device, require_fusermount
 
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8  # sys/mount.h
+_LONGEST_OPTION: Final = 255  # bytes that fsconfig(2) takes
 _LARGEST: Final = 64 << 10  # bytes; no message before FUSE_INIT is answered is longer
 
 _OUT_HEADER: Final = struct.Struct("=IiQ")  # len, error, unique
 _INVAL_INODE_OUT: Final = struct.Struct("=Qqq")  # inode, offset (negative: only attributes), length
 _NOTIFY_INVAL_INODE: Final = 2
 _NOTIFY_RESEND: Final = 7
+
+
+log = logging.getLogger(__name__)
 
 
 class Connection(Kernel):
@@ -141,18 +146,40 @@ def connect(path: Path, source: str, *, allow_other: bool) -> int:
 
 
 def _mount(descriptor: int, path: Path, source: str, *, allow_other: bool) -> None:
-    """Call mount(2). Raises OSError."""
-    options = f"fd={descriptor},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
+    """Mount. Raises OSError.
+
+    Root gets a mount that is read-only before anybody sees it, also in other mount namespaces: it may open every file,
+    and what it writes would be in the page cache until we refuse it. We write through a mount of our own. Another user
+    who may mount could not: requests go through /proc of a process that has more rights than that user's others.
+    """
+    fstype, _, subtype = FSTYPE.partition(".")
+    options: dict[str, str | None] = {
+        "source": os.fsdecode(os.fsencode(source)[:_LONGEST_OPTION]),
+        "subtype": subtype,
+        "fd": str(descriptor),
+        "rootmode": "40000",
+        "user_id": str(os.geteuid()),
+        "group_id": str(os.getegid()),
+        "default_permissions": None,
+    }
     if allow_other:
-        options += ",allow_other"
-    libc = ctypes.CDLL(None, use_errno=True)
-    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-    if (
-        libc.mount(os.fsencode(source), os.fsencode(path), FSTYPE.encode(), ctypes.c_ulong(flags), options.encode())
-        != 0
-    ):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+        options["allow_other"] = None
+    mount = new_mount(fstype, options, NOSUID | NODEV | NOEXEC)
+    try:
+        if os.geteuid() == 0:
+            _make_read_only(mount)
+        place(mount, os.fsencode(path))
+    finally:
+        os.close(mount)
+
+
+def _make_read_only(mount: int) -> None:
+    try:
+        make_read_only(mount)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        log.info("the mount is not read-only for root, which takes Linux 5.12: writes are refused one by one")
 
 
 def _fusermount(path: Path, source: str, *, allow_other: bool) -> int:

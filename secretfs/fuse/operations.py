@@ -37,6 +37,7 @@ from secretfs.fs.names import NAME_MAX
 from secretfs.fs.publish import Call, Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.connection import Connection
+from secretfs.fuse.control_mount import ControlMount
 from secretfs.fuse.opens import Opens
 
 BLOCK_SIZE = 4096
@@ -129,17 +130,24 @@ class ReadOnlyOperations(pyfuse3.Operations):
 class SecretOperations(ReadOnlyOperations):
     """What pyfuse3 calls. ``connection`` is where libfuse has been told to find the kernel.
 
-    With ``opens``, the kernel learns of no content of a file before it reports who opens that.
+    With ``opens``, the kernel learns of no content of a file before it reports who opens that. With ``requests``, the
+    mount is read-only.
     """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
 
     def __init__(
-        self, vfs: SecretVFS, publisher: Publisher, connection: Connection, opens: Opens | None = None
+        self,
+        vfs: SecretVFS,
+        publisher: Publisher,
+        connection: Connection,
+        opens: Opens | None = None,
+        requests: ControlMount | None = None,
     ) -> None:
         super().__init__()
         self._opens = opens or Opens()
+        self._requests = requests
         self._connection = connection
         self._vfs = vfs
         self._publisher = publisher
@@ -222,11 +230,20 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Take a request, and answer when its results show. Nothing else may be written to."""
+        if self._requests is not None:
+            self._requests.written()
         try:
             await self._vfs.write(fh, buf)
         finally:
             await self._publisher.caught_up()
         return len(buf)
+
+    @_answers
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        """Lead to the control file that a link stands for, where it can be written to."""
+        if self._requests is None:  # the link is of a process that served it read-only
+            raise ReadOnly("a request")
+        return FileNameT(await self._requests.path() + b"/" + self._vfs.link(inode))
 
     @_answers
     async def setattr(

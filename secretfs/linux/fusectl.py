@@ -1,15 +1,13 @@
 """Abort FUSE connections through the kernel's control file system, ``fusectl``, mounted or not."""
 
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from secretfs.linux.mount_api import new_mount
+
 _CONNECTIONS = Path("/sys/fs/fuse/connections")
-_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432  # asm-generic/unistd.h; the same on every architecture but alpha
-_FSCONFIG_CMD_CREATE = 6  # linux/mount.h
-_CLOEXEC = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
 
 
 def abort(minor: int) -> None:
@@ -32,21 +30,8 @@ def abort(minor: int) -> None:
 @contextmanager
 def _detached() -> Iterator[int]:
     """Mount fusectl outside the tree of mounts, which takes root; yields its directory."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    context = _checked(libc.syscall(_FSOPEN, b"fusectl", _CLOEXEC))
-    try:
-        _checked(libc.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0))
-        directory = _checked(libc.syscall(_FSMOUNT, context, _CLOEXEC, 0))
-    finally:
-        os.close(context)
+    directory = new_mount("fusectl", {})
     try:
         yield directory
     finally:
         os.close(directory)
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result

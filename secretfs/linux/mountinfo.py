@@ -27,13 +27,15 @@ class MountInfo(NamedTuple):
     """Group id of its owner, for FUSE."""
     allow_other: bool = False
     """Whether the kernel lets other users in, for FUSE."""
+    read_only: bool = False
+    """Whether nothing can be written through this mount. Through another mount of the same file system it may."""
 
 
 def mounts() -> Iterator[MountInfo]:
     """Yield the mounts of this mount namespace, bottom first (proc_pid_mountinfo(5))."""
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         before, _, after = line.partition(b" - ")
-        _, _, device, _, point, _, *propagation = before.split(b" ")
+        _, _, device, _, point, own_options, *propagation = before.split(b" ")
         path = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), point)
         fstype, _, rest = after.partition(b" ")
         options = rest.rpartition(b" ")[2]  # of the file system; what is before them is its user's to choose
@@ -46,6 +48,7 @@ def mounts() -> Iterator[MountInfo]:
             any(field.startswith(b"shared:") for field in propagation),
             int(group[1]) if group else None,
             b"allow_other" in options.split(b","),
+            b"ro" in own_options.split(b","),
         )
 
 
@@ -72,6 +75,11 @@ def secretfs_at(path: Path) -> MountInfo | None:
     """Return the topmost mount at ``path`` if it is a secretfs, alive or dead."""
     there = [mount for mount in mounts() if mount.path == str(path)]
     return there[-1] if there and there[-1].fstype == FSTYPE else None
+
+
+def is_read_only(path: Path) -> bool:
+    """Whether the secretfs at ``path``, which another mount may cover, is a read-only mount."""
+    return any(mount.read_only for mount in mounts() if (mount.path, mount.fstype) == (str(path), FSTYPE))
 
 
 def is_mounted(path: Path) -> bool:

@@ -47,18 +47,28 @@ class SyscallHelper:
         theirs.close()
         return cls(pid, ours)
 
-    async def call(self, name: str, *paths: bytes, descriptor: int | None = None) -> int | None:
-        """Make one of `SYSCALLS` on absolute paths, and a descriptor of ours. Raises the OSError that it raises.
+    @classmethod
+    def started_when_needed(cls) -> "SyscallHelper":
+        """Return a helper that is started, as a program of its own, by the first call."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.close()
+        return cls(_NONE, ours)
 
-        Returns a new descriptor if the call is one of `OPENING`.
+    async def call(self, name: str, *paths: bytes, within: bytes = b"", descriptor: int | None = None) -> int | None:
+        """Make one of `SYSCALLS` on paths, and a descriptor of ours. Raises the OSError that it raises.
+
+        Paths are absolute, or begin in a directory ``within`` which the call is made: through a writable mount of it
+        that nobody else sees. Returns a new descriptor if the call is one of `OPENING`.
 
         A helper that has ended is replaced, and the call is made again, so it may be made twice. Raises an OSError if
         no helper can be started, EPIPE if the new one ends, too.
         """
         self._one_at_a_time = self._one_at_a_time or trio.Lock()
-        request = b"\0".join([name.encode(), *paths])
+        request = b"\0".join([name.encode(), within, *paths])
         descriptors = [] if descriptor is None else [descriptor]
         async with self._one_at_a_time:
+            if self.pid == _NONE:
+                await trio.to_thread.run_sync(self._replace)
             answer, opened = await self._ask(request, descriptors)
             if not answer:
                 log.warning("helper process %d has ended: another is started", self.pid)

@@ -4,19 +4,37 @@ It never sees a secret: it is forked before any store is opened, or started as a
 descriptor but one, a socket. ``python -m secretfs.linux.syscall_server`` serves the socket that is its standard input.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
 import resource
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NoReturn
 
 from secretfs.linux.fanotify import mark_opens, open_group
+from secretfs.linux.mount_api import writable
 
 LARGEST: Final = 64 << 10
-"""Bytes of a request at most: two paths of PATH_MAX and some."""
+"""Bytes of a request at most: three paths of PATH_MAX and some."""
+HELD: Final = 100
+"""The descriptor that `hold_writable` opens in the helper. A path below /proc/PID/fd/ leads to what it is of."""
+
+
+def hold_writable(path: bytes) -> None:
+    """Keep a writable mount of a directory open, until `release`."""
+    with writable(path) as mount:
+        os.dup2(mount, HELD, inheritable=False)
+
+
+def release() -> None:
+    """Let go of what `hold_writable` keeps, if anything."""
+    with contextlib.suppress(OSError):
+        os.close(HELD)
+
+
 SYSCALLS: Final[Mapping[str, Callable[..., object]]] = {
     "statvfs": os.statvfs,
     "lstat": os.lstat,
@@ -26,6 +44,8 @@ SYSCALLS: Final[Mapping[str, Callable[..., object]]] = {
     "rmdir": os.rmdir,
     "open_group": open_group,
     "mark_opens": mark_opens,
+    "hold_writable": hold_writable,
+    "release": release,
 }
 """What may be asked for, by name. A descriptor that comes with a request is the first argument, paths are the rest."""
 OPENING: Final = frozenset({"open_group"})
@@ -45,8 +65,8 @@ def serve(requests: socket.socket) -> NoReturn:
         _close_all_but(requests)
         while (received := socket.recv_fds(requests, LARGEST, 1))[0]:
             request, descriptors, _, _ = received
-            name, *paths = request.split(b"\0")
-            code, opened = _call(name.decode(), *descriptors, *paths)
+            name, within, *paths = request.split(b"\0")
+            code, opened = _call(name.decode(), within, *descriptors, *paths)
             socket.send_fds(requests, [code.to_bytes(2, "big")], opened)
             for descriptor in (*descriptors, *opened):
                 os.close(descriptor)
@@ -64,13 +84,28 @@ def _close_all_but(kept: socket.socket) -> None:
     os.closerange(max(3, kept.fileno() + 1), last)
 
 
-def _call(name: str, *arguments: int | bytes) -> tuple[int, list[int]]:
+def _call(name: str, within: bytes, *arguments: int | bytes) -> tuple[int, list[int]]:
     """Make a call. Returns an errno or 0, and the descriptor that it has opened."""
     try:
-        result = SYSCALLS[name](*arguments)
+        with _working_in(within):
+            result = SYSCALLS[name](*arguments)
     except OSError as error:
         return error.errno or errno.EIO, []
     return 0, [result] if name in OPENING and isinstance(result, int) else []
+
+
+@contextlib.contextmanager
+def _working_in(path: bytes) -> Iterator[None]:
+    """Have relative paths begin in a directory, in a writable mount of it that nobody else sees."""
+    if not path:
+        yield
+        return
+    with writable(path) as mount:
+        os.fchdir(mount)
+        try:
+            yield
+        finally:
+            os.chdir("/")
 
 
 if __name__ == "__main__":

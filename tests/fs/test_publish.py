@@ -61,7 +61,7 @@ class FakeHelper:
     def __init__(self) -> None:
         self.under_way: Callable[[], object] = lambda: None
 
-    async def call(self, name: str, *paths: bytes) -> None:
+    async def call(self, name: str, *paths: bytes, within: bytes = b"") -> None:
         self.under_way()
         SYSCALLS[name](*paths)
 

@@ -188,11 +188,11 @@ async def test_its_own_look_ups_wait_for_no_store(opens: OpenWatcher, known: Kno
     ours, other = Caller(0, 0, helper.pid), Caller(0, 0, os.getpid())
     call = helper.call
 
-    async def spy(name: str, *paths: bytes, descriptor: int | None = None) -> None:
+    async def spy(name: str, *paths: bytes, within: bytes = b"", descriptor: int | None = None) -> None:
         seen.append(opens.lookup(ROOT_INODE, b"env", ours))
         seen.append(opens.lookup(ROOT_INODE, b"env", other))
         seen.append(opens.lookup(ROOT_INODE, b"other", ours))
-        await call(name, *paths, descriptor=descriptor)
+        await call(name, *paths, within=within, descriptor=descriptor)
 
     helper.call = spy  # type: ignore[method-assign]
     await opens.watch(known.number("A"))

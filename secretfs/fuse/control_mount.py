@@ -1,0 +1,78 @@
+"""Where a read-only mount takes requests: another, writable mount of its control directory, which has no place.
+
+A helper holds it, and the links ``refresh`` and ``reload`` lead to it through /proc. It is held only while somebody may
+be on the way there: as long as there is a mount of a file system, the kernel does not end its connection.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from secretfs.errors import ReadOnly
+from secretfs.fs.names import CONTROL
+from secretfs.linux.mountinfo import mounts
+from secretfs.linux.syscall_helper import SyscallHelper
+from secretfs.linux.syscall_server import HELD
+
+HOLD: Final = 10.0
+"""Seconds for which the mount is held for somebody who has read a link and writes nothing."""
+LOOK_EVERY: Final = 0.1
+"""Seconds between two looks at whether it is still needed."""
+
+log = logging.getLogger(__name__)
+
+
+class ControlMount:
+    """A writable mount of the control directory, made when somebody follows a link there.
+
+    ``device`` is the minor number of the mount. When nothing is mounted with that number any more, all is let go.
+    """
+
+    def __init__(self, mountpoint: Path, device: int | None, nursery: trio.Nursery) -> None:
+        self._directory = os.path.join(os.fsencode(mountpoint), CONTROL)  # noqa: PTH118 - bytes
+        self._device = device
+        self._nursery = nursery
+        self._helper = SyscallHelper.started_when_needed()
+        self._lock = trio.Lock()
+        self._held = False
+        self._expected = 0
+        """How many writes may come of links that have been read."""
+        self._until = 0.0
+
+    async def path(self) -> bytes:
+        """Return a path of the directory by which its files can be written to. Raises `ReadOnly` if there is none."""
+        async with self._lock:
+            try:
+                await self._helper.call("hold_writable", self._directory)
+            except OSError as error:
+                log.warning("requests cannot be taken: %s", error.strerror)
+                raise ReadOnly("no writable mount") from None
+            self._expected += 1
+            self._until = trio.current_time() + HOLD
+            if not self._held:
+                self._held = True
+                self._nursery.start_soon(self._release)
+        return b"/proc/%d/fd/%d" % (self._helper.pid, HELD)
+
+    def written(self) -> None:
+        """Take note that somebody has arrived: the open file keeps the mount."""
+        self._expected -= 1
+
+    async def _release(self) -> None:
+        """Let the mount go as soon as nobody is on the way any more."""
+        while self._held:
+            await trio.sleep(LOOK_EVERY)
+            async with self._lock:
+                if self._expected <= 0 or trio.current_time() >= self._until or not self._is_mounted():
+                    await self._helper.call("release")
+                    self._held, self._expected = False, 0
+
+    def _is_mounted(self) -> bool:
+        return self._device is None or any(mount.minor == self._device for mount in mounts())
+
+    def close(self) -> None:
+        """Let the helper end."""
+        self._helper.close()
