@@ -180,7 +180,7 @@ class ControlDirectory:
         file = self._files[key.control] if isinstance(key, ControlKey) else None
         return file if isinstance(file, RequestFile) else None
 
-    def link(self, key: object) -> bytes:
+    def link_target(self, key: object) -> bytes:
         """Return the name that the link at a place leads to. Raises `NoSuchEntry` for anything else."""
         if not isinstance(key, ControlKey) or key.control not in LINKS:
             raise NoSuchEntry("a link")

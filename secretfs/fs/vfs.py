@@ -240,9 +240,9 @@ class SecretVFS:
         await file.write(text)
         await self._revoked.wait()
 
-    def link(self, number: int) -> bytes:
+    def link_target(self, number: int) -> bytes:
         """Return the name of the control file that a link leads to."""
-        return self._controls.link(self._tree.inode(number).key)
+        return self._controls.link_target(self._tree.inode(number).key)
 
     def _request_file(self, number: int) -> RequestFile | None:
         return self._controls.request_file(self._tree.inode(number).key)

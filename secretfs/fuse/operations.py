@@ -80,8 +80,8 @@ def _answers(handler: Handler[P, R]) -> Handler[P, R]:
 class ReadOnlyOperations(pyfuse3.Operations):
     """Refuses every request that would change something, with EROFS.
 
-    The mount itself cannot be ``ro``: `secretfs.fs.publish` renames through it. pyfuse3's own answer is ENOSYS, which
-    the kernel remembers and shows to programs as "not implemented".
+    The file system itself cannot be ``ro``: `secretfs.fs.publish` renames in it, and a user's mount is writable. The
+    answer of pyfuse3 is ENOSYS, which the kernel remembers and shows to programs as "not implemented".
     """
 
     async def setattr(
@@ -241,9 +241,10 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         """Lead to the control file that a link stands for, where it can be written to."""
-        if self._requests is None:  # the link is of a process that served it read-only
+        name = self._vfs.link_target(inode)
+        if self._requests is None:  # the link is from before somebody made the mount writable, and we took it over
             raise ReadOnly("a request")
-        return FileNameT(await self._requests.path() + b"/" + self._vfs.link(inode))
+        return FileNameT(await self._requests.path() + b"/" + name)
 
     @_answers
     async def setattr(

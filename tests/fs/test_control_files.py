@@ -25,6 +25,7 @@ from secretfs.errors import (
 from secretfs.fs.attributes import Attributes, PermissionPolicy
 from secretfs.fs.control_files import LARGEST_REQUEST, parse_request
 from secretfs.fs.inodes import ROOT_INODE
+from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
 from tests.conftest import ExpectLog
@@ -69,7 +70,7 @@ def vfs(make: Make, vault: MemoryStore) -> RecordingVFS:
     return make(vault=vault)
 
 
-async def walk(vfs: RecordingVFS, path: str) -> Attributes:
+async def walk(vfs: SecretVFS, path: str) -> Attributes:
     inode = ROOT_INODE
     attributes = await vfs.getattr(inode)
     for segment in path.split("/"):
@@ -129,6 +130,38 @@ class TestThePlace:
     async def test_costs_the_store_nothing(self, vfs: RecordingVFS, vault: MemoryStore) -> None:
         await status(vfs)
         assert not vault.calls
+
+
+class TestInAReadOnlyMount:
+    @pytest.fixture
+    def vfs(self, nursery: trio.Nursery, vault: MemoryStore) -> SecretVFS:
+        views = {"vault": StoreView(Cached("vault", vault, Freshness(), nursery), ALLOW_ALL)}
+        return SecretVFS(views, PermissionPolicy(), nursery, read_only=True)
+
+    async def test_links_have_the_names_of_what_takes_requests(self, vfs: SecretVFS) -> None:
+        handle = await vfs.open_directory((await walk(vfs, ".secretfs")).inode)
+        listed = {segment: attributes for _, segment, attributes in await vfs.read_directory(handle, 0)}
+        assert list(listed) == [b"refresh", b"reload", b"status.json"]
+        assert [stat.filemode(attributes.mode)[0] for attributes in listed.values()] == ["l", "l", "-"]
+        for name in (b"refresh", b"reload"):
+            link = await walk(vfs, f".secretfs/{name.decode()}")
+            assert (link.inode, stat.S_IMODE(link.mode)) == (listed[name].inode, 0o200)
+            assert await vfs.getattr(link.inode) == link
+            assert vfs.link_target(link.inode) == b"." + name
+            assert not vfs.takes_requests(link.inode)
+
+    async def test_the_requests_are_taken_where_they_lead_to(self, vfs: SecretVFS, vault: MemoryStore) -> None:
+        first, second = await walk(vfs, ".secretfs/.refresh"), await walk(vfs, ".secretfs/.refresh")
+        assert stat.S_ISREG(first.mode)
+        assert first.inode != second.inode  # the kernel sends one write at a time for an inode
+        await vfs.write(await vfs.open(first.inode), b"vault")
+        assert vault.calls["names:"] == 1
+        with pytest.raises(NoSuchEntry):
+            vfs.link_target(first.inode)
+
+    async def test_in_any_other_mount_there_are_no_others(self, make: Make, vault: MemoryStore) -> None:
+        with pytest.raises(NoSuchEntry):
+            await walk(make(vault=vault), ".secretfs/.refresh")
 
 
 class TestStatus:

@@ -55,6 +55,7 @@ HANDLERS: dict[str, tuple[object, ...]] = {
     "releasedir": (1,),
     "open": (2, os.O_RDONLY, NOBODY),
     "read": (2, 0, 10),
+    "readlink": (2, NOBODY),
     "getxattr": (2, b"user.x", NOBODY),
     "listxattr": (2, None),
     "poll": (2, 2, None, None),
@@ -137,6 +138,7 @@ class FailingVFS:
     def __getattr__(self, name: str) -> Callable[..., object]:
         if name in (
             "close_directory",
+            "link_target",
             "listxattr",
             "poll",
             "takes_requests",

@@ -14,6 +14,7 @@ import pytest
 
 from secretfs.linux import syscall_helper
 from secretfs.linux.syscall_helper import SyscallHelper
+from secretfs.linux.syscall_server import HELD
 from tests.conftest import ExpectLog
 from tests.support.canary import secret
 from tests.support.command import environment, run
@@ -152,6 +153,35 @@ async def test_it_opens_a_descriptor_for_us(helper: SyscallHelper) -> None:
     assert not os.get_inheritable(group)
     os.close(group)
     assert await helper.call("statvfs", b"/") is None
+
+
+@pytest.mark.root("only root may clone a mount")
+async def test_it_works_within_a_directory_through_a_mount_of_its_own(helper: SyscallHelper, tmp_path: Path) -> None:
+    await helper.call("mkdir", b"one", within=os.fsencode(tmp_path))
+    await helper.call("rename", b"one", b"two", within=os.fsencode(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        await helper.call("rmdir", b"one", within=os.fsencode(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        await helper.call("rmdir", b"one", within=os.fsencode(tmp_path / "nothing"))
+    assert os.listdir(tmp_path) == ["two"]  # noqa: PTH208
+    assert os.readlink(f"/proc/{helper.pid}/cwd") == "/"  # noqa: PTH115
+
+
+@pytest.mark.root("only root may clone a mount")
+async def test_it_holds_a_directory_until_it_lets_go(tmp_path: Path) -> None:
+    helper = SyscallHelper.started_when_needed()
+    (tmp_path / "file").write_text("held")
+    await helper.call("hold_writable", os.fsencode(tmp_path))
+    held = Path(f"/proc/{helper.pid}/fd/{HELD}")
+    await helper.call("hold_writable", os.fsencode(tmp_path))
+    assert (held / "file").read_text() == "held"
+    environ = Path(f"/proc/{helper.pid}/environ").read_bytes()  # noqa: ASYNC240 - of /proc
+    assert {variable[:6] for variable in environ.split(b"\0") if variable} <= {b"PYTHON"}
+    await helper.call("release")
+    assert str(HELD) not in os.listdir(held.parent)  # noqa: PTH208
+    await helper.call("release")
+    kill(helper.pid)
+    helper.close()
 
 
 def test_a_filter_of_system_calls_costs_a_helper_and_not_the_daemon() -> None:
