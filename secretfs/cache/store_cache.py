@@ -17,7 +17,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import trio
 
@@ -114,7 +114,7 @@ class CachedStore:
     def peek(self, name: str) -> CachedAnswer[Secret] | None:
         """Return the secret if it may be served at once."""
         answer = self._secrets.peek(name)
-        return None if answer is None or isinstance(answer.value, StoreError) else given(answer)
+        return cast("CachedAnswer[Secret]", answer) if answer and isinstance(answer.value, Secret) else None
 
     def recall(self, name: str) -> CachedAnswer[Secret] | None:
         """`fetch`, if that takes no waiting; else None. Raises a refusal that is known."""

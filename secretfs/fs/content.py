@@ -161,6 +161,10 @@ class Contents:
         secret = self.view(key.component).peek(key.name)
         return _content_of(key, secret) if secret else None
 
+    def peek_secret(self, key: ValueKey | BulkKey | SecretBulkKey) -> CachedAnswer[Secret] | None:
+        """Return the secret that a value is part of if it may be served without waiting; None for any other file."""
+        return self.view(key.component).peek(key.name) if isinstance(key, ValueKey) else None
+
     async def _render(self, key: BulkKey) -> CachedAnswer[bytes]:
         """Render a bulk file from one snapshot of its store, in a thread: the store may be large."""
         view = self.view(key.component)

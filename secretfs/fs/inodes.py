@@ -256,13 +256,14 @@ class Tree:
         An inode that was dropped since it was taken out, because the kernel gave up another reference, is back.
         """
         inode.lookups += 1
-        self._inodes[inode.number] = inode
-        if isinstance(inode, Directory):
-            self._directories.setdefault(inode.key, inode)
-        elif inode.content is not None and not isinstance(inode.key, ControlKey):
-            self._holding[inode.key.component].add(inode)
-        if not inode.slot:
-            self._write_down(inode)
+        if inode.lookups == 1:
+            self._inodes[inode.number] = inode
+            if isinstance(inode, Directory):
+                self._directories.setdefault(inode.key, inode)
+            elif inode.content is not None and not isinstance(inode.key, ControlKey):
+                self._holding[inode.key.component].add(inode)
+            if not inode.slot:
+                self._write_down(inode)
         self._journal.count(inode.slot, inode.lookups)
 
     def drop_refs(self, number: int, lookups: int) -> None:

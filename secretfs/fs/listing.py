@@ -66,10 +66,10 @@ class Listing(Mapping[bytes, Key]):
         return len(self._order)
 
     def starting_at(self, place: int) -> Iterator[tuple[int, bytes, Key]]:
-        """Yield place, segment and key of each entry from a place on, which is counted from 0."""
-        for index in range(place, len(self._order)):
-            segment = self._order[index]
-            yield index, segment, self._entries[segment]
+        """Return the place after it, segment and key of each entry from a place on, which is counted from 0."""
+        segment, places = self._order.__getitem__, range(place, len(self._order))
+        keys = map(self._entries.__getitem__, map(segment, places))
+        return zip(range(place + 1, len(self._order) + 1), map(segment, places), keys, strict=True)
 
     def place(self, segment: bytes) -> int:
         """Return the place of an entry."""

@@ -21,14 +21,7 @@ from itertools import count
 import trio
 
 from secretfs.cache.change import Change
-from secretfs.errors import (
-    AppRemoved,
-    NoSuchAttribute,
-    NoSuchEntry,
-    ReadOnly,
-    SecretFSError,
-    Superseded,
-)
+from secretfs.errors import AppRemoved, NoSuchAttribute, NoSuchEntry, ReadOnly, SecretFSError, Superseded
 from secretfs.fs.attributes import XATTR_STAGES, XATTRS, AttributePolicy, Attributes, PermissionPolicy
 from secretfs.fs.caller import UNKNOWN, Caller
 from secretfs.fs.changes import Changes
@@ -199,12 +192,12 @@ class SecretVFS:
 
     def _read_on(self, snapshot: Snapshot, start: int) -> Iterator[tuple[int, bytes, Attributes]]:
         remaining = max(0.0, snapshot.expires - trio.current_time())
-        for place, segment, key in snapshot.listing.starting_at(start):
+        for following, segment, key in snapshot.listing.starting_at(start):
             try:
                 attributes = self._entry(key, remaining)
             except NoSuchEntry:  # a key that the secret lost since the directory was opened
                 continue
-            yield place + 1, segment, attributes
+            yield following, segment, attributes
 
     def close_directory(self, handle: int) -> None:
         """Drop a snapshot."""
@@ -298,7 +291,7 @@ class SecretVFS:
     def _entry(self, key: DirectoryKey | LeafKey, remaining: float, content: Content | None = None) -> Attributes:
         """Count a reference and say what is known without waiting: of a value that is not at hand, only the name.
 
-        The entry is good for as long as the answers of the store that it is made of.
+        The entry is good for as long as the path leads to the same file: as the answers of the store it is made of.
         """
         if not isinstance(key, ValueKey):  # which it is, a thousand times in a listing
             if isinstance(key, DirectoryKey):
@@ -307,21 +300,22 @@ class SecretVFS:
                 return self._attributes.of_directory(directory, remaining)
             if isinstance(key, ControlKey):
                 return self._control_entry(key)
-        content = content or self._contents.peek(key)
-        version = self._bind(key, content) if content else self._tree.current(key)
         now = trio.current_time()
-        remaining = self._good_for(version, content, remaining, now)
+        secret = None if content else self._contents.peek_secret(key)
+        version = self._tree.known(key)
+        if secret is not None and isinstance(version, Version) and version.answer == secret.serial:  # mostly
+            remaining = min(remaining, secret.expires - now)
+        else:
+            if secret is not None or not isinstance(key, ValueKey):
+                content = content or self._contents.peek(key)
+            version = self._bind(key, content) if content else self._tree.current(key)
+            if content and isinstance(key, ValueKey):
+                remaining = max(0.0, min(remaining, content.expires - now))
+            elif version.digest or not isinstance(key, ValueKey):  # a bulk file: nobody renames when a secret changes
+                remaining = 0.0
         version.entry_expires = max(version.entry_expires, now + remaining)
         self._tree.add_ref(version)
         return self._attributes.of_file(version, remaining)
-
-    def _good_for(self, version: Version, content: Content | None, remaining: float, now: float) -> float:
-        """Return for how many seconds a path leads to a version, if it does so for ``remaining`` to the same file."""
-        if not isinstance(version.key, ValueKey):  # it changes when any secret does, and nobody renames for that
-            return 0.0
-        if content:
-            return max(0.0, min(remaining, content.expires - now))
-        return 0.0 if version.digest else remaining
 
     def _control_entry(self, key: ControlKey) -> Attributes:
         """Count a reference to a control file as it is now; it is looked up each time that it is opened.
