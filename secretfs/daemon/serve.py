@@ -32,7 +32,7 @@ from secretfs.fuse.connection import Connection, connect
 from secretfs.fuse.control_mount import ControlMount
 from secretfs.fuse.opens import Opens, OpenWatcher
 from secretfs.fuse.operations import SecretOperations
-from secretfs.linux.mountinfo import is_read_only, secretfs_at
+from secretfs.linux.mountinfo import read_only_secretfs, secretfs_at
 from secretfs.linux.mountpoint import clear, unmount
 from secretfs.linux.process import set_name
 from secretfs.linux.syscall_helper import SyscallHelper, SyscallHelpers
@@ -104,13 +104,13 @@ async def serve(
             return changed
 
         reloader = Reloader(origin, stores, show, announce, apps)
-        read_only = is_read_only(options.mountpoint)
+        read_only = read_only_secretfs(options.mountpoint)
         vfs = SecretVFS(
             views_of(started), permissions, nursery, declaration.context.app_id, journal,
-            kernel=connection, apps=apps, declared=reloader, read_only=read_only,
+            kernel=connection, apps=apps, declared=reloader, read_only=read_only is not None,
         )  # fmt: skip
         publisher = Publisher(
-            vfs, options.mountpoint, helpers.publishing, announced, observer.changed, read_only=read_only
+            vfs, options.mountpoint, helpers.publishing, announced, observer.changed, device=read_only
         )
         replaced = replaced_stores(journal, stores.shown) if inherited else frozenset()
         for component in sorted(show(declaration, ReloadResult(started, (), replaced))):
@@ -119,7 +119,7 @@ async def serve(
         with suppress(MountError):  # covered, or detached and in use: it is served all the same
             device = set_process_name(options.mountpoint)
         opens = await _watch_opens(vfs, options.mountpoint, helpers.asking, handover, nursery)
-        requests = ControlMount(options.mountpoint, device, nursery) if read_only else None
+        requests = None if read_only is None else ControlMount(options.mountpoint, read_only, nursery)
         operations = SecretOperations(vfs, publisher, connection, opens, requests)
         pyfuse3.init(operations, connection.offer(), set())  # which mounts nothing itself
         for task in (publisher.run, reloader.on_change, reloader.on_signal):

@@ -34,7 +34,7 @@ from secretfs.fs.keys import AppKey, DirectoryKey, FolderKey, LeafKey, RootKey, 
 from secretfs.fs.listing import Slices, in_order
 from secretfs.fs.names import CONTROL, encode, split
 from secretfs.fs.vfs import SecretVFS
-from secretfs.linux.syscall_helper import SyscallHelper
+from secretfs.linux.syscall_helper import SyscallHelper, Within
 
 BACKLOG = 10_000
 """Changes of one store that may wait to be published. Beyond that they are found out by reading, when ttl is over."""
@@ -97,16 +97,16 @@ class Publisher:
         announced: trio.MemoryReceiveChannel[Change],
         published: Callable[[], None] = lambda: None,
         *,
-        read_only: bool = False,
+        device: int | None = None,
     ) -> None:
-        """With ``read_only``, the mount can be written to only through another mount of the same file system."""
+        """Of a read-only mount ``device`` is the minor number: calls are made within it, through another mount."""
         self._announced = announced
         self._observe = vfs.observe
         self._changes = vfs.changes
         self._helper = helper
         self._published = published
         self._mountpoint = os.fsencode(mountpoint)
-        self._within = self._mountpoint if read_only else b""
+        self._within = None if device is None else Within(self._mountpoint, device)
         self._waiting: dict[str, deque[Change | trio.Event]] = {}
         self._begin, self._begun = trio.open_memory_channel[str](math.inf)  # no component is in there twice
         self._one_at_a_time = trio.Lock()
@@ -332,7 +332,7 @@ class Publisher:
 
     async def _call(self, grant: PendingSyscall, directory: bytes) -> None:
         """Make the system call. One that fails is logged, and the next change is published all the same."""
-        within = b"" if grant.call is Call.EVICT else self._within
+        within = None if grant.call is Call.EVICT else self._within
         base = directory if within else os.path.join(self._mountpoint, directory)  # noqa: PTH118 - bytes
         names = (grant.pending, grant.segment) if grant.call is Call.RENAME else (grant.segment,)
         self.grant = grant

@@ -31,7 +31,7 @@ class ControlMount:
     ``device`` is the minor number of the mount. When nothing is mounted with that number any more, all is let go.
     """
 
-    def __init__(self, mountpoint: Path, device: int | None, nursery: trio.Nursery) -> None:
+    def __init__(self, mountpoint: Path, device: int, nursery: trio.Nursery) -> None:
         self._directory = os.path.join(os.fsencode(mountpoint), CONTROL)  # noqa: PTH118 - bytes
         self._device = device
         self._nursery = nursery
@@ -46,7 +46,7 @@ class ControlMount:
         """Return a path of the directory by which its files can be written to. Raises `ReadOnly` if there is none."""
         async with self._lock:
             try:
-                await self._helper.call("hold_writable", self._directory)
+                await self._helper.call("hold_writable", self._directory, b"%d" % self._device)
             except OSError as error:
                 log.warning("requests cannot be taken: %s", error.strerror)
                 raise ReadOnly("no writable mount") from None
@@ -71,7 +71,7 @@ class ControlMount:
                     self._held, self._expected = False, 0
 
     def _is_mounted(self) -> bool:
-        return self._device is None or any(mount.minor == self._device for mount in mounts())
+        return any(mount.minor == self._device for mount in mounts())
 
     def close(self) -> None:
         """Let the helper end."""

@@ -77,9 +77,10 @@ def secretfs_at(path: Path) -> MountInfo | None:
     return there[-1] if there and there[-1].fstype == FSTYPE else None
 
 
-def is_read_only(path: Path) -> bool:
-    """Whether the secretfs at ``path``, which another mount may cover, is a read-only mount."""
-    return any(mount.read_only for mount in mounts() if (mount.path, mount.fstype) == (str(path), FSTYPE))
+def read_only_secretfs(path: Path) -> int | None:
+    """Return the minor device number of the secretfs at ``path`` if it is a read-only mount; another may cover it."""
+    there = [mount for mount in mounts() if (mount.path, mount.fstype) == (str(path), FSTYPE)]
+    return there[-1].minor if there and there[-1].read_only else None
 
 
 def is_mounted(path: Path) -> bool:

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
 
@@ -25,6 +26,14 @@ _PROGRAM = [sys.executable, "-P", "-m", "secretfs.linux.syscall_server"]
 _NONE = -1
 
 log = logging.getLogger(__name__)
+
+
+class Within(NamedTuple):
+    """A mount in which a call is made: through another mount of it, which is writable and which nobody else sees."""
+
+    path: bytes
+    device: int
+    """Its minor device number. Where another file system has come to the path nothing is done, which is ENOENT."""
 
 
 class SyscallHelper:
@@ -54,17 +63,20 @@ class SyscallHelper:
         theirs.close()
         return cls(_NONE, ours)
 
-    async def call(self, name: str, *paths: bytes, within: bytes = b"", descriptor: int | None = None) -> int | None:
+    async def call(
+        self, name: str, *paths: bytes, within: Within | None = None, descriptor: int | None = None
+    ) -> int | None:
         """Make one of `SYSCALLS` on paths, and a descriptor of ours. Raises the OSError that it raises.
 
-        Paths are absolute, or begin in a directory ``within`` which the call is made: through a writable mount of it
-        that nobody else sees. Returns a new descriptor if the call is one of `OPENING`.
+        Paths are absolute, or begin in the mount ``within`` which the call is made. Returns a new descriptor if the
+        call is one of `OPENING`.
 
         A helper that has ended is replaced, and the call is made again, so it may be made twice. Raises an OSError if
         no helper can be started, EPIPE if the new one ends, too.
         """
         self._one_at_a_time = self._one_at_a_time or trio.Lock()
-        request = b"\0".join([name.encode(), within, *paths])
+        path, device = (within.path, b"%d" % within.device) if within else (b"", b"")
+        request = b"\0".join([name.encode(), path, device, *paths])
         descriptors = [] if descriptor is None else [descriptor]
         async with self._one_at_a_time:
             if self.pid == _NONE:

@@ -23,9 +23,10 @@ HELD: Final = 100
 """The descriptor that `hold_writable` opens in the helper. A path below /proc/PID/fd/ leads to what it is of."""
 
 
-def hold_writable(path: bytes) -> None:
-    """Keep a writable mount of a directory open, until `release`."""
+def hold_writable(path: bytes, device: bytes) -> None:
+    """Keep a writable mount of a directory of a device open, until `release`."""
     with writable(path) as mount:
+        _require_device(mount, device)
         os.dup2(mount, HELD, inheritable=False)
 
 
@@ -47,7 +48,7 @@ SYSCALLS: Final[Mapping[str, Callable[..., object]]] = {
     "hold_writable": hold_writable,
     "release": release,
 }
-"""What may be asked for, by name. A descriptor that comes with a request is the first argument, paths are the rest."""
+"""What may be asked for, by name. A descriptor that comes with a request is the first argument."""
 OPENING: Final = frozenset({"open_group"})
 """Those that return a descriptor, which goes back with the answer."""
 
@@ -65,8 +66,8 @@ def serve(requests: socket.socket) -> NoReturn:
         _close_all_but(requests)
         while (received := socket.recv_fds(requests, LARGEST, 1))[0]:
             request, descriptors, _, _ = received
-            name, within, *paths = request.split(b"\0")
-            code, opened = _call(name.decode(), within, *descriptors, *paths)
+            name, within, device, *paths = request.split(b"\0")
+            code, opened = _call(name.decode(), within, device, *descriptors, *paths)
             socket.send_fds(requests, [code.to_bytes(2, "big")], opened)
             for descriptor in (*descriptors, *opened):
                 os.close(descriptor)
@@ -84,10 +85,10 @@ def _close_all_but(kept: socket.socket) -> None:
     os.closerange(max(3, kept.fileno() + 1), last)
 
 
-def _call(name: str, within: bytes, *arguments: int | bytes) -> tuple[int, list[int]]:
+def _call(name: str, within: bytes, device: bytes, *arguments: int | bytes) -> tuple[int, list[int]]:
     """Make a call. Returns an errno or 0, and the descriptor that it has opened."""
     try:
-        with _working_in(within):
+        with _working_in(within, device):
             result = SYSCALLS[name](*arguments)
     except OSError as error:
         return error.errno or errno.EIO, []
@@ -95,17 +96,24 @@ def _call(name: str, within: bytes, *arguments: int | bytes) -> tuple[int, list[
 
 
 @contextlib.contextmanager
-def _working_in(path: bytes) -> Iterator[None]:
-    """Have relative paths begin in a directory, in a writable mount of it that nobody else sees."""
+def _working_in(path: bytes, device: bytes) -> Iterator[None]:
+    """Have relative paths begin in a mount, in a writable one that nobody else sees."""
     if not path:
         yield
         return
     with writable(path) as mount:
+        _require_device(mount, device)
         os.fchdir(mount)
         try:
             yield
         finally:
             os.chdir("/")
+
+
+def _require_device(mount: int, device: bytes) -> None:
+    """Raise OSError if another file system has come to the path: a call would do there what was meant for ours."""
+    if os.fstat(mount).st_dev != os.makedev(0, int(device)):
+        raise FileNotFoundError(errno.ENOENT, "another file system is mounted there")
 
 
 if __name__ == "__main__":

@@ -151,6 +151,24 @@ def test_after_a_takeover(mount: Mounted, file: SecretsFile, tmp_path: Path) -> 
     assert "ro" in options(mount.path)
 
 
+def test_nothing_is_done_to_what_is_mounted_over_it(mount: Mounted, file: SecretsFile) -> None:
+    """What is published is not done to another file system that has come to the same path (takeover-17)."""
+    for name in ("token", "other"):
+        (mount.path / "file" / name).read_bytes()
+    output("mount", "-t", "tmpfs", "none", mount.path)
+    try:
+        (mount.path / "file").mkdir()
+        (mount.path / "file/other").write_text("of somebody else")
+        file.write({"token": NEW})  # so `other` is deleted
+        mount.said("values changed: ")
+        file.write({"token": OLD})
+        mount.said("values changed: ", 2)  # what came before is published by now
+        assert (mount.path / "file/other").read_text() == "of somebody else"
+    finally:
+        output("umount", mount.path)
+    assert (mount.path / "file/token").read_text() == OLD
+
+
 def test_helpers_that_die_are_replaced(mount: Mounted, file: SecretsFile, tmp_path: Path) -> None:
     """Also the one that holds where requests are written to (takeover-22, control-12)."""
     directory = mount.path / "file"

@@ -36,7 +36,7 @@ from secretfs.fs.names import CONTROL, encode, is_reserved, split
 from secretfs.fs.publish import BACKLOG, Call, PendingSyscall, Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
-from secretfs.linux.syscall_helper import SyscallHelper
+from secretfs.linux.syscall_helper import SyscallHelper, Within
 from secretfs.linux.syscall_server import SYSCALLS
 from secretfs.scopes import ALLOW_ALL, SecretScope
 from tests.conftest import ExpectLog
@@ -61,7 +61,7 @@ class FakeHelper:
     def __init__(self) -> None:
         self.under_way: Callable[[], object] = lambda: None
 
-    async def call(self, name: str, *paths: bytes, within: bytes = b"") -> None:
+    async def call(self, name: str, *paths: bytes, within: Within | None = None) -> None:
         self.under_way()
         SYSCALLS[name](*paths)
 

@@ -18,7 +18,7 @@ from secretfs.fs.keys import DirectoryKey, FolderKey, RootKey
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.opens import OpenWatcher
 from secretfs.linux.fanotify import open_group
-from secretfs.linux.syscall_helper import SyscallHelper
+from secretfs.linux.syscall_helper import SyscallHelper, Within
 from tests.conftest import ExpectLog
 from tests.support.canary import secret
 from tests.support.manifests import component
@@ -188,7 +188,7 @@ async def test_its_own_look_ups_wait_for_no_store(opens: OpenWatcher, known: Kno
     ours, other = Caller(0, 0, helper.pid), Caller(0, 0, os.getpid())
     call = helper.call
 
-    async def spy(name: str, *paths: bytes, within: bytes = b"", descriptor: int | None = None) -> None:
+    async def spy(name: str, *paths: bytes, within: Within | None = None, descriptor: int | None = None) -> None:
         seen.append(opens.lookup(ROOT_INODE, b"env", ours))
         seen.append(opens.lookup(ROOT_INODE, b"env", other))
         seen.append(opens.lookup(ROOT_INODE, b"other", ours))

@@ -13,7 +13,8 @@ from subprocess import PIPE, Popen
 import pytest
 
 from secretfs.linux import syscall_helper
-from secretfs.linux.syscall_helper import SyscallHelper
+from secretfs.linux.mount_api import new_mount, place
+from secretfs.linux.syscall_helper import SyscallHelper, Within
 from secretfs.linux.syscall_server import HELD
 from tests.conftest import ExpectLog
 from tests.support.canary import secret
@@ -155,31 +156,45 @@ async def test_it_opens_a_descriptor_for_us(helper: SyscallHelper) -> None:
     assert await helper.call("statvfs", b"/") is None
 
 
-@pytest.mark.root("only root may clone a mount")
-async def test_it_works_within_a_directory_through_a_mount_of_its_own(helper: SyscallHelper, tmp_path: Path) -> None:
-    await helper.call("mkdir", b"one", within=os.fsencode(tmp_path))
-    await helper.call("rename", b"one", b"two", within=os.fsencode(tmp_path))
-    with pytest.raises(FileNotFoundError):
-        await helper.call("rmdir", b"one", within=os.fsencode(tmp_path))
-    with pytest.raises(FileNotFoundError):
-        await helper.call("rmdir", b"one", within=os.fsencode(tmp_path / "nothing"))
-    assert os.listdir(tmp_path) == ["two"]  # noqa: PTH208
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Within]:
+    """Mount a file system that has no disk, as FUSE has none, with a file in it."""
+    mount = new_mount("tmpfs", {})
+    try:
+        place(mount, os.fsencode(tmp_path))
+    finally:
+        os.close(mount)
+    (tmp_path / "file").write_text("held")
+    yield Within(os.fsencode(tmp_path), os.minor(tmp_path.stat().st_dev))
+    assert run(["umount", str(tmp_path)]).status == 0
+
+
+@pytest.mark.root("only root mounts")
+async def test_it_works_within_a_mount_through_another_one(helper: SyscallHelper, memory: Within) -> None:
+    await helper.call("mkdir", b"one", within=memory)
+    await helper.call("rename", b"one", b"two", within=memory)
+    other_file_system, nothing = memory._replace(device=memory.device + 1), memory._replace(path=memory.path + b"/no")
+    for wrong in (other_file_system, nothing):
+        with pytest.raises(FileNotFoundError):
+            await helper.call("rmdir", b"two", within=wrong)
+    assert sorted(os.listdir(memory.path)) == [b"file", b"two"]  # noqa: PTH208 - bytes
     assert os.readlink(f"/proc/{helper.pid}/cwd") == "/"  # noqa: PTH115
 
 
-@pytest.mark.root("only root may clone a mount")
-async def test_it_holds_a_directory_until_it_lets_go(tmp_path: Path) -> None:
+@pytest.mark.root("only root mounts")
+async def test_it_holds_a_directory_until_it_lets_go(memory: Within) -> None:
     helper = SyscallHelper.started_when_needed()
-    (tmp_path / "file").write_text("held")
-    await helper.call("hold_writable", os.fsencode(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        await helper.call("hold_writable", memory.path, b"%d" % (memory.device + 1))
+    for _ in range(2):
+        await helper.call("hold_writable", memory.path, b"%d" % memory.device)
     held = Path(f"/proc/{helper.pid}/fd/{HELD}")
-    await helper.call("hold_writable", os.fsencode(tmp_path))
     assert (held / "file").read_text() == "held"
     environ = Path(f"/proc/{helper.pid}/environ").read_bytes()  # noqa: ASYNC240 - of /proc
     assert {variable[:6] for variable in environ.split(b"\0") if variable} <= {b"PYTHON"}
-    await helper.call("release")
-    assert str(HELD) not in os.listdir(held.parent)  # noqa: PTH208
-    await helper.call("release")
+    for _ in range(2):
+        await helper.call("release")
+        assert str(HELD) not in os.listdir(held.parent)  # noqa: PTH208
     kill(helper.pid)
     helper.close()
 
