@@ -28,6 +28,8 @@ dev_packages=(
     dbus          # the systemd that the tests boot: this, and the two below
     systemd
     systemd-container
+    gnome-keyring # a keyring, and secret-tool to put secrets into it: this, and the next
+    libsecret-tools
     dpkg-dev      # scripts/build-kube-apiserver: this, and the next two
     jq
     make

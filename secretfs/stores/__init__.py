@@ -25,6 +25,7 @@ BUILTIN: dict[str, str] = {
     "secretstores.local.env": "secretfs.stores.local_env",
     "secretstores.local.file": "secretfs.stores.local_file",
     "secretstores.secretfs.directory": "secretfs.stores.directory",
+    "secretstores.secretfs.keyring": "secretfs.stores.keyring",
 }
 
 # dapr/dapr cmd/daprd/components/secretstores_*.go at v1.18
@@ -46,8 +47,8 @@ _DAPR_TYPES = frozenset(
 _PREFIX = "secretstores."
 _VERSIONS = frozenset({"", "v0", "v1"})
 _EXTRA_WITH = {
-    "azure": "azure", "botocore": "aws", "dateutil": "aws", "hvac": "vault", "jmespath": "aws",
-    "kubernetes": "kubernetes", "requests": "vault", "urllib3": "vault",
+    "azure": "azure", "botocore": "aws", "dateutil": "aws", "hvac": "vault", "jeepney": "keyring", "jmespath": "aws",
+    "kubernetes": "kubernetes", "requests": "vault", "secretstorage": "keyring", "urllib3": "vault",
 }  # fmt: skip
 
 

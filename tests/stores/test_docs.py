@@ -23,6 +23,7 @@ PAGES = {
     "secretstores.aws.secretmanager": "aws-secrets-manager.md",
     "secretstores.aws.parameterstore": "aws-parameter-store.md",
     "secretstores.secretfs.directory": "directory.md",
+    "secretstores.secretfs.keyring": "keyring.md",
 }
 
 
@@ -42,7 +43,7 @@ def rows(text: str) -> list[tuple[str, ...]]:
 
 
 def shown(default: Any) -> str:
-    text = str(default).lower() if isinstance(default, bool) else str(default)
+    text = str(default).lower() if isinstance(default, bool) else ", ".join(default) if default == () else str(default)
     return f"`{text}`" if text else ""
 
 
