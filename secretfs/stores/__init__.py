@@ -20,6 +20,7 @@ BUILTIN: dict[str, str] = {
     "secretstores.aws.parameterstore": "secretfs.stores.aws.parameter_store",
     "secretstores.aws.secretmanager": "secretfs.stores.aws.secret_manager",
     "secretstores.azure.keyvault": "secretfs.stores.azure.store",
+    "secretstores.gcp.secretmanager": "secretfs.stores.gcp.store",
     "secretstores.hashicorp.vault": "secretfs.stores.vault.store",
     "secretstores.kubernetes": "secretfs.stores.kubernetes.store",
     "secretstores.local.env": "secretfs.stores.local_env",
@@ -47,8 +48,9 @@ _DAPR_TYPES = frozenset(
 _PREFIX = "secretstores."
 _VERSIONS = frozenset({"", "v0", "v1"})
 _EXTRA_WITH = {
-    "azure": "azure", "botocore": "aws", "dateutil": "aws", "hvac": "vault", "jeepney": "keyring", "jmespath": "aws",
-    "kubernetes": "kubernetes", "requests": "vault", "secretstorage": "keyring", "urllib3": "vault",
+    "azure": "azure", "botocore": "aws", "dateutil": "aws", "google": "gcp", "hvac": "vault", "jeepney": "keyring",
+    "jmespath": "aws", "kubernetes": "kubernetes", "requests": "vault", "secretstorage": "keyring",
+    "urllib3": "vault",
 }  # fmt: skip
 
 

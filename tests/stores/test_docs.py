@@ -20,6 +20,7 @@ PAGES = {
     "secretstores.hashicorp.vault": "hashicorp-vault.md",
     "secretstores.kubernetes": "kubernetes.md",
     "secretstores.azure.keyvault": "azure-key-vault.md",
+    "secretstores.gcp.secretmanager": "gcp-secret-manager.md",
     "secretstores.aws.secretmanager": "aws-secrets-manager.md",
     "secretstores.aws.parameterstore": "aws-parameter-store.md",
     "secretstores.secretfs.directory": "directory.md",

@@ -12,12 +12,18 @@ DEADLINE = 10.0
 
 
 @contextmanager
-def opened(type: str, properties: Mapping[str, str], *, deadline: float = DEADLINE) -> Iterator[SecretStore]:  # noqa: A002
+def opened(
+    type: str,  # noqa: A002
+    properties: Mapping[str, str],
+    *,
+    deadline: float = DEADLINE,
+    annotations: Mapping[str, str] | None = None,
+) -> Iterator[SecretStore]:
     """Open the store of a component named ``store``, and close it. A property that nothing reads is a mistake."""
     module = load_store_type(type)
     settings, notices = decode(module.Settings, [Property(name, value) for name, value in properties.items()])
     assert notices == []
-    store = module.open_store(settings, StoreContext("store", deadline=deadline))
+    store = module.open_store(settings, StoreContext("store", deadline=deadline, annotations=annotations or {}))
     try:
         yield store
     finally:

@@ -70,7 +70,7 @@ class Session(botocore.session.Session):  # type: ignore[misc]  # botocore has n
         self.set_config_variable("region", self.region)
         self.register("before-send", transport.send_for_sdk)
         chain = self.get_component("credential_provider")
-        container = ContainerProvider(fetcher=_ContainerMetadata(transport, sleep=lambda _: None))
+        container = ContainerProvider(fetcher=_ContainerMetadata(_ForAgents(transport), sleep=lambda _: None))
         chain.providers = [container if isinstance(it, ContainerProvider) else it for it in chain.providers]
 
     def create_client(self, service_name: str, *args: Any, **options: Any) -> Any:
@@ -109,6 +109,13 @@ class Session(botocore.session.Session):  # type: ignore[misc]  # botocore has n
 def _data() -> Loader:
     """Return what reads the models of the services. Shared, because it keeps them, and finding them costs most."""
     return create_loader()
+
+
+class _ForAgents:
+    """The transport as a session of botocore."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.send = transport.send_for_sdk
 
 
 class _ContainerMetadata(ContainerMetadataFetcher):  # type: ignore[misc]
