@@ -242,8 +242,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_configure() -> None:
-    """Let SIGHUP end what tests start, also where they run under nohup: who inherits that it is ignored keeps to it."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """Let signals end what tests start, also under nohup and in the background of a script, where they are ignored."""
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
