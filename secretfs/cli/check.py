@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, NoReturn
 
 import click
@@ -147,6 +148,7 @@ async def _connect(
 ) -> dict[str, Branch | None]:
     stores: dict[str, Branch | None] = {}
     rules = RuleCheck(declaration)
+    noted: dict[str, list[Notice]] = {component.name: [] for component in declaration.components}
     shown: dict[str, list[str]] = {component.name: [] for component in declaration.components}
     for name, store in declaration.stores.items():
         shown[store.component].append(name)
@@ -163,11 +165,11 @@ async def _connect(
         else:
             for name in shown[component.name]:
                 empty = not stores[name] and not unlistable
-                report.notices += await _scoped(opened, name, declaration.scope(name), empty=empty)
+                noted[component.name] += await _scoped(opened, name, declaration.scope(name), empty=empty)
             await rules.look_into(opened)
         for folder in unlistable:
             message = f"the names in {folder} may not be listed; a secret can still be read by its name"
-            report.notices.append(Notice(message, component.source))
+            noted[component.name].append(Notice(message, component.source))
         step()
 
     async with open_registry(declaration.components, declaration.context, default, lambda _: step()) as registry:
@@ -183,6 +185,7 @@ async def _connect(
                     else:
                         nursery.start_soon(look_into, registry.stores[component.name], calls)
             calls.cancel_scope.cancel()
+    report.notices += chain.from_iterable(noted.values())  # in the order of the components, whichever answered first
     report.notices += rules.notices()
     return stores
 

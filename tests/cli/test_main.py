@@ -221,7 +221,7 @@ class TestMistakes:
                 "secretstores.local.env/v2: the version is v1",
             ),
             (
-                HEADER + "spec: {type: secretstores.aws.secretmanager}\n",
+                HEADER + "spec: {type: secretstores.alicloud.parameterstore}\n",
                 "Dapr has this type, secretfs does not support it",
             ),
             (HEADER + "spec: {type: secretstores.local.file}\n", "secretsFile is required"),
