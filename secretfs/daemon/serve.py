@@ -164,6 +164,7 @@ async def _watch_opens(
     if group is None:
         return Opens()
     opens = OpenWatcher(vfs, group, mountpoint, helper, nursery)
+    await opens.look()  # before `catch_up` looks for what is in use
     nursery.start_soon(partial(opens.run, inherited=inherited))
     return opens
 

@@ -8,7 +8,6 @@ from before a takeover count as well.
 import errno
 import logging
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +18,7 @@ from secretfs.fs.caller import Caller
 from secretfs.fs.inode import Directory
 from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.vfs import SecretVFS
-from secretfs.linux.fanotify import opened_files
+from secretfs.linux.fanotify import OVERFLOW, opened_files
 from secretfs.linux.syscall_helper import SyscallHelper
 
 PAUSE: Final = 0.25
@@ -80,8 +79,10 @@ class OpenWatcher(Opens):
         self._mountpoint = os.fsencode(mountpoint)
         self._helper = helper
         self._nursery = nursery
-        self._marked: dict[int, trio.Event] = {}
-        """By the number of the directory; set when the mark is made."""
+        self._marked: set[int] = set()
+        """The directories that are marked, by number."""
+        self._pending: dict[int, trio.Event] = {}
+        """Those that are being marked; set when that is done."""
         self._one_at_a_time = trio.Lock()
         self._way: dict[tuple[int, bytes], Directory] = {}
         """The directories on the way to the one that is being marked."""
@@ -93,12 +94,11 @@ class OpenWatcher(Opens):
 
         Marks first what the kernel knows from a process before us, unless the group is ``inherited`` with its marks.
         """
-        self._note(opened_files(self._group))
         root = self._changes.directory(ROOT_INODE)
         if root is None or not await self._mark(root):
             return
         for directory in () if inherited else self._changes.directories_in_use():
-            await self._begin(directory).wait()
+            await self._wait(directory)
         self.reported = True
         while True:
             await trio.lowlevel.wait_readable(self._group)
@@ -108,28 +108,22 @@ class OpenWatcher(Opens):
     async def look(self) -> None:
         """Take note of what has been opened until now."""
         for _ in range(READS):
-            if not self._note(opened_files(self._group)):
+            opened = opened_files(self._group)
+            if opened is None:
                 return
+            if OVERFLOW in opened:
+                log.info("more files were opened at once than the kernel can tell: all count as used")
+                self._uses.note_all()
+            for number in set(opened):
+                self._uses.note(number)  # where it is none, nothing happens
             await trio.lowlevel.checkpoint()
-
-    def _note(self, opened: Iterable[int | None]) -> bool:
-        """Return whether there was anything."""
-        numbers = set(opened)
-        if None in numbers:
-            log.info("more files were opened at once than the kernel can tell: all count as used")
-            self._uses.note_all()
-        for number in numbers:
-            if number is not None:
-                self._uses.note(number)
-        return bool(numbers)
 
     async def watch(self, file: int) -> None:
         """Have all later opens of a file reported: mark its directory, and wait until that is done."""
         directory = self._changes.directory_of(file)
-        marked = self._begin(directory) if directory else None
-        if marked is not None and not marked.is_set():
+        if directory and not self._is_marked(directory):
             with trio.move_on_after(PATIENCE):
-                await marked.wait()
+                await self._wait(directory)
 
     def begin_to_watch(self, file: int) -> None:
         """Begin to mark the directory of a file."""
@@ -139,27 +133,43 @@ class OpenWatcher(Opens):
 
     def forget(self, number: int) -> None:
         """Take note that the kernel has given up references to an inode: a mark of it is gone."""
-        if self._marked.pop(number, None) is not None and (directory := self._changes.directory(number)):
-            self._begin(directory)  # it has been looked up again in the meantime
+        if number in self._marked:
+            self._marked.remove(number)
+            directory = self._changes.directory(number)
+            if directory:
+                self._begin(directory)  # it has been looked up again in the meantime
 
     def lookup(self, parent: int, segment: bytes, caller: Caller) -> Attributes | None:
         """Answer a look-up for a mark that is being made, without a store; None for any other."""
         directory = self._way.get((parent, segment)) if caller.pid == self._helper.pid else None
         return self._changes.entry_of(directory) if directory else None
 
-    def _begin(self, directory: Directory) -> trio.Event:
-        marked = self._marked.get(directory.number)
-        if marked is None:
-            marked = self._marked[directory.number] = trio.Event()
-            self._nursery.start_soon(self._mark_and_tell, directory, marked)
-        return marked
+    def _begin(self, directory: Directory) -> None:
+        """Begin to mark a directory, unless it is marked or about to be."""
+        if directory.number not in self._marked and directory.number not in self._pending:
+            self._pending[directory.number] = trio.Event()
+            self._nursery.start_soon(self._mark_and_tell, directory)
 
-    async def _mark_and_tell(self, directory: Directory, marked: trio.Event) -> None:
+    async def _wait(self, directory: Directory) -> None:
+        """Wait until a directory is marked, or cannot be: then the next request tries again."""
+        self._begin(directory)
+        if directory.number in self._pending:
+            await self._pending[directory.number].wait()
+
+    def _is_marked(self, directory: Directory) -> bool:
+        return directory.number in self._marked and directory.number not in self._pending
+
+    async def _mark_and_tell(self, directory: Directory) -> None:
+        number, marked = directory.number, False
         try:
-            if not await self._mark(directory) and self._marked.get(directory.number) is marked:
-                del self._marked[directory.number]  # the next request tries again
+            while not marked:
+                self._marked.add(number)
+                if not await self._mark(directory):
+                    self._marked.discard(number)
+                    return
+                marked = number in self._marked  # else the kernel has forgotten it meanwhile, and the mark with it
         finally:
-            marked.set()
+            self._pending.pop(number).set()
 
     async def _mark(self, directory: Directory) -> bool:
         """Have the kernel report what is opened in a directory. Returns whether it does."""

@@ -8,15 +8,15 @@ events keep a mount busy. (A mark on the whole superblock would take CAP_SYS_ADM
 FAN_REPORT_FID, and its events hold a reference to the mount until they are read: umount(8) says "target is busy".)
 """
 
-import contextlib
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Iterator
 from typing import Final
 
 # linux/fanotify.h
-_CLOEXEC, _NONBLOCK, _REPORT_FID = 0x1, 0x2, 0x200
+_CLOEXEC, _NONBLOCK, _UNLIMITED_MARKS, _REPORT_FID = 0x1, 0x2, 0x20, 0x200
 _MARK_ADD, _MARK_ONLYDIR, _MARK_EVICTABLE = 0x1, 0x8, 0x200
 _OPEN, _EVENT_ON_CHILD, _Q_OVERFLOW = 0x20, 0x08000000, 0x4000
 _AT_FDCWD: Final = -100
@@ -27,13 +27,22 @@ _FUSE_FSID: Final = 0
 _FILEID_INO64_GEN: Final = 0x81  # linux/exportfs.h: how FUSE names an inode (fuse_encode_fh in fs/fuse/inode.c)
 _HANDLE: Final = struct.Struct("=III")  # the upper and the lower half of its number, generation
 
+OVERFLOW: Final = -1
+"""Stands for files that the kernel could not remember."""
+
 _AT_ONCE: Final = 64 << 10  # bytes
 
 
 def open_group() -> int:
-    """Return the descriptor of a new group. Raises OSError where there are none, or no more for this user."""
+    """Return the descriptor of a new group. Raises OSError where there are none, or no more for this user.
+
+    With CAP_SYS_ADMIN it may have any number of marks, else as many as fs.fanotify.max_user_marks says.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    group: int = libc.fanotify_init(_CLOEXEC | _NONBLOCK | _REPORT_FID, os.O_RDONLY | os.O_CLOEXEC)
+    flags = _CLOEXEC | _NONBLOCK | _REPORT_FID
+    group: int = libc.fanotify_init(flags | _UNLIMITED_MARKS, os.O_RDONLY | os.O_CLOEXEC)
+    if group < 0 and ctypes.get_errno() == errno.EPERM:
+        group = libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC)
     if group < 0:
         _raise()
     return group
@@ -50,22 +59,24 @@ def mark_opens(group: int, directory: bytes) -> None:
         _raise()
 
 
-def opened_files(group: int) -> Iterator[int | None]:
-    """Yield the inode numbers of the FUSE files that have been opened since the last call, each once or more.
+def opened_files(group: int) -> list[int] | None:
+    """Return the numbers of FUSE inodes that have been opened since the last call: not all at once, None when no more.
 
-    None means that more files have been opened than the kernel remembers, 16,384 by default.
+    `OVERFLOW` means that more files have been opened than the kernel remembers, 16,384 by default.
     """
-    with contextlib.suppress(BlockingIOError):
-        while events := os.read(group, _AT_ONCE):
-            yield from _parse(events)
+    try:
+        events = os.read(group, _AT_ONCE)
+    except BlockingIOError:
+        return None
+    return list(_parse(events))
 
 
-def _parse(events: bytes) -> Iterator[int | None]:
+def _parse(events: bytes) -> Iterator[int]:
     place = 0
     while place < len(events):
         length, _, _, header, mask, _, _ = _EVENT.unpack_from(events, place)
         if mask & _Q_OVERFLOW:
-            yield None
+            yield OVERFLOW
         elif length >= header + _FID.size + _HANDLE.size:
             _, _, _, fsid, _, kind = _FID.unpack_from(events, place + header)
             if fsid == _FUSE_FSID and kind == _FILEID_INO64_GEN:  # else another file system has come to that path

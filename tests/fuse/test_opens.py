@@ -17,7 +17,7 @@ from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.keys import DirectoryKey, FolderKey, RootKey
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.opens import OpenWatcher
-from secretfs.linux.fanotify import open_group
+from secretfs.linux.fanotify import mark_opens, open_group
 from secretfs.linux.syscall_helper import SyscallHelper, Within
 from tests.conftest import ExpectLog
 from tests.support.canary import secret
@@ -133,8 +133,7 @@ async def test_what_was_opened_while_no_process_served_is_noted_first(
     await read(known.mount / "env/A")
     vfs = cast("SecretVFS", SimpleNamespace(uses=known, changes=known))
     next_one = OpenWatcher(vfs, group, known.mount, helper, nursery)
-    nursery.start_soon(lambda: next_one.run(inherited=True))
-    await until(lambda: next_one.reported)
+    await next_one.look()
     assert known.opened == [known.number("A")]
 
 
@@ -160,6 +159,24 @@ async def test_one_that_it_has_looked_up_again_meanwhile_is_marked_at_once(opens
     assert known.opened == [known.number("A")]
 
 
+async def test_one_that_it_forgets_while_it_is_being_marked(
+    opens: OpenWatcher, known: Known, helper: SyscallHelper
+) -> None:
+    call, made = helper.call, []
+
+    async def slow(name: str, *paths: bytes, within: Within | None = None, descriptor: int | None = None) -> None:
+        await call(name, *paths, within=within, descriptor=descriptor)
+        made.append(paths)
+        if len(made) == 1:
+            opens.forget(known.env.number)
+
+    helper.call = slow  # type: ignore[method-assign]
+    await opens.watch(known.number("A"))
+    assert len(made) == 2
+    await opens.watch(known.number("A"))
+    assert len(made) == 2
+
+
 async def test_a_mark_that_fails_is_tried_again(opens: OpenWatcher, known: Known) -> None:
     known.where[FolderKey("env")] = b"gone"
     await opens.watch(known.number("A"))
@@ -181,6 +198,18 @@ async def test_a_kernel_that_reports_nothing(
     await opens.run()
     os.close(no_group)
     assert not opens.reported
+
+
+async def test_an_overflow_means_that_any_may_have_been_opened(
+    opens: OpenWatcher, known: Known, group: int, tmp_path: Path
+) -> None:
+    (tmp_path / "many").mkdir()
+    mark_opens(group, os.fsencode(tmp_path / "many"))
+    for name in range(int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text("ascii")) + 1):  # noqa: ASYNC240
+        (tmp_path / "many" / str(name)).touch()
+    for _ in range(4):
+        await opens.look()
+    assert known.all == 1
 
 
 async def test_its_own_look_ups_wait_for_no_store(opens: OpenWatcher, known: Known, helper: SyscallHelper) -> None:
