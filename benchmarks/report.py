@@ -90,6 +90,26 @@ def as_json(sections: Iterable[Section], *, quick: bool) -> dict[str, Any]:
     }
 
 
+def as_charts(sections: Iterable[Section]) -> str:
+    """Return Markdown with a chart (Mermaid) of each time that is compared with several others."""
+    rows = [(section, row) for section in sections for row in section.rows if len(row.references) > 1]
+    return "\n".join(_chart(section, row) for section, row in rows if row.unit is Unit.SECONDS)
+
+
+def _chart(section: Section, row: Row) -> str:
+    values = {SECRETFS: row.value} | {name: other.value for name, other in row.references.items()}
+    names = ", ".join(f'"{name}"' for name in values)
+    bars = ", ".join(f"{seconds * 1e6:.1f}" for seconds in values.values())
+    return f"""```mermaid
+xychart-beta horizontal
+    title "{section.title}: {row.name}"
+    x-axis [{names}]
+    y-axis "microseconds"
+    bar [{bars}]
+```
+"""
+
+
 def _section_lines(section: Section, width: int) -> Iterable[str]:
     yield f"{section.title:{width}}  {SECRETFS:>10}" + "".join(f"  {name:>20}" for name in section.references)
     yield "-" * (width + 12 + 22 * len(section.references))

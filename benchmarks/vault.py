@@ -1,8 +1,9 @@
 """Reading what is not known yet, from a real OpenBao: what FUSE and the cache add to the way to the server."""
 
 import contextlib
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import hvac
@@ -30,6 +31,8 @@ class Vault:
     """Manifests for `secretfs mount`."""
     store: SecretStore
     client: hvac.Client
+    address: str
+    token: str = field(repr=False)
 
     def fetch(self, name: str) -> None:
         """Read a secret with our store."""
@@ -38,6 +41,11 @@ class Vault:
     def read(self, name: str) -> None:
         """Read a secret with hvac as it comes."""
         self.client.secrets.kv.v2.read_secret_version(path=f"{_PREFIX}/{name}", raise_on_deleted_version=True)
+
+    def rotate(self, name: str) -> None:
+        """Write other values."""
+        secret = {key: f"{name}-{time.time_ns()}" for key in _KEYS}
+        self.client.secrets.kv.v2.create_or_update_secret(path=f"{_PREFIX}/{name}", secret=secret)
 
     def fetch_all(self) -> None:
         """Read all secrets with our store, one after the other."""
@@ -63,7 +71,7 @@ def vault(fixtures: Fixtures, effort: Effort) -> Iterator[Vault]:
         stack.callback(store.close)
         client = hvac.Client(url=server.address, token=server.token)
         stack.callback(client.adapter.close)
-        yield Vault(names, _manifests(fixtures, server), store, client)
+        yield Vault(names, _manifests(fixtures, server), store, client, server.address, server.token)
 
 
 def _manifests(fixtures: Fixtures, server: OpenBao) -> Path:

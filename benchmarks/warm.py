@@ -29,7 +29,7 @@ def measure(fixtures: Fixtures, effort: Effort) -> list[Section]:
     with contextlib.ExitStack() as stack:
         with step("mounting"):
             mounts = {
-                SECRETFS: stack.enter_context(fixtures.secretfs(_local_store(fixtures, effort.names))),
+                SECRETFS: stack.enter_context(fixtures.secretfs(local_store(fixtures, effort.names))),
                 BARE: stack.enter_context(fixtures.bare(effort.names)),
             }
             write_files(fixtures.tmpfs / STORE, dict(zip(file_names(effort.names), _values(effort.names), strict=True)))
@@ -48,7 +48,8 @@ def measure(fixtures: Fixtures, effort: Effort) -> list[Section]:
     return [timing, counting]
 
 
-def _local_store(fixtures: Fixtures, names: int) -> Path:
+def local_store(fixtures: Fixtures, names: int) -> Path:
+    """Write manifests of a store with files of the same names and contents as all contestants have."""
     directory = fixtures.directory("components")
     secrets = directory / "secrets.json"
     pairs = zip(file_names(names), _values(names), strict=True)

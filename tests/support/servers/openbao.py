@@ -29,7 +29,7 @@ from tests.support.canary import secret
 _READY_WITHIN = 20.0  # seconds; 0.15 on an idle machine
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Find a port that is free, and the next one as well: the dev server takes both."""
     while True:
         with socket.socket() as first, socket.socket() as second:
@@ -49,7 +49,7 @@ class OpenBao:
     directory: Path
     tls: bool = False
     audit: bool = False
-    port: int = field(default_factory=_free_port)
+    port: int = field(default_factory=free_port)
     token: str = field(default_factory=lambda: secret("root-token"), repr=False)
     _process: subprocess.Popen[bytes] | None = None
     _client: urllib3.PoolManager | None = None
