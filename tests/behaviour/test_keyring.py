@@ -13,7 +13,7 @@ from tests.support.command import ROOT, environment
 from tests.support.mounted import mounted
 from tests.support.secret_service import SecretService, secret_service
 from tests.support.shell import errno_of
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -36,7 +36,9 @@ def test_the_manifest_of_the_page(service: SecretService, tmp_path: Path) -> Non
     (named,) = re.findall(r"that is the file `([^`]*)`", PAGE)
     (tmp_path / "m").mkdir()
     (tmp_path / "m/keyring.yaml").write_text(manifest)
-    subprocess.run(["bash", "-eu", "-c", script], env=environment({"PASSWORD": secret("shop")}), check=True, timeout=60)
+    subprocess.run(
+        ["bash", "-eu", "-c", script], env=environment({"PASSWORD": secret("shop")}), check=True, timeout=PATIENCE
+    )
     with mounted(tmp_path / "m", env={"DBUS_SESSION_BUS_ADDRESS": service.address}) as mount:
         assert (mount.path / named).read_text() == secret("shop")
 

@@ -203,7 +203,7 @@ def test_it_opens_later(tmp_path: Path) -> None:
         assert "late is down: StoreError" in told.out
         assert "late.json: No such file or directory" in told.out
         (tmp_path / "late.json").write_text(json.dumps({"a": secret("late")}))
-        wait_until(lambda: secretfs("status", mount.path).status == 0, within=40)
+        wait_until(lambda: secretfs("status", mount.path).status == 0)
         assert (mount.path / "late/a").read_text() == secret("late")
 
 

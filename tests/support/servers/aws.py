@@ -27,6 +27,7 @@ from urllib.parse import parse_qs
 from tests.support.canary import secret
 from tests.support.servers.keep_alive import End, close
 from tests.support.servers.moto_server import Moto
+from tests.support.waiting import PATIENCE
 
 REGION = "eu-central-1"
 ROLE = "arn:aws:iam::123456789012:role/reader"
@@ -176,7 +177,7 @@ class Aws:
 
     def hang(self) -> None:
         """Be a fault: answer nothing until the end of the test."""
-        self.released.wait(60)
+        self.released.wait(PATIENCE)
 
     def answer(self, request: "Request") -> Answer | None:
         """Answer a request."""

@@ -43,7 +43,6 @@ USERS = {
 """User to verbs on secrets, in all namespaces. An admin may do everything."""
 
 KUBECTL = Path(sys.executable).with_name("kubectl")
-_READY_WITHIN = 40.0  # seconds; 5 on an idle machine
 _AUDIT = """\
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -112,7 +111,7 @@ class KubeApiserver:
 
     def start(self) -> None:
         """Start both, and wait until they serve."""
-        end = time.monotonic() + _READY_WITHIN
+        end = time.monotonic() + PATIENCE
         if "etcd" not in self._processes:
             self._prepare()
             self._start("etcd", self._etcd())
@@ -336,7 +335,7 @@ class KubeApiserver:
             if self._client is None:
                 context = ssl.create_default_context(cafile=self.ca)
                 context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-                self._client = urllib3.PoolManager(ssl_context=context, retries=False, timeout=10)
+                self._client = urllib3.PoolManager(ssl_context=context, retries=False, timeout=PATIENCE)
             headers = {"Authorization": f"Bearer {token('admin')}"}
             if self._client.request("GET", f"{self.address}/readyz", headers=headers).status != 200:
                 return False

