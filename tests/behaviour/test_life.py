@@ -9,7 +9,7 @@ import pytest
 
 from secretfs.linux.mountinfo import is_mounted
 from tests.support.canary import leaked, secret
-from tests.support.command import ROOT, background, secretfs
+from tests.support.command import ROOT, background, end_daemons, secretfs
 from tests.support.fake_type import Fakes
 from tests.support.manifests import component
 from tests.support.mounted import fuse_mounts, mounted, unmount
@@ -40,10 +40,13 @@ def test_a_mount_point_that_is_not_empty(manifests: Path, tmp_path: Path) -> Non
     point = tmp_path / "mnt"
     point.mkdir()
     (point / "a file").write_text("still there")
-    done = secretfs("mount", "--resources-path", manifests, point)
-    assert done.status == 3
-    assert f"cannot mount at {point}: it is not empty; name an empty directory" in done.err
-    assert str(point) not in fuse_mounts()
+    try:
+        done = secretfs("mount", "--resources-path", manifests, point)
+        assert done.status == 3
+        assert f"cannot mount at {point}: it is not empty; name an empty directory" in done.err
+        assert str(point) not in fuse_mounts()
+    finally:
+        end_daemons(point)
     with background(point, "--nonempty", "--resources-path", manifests, env=ENVIRONMENT):
         assert os.listdir(point) == ["env"]  # noqa: PTH208
     assert (point / "a file").read_text() == "still there"

@@ -1,5 +1,6 @@
 """Changes that programs are notified of: inotify, poll, `tail -F`, through a real mount and a real kernel."""
 
+import errno
 import os
 import select
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.canary import secret
+from tests.support.command import ROOT, in_namespace
 from tests.support.manifests import component
 from tests.support.mounted import mounted
 from tests.support.secrets_file import SecretsFile, file
@@ -202,3 +204,30 @@ def test_nothing_is_told_when_nothing_changes(store: Path, file: SecretsFile, tm
         file.write({**FIRST, "token": NEW})
         watch.wait_for(f"token MOVED_TO {store}/")
         assert watch.events() == [f"token MOVED_TO {store}/"]
+
+
+def test_an_overlay_does_not_follow() -> None:
+    """As "What is not promised" says: ESTALE until the overlay is mounted again. Bind mounts follow (change-4)."""
+    assert "**A current value through overlayfs.**" in (ROOT / "docs/SEMANTICS.md").read_text("utf-8")
+    done = in_namespace("""
+        mkdir c m bound empty over
+        write() { printf '{"a": "%s"}' "$1" > new.json; mv new.json secrets.json; }
+        overlay() { mount -t overlay none -o lowerdir=m/file:empty over; }
+        write one
+        printf '%s\n' 'apiVersion: dapr.io/v1alpha1' 'kind: Component' 'metadata: {name: file}' \
+            "spec: {type: secretstores.local.file, metadata: [{name: secretsFile, value: secrets.json}]}" > c/file.yaml
+        secretfs mount --resources-path c m
+        mount --bind m bound
+        overlay
+        cat over/a bound/file/a; echo
+        write two
+        until [ "$(cat m/file/a)" = two ]; do :; done
+        cat bound/file/a; echo
+        cat over/a || true
+        umount over
+        overlay
+        cat over/a
+        umount over bound
+        secretfs unmount m
+    """)
+    assert (done.out, done.err) == ("oneone\ntwo\ntwo", f"cat: over/a: {os.strerror(errno.ESTALE)}\n")
