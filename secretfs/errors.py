@@ -228,6 +228,12 @@ class AppRemoved(SecretFSError):
     errno = errno.ESTALE
 
 
+class TooManyRequests(SecretFSError):
+    """Too many requests of one app wait already."""
+
+    errno = errno.EAGAIN
+
+
 def log_defect(logger: logging.Logger, error: BaseException) -> None:
     """Log where an unexpected exception came from, without its text: that may quote a value."""
     bare = Exception(f"{type(error).__name__} (its text is withheld: it may quote a secret)")

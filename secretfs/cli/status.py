@@ -144,7 +144,7 @@ def show(status: Mapping[str, Any], mountpoint: Path, now: float) -> StatusRepor
     if lines:
         lines.append(Line(""))
     lines += _table(stores, now)
-    lines += _waiting(status.get("calls", {"apps": {}})["apps"])
+    lines += _waiting(status.get("calls", {"apps": {}})["apps"], status.get("requests", {}))
     app = f"app id {mount['app_id']}" if mount["app_id"] else "no app id"
     lines += [
         Line(""),
@@ -156,11 +156,14 @@ def show(status: Mapping[str, Any], mountpoint: Path, now: float) -> StatusRepor
     return StatusReport(lines, EXIT_UNWELL if wrong else 0)
 
 
-def _waiting(apps: Mapping[str, Mapping[str, int]]) -> Iterator[Line]:
-    """Say which apps ask for more than the stores answer at once, the worst first."""
+def _waiting(apps: Mapping[str, Mapping[str, int]], requests: Mapping[str, Mapping[str, int]]) -> Iterator[Line]:
+    """Say which apps ask for more than is answered at once, the worst first."""
     waiting = {app: work for app, work in apps.items() if work["waiting"]}
-    if waiting:
+    refused = {app: work for app, work in requests.items() if work["refused"]}
+    if waiting or refused:
         yield Line("")
+    for app, work in sorted(refused.items(), key=lambda item: -item[1]["refused"]):
+        yield Line(f"app {app}: {work['waiting']} requests wait, {work['refused']} were too many (EAGAIN)")
     for app, work in sorted(waiting.items(), key=lambda item: -item[1]["waiting"]):
         whose = f"app {app}" if app else "the only app"
         yield Line(f"{whose}: {work['waiting']} calls wait for their turn, {work['running']} run")

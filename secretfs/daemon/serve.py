@@ -23,9 +23,10 @@ from secretfs.daemon.store_records import record_stores, replaced_stores
 from secretfs.dapr.declaration import Declaration
 from secretfs.dapr.load import ConfigSource
 from secretfs.errors import MountError
-from secretfs.fs.changes import catch_up
+from secretfs.fs.catch_up import catch_up
 from secretfs.fs.journal import Journal
 from secretfs.fs.publish import Publisher
+from secretfs.fs.requests import PLACES
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import views_of
 from secretfs.fuse.connection import Connection, connect
@@ -39,9 +40,6 @@ from secretfs.linux.syscall_helper import SyscallHelper, SyscallHelpers
 from secretfs.registry.opening import Registry
 from secretfs.registry.store_set import ReloadResult, StoreSet
 from secretfs.store import LeasingStore
-
-REQUESTS = 10_000
-"""Kernel requests served at once, a task each. Enough that readers who wait for one store never block another's."""
 
 EVICT_EVERY = 2.0
 """Seconds."""
@@ -120,7 +118,7 @@ async def serve(
             device = set_process_name(options.mountpoint)
         opens = await _watch_opens(vfs, options.mountpoint, helpers.asking, handover, nursery)
         requests = None if read_only is None else ControlMount(options.mountpoint, read_only, nursery)
-        operations = SecretOperations(vfs, publisher, connection, opens, requests)
+        operations = SecretOperations(vfs, publisher, connection, opens, requests, vfs.request)
         pyfuse3.init(operations, connection.offer(), set())  # which mounts nothing itself
         for task in (publisher.run, reloader.on_change, reloader.on_signal):
             nursery.start_soon(task)
@@ -185,7 +183,7 @@ async def _until_unmounted_or_asked_to_stop(*, supervised: bool) -> signal.Signa
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal)
-        await pyfuse3.main(max_tasks=REQUESTS)
+        await pyfuse3.main(max_tasks=PLACES)
         nursery.cancel_scope.cancel()
     return asked
 

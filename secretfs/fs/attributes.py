@@ -1,13 +1,11 @@
-"""Attributes of inodes: owner, group, mode, size and times, as stat(2) shows them, and extended attributes. Pure."""
+"""Attributes of inodes: owner, group, mode, size and times, as stat(2) shows them. Pure."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from stat import S_IFDIR, S_IFLNK, S_IFREG
 from typing import Final, NamedTuple
 
-from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.fs.inode import Directory, Version
 from secretfs.fs.keys import (
     AppKey,
@@ -18,6 +16,8 @@ from secretfs.fs.keys import (
     DirectoryKey,
     FolderKey,
     LeafKey,
+    PinnedSecretKey,
+    PinnedValueKey,
     RootKey,
     SecretBulkKey,
     SecretKey,
@@ -25,31 +25,12 @@ from secretfs.fs.keys import (
     app_of,
 )
 from secretfs.permissions import PermissionRule, Permissions, ViewPermissions
-from secretfs.store import Secret
 
 DIRECTORY_TIMEOUT: Final = 60.0
 """Seconds for which the kernel may keep the attributes of a directory, which never change."""
 
 FOREVER: Final = 1e8
 """Seconds for which the kernel may keep what never changes: three years."""
-
-XATTR_VERSION: Final = "user.secretfs.version"
-"""What the store calls the version of the secret."""
-XATTR_STAGES: Final = "user.secretfs.stages"
-"""Which labels the store has on that version, such as AWSCURRENT."""
-XATTR_FETCHED: Final = "user.secretfs.fetched"
-"""When the store was last asked for it, in ISO 8601."""
-XATTR_STALE: Final = "user.secretfs.stale"
-"""``1`` while it is served although it has expired, because the store does not answer; else ``0``."""
-
-XATTRS: Final[dict[str, Callable[[CachedAnswer[Secret]], str]]] = {
-    XATTR_VERSION: lambda secret: secret.value.version,
-    XATTR_STAGES: lambda secret: ",".join(secret.value.stages),
-    XATTR_FETCHED: lambda secret: datetime.fromtimestamp(secret.fetched_at, UTC).isoformat(timespec="seconds"),
-    XATTR_STALE: lambda secret: str(int(secret.stale)),
-}
-"""How each extended attribute of a secret is read; nothing means that there is none."""
-
 
 _CONTROL_DIRECTORY_MODE: Final = 0o500
 _CONTROL_FILE_MODES: Final = {control: 0o400 if control is Control.STATUS else 0o200 for control in Control}
@@ -87,7 +68,7 @@ class PermissionPolicy:
     def of(self, key: DirectoryKey | LeafKey) -> Permissions:
         """Return owner, group and mode of what is at a place."""
         match key:
-            case ValueKey():  # first, because a listing has nothing else
+            case ValueKey() | PinnedValueKey():  # first, because a listing has nothing else
                 return self._of_value(key)
             case ControlsKey():
                 return Permissions(os.getuid(), os.getgid(), _CONTROL_DIRECTORY_MODE)
@@ -105,7 +86,7 @@ class PermissionPolicy:
             return self.apps[app]
         return self.default
 
-    def _of_value(self, key: ValueKey) -> Permissions:
+    def _of_value(self, key: ValueKey | PinnedValueKey) -> Permissions:
         if self.apps is None and not self.rules:
             return self.default.default
         view = self.view(app_of(key.component))
@@ -114,7 +95,7 @@ class PermissionPolicy:
         path = (key.component.rpartition("/")[2], key.name, *(() if key.key == key.name else (key.key,)))
         return view.of_file("/".join(path))
 
-    def _of_directory(self, key: RootKey | AppKey | FolderKey | SecretKey) -> Permissions:
+    def _of_directory(self, key: RootKey | AppKey | FolderKey | SecretKey | PinnedSecretKey) -> Permissions:
         """Directories that belong to us are writable for us: we rename there, and may not be root."""
         app = None if isinstance(key, RootKey) else key.app if isinstance(key, AppKey) else app_of(key.component)
         permissions = self.view(app).of_directory()

@@ -1,24 +1,17 @@
 """The difference between what the kernel knows and what the stores say: all that it takes to publish a change.
 
-`secretfs.fs.publish` makes changes visible. After a takeover `catch_up` finds the changes that happened while no
-process served the mount: a program may watch a file that nobody reads, and what the process before us knew of the
-stores is gone. Each file that was in use is fetched once and compared with the journal, which costs the stores no more
-than the background refresh would have.
+`secretfs.fs.publish` makes changes visible.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
-from heapq import heappop, heappush
 from typing import Final
 
 import trio
 
-from secretfs.cache.change import Announce, Change
-from secretfs.cache.store_cache import BACKGROUND
-from secretfs.errors import AccessDenied, NoSuchEntry, SecretFSError, SecretNotFound
+from secretfs.cache.change import Change
+from secretfs.errors import AccessDenied, NoSuchEntry, SecretNotFound
 from secretfs.fs.attributes import AttributePolicy, Attributes
 from secretfs.fs.content import UNREAD, Content, Contents
 from secretfs.fs.control_files import LISTED, LISTED_READ_ONLY
@@ -33,14 +26,17 @@ from secretfs.fs.keys import (
     ControlKey,
     ControlsKey,
     DirectoryKey,
+    FileKey,
     FolderKey,
     LeafKey,
+    PinnedSecretKey,
+    PinnedValueKey,
     RootKey,
     SecretBulkKey,
     SecretKey,
     ValueKey,
 )
-from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL, encode, split
+from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL, DATA, encode, split
 
 _BULK_NAMES: Final = {Bulk.JSON: BULK_JSON, Bulk.ENV: BULK_ENV}
 _CONTROL_NAMES: Final[dict[Control, bytes]] = {
@@ -49,11 +45,6 @@ _CONTROL_NAMES: Final[dict[Control, bytes]] = {
 
 IDLE_PART: Final = 0.5
 """Of the time after which what nobody uses is dropped: when the kernel is asked whether anybody still does."""
-
-RETRY_AFTER, RETRY_AFTER_AT_MOST = 5.0, 60.0
-"""Seconds until a question of `catch_up` that a store could not answer is asked again; the time doubles."""
-PAUSE: Final = 0.5
-"""Seconds for which nothing else is asked after a failure: failures open the circuit, and a probe closes it again."""
 
 
 class Changes:
@@ -73,6 +64,17 @@ class Changes:
     def reads_have_effects(self, key: DirectoryKey | LeafKey) -> bool:
         """Whether to read what is at a place may issue a credential."""
         return isinstance(key, ValueKey) and self._contents.view(key.component).reads_have_effects
+
+    def is_current(self, directory: Directory) -> bool:
+        """Whether a directory of a single version, if the kernel still has it, is that of the last one known."""
+        key = directory.key
+        return self.known(key) is directory and isinstance(key, PinnedSecretKey) and not self._contents.is_outdated(key)
+
+    def has_versions(self, secret: SecretKey) -> bool:
+        """Whether somebody may know directories of single versions of a secret, or watch for them."""
+        if not self._contents.view(secret.component).multi_valued:
+            return False
+        return self._tree.known(secret) is not None or bool(self._tree.pinned.versions(secret))
 
     def known(self, key: DirectoryKey | LeafKey) -> Inode | None:
         """Return the inode of a place if the kernel may know it."""
@@ -149,6 +151,34 @@ class Changes:
         """Drop an inode that the kernel did not come to know."""
         self._tree.discard(inode)
 
+    async def pin(self, secret: SecretKey) -> PinnedSecretKey | None:
+        """Return the directory of the version that a secret has now; None if it is gone, or nobody may ask for it."""
+        try:
+            return await self._contents.pin_without_effects(secret)
+        except (NoSuchEntry, SecretNotFound):
+            return None
+
+    def outdate(self, secret: SecretKey, pin: PinnedSecretKey | None) -> None:
+        """Wake those who poll files of other versions of a secret than this one, or of all if it is gone."""
+        for directory, version in self._tree.pinned.files(secret):
+            version.outdated = directory != pin
+            if version.outdated:
+                self._polls.wake(version.number)
+        if pin is not None and self._tree.known(pin) is None:
+            self._contents.forget(pin)  # nobody has come to look at it
+
+    @property
+    def apps_to_drop(self) -> frozenset[str]:
+        """The apps that have been removed, and of whose files the kernel may have bytes."""
+        return frozenset(app for app, _ in self._tree.revoked())
+
+    def take_revoked(self, app: str) -> list[Version]:
+        """Return the files of an app that has been removed of which the kernel may have bytes. Returns them once."""
+        files = [version for owner, version in self._tree.revoked() if owner == app]
+        for version in files:
+            version.size, version.digest = 0, b""
+        return files
+
     async def content(self, key: ValueKey) -> Content | None:
         """Return what a value is now; None if it is gone. Where a read has effects the next reader finds out."""
         try:
@@ -158,24 +188,29 @@ class Changes:
         except (NoSuchEntry, SecretNotFound):
             return None
 
-    def idle(self, component: str) -> list[Version]:
+    def idle(self, component: str) -> list[Inode]:
         """Return the files of a store that nobody has used for half the time after which they leave memory.
 
-        Those that were returned before and that the kernel still has count as used: they are open, mapped or watched.
+        With them the directories of single versions. Those that were returned before and that the kernel still has
+        count as used: they are open, mapped or watched, or somebody's working directory.
         """
-        found, now = [], trio.current_time()
-        for version in self._tree.holding(component):
-            key = version.key
-            if isinstance(key, ControlKey) or not self._tree.is_current(version) or version.entry_expires > now:
+        found: list[Inode] = []
+        now = trio.current_time()
+        files = [v for v in self._tree.holding(component) if self._tree.is_current(v) and v.entry_expires <= now]
+        candidates: list[Inode] = [*files, *self._tree.pinned.directories(component)]
+        for inode in candidates:
+            key = inode.key
+            if not isinstance(key, FileKey | PinnedSecretKey):
                 continue
             if self._contents.idle_for(key) < IDLE_PART:
-                version.evicting = False
-            elif version.evicting:
-                version.evicting = False
-                self._contents.use(key)
+                inode.evicting = False
+            elif inode.evicting:
+                inode.evicting = False
+                if not isinstance(key, PinnedSecretKey) or not self._contents.is_outdated(key):
+                    self._contents.use(key)
             else:
-                version.evicting = True
-                found.append(version)
+                inode.evicting = True
+                found.append(inode)
         return found
 
     def idles(self) -> dict[str, float]:
@@ -213,12 +248,19 @@ class Changes:
 
     def place(self, key: LeafKey) -> tuple[bytes, DirectoryKey]:
         """Return the path segment of a file and the directory it is in. Raises `NoSuchEntry` if its store is gone."""
-        if isinstance(key, ControlKey):
-            return _CONTROL_NAMES[key.control], ControlsKey()
-        if isinstance(key, BulkKey):
-            return _BULK_NAMES[key.form], FolderKey(key.component)
-        if isinstance(key, SecretBulkKey):
-            return _BULK_NAMES[key.form], SecretKey(key.component, key.name)
+        match key:
+            case PinnedValueKey():
+                return encode(key.key), key.directory
+            case ControlKey(control):
+                return _CONTROL_NAMES[control], ControlsKey()
+            case BulkKey(component, form):
+                return _BULK_NAMES[form], FolderKey(component)
+            case SecretBulkKey(component, name, form):
+                return _BULK_NAMES[form], SecretKey(component, name)
+            case ValueKey():
+                return self._place_of_value(key)
+
+    def _place_of_value(self, key: ValueKey) -> tuple[bytes, DirectoryKey]:
         if self._contents.view(key.component).multi_valued:
             return encode(key.key), SecretKey(key.component, key.name)
         *above, own = split(key.name)
@@ -233,6 +275,8 @@ class Changes:
                 return b"/".join(map(encode, (*component.split("/"), *segments)))
             case SecretKey(component, name):
                 return b"/".join(map(encode, (*component.split("/"), *split(name))))
+            case PinnedSecretKey():
+                return self.path(key.secret) + b"/" + DATA
             case ControlsKey():
                 return CONTROL
         return b""
@@ -268,19 +312,21 @@ class Changes:
         return Change(key.component, values=frozenset() if same else frozenset({(key.name, key.key)}))
 
     async def _is_unchanged(self, key: ValueKey) -> bool:
-        version = self._tree.known(key)
+        version, secret = self._tree.known(key), SecretKey(key.component, key.name)
         if self._tree.superseded(key):
             return False  # a reader was faster than we
-        if not isinstance(version, Version) or not version.digest:
+        bound = version if isinstance(version, Version) and version.digest else None
+        pins = self._tree.pinned.versions(secret)
+        if not (bound or pins) or self.reads_have_effects(key):  # where it has, the next reader finds out
             return True
-        if self.reads_have_effects(key):
-            return True  # the next reader finds out
         try:
             content = await self._contents.get(key)
         except (NoSuchEntry, SecretNotFound):
             return False
         self._contents.use(key)  # as it was for the process before us
-        return self._tree.has_content(version, content.data, content.modified)
+        if pins and all(map(self._contents.is_outdated, pins)):
+            return False
+        return bound is None or self._tree.has_content(bound, content.data, content.modified)
 
     async def change_of_names(self, folder: FolderKey, names: Iterable[str]) -> Change:
         """Return which of the names that the kernel knows in a folder are not listed any more.
@@ -299,20 +345,6 @@ class Changes:
         return names
 
 
-@dataclass(slots=True)
-class _Question:
-    """What `catch_up` has to find out, and when to ask it."""
-
-    ask: Callable[[], Awaitable[Change]]
-    due: float = 0.0
-    """On trio's clock."""
-    pause: float = RETRY_AFTER
-    """Seconds until it is asked again, should it fail."""
-
-    def __lt__(self, other: "_Question") -> bool:
-        return self.due < other.due
-
-
 def _steps(key: DirectoryKey) -> list[tuple[bytes, DirectoryKey]]:
     """Return name and place of each directory on the way to a place, with the one that is there."""
     match key:
@@ -325,39 +357,10 @@ def _steps(key: DirectoryKey) -> list[tuple[bytes, DirectoryKey]]:
         case SecretKey(component, name):
             *above, own = split(name)
             segments, below = tuple(above), [(encode(own), key)]
+        case PinnedSecretKey():
+            return [*_steps(key.secret), (DATA, key)]
         case _:
             return []
     *apps, own = component.split("/")
     folders = [(encode(each), FolderKey(component, segments[:depth])) for depth, each in enumerate(segments, 1)]
     return [*((encode(app), AppKey(app)) for app in apps), (encode(own), FolderKey(component)), *folders, *below]
-
-
-async def catch_up(changes: Changes, announce: Announce) -> None:
-    """Find what has changed in each store since the process before us looked, and announce it."""
-    async with trio.open_nursery() as nursery:
-        for component in changes.components:
-            files = [key for key in changes.inherited(component) if isinstance(key, ValueKey)]
-            if not files:
-                continue
-            folders = changes.known_names(component).items()
-            questions = [_Question(partial(changes.change_of_names, folder, names)) for folder, names in folders]
-            questions += [_Question(partial(changes.change_of_value, key)) for key in files]
-            for _ in range(min(BACKGROUND, len(questions))):
-                nursery.start_soon(_ask, questions, announce)
-
-
-async def _ask(questions: list[_Question], announce: Announce) -> None:
-    """Ask what is due first, until all is answered. A question that fails is put off, so no other waits for it."""
-    while questions:
-        question = heappop(questions)
-        await trio.sleep_until(question.due)
-        try:
-            change = await question.ask()
-        except SecretFSError:  # logged where it happened
-            question.due = trio.current_time() + question.pause
-            question.pause = min(2 * question.pause, RETRY_AFTER_AT_MOST)
-            heappush(questions, question)
-            await trio.sleep(PAUSE)
-            continue
-        if change:
-            announce(change)

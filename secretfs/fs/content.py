@@ -13,10 +13,24 @@ import trio
 from secretfs.cache.change import Change
 from secretfs.cache.deadlines import shared_deadline
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
-from secretfs.errors import DeadlineExceeded, NoSuchEntry, SecretFSError, StoreError
+from secretfs.errors import DeadlineExceeded, NoSuchEntry, SecretFSError, StoreError, Superseded
 from secretfs.fs.bulk import render_env, render_json, render_secret
-from secretfs.fs.keys import AppKey, Bulk, BulkKey, FolderKey, RootKey, SecretBulkKey, SecretKey, ValueKey, parent_of
+from secretfs.fs.keys import (
+    AppKey,
+    Bulk,
+    BulkKey,
+    FileKey,
+    FolderKey,
+    PinnedSecretKey,
+    PinnedValueKey,
+    RootKey,
+    SecretBulkKey,
+    SecretKey,
+    ValueKey,
+    parent_of,
+)
 from secretfs.fs.names import encode
+from secretfs.fs.pinned import PinnedSecrets
 from secretfs.fs.view import StoreView
 from secretfs.store import Secret
 
@@ -47,8 +61,13 @@ class Contents:
     """The stores of one app, and what is in the files that show them."""
 
     def __init__(
-        self, views: Mapping[str, StoreView], nursery: trio.Nursery, apps: Collection[str] | None = None
+        self,
+        views: Mapping[str, StoreView],
+        nursery: trio.Nursery,
+        apps: Collection[str] | None,
+        pinned: PinnedSecrets,
     ) -> None:
+        self._pinned = pinned
         self.views = dict(views)
         """By where they are shown."""
         self._tops = _tops(views, apps)
@@ -124,11 +143,49 @@ class Contents:
                 if self.views.get(component) is view:
                     return answer
 
-    async def get(self, key: ValueKey | BulkKey | SecretBulkKey) -> Content:
+    async def pin(self, secret: SecretKey) -> PinnedSecretKey:
+        """Return the directory of the version that a secret has now, and keep that version until `forget`."""
+        answer = await self.ask(secret.component, lambda view: view.secret(secret.name))
+        return self._pinned.keep(secret, answer)
+
+    async def pin_without_effects(self, secret: SecretKey) -> PinnedSecretKey | None:
+        """Return `pin`; None where that might issue a credential."""
+        answer = await self.ask(secret.component, lambda view: view.secret_without_effects(secret.name))
+        return None if answer is None else self._pinned.keep(secret, answer)
+
+    async def pinned(self, key: PinnedSecretKey) -> CachedAnswer[Secret]:
+        """Return a version of a secret that has a directory. Raises `Superseded` if it was lost with its process."""
+        self.view(key.component).require(key.name)
+        answer = self._pinned.get(key)
+        if answer is None:
+            answer = await self.ask(key.component, lambda view: view.secret(key.name))
+            if self._pinned.key_of(key.secret, answer) != key:
+                raise Superseded("a version of a secret was lost with the process that had it")
+            self._pinned.keep(key.secret, answer)
+        return answer
+
+    def peek_pinned(self, key: PinnedSecretKey) -> CachedAnswer[Secret] | None:
+        """Return `pinned` if that takes no waiting."""
+        self.view(key.component).require(key.name)
+        return self._pinned.get(key)
+
+    def is_outdated(self, key: PinnedSecretKey) -> bool:
+        """Whether it is known that a secret has another version by now."""
+        view = self.views.get(key.component)
+        answer = view.peek(key.name) if view else None
+        return answer is not None and self._pinned.key_of(key.secret, answer) != key
+
+    def forget(self, key: PinnedSecretKey) -> None:
+        """Forget a version of a secret: the kernel has no directory of it any more."""
+        self._pinned.forget(key)
+
+    async def get(self, key: FileKey) -> Content:
         """Return what is in a file, fresh. Raises `NoSuchEntry` or `SecretNotFound` if it is gone."""
         if isinstance(key, BulkKey):
             with shared_deadline(bulk=True):
                 return _bulk_content(await self._bulks.get(key))
+        if isinstance(key, PinnedValueKey):
+            return _content_of(key, await self.pinned(key.directory))
         secret = await self.recall_or_ask(
             key.component, lambda view: view.recall(key.name), lambda view: view.secret(key.name)
         )
@@ -139,29 +196,32 @@ class Contents:
         view = self.views.get(key.component)
         return view is not None and view.reads_have_effects
 
-    def use(self, key: ValueKey | BulkKey | SecretBulkKey) -> None:
-        """Take note that a file is in use: somebody opens it, or has it open."""
+    def use(self, key: FileKey | PinnedSecretKey) -> None:
+        """Take note that a file is in use: somebody opens it, or has it open. Likewise a single version."""
         if isinstance(key, BulkKey):
             self._bulks.use(key)
         elif key.component in self.views:
             self.views[key.component].use(key.name)
 
-    def idle_for(self, key: ValueKey | BulkKey | SecretBulkKey) -> float:
+    def idle_for(self, key: FileKey | PinnedSecretKey) -> float:
         """Return for how long nobody has asked for a file, as a part of the time after which it leaves memory."""
         if isinstance(key, BulkKey):
             return self._bulks.idle_for(key) / BULK_IDLE
         view = self.views.get(key.component)
         return view.idle_for(key.name) / view.idle if view else math.inf
 
-    def peek(self, key: ValueKey | BulkKey | SecretBulkKey) -> Content | None:
+    def peek(self, key: FileKey) -> Content | None:
         """Return what is in a file if that may be served without waiting."""
         if isinstance(key, BulkKey):
             bulk = self._bulks.peek(key)
             return _bulk_content(bulk) if bulk else None
-        secret = self.view(key.component).peek(key.name)
+        if isinstance(key, PinnedValueKey):
+            secret = self.peek_pinned(key.directory)
+        else:
+            secret = self.view(key.component).peek(key.name)
         return _content_of(key, secret) if secret else None
 
-    def peek_secret(self, key: ValueKey | BulkKey | SecretBulkKey) -> CachedAnswer[Secret] | None:
+    def peek_secret(self, key: FileKey) -> CachedAnswer[Secret] | None:
         """Return the secret that a value is part of if it may be served without waiting; None for any other file."""
         return self.view(key.component).peek(key.name) if isinstance(key, ValueKey) else None
 
@@ -210,7 +270,7 @@ def _tops(
     return tops
 
 
-def _content_of(key: ValueKey | SecretBulkKey, secret: CachedAnswer[Secret]) -> Content:
+def _content_of(key: ValueKey | PinnedValueKey | SecretBulkKey, secret: CachedAnswer[Secret]) -> Content:
     """Cut a file out of a secret. Raises `NoSuchEntry` if this version of the secret has no such key."""
     if isinstance(key, SecretBulkKey):
         data = render_secret(secret.value, key.form)

@@ -22,6 +22,7 @@ from secretfs.cache.turns import NO_APP
 from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
 from secretfs.fs.keys import Control, ControlKey
 from secretfs.fs.names import encode
+from secretfs.fs.requests import Work
 from secretfs.fs.view import StoreView
 
 LISTED: Final = {b"refresh": Control.REFRESH, b"reload": Control.RELOAD, b"status.json": Control.STATUS}
@@ -75,6 +76,8 @@ class MountStatus:
     inodes: int
     takeovers: int
     """How many processes have served the mount before this one."""
+    requests: Mapping[str, Work]
+    """The kernel's requests that wait, by app, in a mount for many apps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,7 @@ class StatusFile(RenderedFile):
                 "error": declared.error or None,
             },
             "calls": _calls(stores.values(), mount.app_id),
+            "requests": {app: work._asdict() for app, work in mount.requests.items()},
             "stores": {name: _store(statistics) for name, statistics in sorted(stores.items())},
         }
         return json.dumps(document, indent=2).encode() + b"\n"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import trio
 
 from secretfs.errors import NoSuchEntry
-from secretfs.fs.attributes import DIRECTORY_TIMEOUT
+from secretfs.fs.attributes import DIRECTORY_TIMEOUT, FOREVER
 from secretfs.fs.content import Contents
 from secretfs.fs.control_files import ControlDirectory
 from secretfs.fs.keys import (
@@ -21,12 +21,14 @@ from secretfs.fs.keys import (
     DirectoryKey,
     FolderKey,
     LeafKey,
+    PinnedSecretKey,
+    PinnedValueKey,
     RootKey,
     SecretBulkKey,
     SecretKey,
 )
 from secretfs.fs.listing import Listing, make_listing
-from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL
+from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL, DATA, encode
 
 _BULK_FORMS = {BULK_JSON: Bulk.JSON, BULK_ENV: Bulk.ENV}
 
@@ -50,15 +52,38 @@ async def find(
                 lambda view: view.recall_entry(segments, segment),
                 lambda view: view.entry(segments, segment),
             )
-        case SecretKey(component, name) if segment in _BULK_FORMS:
-            secret = await contents.ask(component, lambda view: view.secret(name))
-            return SecretBulkKey(component, name, _BULK_FORMS[segment]), secret.remaining
-        case SecretKey(component, name):
-            return await contents.recall_or_ask(
-                component,
-                lambda view: view.recall_value(name, segment),
-                lambda view: view.value(name, segment),
-            )
+        case SecretKey():
+            return await _find_in_secret(contents, parent, segment)
+        case PinnedSecretKey():
+            return await _find_pinned(contents, parent, segment), FOREVER
+
+
+async def _find_in_secret(
+    contents: Contents, parent: SecretKey, segment: bytes
+) -> tuple[DirectoryKey | LeafKey, float]:
+    component, name = parent.component, parent.name
+    if segment == DATA:
+        return await contents.pin(parent), 0.0  # no rename tells the kernel that another version is there
+    if segment in _BULK_FORMS:
+        secret = await contents.ask(component, lambda view: view.secret(name))
+        return SecretBulkKey(component, name, _BULK_FORMS[segment]), secret.remaining
+    return await contents.recall_or_ask(
+        component, lambda view: view.recall_value(name, segment), lambda view: view.value(name, segment)
+    )
+
+
+async def _find_pinned(contents: Contents, parent: PinnedSecretKey, segment: bytes) -> PinnedValueKey:
+    found = (await _pinned_values(contents, parent)).get(segment)
+    if found is None:
+        raise NoSuchEntry(segment.decode(errors="replace"))
+    return found
+
+
+async def _pinned_values(contents: Contents, directory: PinnedSecretKey) -> Mapping[bytes, PinnedValueKey]:
+    """Return what is in the directory of one version of a secret."""
+    secret = await contents.pinned(directory)
+    at = (directory.component, directory.name, directory.pin)
+    return {encode(key): PinnedValueKey(*at, key) for key in secret.value.values}
 
 
 def _find_top(contents: Contents, parent: RootKey | AppKey, segment: bytes) -> DirectoryKey:
@@ -84,6 +109,8 @@ async def list_directory(
             return listing, trio.current_time() + remaining
         case ControlsKey():
             found = {name: ControlKey(control) for name, control in controls.listed.items()}
+        case PinnedSecretKey():
+            found = await _pinned_values(contents, directory)
         case SecretKey(component, name):
             found, remaining = await contents.ask(component, lambda view: view.values(name))
     expires = trio.current_time() + remaining

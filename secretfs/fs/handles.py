@@ -10,13 +10,12 @@ from typing import Final
 
 from secretfs.errors import SecretFSError
 from secretfs.fs.caller import Caller
+from secretfs.fs.inode_numbers import NUMBER_BITS
 from secretfs.fs.journal import Journal
 from secretfs.fs.keys import LeafKey
 from secretfs.fs.listing import Listing
 
-_NUMBER_BITS = 40
-_NUMBER = (1 << _NUMBER_BITS) - 1
-"""Inode numbers stay below: ten years of a thousand versions a second are 3e11."""
+_NUMBER = (1 << NUMBER_BITS) - 1
 
 REPEATED_WITHIN: Final = 0.5
 """Seconds within which the kernel repeats a look-up that has failed."""
@@ -139,4 +138,4 @@ def directory_of(handle: int) -> int:
 
 
 def _handle(number: int, listing: Listing) -> int:
-    return number | listing.digest << _NUMBER_BITS
+    return number | listing.digest << NUMBER_BITS

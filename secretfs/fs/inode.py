@@ -14,6 +14,10 @@ class Directory:
     lookups: int = 0
     outdated: bool = False
     """Belongs to a store that has gone; another directory comes to its place."""
+    revoked: bool = False
+    """Whether it belongs to an app that has been removed: nobody may read what is in it any more."""
+    evicting: bool = False
+    """Whether the kernel has been asked to forget it, for nobody seems to use it."""
     slot: int = 0
     """Where the journal has it; 0 until the kernel hears of it."""
 
@@ -38,6 +42,8 @@ class Version:
     """Whether it may be opened only when the store says that it still has this content."""
     opened: bool = False
     """Whether a program has opened it, and may have seen its bytes."""
+    outdated: bool = False
+    """Whether a newer version of its secret has been published: of what is pinned, which stays at its path."""
     revoked: bool = False
     """Whether it belongs to an app that has been removed: nobody may read it any more."""
     evicting: bool = False

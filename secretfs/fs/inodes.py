@@ -17,7 +17,9 @@ from collections.abc import Collection
 
 from secretfs.errors import JournalUnreadable
 from secretfs.fs.inode import Directory, Inode, Version, is_of
-from secretfs.fs.journal import Flag, Journal, Record
+from secretfs.fs.inode_numbers import InodeNumbers
+from secretfs.fs.inode_records import InodeRecords
+from secretfs.fs.journal import Journal, Record
 from secretfs.fs.keys import (
     AppKey,
     ControlKey,
@@ -25,13 +27,14 @@ from secretfs.fs.keys import (
     DirectoryKey,
     FolderKey,
     LeafKey,
+    PinnedSecretKey,
+    PinnedValueKey,
     RootKey,
     SecretKey,
     ValueKey,
-    app_of,
-    key_from_text,
-    key_to_text,
+    app_of_key,
 )
+from secretfs.fs.pinned import PinnedInodes
 
 ROOT_INODE = 1
 
@@ -42,10 +45,14 @@ class Tree:
     def __init__(self, journal: Journal | None = None) -> None:
         """Begin a tree, or go on with the one that is in a journal. Raises `JournalUnreadable`."""
         self._journal = journal or Journal()
+        self._records = InodeRecords(self._journal)
+        self._numbers = InodeNumbers(self._journal)
         self._digest_key = self._journal.digest_key
         self._inodes: dict[int, Inode] = {}
         self._holding: defaultdict[str, set[Version]] = defaultdict(set)
-        """The versions whose content is in memory, by component; without those of control files."""
+        """The versions whose content is in memory, by component; without control files and what is pinned."""
+        self.pinned = PinnedInodes()
+        """Those of single versions of a secret."""
         self._directories: dict[DirectoryKey, Directory] = {}
         self._current: dict[LeafKey, Version] = {}
         self._superseded: defaultdict[LeafKey, list[Version]] = defaultdict(list)
@@ -92,9 +99,13 @@ class Tree:
         """Return the directory at this place, made on first use."""
         directory = self._directories.get(key)
         if directory is None:
-            directory = self._directories[key] = Directory(self._journal.take_number(), key)
-            self._inodes[directory.number] = directory
+            directory = self._directories[key] = Directory(self._numbers.take(key), key)
+            self._add(directory)
         return directory
+
+    def _add(self, inode: Inode) -> None:
+        self._inodes[inode.number] = inode
+        self.pinned.add(inode)
 
     @property
     def apps(self) -> frozenset[str]:
@@ -202,18 +213,27 @@ class Tree:
             self.unlink(version)
         return files
 
-    def revoke(self, apps: Collection[str]) -> list[Version]:
-        """Make the files of apps unreadable, also those that are open. Returns the versions that the kernel knows."""
-        files = [
-            inode
-            for inode in self._inodes.values()
-            if isinstance(inode, Version) and not isinstance(inode.key, ControlKey)
-            if app_of(inode.key.component) in apps
-        ]
-        for version in files:
-            version.revoked, version.content = True, None
-            self._let_go(version)
-        return [version for version in files if _is_known(version)]
+    def revoke(self, apps: Collection[str]) -> int:
+        """Let nobody read the files of apps any more, whoever has them open. Returns how many have been opened."""
+        for app in apps:
+            self._numbers.forget(app)
+        opened = 0
+        for inode in list(self._inodes.values()):
+            if app_of_key(inode.key) not in apps:
+                continue
+            if isinstance(inode, Version):
+                inode.revoked, inode.content = True, None
+                self._let_go(inode)
+                opened += inode.opened and _is_known(inode)
+            elif isinstance(inode.key, PinnedSecretKey):
+                inode.revoked = True
+            self._mark(inode)
+        return opened
+
+    def revoked(self) -> list[tuple[str, Version]]:
+        """Return the files of apps that have been removed and whose bytes the kernel may have, each with its app."""
+        files = [inode for inode in self._inodes.values() if isinstance(inode, Version) and inode.revoked]
+        return [(app_of_key(version.key), version) for version in files if version.digest]
 
     def discard(self, inode: Inode) -> None:
         """Drop an inode that was made for the kernel, and that the kernel did not take."""
@@ -257,13 +277,13 @@ class Tree:
         """
         inode.lookups += 1
         if inode.lookups == 1:
-            self._inodes[inode.number] = inode
+            self._add(inode)
             if isinstance(inode, Directory):
                 self._directories.setdefault(inode.key, inode)
-            elif inode.content is not None and not isinstance(inode.key, ControlKey):
-                self._holding[inode.key.component].add(inode)
+            elif inode.content is not None:
+                self._hold(inode)
             if not inode.slot:
-                self._write_down(inode)
+                self._records.write_down(inode, current=self.known(inode.key) is inode)
         self._journal.count(inode.slot, inode.lookups)
 
     def drop_refs(self, number: int, lookups: int) -> None:
@@ -279,56 +299,31 @@ class Tree:
         if not record.lookups:  # written down for an answer that the kernel never got
             self._journal.drop(record.slot)
             return
-        try:
-            key = key_from_text(record.text)
-        except (ValueError, TypeError, KeyError):
-            raise JournalUnreadable(f"inode {record.number} is of no kind that is known here") from None
-        inode: Inode
-        current = bool(record.flags & Flag.CURRENT)
-        if isinstance(key, DirectoryKey):
-            inode = Directory(record.number, key, record.lookups, bool(record.flags & Flag.OUTDATED), record.slot)
+        inode, current = self._records.restored(record)
+        if isinstance(inode, Directory):
             if current:
-                self._directories[key] = inode
-        else:
-            inode = self._restored_version(record, key)
-            if current:
-                self._current[key] = max(inode, self._current.get(key, inode), key=lambda version: version.number)
-                self.inherited[key] = record.used
-            elif inode.linked:
-                self._superseded[key] = sorted([*self._superseded[key], inode], key=lambda version: version.number)
-        self._inodes[record.number] = inode
+                self._directories[inode.key] = inode
+        elif current:
+            key, age = inode.key, self._age
+            self._current[key] = max(inode, self._current.get(key, inode), key=age)
+            if isinstance(key, PinnedValueKey):  # what has to be found out is what its secret is now
+                key = ValueKey(key.component, key.name, key.key)
+            self.inherited[key] = max(record.used, self.inherited.get(key, 0.0))
+        elif inode.linked:
+            self._superseded[inode.key] = sorted([*self._superseded[inode.key], inode], key=self._age)
+        self._add(inode)
 
-    def _restored_version(self, record: Record, key: LeafKey) -> Version:
-        linked = bool(record.flags & (Flag.CURRENT | Flag.LINKED))
-        version = Version(record.number, key, record.lookups, linked=linked, slot=record.slot)
-        version.opened = bool(record.opens)
-        if record.flags & Flag.BOUND:
-            version.digest, version.size, version.modified = record.digest, record.size, record.modified
-            version.in_doubt = True
-        return version
-
-    def _write_down(self, inode: Inode) -> None:
-        inode.slot = self._journal.add(inode.number, key_to_text(inode.key))
-        self._mark(inode)
-        if isinstance(inode, Version) and inode.digest:
-            self._journal.bind(inode.slot, inode.digest, inode.size, inode.modified)
+    def _age(self, inode: Inode) -> int:
+        return self._numbers.age(inode.number)
 
     def _mark(self, inode: Inode) -> None:
         """Write down what is true of an inode, if the kernel has heard of it."""
-        if inode.slot:
-            flags = Flag(0)
-            if self.known(inode.key) is inode:
-                flags |= Flag.CURRENT
-            elif isinstance(inode, Version) and inode.linked:
-                flags |= Flag.LINKED
-            if isinstance(inode, Directory) and inode.outdated:
-                flags |= Flag.OUTDATED
-            self._journal.flag(inode.slot, flags)
+        self._records.mark(inode, current=self.known(inode.key) is inode)
 
     def _drop_unknown(self, inode: Inode) -> None:
         if _is_known(inode):
             return
-        self._inodes.pop(inode.number, None)
+        self._remove(inode)
         if inode.slot:
             self._journal.drop(inode.slot)
             inode.slot = 0
@@ -348,7 +343,7 @@ class Tree:
         if not _is_known(version):
             self._detach(version)
             self._let_go(version)
-            self._inodes.pop(version.number, None)
+            self._remove(version)
         elif version.linked and version not in self._superseded[version.key]:
             self._superseded[version.key].append(version)
         self._mark(version)
@@ -365,13 +360,20 @@ class Tree:
     def _give(self, version: Version, digest: bytes, content: bytes, modified: float) -> None:
         """Bind a version, or keep the newest copy of the content that it has: the cache has the same one."""
         version.content = content
-        if not isinstance(version.key, ControlKey):
-            self._holding[version.key.component].add(version)
+        self._hold(version)
         if version.digest:
             return
         version.digest, version.size, version.modified = digest, len(content), modified
         if version.slot:
             self._journal.bind(version.slot, digest, version.size, modified)
+
+    def _hold(self, version: Version) -> None:
+        if not isinstance(version.key, ControlKey | PinnedValueKey):
+            self._holding[version.key.component].add(version)
+
+    def _remove(self, inode: Inode) -> None:
+        self._inodes.pop(inode.number, None)
+        self.pinned.discard(inode)
 
     def _let_go(self, version: Version) -> None:
         if not isinstance(version.key, ControlKey):
@@ -388,8 +390,8 @@ class Tree:
         return version
 
     def _new_version(self, key: LeafKey) -> Version:
-        version = Version(self._journal.take_number(), key)
-        self._inodes[version.number] = version
+        version = Version(self._numbers.take(key), key)
+        self._add(version)
         return version
 
 

@@ -22,6 +22,7 @@ from enum import IntEnum, IntFlag
 from typing import Final
 
 from secretfs.errors import JournalUnreadable
+from secretfs.fs.keys import PIN
 
 FORMAT: Final = 1
 """Changes when older or newer versions of secretfs cannot read the journal any more. Extend it without that."""
@@ -78,6 +79,11 @@ class Flag(IntFlag):
     """It is the directory of a store that has gone."""
     LINKED = 8
     """Its path leads to another version, and the kernel has not been told: it may still have this one there."""
+    PINNED = 16
+    """It is in a directory of one version of a secret, which the 16 bytes behind the text name. Versions of secretfs
+    that do not know this take it for a directory or a file of that secret to which no path leads."""
+    REVOKED = 32
+    """It belongs to an app that has been removed: nobody may read it any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,7 @@ class Record:
     used: float
     digest: bytes
     text: bytes
+    pin: bytes
 
 
 class Journal:
@@ -193,6 +200,7 @@ class Journal:
 
     def _record(self, slot: int) -> Record:
         words = self._words
+        length, pinned = words[slot + _Field.LENGTH], words[slot + _Field.FLAGS] & Flag.PINNED
         return Record(
             slot,
             words[slot + _Field.NUMBER],
@@ -203,17 +211,21 @@ class Journal:
             _float(words[slot + _Field.MODIFIED]),
             _float(words[slot + _Field.USED]),
             self._get(slot + _Field.DIGEST, _DIGEST),
-            self._get(slot + _Field.TEXT, words[slot + _Field.LENGTH]),
+            self._get(slot + _Field.TEXT, length),
+            self._get(_behind(slot, length), PIN if pinned else 0),
         )
 
-    def add(self, number: int, text: bytes, lookups: int = 0) -> int:
+    def add(self, number: int, text: bytes, lookups: int = 0, pin: bytes = b"") -> int:
         """Add an inode. Returns the slot by which it is changed from now on."""
-        slot = self._room(_Field.TEXT + -(-len(text) // _WORD))
+        slot = self._room(_behind(0, len(text) + len(pin)))
         words = self._words
         words[slot + _Field.LOOKUPS] = lookups
         for field in (_Field.OPENS, _Field.FLAGS, _Field.SIZE, _Field.MODIFIED, _Field.USED):
             words[slot + field] = 0
         self._put(slot + _Field.TEXT, text)
+        if pin:
+            self._put(_behind(slot, len(text)), pin)
+            words[slot + _Field.FLAGS] = Flag.PINNED
         words[slot + _Field.LENGTH] = len(text)
         words[slot + _Field.NUMBER] = number
         return slot
@@ -233,8 +245,8 @@ class Journal:
         self._words[slot + _Field.USED] = _bits(time.time())
 
     def flag(self, slot: int, flags: Flag) -> None:
-        """Write the flags of an inode, except BOUND."""
-        self._words[slot + _Field.FLAGS] = flags | (self._words[slot + _Field.FLAGS] & Flag.BOUND)
+        """Write the flags of an inode, except BOUND and PINNED."""
+        self._words[slot + _Field.FLAGS] = flags | (self._words[slot + _Field.FLAGS] & (Flag.BOUND | Flag.PINNED))
 
     def bind(self, slot: int, digest: bytes, size: int, modified: float) -> None:
         """Write what identifies the content of a version. Done once: a version never changes."""
@@ -310,6 +322,11 @@ class Journal:
 
     def _get(self, word: int, length: int) -> bytes:
         return bytes(self._words.cast("B")[word * _WORD : word * _WORD + length])
+
+
+def _behind(slot: int, length: int) -> int:
+    """Return the word that follows the text of a record, if that has so many bytes."""
+    return slot + _Field.TEXT + -(-length // _WORD)
 
 
 def _bits(number: float) -> int:

@@ -9,6 +9,3 @@ class Kernel:
 
     def forget_attributes(self, inode: int) -> None:
         """Have it ask for the attributes of an inode again."""
-
-    def forget_content(self, inode: int) -> None:
-        """Have it drop the bytes that it has of a file. Waits for reads that we have yet to answer: needs a thread."""

@@ -1,9 +1,12 @@
 """Keys: what a place in the tree is, whichever inode is there now; and their form in the journal. Pure."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, NamedTuple
+
+PIN: Final = 16
+"""Bytes that say which version of a secret a place is in."""
 
 
 class Bulk(Enum):
@@ -70,6 +73,41 @@ class SecretBulkKey:
     form: Bulk
 
 
+@dataclass(frozen=True, slots=True)
+class PinnedSecretKey:
+    """The directory ``..data`` of a multi-valued secret: one version of it, and never another."""
+
+    component: str
+    name: str
+    pin: bytes = field(repr=False)
+    """Which version: a keyed digest of its values, of `PIN` bytes."""
+
+    @property
+    def secret(self) -> SecretKey:
+        """The secret, whatever its version."""
+        return SecretKey(self.component, self.name)
+
+    @property
+    def directory(self) -> "PinnedSecretKey":
+        """The directory itself, as that of a value in it."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedValueKey:
+    """One value in a ``..data``."""
+
+    component: str
+    name: str
+    pin: bytes = field(repr=False)
+    key: str
+
+    @property
+    def directory(self) -> PinnedSecretKey:
+        """The directory it is in."""
+        return PinnedSecretKey(self.component, self.name, self.pin)
+
+
 class Control(Enum):
     """The files of the control directory."""
 
@@ -93,8 +131,10 @@ class ControlKey:
     control: Control
 
 
-DirectoryKey = RootKey | AppKey | FolderKey | SecretKey | ControlsKey
-LeafKey = ValueKey | BulkKey | SecretBulkKey | ControlKey
+FileKey = ValueKey | PinnedValueKey | BulkKey | SecretBulkKey
+"""A file whose content comes from a store."""
+DirectoryKey = RootKey | AppKey | FolderKey | SecretKey | PinnedSecretKey | ControlsKey
+LeafKey = FileKey | ControlKey
 
 _KINDS: Final[dict[str, Any]] = {
     "root": RootKey,
@@ -117,25 +157,43 @@ def app_of(component: str) -> str | None:
     return app if slash else None
 
 
+def app_of_key(key: DirectoryKey | LeafKey) -> str:
+    """Return the app whose store a place is in; nothing for any other place."""
+    return "" if isinstance(key, RootKey | AppKey | ControlsKey | ControlKey) else app_of(key.component) or ""
+
+
 def parent_of(component: str) -> RootKey | AppKey:
     """Return the directory that a store is shown in."""
     app = app_of(component)
     return RootKey() if app is None else AppKey(app)
 
 
+def pin_of(key: DirectoryKey | LeafKey) -> bytes:
+    """Return which version of a secret a place is in; nothing for a place that is in none."""
+    return key.pin if isinstance(key, PinnedSecretKey | PinnedValueKey) else b""
+
+
 def key_to_text(key: DirectoryKey | LeafKey) -> bytes:
-    """Return a key as text. Names stay as they are, also those that are not UTF-8."""
+    """Return a key as text, without its pin. Names stay as they are, also those that are not UTF-8."""
+    if isinstance(key, PinnedSecretKey):
+        key = key.secret
+    elif isinstance(key, PinnedValueKey):
+        key = ValueKey(key.component, key.name, key.key)
     parts = [getattr(key, name) for name in type(key).__match_args__]
     return json.dumps([_NAMES[type(key)], *(part.value if isinstance(part, Enum) else part for part in parts)]).encode()
 
 
-def key_from_text(text: bytes) -> DirectoryKey | LeafKey:
+def key_from_text(text: bytes, pin: bytes = b"") -> DirectoryKey | LeafKey:
     """Return the key that `key_to_text` wrote. Raises ValueError, TypeError or KeyError for anything else."""
-    name, *parts = json.loads(text)
-    kind = _KINDS[name]
+    kind_name, *parts = json.loads(text)
+    kind = _KINDS[kind_name]
     given: list[Any] = []
-    for field, part in zip(kind.__match_args__, parts, strict=True):
-        enum = _ENUMS.get(field)
+    for name, part in zip(kind.__match_args__, parts, strict=True):
+        enum = _ENUMS.get(name)
         given.append(enum(part) if enum else tuple(part) if isinstance(part, list) else part)
     key: DirectoryKey | LeafKey = kind(*given)
+    if pin and isinstance(key, SecretKey):
+        return PinnedSecretKey(key.component, key.name, pin)
+    if pin and isinstance(key, ValueKey):
+        return PinnedValueKey(key.component, key.name, pin, key.key)
     return key

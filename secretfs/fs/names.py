@@ -16,6 +16,8 @@ NAME_MAX = 255
 
 BULK_JSON = b".bulk.json"
 BULK_ENV = b".bulk.env"
+DATA = b"..data"
+"""In the directory of a multi-valued secret: its keys, of one version. Named as in a Kubernetes volume."""
 CONTROL = b".secretfs"
 
 _HASH = b"%~"
@@ -26,7 +28,7 @@ _WHOLE_ESCAPES = re.compile(rb"(?:[^%]|%[0-9A-F]{2})*")
 
 def is_reserved(segment: bytes) -> bool:
     """Whether secretfs reserves a path segment, in every directory."""
-    return segment in (BULK_JSON, BULK_ENV) or segment.startswith(CONTROL)
+    return segment in (BULK_JSON, BULK_ENV, DATA) or segment.startswith(CONTROL)
 
 
 def is_probe(segment: bytes) -> bool:

@@ -14,12 +14,11 @@ import errno
 import logging
 import math
 import os
-import secrets
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import Enum
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import trio
@@ -29,10 +28,22 @@ from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError, log_defect
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.caller import Caller
 from secretfs.fs.content import Content
-from secretfs.fs.inode import Directory, Inode, Version
-from secretfs.fs.keys import AppKey, DirectoryKey, FolderKey, LeafKey, RootKey, ValueKey, parent_of
+from secretfs.fs.inode import Directory, Version
+from secretfs.fs.inodes import ROOT_INODE
+from secretfs.fs.keys import (
+    AppKey,
+    DirectoryKey,
+    FolderKey,
+    LeafKey,
+    PinnedSecretKey,
+    RootKey,
+    SecretKey,
+    ValueKey,
+    parent_of,
+)
 from secretfs.fs.listing import Slices, in_order
-from secretfs.fs.names import CONTROL, encode, split
+from secretfs.fs.names import DATA, encode, split
+from secretfs.fs.pending_syscall import FINDS_IT, SHOWS_NOTHING, Call, PendingSyscall, pending_name
 from secretfs.fs.vfs import SecretVFS
 from secretfs.linux.syscall_helper import SyscallHelper, Within
 
@@ -52,34 +63,6 @@ PATIENCE = 5.0
 """Seconds for which a request to refresh waits until its results show."""
 
 log = logging.getLogger(__name__)
-
-
-class Call(Enum):
-    """The system calls that publish."""
-
-    RENAME = "rename"
-    MKDIR = "mkdir"
-    UNLINK = "unlink"
-    RMDIR = "rmdir"
-    EVICT = "lstat"
-    """Finds an entry gone, which it is for this call only: so the kernel forgets what nobody holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class PendingSyscall:
-    """A system call of ours that is under way, as the kernel will ask about it."""
-
-    call: Call
-    parent: int
-    segment: bytes
-    inode: Inode
-    pending: bytes = b""
-    """The name a new version is renamed from."""
-    replaced: Version | None = None
-    """The version it is renamed over: the one that programs know, whatever has been found since. A watch on that file
-    itself hears of it then."""
-    way: Mapping[tuple[int, bytes], Directory] = field(default_factory=dict)
-    """Directories on the way there that are answered without a store, by the inode above each and its name."""
 
 
 class Publisher:
@@ -179,18 +162,39 @@ class Publisher:
                     await self._evict_idle_of(component)
 
     async def _evict_idle_of(self, component: str) -> None:
-        for version in self._changes.idle(component):
+        for inode in self._changes.idle(component):
+            if isinstance(inode, Directory):
+                await self._evict_pinned(inode)
+                continue
             with suppress(NoSuchEntry):  # its store is gone, and it with that
-                await self._evict(version, *self._changes.place(version.key))
+                await self._evict(inode, *self._changes.place(inode.key))
 
-    async def _evict(self, version: Version, segment: bytes, parent: DirectoryKey) -> None:
+    async def _evict_pinned(self, directory: Directory) -> None:
+        """Have the kernel forget what nobody uses of a single version of a secret.
+
+        A version that is not current has no path: whatever is left in it keeps it in memory, and is out of reach. So it
+        gets a name for a moment. What somebody holds goes back to its path, or getcwd(2) would fail there.
+        """
+        if not isinstance(directory.key, PinnedSecretKey):
+            return
+        secret, name = directory.key.secret, pending_name()
+        async with self._one_at_a_time:
+            above = self._changes.known(secret)
+            parent, path = (ROOT_INODE, b"") if above is None else (above.number, self._changes.path(secret))
+            way = self._changes.way(secret)
+            for call in (Call.FIND, Call.EVICT):
+                await self._call(PendingSyscall(call, parent, name, directory, way=way), path)
+            if above is not None and self._changes.is_current(directory):
+                await self._call(PendingSyscall(Call.FIND, parent, DATA, directory, way=way), path)
+
+    async def _evict(self, inode: Version, segment: bytes, parent: DirectoryKey) -> None:
         async with self._one_at_a_time:
             directory = self._changes.known(parent)
             if directory is None:  # then there is no entry of it either, and the kernel is about to forget it
-                version.evicting = False
+                inode.evicting = False
                 return
             way = self._changes.way(parent)  # for this no store is asked, least of all one that is down
-            grant = PendingSyscall(Call.EVICT, directory.number, segment, version, way=way)
+            grant = PendingSyscall(Call.EVICT, directory.number, segment, inode, way=way)
             await self._call(grant, self._changes.path(parent))
 
     def is_asked_by(self, caller: Caller) -> bool:
@@ -206,7 +210,7 @@ class Publisher:
             return self._changes.entry_of(grant.way[parent, segment])
         if grant.parent != parent:
             return None
-        if segment == grant.pending or (segment == grant.segment and grant.call in (Call.UNLINK, Call.RMDIR)):
+        if segment == grant.pending or (segment == grant.segment and grant.call in FINDS_IT):
             return self._changes.entry_of(grant.inode)
         if segment == grant.segment and grant.call in (Call.MKDIR, Call.EVICT):
             raise NoSuchEntry("not made yet, or not wanted any more")
@@ -245,8 +249,10 @@ class Publisher:
         for name in await in_order(change.names):
             await self._publish_name(component, name)
             await slices.step()
-        for name, key in sorted(change.values):
-            await self._publish_value(ValueKey(component, name, key))
+        for name, values in groupby(sorted(change.values), key=itemgetter(0)):
+            for _, key in values:
+                await self._publish_value(ValueKey(component, name, key))
+            await self._publish_version(SecretKey(component, name))
         if change.values:
             log.info("%s: values changed: %d", component, len(change.values))
             self._published()  # a command that has read them may be told, even if the kernel has forgotten the files
@@ -255,6 +261,8 @@ class Publisher:
         """Publish that a store came or went, or first that its app did: an app without a store is ``APP/``."""
         parent, own = parent_of(component), component.rpartition("/")[2]
         if isinstance(parent, AppKey):
+            for version in self._changes.take_revoked(parent.app):
+                await self._drop_content(version)
             await self._publish_entry(RootKey(), encode(parent.app), parent)
         if own:
             await self._publish_entry(parent, encode(own), FolderKey(component))
@@ -285,6 +293,27 @@ class Publisher:
             await self._call(PendingSyscall(Call.UNLINK, parent, segment, last), directory)
         elif content is not None and not (overtaken and self._changes.has_content(key, content)):
             await self._put_in_place(parent, directory, segment, key)
+
+    async def _publish_version(self, secret: SecretKey) -> None:
+        """Publish that a multi-valued secret has another version, when all its values show it: another ``..data``."""
+        if not self._changes.has_versions(secret):
+            return
+        pin = await self._changes.pin(secret)
+        async with self._one_at_a_time:
+            directory = self._changes.known(secret)
+            if directory is not None and pin is not None:
+                await self._put_in_place(directory.number, self._changes.path(secret), DATA, pin)
+            self._changes.outdate(secret, pin)
+
+    async def _drop_content(self, version: Version) -> None:
+        """Have the kernel drop the bytes of a file that nobody may read any more, from mappings too.
+
+        It does when it finds that the file is empty. Then it forgets the name that this takes.
+        """
+        name = pending_name()
+        async with self._one_at_a_time:
+            for call in (Call.FIND, Call.EVICT):
+                await self._call(PendingSyscall(call, ROOT_INODE, name, version), b"")
 
     async def _publish_name(self, component: str, name: str) -> None:
         """Publish that a secret or folder is new or gone, in each directory on the way to it that the kernel knows."""
@@ -327,8 +356,7 @@ class Publisher:
     async def _rename(
         self, parent: int, directory: bytes, segment: bytes, version: Version, before: Version | None
     ) -> None:
-        pending = CONTROL + b"-" + secrets.token_hex(16).encode()
-        await self._call(PendingSyscall(Call.RENAME, parent, segment, version, pending, before), directory)
+        await self._call(PendingSyscall(Call.RENAME, parent, segment, version, pending_name(), before), directory)
 
     async def _call(self, grant: PendingSyscall, directory: bytes) -> None:
         """Make the system call. One that fails is logged, and the next change is published all the same."""
@@ -343,7 +371,7 @@ class Publisher:
             level = logging.DEBUG if error.errno in _OVERTAKEN else logging.WARNING
             log.log(level, "a change is not announced: %s: %s", grant.call.value, error.strerror)
         else:
-            if grant.call is not Call.EVICT:
+            if grant.call not in SHOWS_NOTHING:
                 self._published()
         finally:
             self.grant = None

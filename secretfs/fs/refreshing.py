@@ -6,7 +6,7 @@ from secretfs.cache.store_cache import CachedStore
 from secretfs.errors import NoSuchEntry, SecretNotFound
 from secretfs.fs.keys import FolderKey, ValueKey
 from secretfs.fs.listing import Entry
-from secretfs.fs.names import ancestors, display_name, encode, split
+from secretfs.fs.names import DATA, ancestors, display_name, encode, split
 
 if TYPE_CHECKING:
     from secretfs.fs.view import StoreView
@@ -35,6 +35,7 @@ async def refresh(view: "StoreView", store: CachedStore, path: tuple[bytes, ...]
     except SecretNotFound:
         await store.list_anew(ancestors(split(entry.name)))
         raise
+    below = below[1:] if below[:1] == (DATA,) else below
     if below and below not in [(encode(key),) for key in secret.value.values]:
         raise NoSuchEntry("/".join(map(display_name, path)))
 

@@ -6,7 +6,7 @@ What is in use is kept fresh in the background, and leaves memory only ``idle`` 
 from secretfs.fs.content import Contents
 from secretfs.fs.inode import Version
 from secretfs.fs.inodes import Tree
-from secretfs.fs.keys import ControlKey
+from secretfs.fs.keys import ControlKey, PinnedSecretKey
 
 
 class Uses:
@@ -28,3 +28,6 @@ class Uses:
         for component in self._contents.views:
             for version in self._tree.holding(component):
                 self.note(version.number)
+            for directory in self._tree.pinned.directories(component):
+                if isinstance(directory.key, PinnedSecretKey):
+                    self._contents.use(directory.key)

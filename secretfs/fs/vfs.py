@@ -15,14 +15,14 @@ Content that has changed means a new inode: what the kernel knows of an inode, i
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from itertools import count
 
 import trio
 
 from secretfs.cache.change import Change
-from secretfs.errors import AppRemoved, NoSuchAttribute, NoSuchEntry, ReadOnly, SecretFSError, Superseded
-from secretfs.fs.attributes import XATTR_STAGES, XATTRS, AttributePolicy, Attributes, PermissionPolicy
+from secretfs.errors import AppRemoved, NoSuchEntry, ReadOnly, SecretFSError, Superseded
+from secretfs.fs.attributes import AttributePolicy, Attributes, PermissionPolicy
 from secretfs.fs.caller import UNKNOWN, Caller
 from secretfs.fs.changes import Changes
 from secretfs.fs.content import Content, Contents
@@ -37,22 +37,25 @@ from secretfs.fs.control_files import (
 )
 from secretfs.fs.entries import find, list_directory
 from secretfs.fs.handles import DirectoryHandles, FailedLookups, PollWaiters, Snapshot, directory_of
-from secretfs.fs.inode import Directory, Version
+from secretfs.fs.inode import Directory, Inode, Version
 from secretfs.fs.inodes import Tree
 from secretfs.fs.journal import Journal
 from secretfs.fs.kernel import Kernel
 from secretfs.fs.keys import (
-    BulkKey,
     ControlKey,
     DirectoryKey,
+    FileKey,
     FolderKey,
     LeafKey,
-    SecretBulkKey,
-    SecretKey,
+    PinnedSecretKey,
+    PinnedValueKey,
     ValueKey,
 )
+from secretfs.fs.pinned import PinnedSecrets
+from secretfs.fs.requests import AppRequests, RequestPlaces
 from secretfs.fs.uses import Uses
 from secretfs.fs.view import StoreView
+from secretfs.fs.xattrs import get_xattr, list_xattrs
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +81,13 @@ class SecretVFS:
         With ``apps``, each of them has a directory at the root, and the views are named ``APP/COMPONENT``.
         """
         self._kernel = kernel or Kernel()
-        self._contents = Contents(views, nursery, apps)
+        self._journal = journal or Journal()
+        self._contents = Contents(views, nursery, apps, PinnedSecrets(self._journal.digest_key))
         self._listings = DirectoryHandles()
         self._serials = count(1)
-        self._journal = journal or Journal()
         self._polls = PollWaiters(self._journal, self._kernel.wake)
         self._failed = FailedLookups()
+        self._requests = RequestPlaces()
         self._tree = Tree(self._journal)
         self._attributes = AttributePolicy(permissions, self._journal.born)
         self.uses = Uses(self._tree, self._contents)
@@ -91,13 +95,13 @@ class SecretVFS:
         self.changes = Changes(self._tree, self._contents, self._polls, self._attributes)
         """For those who publish what changes."""
         self._app_id = app_id
-        self._nursery = nursery
-        self._revoked = trio.Event()
-        """Set when the kernel has no byte of an app that was removed."""
-        self._revoked.set()
         self._controls = ControlDirectory(
             self._mount_status, lambda: self._contents.views, declared, read_only=read_only
         )
+
+    def request(self, number: int) -> AppRequests:
+        """Return a context manager for a request about an inode: so no app takes the place of all others."""
+        return self._requests.of(self._tree.inode(number).key)
 
     def observe(self, change: Change) -> Change:
         """Take note of a change upstream, before it is published. Returns what of it this app may see."""
@@ -124,43 +128,31 @@ class SecretVFS:
         for version in [version for component in changed for version in self._tree.detach_store(component)]:
             self._polls.wake(version.number)
         if gone:
-            self._revoke(gone)
-        return changed | {f"{app}/" for app in before ^ self._contents.apps}
-
-    def _revoke(self, apps: Collection[str]) -> None:
-        """Fail the files of apps that have been removed, also where a program has them open or mapped."""
-        files = self._tree.revoke(apps)
-        opened = sum(version.opened for version in files)
-        log.info("removed %s: files that are still open fail, %d at most", ", ".join(sorted(apps)), opened)
-        if files:
-            self._revoked = trio.Event()
-            self._nursery.start_soon(self._drop_content, [version.number for version in files], self._revoked)
-
-    async def _drop_content(self, numbers: Sequence[int], done: trio.Event) -> None:
-        def drop() -> None:
-            for number in numbers:
-                self._kernel.forget_content(number)
-
-        try:
-            await trio.to_thread.run_sync(drop, abandon_on_cancel=True)
-        finally:
-            done.set()
+            opened = self._tree.revoke(gone)
+            log.info("removed %s: files that are still open fail, %d at most", ", ".join(sorted(gone)), opened)
+        return changed | {f"{app}/" for app in (before ^ self._contents.apps) | self.changes.apps_to_drop}
 
     async def lookup(self, parent: int, segment: bytes, caller: Caller = UNKNOWN) -> Attributes:
         """Find an entry of a directory. The kernel holds a reference to what is returned until `forget`."""
-        key, remaining = await find(self._contents, self._controls, self._tree.require_directory(parent).key, segment)
+        directory = self._tree.require_directory(parent)
+        _require_app(directory)
+        key, remaining = await find(self._contents, self._controls, directory.key, segment)
         content = None if isinstance(key, DirectoryKey | ControlKey) else await self._revalidate(key, caller)
         return self._entry(key, remaining, content)
 
     def forget(self, inode: int, lookups: int) -> None:
         """Take back references of the kernel."""
+        key = self._tree.inode(inode).key
         self._tree.drop_refs(inode, lookups)
         if inode not in self._tree:
             self._polls.forget(inode)
+            if isinstance(key, PinnedSecretKey) and self._tree.known(key) is None:
+                self._contents.forget(key)
 
     async def getattr(self, number: int, caller: Caller = UNKNOWN) -> Attributes:
         """Return attributes with the true size. Of a version that has no content yet, that means to fetch the value."""
         inode = self._tree.inode(number)
+        _require_app(inode)
         if isinstance(inode, Directory):
             return self._attributes.of_directory(inode)
         await self._bind_unbound(inode)
@@ -168,7 +160,9 @@ class SecretVFS:
 
     async def open_directory(self, number: int, caller: Caller = UNKNOWN) -> int:
         """Take a snapshot of a directory's entries; returns a handle for `read_directory` and `close_directory`."""
-        directory = self._tree.require_directory(number).key
+        inode = self._tree.require_directory(number)
+        _require_app(inode)
+        directory = inode.key
         listing, expires = await list_directory(self._contents, self._controls, directory)
         if isinstance(directory, FolderKey):
             self._contents.view(directory.component).note_listing(listing)
@@ -180,12 +174,13 @@ class SecretVFS:
         What is yielded counts as a reference that the kernel holds; `forget` what did not reach it. Raises `Superseded`
         if the directory was opened before this process took over, and holds other names by now.
         """
+        number = directory_of(handle)
+        directory = self._tree.require_directory(number)
+        _require_app(directory)
         snapshot = self._listings.get(handle)
         if snapshot is None:
-            number = directory_of(handle)
-            snapshot = self._listings.restore(
-                handle, *await list_directory(self._contents, self._controls, self._tree.require_directory(number).key)
-            )
+            listing, expires = await list_directory(self._contents, self._controls, directory.key)
+            snapshot = self._listings.restore(handle, listing, expires)
             if snapshot is None:
                 raise Superseded(f"directory {number} has changed since it was opened")
         return self._read_on(snapshot, start)
@@ -231,7 +226,6 @@ class SecretVFS:
         if file is None:
             raise ReadOnly("write")
         await file.write(text)
-        await self._revoked.wait()
 
     def link_target(self, number: int) -> bytes:
         """Return the name of the control file that a link leads to."""
@@ -254,30 +248,18 @@ class SecretVFS:
 
     async def getxattr(self, number: int, name: str, caller: Caller = UNKNOWN) -> bytes:
         """Return an extended attribute of a value or of a multi-valued secret. Raises `NoSuchAttribute`."""
-        key = self._tree.inode(number).key
-        if not isinstance(key, SecretKey | ValueKey) or name not in XATTRS:
-            raise NoSuchAttribute(name)
-        secret = await self._contents.ask(key.component, lambda view: view.secret_without_effects(key.name))
-        value = XATTRS[name](secret) if secret else ""
-        if not value:
-            raise NoSuchAttribute(name)
-        return value.encode()
+        return (await get_xattr(self._contents, self._tree.inode(number).key, name)).encode()
 
     def listxattr(self, number: int) -> tuple[str, ...]:
         """Return the names of the extended attributes, without fetching anything: ``ls -l`` asks for every entry."""
-        key = self._tree.inode(number).key
-        if not isinstance(key, SecretKey | ValueKey):
-            return ()
-        secret = self._contents.view(key.component).peek(key.name)
-        unknown = not self._contents.reads_have_effects(key)
-        return tuple(
-            name for name, read in XATTRS.items() if (read(secret) if secret else unknown and name != XATTR_STAGES)
-        )
+        return list_xattrs(self._contents, self._tree.inode(number).key)
 
     def poll(self, number: int, waiter: bytes | None) -> bool:
         """Whether a file has been superseded or deleted. If not, ``waiter`` is woken once when it is, or before."""
         version = self._tree.require_version(number)
-        if not self._tree.is_current(version):
+        if not self._tree.is_current(version) or version.outdated:
+            return True
+        if isinstance(version.key, PinnedValueKey) and self._contents.is_outdated(version.key.directory):
             return True
         if waiter is not None:
             self._polls.add(number, waiter)
@@ -311,6 +293,8 @@ class SecretVFS:
             version = self._bind(key, content) if content else self._tree.current(key)
             if content and isinstance(key, ValueKey):
                 remaining = max(0.0, min(remaining, content.expires - now))
+            elif isinstance(key, PinnedValueKey):
+                pass  # it never leads to another one
             elif version.digest or not isinstance(key, ValueKey):  # a bulk file: nobody renames when a secret changes
                 remaining = 0.0
         version.entry_expires = max(version.entry_expires, now + remaining)
@@ -337,9 +321,16 @@ class SecretVFS:
 
     def _mount_status(self) -> MountStatus:
         journal = self._journal
-        return MountStatus(self._app_id, os.getpid(), journal.born, self._tree.count(), takeovers=journal.generation)
+        return MountStatus(
+            self._app_id,
+            os.getpid(),
+            journal.born,
+            self._tree.count(),
+            takeovers=journal.generation,
+            requests=self._requests.work,
+        )
 
-    async def _revalidate(self, key: ValueKey | BulkKey | SecretBulkKey, caller: Caller) -> Content | None:
+    async def _revalidate(self, key: FileKey, caller: Caller) -> Content | None:
         """Fetch what is in a file again if the kernel has it at an entry that has expired.
 
         Only then: without an entry, or while it has never asked for the size, the kernel holds up others with this
@@ -366,7 +357,7 @@ class SecretVFS:
         else:
             self._tree.has_content(version, content.data, content.modified)
 
-    async def _confirm(self, version: Version, key: ValueKey | BulkKey | SecretBulkKey) -> None:
+    async def _confirm(self, version: Version, key: FileKey) -> None:
         """Find out whether the store still has the content of a version. Raises `Superseded` if it has another one.
 
         If nobody has opened that version before, and its bytes are lost, it becomes the one that the store has now: the
@@ -390,6 +381,6 @@ class SecretVFS:
         return version
 
 
-def _require_app(version: Version) -> None:
-    if version.revoked:
-        raise AppRemoved(f"inode {version.number} belongs to an app that has been removed")
+def _require_app(inode: Inode) -> None:
+    if inode.revoked:
+        raise AppRemoved(f"inode {inode.number} belongs to an app that has been removed")

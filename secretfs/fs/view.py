@@ -92,7 +92,7 @@ class StoreView:
 
     def recall(self, name: str) -> CachedAnswer[Secret] | None:
         """Return `secret` if it can be served without waiting, else None. Raises what `secret` raises."""
-        self._require(name)
+        self.require(name)
         known = self._store.recall(name)
         if known is None or name == self._reads.half_way:
             with asking_for(self._app):
@@ -255,7 +255,8 @@ class StoreView:
         """Return the health of the store. What the scope hides is not counted."""
         return self._store.statistics(None if self._scope.unrestricted else self._scope.allows)
 
-    def _require(self, name: str) -> None:
+    def require(self, name: str) -> None:
+        """Raise `NoSuchEntry` for a secret that the scope hides."""
         if not self._scope.allows(name):
             raise NoSuchEntry(name)
 
@@ -370,7 +371,7 @@ class StoreView:
             await self.secret(name)
         elif is_probe(segment):
             raise NoSuchEntry(name)
-        self._require(name)
+        self.require(name)
         return self._key_of(name)
 
     async def _every_name(self) -> CachedAnswer[frozenset[str]]:

@@ -102,14 +102,7 @@ class Connection(Kernel):
 
     def forget_attributes(self, inode: int) -> None:
         """Have the kernel ask for the attributes of an inode again, if it knows it."""
-        self._invalidate(inode, -1)
-
-    def forget_content(self, inode: int) -> None:
-        """Have the kernel drop the bytes of a file, from mappings too. Waits for reads that we have yet to answer."""
-        self._invalidate(inode, 0)
-
-    def _invalidate(self, inode: int, offset: int) -> None:
-        body = _INVAL_INODE_OUT.pack(inode, offset, 0)
+        body = _INVAL_INODE_OUT.pack(inode, -1, 0)
         header = _OUT_HEADER.pack(_OUT_HEADER.size + len(body), _NOTIFY_INVAL_INODE, 0)
         with contextlib.suppress(OSError):  # it does not, or the mount is gone
             os.write(self.descriptor, header + body)

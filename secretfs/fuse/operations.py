@@ -11,8 +11,8 @@ import os
 import select
 import stat
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
 import pyfuse3
 from pyfuse3 import (
@@ -34,7 +34,8 @@ from secretfs.errors import ReadOnly, SecretFSError, log_defect
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.caller import Caller
 from secretfs.fs.names import NAME_MAX
-from secretfs.fs.publish import Call, Publisher
+from secretfs.fs.pending_syscall import Call
+from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.connection import Connection
 from secretfs.fuse.control_mount import ControlMount
@@ -75,6 +76,20 @@ def _answers(handler: Handler[P, R]) -> Handler[P, R]:
             raise pyfuse3.FUSEError(errno.EIO) from None
 
     return guarded
+
+
+def _takes_a_place(handler: Handler[P, R]) -> Handler[P, R]:
+    """Give a request a place among those of its app. What we ask ourselves needs none: it must not be refused."""
+
+    @functools.wraps(handler)
+    async def placed(self: "SecretOperations", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        number, context = cast("int", args[0]), args[-1]
+        if not isinstance(context, int) and self._is_ours(cast("RequestContext", context)):
+            return await handler(self, *args, **kwargs)
+        with self._place(number):
+            return await handler(self, *args, **kwargs)
+
+    return placed
 
 
 class ReadOnlyOperations(pyfuse3.Operations):
@@ -131,7 +146,7 @@ class SecretOperations(ReadOnlyOperations):
     """What pyfuse3 calls. ``connection`` is where libfuse has been told to find the kernel.
 
     With ``opens``, the kernel learns of no content of a file before it reports who opens that. With ``requests``, the
-    mount is read-only.
+    mount is read-only. Each request about an inode is made within ``place``, which may refuse it.
     """
 
     supports_dot_lookup = False
@@ -144,10 +159,12 @@ class SecretOperations(ReadOnlyOperations):
         connection: Connection,
         opens: Opens | None = None,
         requests: ControlMount | None = None,
+        place: Callable[[int], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         super().__init__()
         self._opens = opens or Opens()
         self._requests = requests
+        self._place = place
         self._connection = connection
         self._vfs = vfs
         self._publisher = publisher
@@ -157,6 +174,7 @@ class SecretOperations(ReadOnlyOperations):
         self._connection.attach()
 
     @_answers
+    @_takes_a_place
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """Find a name in a directory."""
         ours = self._publisher.lookup(parent_inode, name) if self._is_ours(ctx) else None
@@ -182,6 +200,7 @@ class SecretOperations(ReadOnlyOperations):
                     log_defect(log, error)
 
     @_answers
+    @_takes_a_place
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Return true attributes."""
         attributes = await self._vfs.getattr(inode, _caller(ctx))
@@ -189,6 +208,7 @@ class SecretOperations(ReadOnlyOperations):
         return self._reply(attributes)
 
     @_answers
+    @_takes_a_place
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Snapshot a directory."""
         return await self._vfs.open_directory(inode, _caller(ctx))
@@ -212,6 +232,7 @@ class SecretOperations(ReadOnlyOperations):
         self._vfs.close_directory(fh)
 
     @_answers
+    @_takes_a_place
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open one immutable version: what the page cache holds of it is right for ever."""
         if flags & os.O_ACCMODE == os.O_WRONLY and self._vfs.takes_requests(inode):
@@ -223,6 +244,7 @@ class SecretOperations(ReadOnlyOperations):
         return FileInfo(fh=await self._vfs.open(inode, _caller(ctx)), keep_cache=True)
 
     @_answers
+    @_takes_a_place
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Read from the version that was opened."""
         return await self._vfs.read(fh, off, size)
@@ -313,6 +335,7 @@ class SecretOperations(ReadOnlyOperations):
         return answer
 
     @_answers
+    @_takes_a_place
     async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
         """Return an extended attribute."""
         return await self._vfs.getxattr(inode, name.decode(errors="replace"), _caller(ctx))

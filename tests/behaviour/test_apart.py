@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.app_host import BILLING, ORDERS, Host, host
-from tests.support.canary import secret
+from tests.support.canary import CANARY, secret
 from tests.support.manifests import configuration, scope
-from tests.support.mounted import Mounted, mounted
+from tests.support.mounted import Mounted, mounted, processes
 from tests.support.secrets_file import file
 
 __all__ = ["file", "host"]
@@ -30,6 +30,7 @@ def outcome(call, *arguments):
 
 calls = {
     "stat": lambda path: os.stat(path).st_size,
+    "number": lambda path: os.stat(path).st_ino,
     "lstat": lambda path: os.lstat(path).st_size,
     "open": lambda path: os.close(os.open(path, os.O_RDONLY)),
     "open a path": lambda path: os.close(os.open(path, os.O_PATH)),
@@ -117,3 +118,51 @@ def test_the_status_is_for_who_mounted(mount: Mounted) -> None:
     status, missing, refresh = look(ORDERS, controls / "status.json", controls / "no", controls / "refresh")
     assert status == missing == refresh
     assert status["read"] == "EACCES"
+
+
+def test_inode_numbers(mount: Mounted) -> None:
+    """app-19: The inode numbers that an app sees do not depend on what others look up."""
+    own = mount.path / "orders/file"
+    (first,) = look(ORDERS, own / "tls")
+    for path in ("billing/file/db/password", "billing/file/db/user", "billing/file/tls/key"):
+        (mount.path / path).read_bytes()
+    (second,) = look(ORDERS, own / "tls/key")
+    (mount.path / "billing/file/.bulk.json").read_bytes()
+    (third,) = look(ORDERS, own / ".bulk.json")
+    numbers = [int(one["number"]) for one in (first, second, third)]
+    assert numbers == list(range(numbers[0], numbers[0] + 3))
+    apps = [(mount.path / app).stat().st_ino for app in ("orders", "billing")]
+    assert abs(apps[0] - apps[1]) > 1
+
+
+PROC = """
+import os, sys
+for process in sys.argv[1:]:
+    for directory, _, files in os.walk(f"/proc/{process}"):
+        for name in files:
+            try:
+                with open(f"{directory}/{name}", "rb") as file:
+                    sys.stdout.buffer.write(file.read(1 << 20))
+            except OSError:
+                pass
+with open("/proc/self/mountinfo") as table:
+    print(*(line for line in table if "secretfs" in line))
+"""
+"""Prints all that a user can read of some processes, and what the table of mounts says of us."""
+
+
+def test_the_processes_tell_nothing(mount: Mounted) -> None:
+    """app-20: What other users can read of the daemon's processes names no app, no secret and no user."""
+    pids = [str(pid) for pid, _ in processes(mount.path)]
+    assert len(pids) > 3
+    for app in ("orders", "billing"):
+        (mount.path / app / "file/tls/key").read_bytes()
+    command = ["setpriv", "--reuid", str(ORDERS), "--regid", str(ORDERS), "--clear-groups", sys.executable, "-c", PROC]
+    seen = subprocess.run([*command, *pids], stdout=subprocess.PIPE, cwd="/", check=True).stdout
+    assert os.fsencode(mount.path) in seen  # it is in their command lines
+    for hidden in (b"orders", b"billing", b"tls", b"password", str(BILLING).encode(), CANARY.encode()):
+        assert hidden not in seen
+    for pid in pids:
+        for name in ("environ", "maps", "mem", "fd", "cwd", "root", "io", "map_files"):
+            (outcome,) = look(ORDERS, Path("/proc", pid, name))
+            assert {outcome["read"], outcome["list"]} <= {"EACCES", "EPERM", "ENOTDIR", "EISDIR"}, name

@@ -246,6 +246,58 @@ def test_an_app_that_hammers_starves_no_other(host: Host, tmp_path: Path) -> Non
         subprocess.run(["umount", "--lazy", "--force", mount.path], check=True)
 
 
+HOG = """
+import errno, os, sys, threading
+threading.stack_size(1 << 16)
+outcomes = []
+
+def read(number):
+    try:
+        os.stat(f"{sys.argv[1]}/key-{number}")
+    except OSError as error:
+        outcomes.append(errno.errorcode[error.errno])
+
+threads = [threading.Thread(target=read, args=(number,)) for number in range(int(sys.argv[2]))]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(outcomes.count("EAGAIN"))
+"""
+"""Looks up many names at once, and prints how many of these calls ended with EAGAIN."""
+
+
+@pytest.mark.timeout(300)
+def test_the_requests_of_an_app_that_wait(host: Host, tmp_path: Path) -> None:
+    """app-18: An app has at most half of the 10,000 places for requests that wait; more fail with EAGAIN."""
+    properties = {"secrets": json.dumps({"hog": {}, "db": {"key": secret("db")}}), "fail": "fetch:hog=hang"}
+    component(host.components, "slow", fake_type.TYPE, properties, annotations={"secretfs/deadline": "300s"})
+    with (
+        fake_type.installed(tmp_path / "site") as site,
+        mounted(
+            host.components,
+            options=host.options,
+            mountpoint=host.mountpoint,
+            env={"PYTHONPATH": f"{ROOT}:{site}"},
+            expect_log=[r"app orders: (5000|49\d\d) requests wait, and more fail with EAGAIN"],
+        ) as mount,
+    ):
+
+        def requests() -> dict[str, int]:
+            status = json.loads((mount.path / ".secretfs/status.json").read_text(encoding="utf-8"))
+            work: dict[str, int] = status["requests"].get("orders", {"waiting": 0, "refused": 0})
+            return work
+
+        directory = mount.path / "orders/slow/hog"
+        with subprocess.Popen([sys.executable, "-c", HOG, directory, "5200"], stdout=subprocess.PIPE) as process:
+            wait_until(lambda: sum(requests().values()) >= 5200, within=200)
+            assert 4990 <= requests()["waiting"] <= 5000
+            assert (mount.path / "billing/slow/db/key").read_text() == secret("db")
+            assert "were too many (EAGAIN)" in secretfs("status", mount.path).out
+            subprocess.run(["umount", "--lazy", "--force", mount.path], check=True)
+            assert int(process.communicate()[0]) >= 200
+
+
 def test_the_open_files_of_an_app_that_is_removed(host: Host, mount: Mounted) -> None:
     """app-13: When an app is removed, its open files fail with ESTALE; mapped ones end the process with SIGBUS."""
     kept = (mount.path / "orders/file/db/password").open("rb", buffering=0)

@@ -22,6 +22,8 @@ from secretfs.fs.keys import (
     DirectoryKey,
     FolderKey,
     LeafKey,
+    PinnedSecretKey,
+    PinnedValueKey,
     RootKey,
     SecretBulkKey,
     SecretKey,
@@ -41,6 +43,10 @@ KEYS: list[DirectoryKey | LeafKey] = [
     ControlsKey(),
     ControlKey(Control.REFRESH),
 ]
+
+
+PINNED = PinnedSecretKey("vault", "db", b"a version of it.")
+PINNED_VALUE = PinnedValueKey("vault", "db", PINNED.pin, "password")
 
 
 def successor(journal: Journal) -> Journal:
@@ -119,9 +125,23 @@ class TestJournal:
         journal.flag(slot, Flag.CURRENT)
         (record,) = successor(journal).records()
         assert record == Record(
-            slot, 7, 3, 1, Flag.CURRENT | Flag.BOUND, 1 << 40, 1234.5, record.used, b"d" * 16, b"a place"
+            slot, 7, 3, 1, Flag.CURRENT | Flag.BOUND, 1 << 40, 1234.5, record.used, b"d" * 16, b"a place", b""
         )
         assert record.used == pytest.approx(journal.born, abs=60)
+
+    @pytest.mark.parametrize("text", [b"", b"seven.b", b"eight by", b"more than eight"])
+    def test_a_pin_is_read(self, text: bytes) -> None:
+        journal = Journal()
+        for _ in range(2):  # the second time in a record that was free
+            slot = journal.add(7, text, pin=PINNED.pin)
+            journal.flag(slot, Flag.REVOKED)
+            (record,) = successor(journal).records()
+            assert (record.text, record.pin, record.flags) == (text, PINNED.pin, Flag.PINNED | Flag.REVOKED)
+            journal.drop(slot)
+            slot = journal.add(8, text)
+            (record,) = successor(journal).records()
+            assert (record.text, record.pin, record.flags) == (text, b"", Flag(0))
+            journal.drop(slot)
 
     def test_the_head_is_kept(self) -> None:
         journal = Journal()
@@ -240,6 +260,8 @@ def scenario(tree: Tree, told: dict[int, int]) -> None:
     tree.promote(third)
     tree.has_content(third, b"three", 3.0)
     give_up(second)
+    tell(tree.directory(PINNED))
+    tell(tree.bind(PINNED_VALUE, 3, b"one", 1.0))
     tree._journal.stores = {"vault": StoreRecord(multi_valued=True)}
     tree.unlink(third)
     tree.detach_store("vault")
@@ -265,7 +287,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_the_kernel_was_told() -> None:
             assert inode.lookups >= references
         for version in later._current.values():
             assert version.digest == b"" or version.size == {1.0: 3, 2.0: 3, 3.0: 5}[version.modified]
-        assert later._journal.take_number() > max([1, *told])
+        assert later._numbers.take(FolderKey("new")) not in {1, *told}
     assert stores > 100
 
 
@@ -303,3 +325,59 @@ def test_a_tree_goes_on_where_it_was() -> None:
     later.drop_refs(old.number, 1)
     with pytest.raises(KeyError):
         later.inode(old.number)
+
+
+def test_what_is_pinned_is_found_again() -> None:
+    """So that the same version has the same directory, and poll is answered (pinned files are current)."""
+    journal = Journal()
+    tree = Tree(journal)
+    directory, value = tree.directory(PINNED), tree.bind(PINNED_VALUE, 1, b"one", 1.0)
+    for inode in (directory, value):
+        tree.add_ref(inode)
+    later = Tree(successor(journal))
+    assert later.directory(PINNED).number == directory.number
+    assert later.current(PINNED_VALUE).number == value.number
+    assert later.pinned.versions(PINNED.secret) == [PINNED]
+    assert [version.number for _, version in later.pinned.files(PINNED.secret)] == [value.number]
+    for inode in (later.directory(PINNED), later.current(PINNED_VALUE)):
+        later.drop_refs(inode.number, 1)
+    assert later.pinned.versions(PINNED.secret) == []
+    assert len(later) == 1
+
+
+def test_to_a_version_that_knows_no_pins_it_is_in_the_secret() -> None:
+    """It can take the mount over: what is pinned is to it a directory and a file that no path leads to."""
+    journal = Journal()
+    tree = Tree(journal)
+    for inode in (
+        tree.directory(SecretKey("vault", "db")),
+        tree.directory(PINNED),
+        tree.bind(PINNED_VALUE, 1, b"x", 1.0),
+    ):
+        tree.add_ref(inode)
+    _, secret, *pinned = journal.records()
+    assert secret.flags & Flag.CURRENT
+    assert [key_from_text(record.text) for record in pinned] == [
+        SecretKey("vault", "db"),
+        ValueKey("vault", "db", "password"),
+    ]
+    assert not any(record.flags & (Flag.CURRENT | Flag.LINKED) for record in pinned)
+
+
+def test_an_app_that_was_removed_stays_removed() -> None:
+    """A worker that takes over refuses its files too, and knows which bytes the kernel may still have."""
+    journal = Journal()
+    tree = Tree(journal)
+    files = [tree.bind(ValueKey(f"{app}/vault", "db", "password"), 1, b"one", 1.0) for app in ("orders", "billing")]
+    held = tree.directory(PinnedSecretKey("orders/vault", "db", PINNED.pin))
+    inodes: list[Directory | Version] = [*files, held]
+    for inode in inodes:
+        tree.add_ref(inode)
+    tree.open(files[0])
+    tree.detach_store("orders/vault")
+    assert tree.revoke(["orders"]) == 1
+    later = Tree(successor(journal))
+    assert [later.inode(inode.number).revoked for inode in inodes] == [True, False, True]
+    assert [(app, version.number) for app, version in later.revoked()] == [("orders", files[0].number)]
+    assert later.current(files[0].key).number != files[0].number
+    assert later.directory(PinnedSecretKey("orders/vault", "db", PINNED.pin)).number != held.number

@@ -32,8 +32,9 @@ from secretfs.fs.inode import Directory, Version
 from secretfs.fs.inodes import ROOT_INODE, Tree
 from secretfs.fs.journal import Journal
 from secretfs.fs.keys import FolderKey, ValueKey
-from secretfs.fs.names import CONTROL, encode, is_reserved, split
-from secretfs.fs.publish import BACKLOG, Call, PendingSyscall, Publisher
+from secretfs.fs.names import CONTROL, DATA, encode, is_reserved, split
+from secretfs.fs.pending_syscall import Call, PendingSyscall
+from secretfs.fs.publish import BACKLOG, Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
 from secretfs.linux.syscall_helper import SyscallHelper, Within
@@ -250,7 +251,11 @@ class FakeKernel(Publisher):
         if grant.call is Call.EVICT:
             await self.find_anew(parent, segment)
             return
-        found = await self.find(parent, segment)
+        if grant.call is Call.FIND:
+            await self.look_up(parent, segment)
+            return
+        # An entry of this name is valid for 0 s, so the kernel does not take it for granted.
+        found = await (self.find_anew if segment == DATA else self.find)(parent, segment)
         if grant.call is Call.MKDIR:
             if found is not None:
                 raise Failed("exists")
@@ -454,6 +459,7 @@ class TestGrants:
                 Call.UNLINK: {b"name": number},
                 Call.RMDIR: {b"name": number},
                 Call.EVICT: {b"name": "not there"},
+                Call.FIND: {b"name": number},
             }[call]
         )
         assert kernel.lookup(grant.parent + 1, b"name") is None
@@ -482,15 +488,18 @@ class TestWhatIsCalled:
         untouched = await kernel.walk("vault/db/user")
         await put(vault, "db", user=b"joe", password=NEW)
         await put(env, "TOKEN")
-        assert kernel.calls == [(Call.RENAME, "vault/db/password"), (Call.RENAME, "env/TOKEN")]
+        assert kernel.calls == [
+            (Call.RENAME, "vault/db/password"),
+            (Call.MKDIR, "vault/db/..data"),
+            (Call.RENAME, "env/TOKEN"),
+        ]
         assert kernel.failures == []
         assert before[0] != await kernel.walk("vault/db/password")
         assert before[1] != await kernel.walk("env/TOKEN")
         assert await kernel.walk("vault/db/user") == untouched
-        assert len({grant.pending for grant in kernel.grants}) == 2
-        assert all(is_reserved(grant.pending) for grant in kernel.grants)  # so nothing else can have that name
-        for path in ("vault/db/password", "env/TOKEN"):
-            assert await kernel.cat(path) == NEW
+        names = [grant.pending for grant in kernel.grants if grant.call is Call.RENAME]
+        assert len(set(names)) == 2
+        assert all(map(is_reserved, names))  # so nothing else can have that name
 
     async def test_who_wants_to_know_is_told_once_it_shows(self, kernel: FakeKernel, env: WatchingMemoryStore) -> None:
         await kernel.cat("env/TOKEN")
@@ -604,8 +613,12 @@ class TestWhatIsCalled:
     async def test_keys_that_come_and_go(self, kernel: FakeKernel, vault: WatchingMemoryStore) -> None:
         inode = await kernel.ls("vault/db")
         await put(vault, "db", user=b"joe", added=NEW)
-        assert sorted(kernel.calls, key=str) == [(Call.RENAME, "vault/db/added"), (Call.UNLINK, "vault/db/password")]
-        assert kernel.entries[inode].keys() == {b"user", b"added"}
+        assert sorted(kernel.calls[:2], key=str) == [
+            (Call.RENAME, "vault/db/added"),
+            (Call.UNLINK, "vault/db/password"),
+        ]
+        assert kernel.calls[2:] == [(Call.MKDIR, "vault/db/..data")]
+        assert kernel.entries[inode].keys() == {b"user", b"added", DATA}
 
     async def test_a_secret_in_a_known_folder(
         self, kernel: FakeKernel, vault: WatchingMemoryStore, env: WatchingMemoryStore
@@ -757,6 +770,7 @@ class TestWhatIsCalled:
             await put(env, name)
         await put(vault, "team/api", **{"key": OLD, "a/b%": NEW, ".": NEW})
         assert sorted(kernel.calls, key=str) == [
+            (Call.MKDIR, "vault/team/api/..data"),
             (Call.RENAME, "env/%2Ebulk.json"),
             (Call.RENAME, "env/%2Esecretfs"),
             (Call.RENAME, "env/100%25/%2E%2E"),
@@ -858,7 +872,11 @@ class TestWhatIsCalled:
         assert kernel.calls == [(Call.RENAME, "env/TOKEN")]
         answers.set()
         await wait_all_tasks_blocked()
-        assert kernel.calls == [(Call.RENAME, "env/TOKEN"), (Call.RENAME, "vault/db/password")]
+        assert kernel.calls == [
+            (Call.RENAME, "env/TOKEN"),
+            (Call.RENAME, "vault/db/password"),
+            (Call.MKDIR, "vault/db/..data"),
+        ]
         assert not kernel._waiting
 
     async def test_a_defect_costs_nobody_the_mount(
@@ -1098,7 +1116,7 @@ class History:
     async def compare(self, vfs: SecretVFS, fresh: int, shown: int) -> None:
         handle = await vfs.open_directory(fresh)
         there = {segment: attributes for _, segment, attributes in await vfs.read_directory(handle, 0)}
-        entries = self.kernel.entries.get(shown, {})
+        entries = {at: inode for at, inode in self.kernel.entries.get(shown, {}).items() if at != DATA}
         assert entries.keys() <= there.keys()
         assert shown not in self.kernel.listed or entries.keys() == there.keys()
         for segment, inode in entries.items():

@@ -19,7 +19,8 @@ from secretfs.fs.attributes import Attributes
 from secretfs.fs.caller import Caller
 from secretfs.fs.inode import Version
 from secretfs.fs.keys import ValueKey
-from secretfs.fs.publish import Call, PendingSyscall, Publisher
+from secretfs.fs.pending_syscall import Call, PendingSyscall
+from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.connection import Connection
 from secretfs.fuse.operations import ReadOnlyOperations, SecretOperations

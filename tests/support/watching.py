@@ -22,6 +22,10 @@ class Watch:
         told = ("MOVED_TO", "CREATE", "DELETE", "ATTRIB")
         return [line for line in self._log.read_text().splitlines() if any(event in line for event in told)]
 
+    def has(self, count: int) -> bool:
+        """Whether there have been so many events."""
+        return len(self.events()) == count
+
     def wait_for(self, *events: str) -> None:
         """Wait for these events."""
         wait_until(lambda: set(events) <= set(self.events()))
