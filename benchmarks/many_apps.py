@@ -2,7 +2,8 @@
 
     python -m benchmarks.many_apps
 
-Each app belongs to a user of its own and reads the same values. Needs root: nobody else can mount for other users.
+Each app belongs to a user of its own and reads the same values; with ``--secrets N`` each may see values of its own,
+which a Configuration for it allows, of N that the store has. Needs root: nobody else can mount for other users.
 """
 
 import argparse
@@ -52,11 +53,14 @@ def main() -> int:
     """Measure and print the table."""
     parser = argparse.ArgumentParser("python -m benchmarks.many_apps", description=__doc__)
     parser.add_argument("--values", type=int, default=100, metavar="N", help="values that each app reads")
+    parser.add_argument(
+        "--secrets", type=int, default=0, metavar="N", help="secrets of the store, if apps see their own"
+    )
     parser.add_argument("--apps", type=int, nargs="+", default=COUNTS, metavar="N", help="numbers of apps")
     arguments = parser.parse_args()
     try:
         with Fixtures() as fixtures:
-            rows = [_measure(fixtures, count, arguments.values) for count in arguments.apps]
+            rows = [_measure(fixtures, count, arguments.values, arguments.secrets) for count in arguments.apps]
     except BenchmarkError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
@@ -66,37 +70,56 @@ def main() -> int:
     return 0
 
 
-def _measure(fixtures: Fixtures, count: int, values: int) -> Row:
+def _measure(fixtures: Fixtures, count: int, values: int, secrets_in_all: int) -> Row:
     resources, apps = fixtures.directory("resources"), fixtures.directory("apps")
     secrets = fixtures.directory("secrets") / "secrets.json"
-    names = [f"service-{number:05}" for number in range(values)]
+    names = [f"service-{number:05}" for number in range(max(values, secrets_in_all))]
+    configs = fixtures.directory("configs") / "configs.yaml"
+    visible = [_visible(names, number, values) for number in range(count + 1)]
     secrets.write_text(json.dumps({name: f"{name:{SIZE}}" for name in names}), "utf-8")
     component(resources, "file", "local.file", {"secretsFile": secrets}, annotations={"secretfs/ttl": "1h"})
     for number in range(count):
-        _declare(apps / f"app-{number}.yaml", number)
-    options = ("--apps", str(apps), "--allow-other")
+        _declare(apps / f"app-{number}.yaml", number, own=bool(secrets_in_all))
+    options = ["--apps", str(apps), "--allow-other"]
+    if secrets_in_all:
+        configs.write_text("".join(_configuration(number, seen) for number, seen in enumerate(visible)), "utf-8")
+        options += ["--config", str(configs)]
     began = time.perf_counter()
     with fixtures.secretfs(resources, options=options) as mount:
         start, empty = time.perf_counter() - began, mount.rss
-        _read(mount, count, names)
+        for number in range(count):
+            for name in visible[number]:
+                (mount.path / f"app-{number}/file" / name).read_bytes()
         full, calls = mount.rss, _calls(mount)
         more = fixtures.directory("more") / "app.yaml"
-        _declare(more, count)
+        _declare(more, count, own=bool(secrets_in_all))
         began = time.perf_counter()
         fixtures.run("-m", "secretfs", "apps", "apply", str(mount.path), str(more))
         return Row(count, start, empty, full, calls, time.perf_counter() - began)
 
 
-def _declare(path: Path, number: int) -> None:
-    spec = {"owner": str(FIRST_USER + number)}
+def _visible(names: Sequence[str], number: int, values: int) -> Sequence[str]:
+    """Return what one app sees: neighbours share half of it."""
+    first = number * values // 2
+    return [names[place % len(names)] for place in range(first, first + values)] if len(names) > values else names
+
+
+def _configuration(number: int, visible: Sequence[str]) -> str:
+    """Return a Configuration that allows an app some secrets; JSON is YAML."""
+    scope = {"storeName": "file", "defaultAccess": "deny", "allowedSecrets": list(visible)}
+    document = {
+        "apiVersion": "dapr.io/v1alpha1",
+        "kind": "Configuration",
+        "metadata": {"name": f"app-{number}"},
+        "spec": {"secrets": {"scopes": [scope]}},
+    }
+    return f"---\n{json.dumps(document)}\n"
+
+
+def _declare(path: Path, number: int, *, own: bool = False) -> None:
+    spec = {"owner": str(FIRST_USER + number)} | ({"configuration": f"app-{number}"} if own else {})
     document = {"apiVersion": "secretfs/v1alpha1", "kind": "App", "metadata": {"name": f"app-{number}"}, "spec": spec}
     path.write_text(json.dumps(document), "utf-8")
-
-
-def _read(mount: Mount, count: int, names: Sequence[str]) -> None:
-    for number in range(count):
-        for name in names:
-            (mount.path / f"app-{number}/file" / name).read_bytes()
 
 
 def _calls(mount: Mount) -> int:
