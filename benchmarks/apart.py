@@ -50,6 +50,8 @@ def _measure(fixtures: Fixtures, rounds: int) -> None:
         (apps / f"{app}.yaml").write_text(json.dumps(document), "utf-8")
     options = ("--apps", str(apps), "--allow-other", "--config", str(half))
     with fixtures.secretfs(resources, options=options) as mount:
+        for directory in (mount.path.parent, fixtures.scratch):  # others have to get there
+            directory.chmod(0o711)
         for where, first, second in (
             ("own/file", "there", "never"),
             ("other/file", "shown", "never"),

@@ -74,7 +74,7 @@ def _measure(fixtures: Fixtures, count: int, values: int, secrets_in_all: int) -
     resources, apps = fixtures.directory("resources"), fixtures.directory("apps")
     secrets = fixtures.directory("secrets") / "secrets.json"
     names = [f"service-{number:05}" for number in range(max(values, secrets_in_all))]
-    configs = fixtures.directory("configs") / "configs.yaml"
+    configs = fixtures.directory("configs")
     visible = [_visible(names, number, values) for number in range(count + 1)]
     secrets.write_text(json.dumps({name: f"{name:{SIZE}}" for name in names}), "utf-8")
     component(resources, "file", "local.file", {"secretsFile": secrets}, annotations={"secretfs/ttl": "1h"})
@@ -82,8 +82,10 @@ def _measure(fixtures: Fixtures, count: int, values: int, secrets_in_all: int) -
         _declare(apps / f"app-{number}.yaml", number, own=bool(secrets_in_all))
     options = ["--apps", str(apps), "--allow-other"]
     if secrets_in_all:
-        configs.write_text("".join(_configuration(number, seen) for number, seen in enumerate(visible)), "utf-8")
-        options += ["--config", str(configs)]
+        for number, seen in enumerate(visible):
+            config = configs / f"{number}.yaml"
+            config.write_text(_configuration(number, seen), "utf-8")
+            options += ["--config", str(config)]
     began = time.perf_counter()
     with fixtures.secretfs(resources, options=options) as mount:
         start, empty = time.perf_counter() - began, mount.rss
@@ -113,7 +115,7 @@ def _configuration(number: int, visible: Sequence[str]) -> str:
         "metadata": {"name": f"app-{number}"},
         "spec": {"secrets": {"scopes": [scope]}},
     }
-    return f"---\n{json.dumps(document)}\n"
+    return json.dumps(document)
 
 
 def _declare(path: Path, number: int, *, own: bool = False) -> None:
