@@ -3,7 +3,7 @@
 from secretfs.errors import JournalUnreadable
 from secretfs.fs.inode import Directory, Inode, Version
 from secretfs.fs.journal import Flag, Journal, Record
-from secretfs.fs.keys import DirectoryKey, LeafKey, key_from_text, key_to_text, pin_of
+from secretfs.fs.keys import DirectoryKey, LeafKey, key_from_text, key_to_text
 
 
 class InodeRecords:
@@ -14,7 +14,7 @@ class InodeRecords:
 
     def write_down(self, inode: Inode, *, current: bool) -> None:
         """Add an inode that the kernel is about to hear of. ``current``: the path to its place leads to it."""
-        inode.slot = self._journal.add(inode.number, key_to_text(inode.key), pin=pin_of(inode.key))
+        inode.slot = self._journal.add(inode.number, key_to_text(inode.key), pin=inode.key.pin)
         self.mark(inode, current=current)
         if isinstance(inode, Version) and inode.digest:
             self._journal.bind(inode.slot, inode.digest, inode.size, inode.modified)
@@ -27,7 +27,7 @@ class InodeRecords:
         if not inode.slot:
             return
         flags = Flag(0)
-        if pin_of(inode.key):
+        if inode.key.pin:
             pass
         elif current:
             flags |= Flag.CURRENT

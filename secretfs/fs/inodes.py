@@ -105,7 +105,8 @@ class Tree:
 
     def _add(self, inode: Inode) -> None:
         self._inodes[inode.number] = inode
-        self.pinned.add(inode)
+        if inode.key.pin:
+            self.pinned.add(inode)
 
     @property
     def apps(self) -> frozenset[str]:
@@ -277,7 +278,8 @@ class Tree:
         """
         inode.lookups += 1
         if inode.lookups == 1:
-            self._add(inode)
+            if inode.number not in self._inodes:
+                self._add(inode)
             if isinstance(inode, Directory):
                 self._directories.setdefault(inode.key, inode)
             elif inode.content is not None:
@@ -373,7 +375,8 @@ class Tree:
 
     def _remove(self, inode: Inode) -> None:
         self._inodes.pop(inode.number, None)
-        self.pinned.discard(inode)
+        if inode.key.pin:
+            self.pinned.discard(inode)
 
     def _let_go(self, version: Version) -> None:
         if not isinstance(version.key, ControlKey):

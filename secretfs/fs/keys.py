@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 PIN: Final = 16
 """Bytes that say which version of a secret a place is in."""
@@ -20,12 +20,21 @@ class Bulk(Enum):
 class RootKey:
     """The mount point."""
 
+    component: ClassVar[str] = ""
+    pin: ClassVar[bytes] = b""
+
 
 @dataclass(frozen=True, slots=True)
 class AppKey:
     """The directory of an app, in a mount for many apps."""
 
     app: str
+    pin: ClassVar[bytes] = b""
+
+    @property
+    def component(self) -> str:
+        """The app, which is no store: whose inode numbers are those of this directory."""
+        return self.app
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,7 @@ class FolderKey:
     component: str
     """Where the store is shown: ``COMPONENT``, and in a mount for many apps ``APP/COMPONENT``."""
     segments: tuple[str, ...] = ()
+    pin: ClassVar[bytes] = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +53,7 @@ class SecretKey:
 
     component: str
     name: str
+    pin: ClassVar[bytes] = b""
 
 
 class ValueKey(NamedTuple):
@@ -55,6 +66,11 @@ class ValueKey(NamedTuple):
     name: str
     key: str
 
+    @property
+    def pin(self) -> bytes:
+        """Nothing: it has whatever version is current."""
+        return b""
+
 
 @dataclass(frozen=True, slots=True)
 class BulkKey:
@@ -62,6 +78,7 @@ class BulkKey:
 
     component: str
     form: Bulk
+    pin: ClassVar[bytes] = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +88,7 @@ class SecretBulkKey:
     component: str
     name: str
     form: Bulk
+    pin: ClassVar[bytes] = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +141,17 @@ class Control(Enum):
 class ControlsKey:
     """The control directory of the mount."""
 
+    component: ClassVar[str] = ""
+    pin: ClassVar[bytes] = b""
+
 
 @dataclass(frozen=True, slots=True)
 class ControlKey:
     """A file in the control directory."""
 
     control: Control
+    component: ClassVar[str] = ""
+    pin: ClassVar[bytes] = b""
 
 
 FileKey = ValueKey | PinnedValueKey | BulkKey | SecretBulkKey
@@ -159,7 +182,7 @@ def app_of(component: str) -> str | None:
 
 def app_of_key(key: DirectoryKey | LeafKey) -> str:
     """Return the app whose store a place is in; nothing for any other place."""
-    return "" if isinstance(key, RootKey | AppKey | ControlsKey | ControlKey) else app_of(key.component) or ""
+    return app_of(key.component) or ""
 
 
 def parent_of(component: str) -> RootKey | AppKey:
@@ -168,19 +191,18 @@ def parent_of(component: str) -> RootKey | AppKey:
     return RootKey() if app is None else AppKey(app)
 
 
-def pin_of(key: DirectoryKey | LeafKey) -> bytes:
-    """Return which version of a secret a place is in; nothing for a place that is in none."""
-    return key.pin if isinstance(key, PinnedSecretKey | PinnedValueKey) else b""
-
-
 def key_to_text(key: DirectoryKey | LeafKey) -> bytes:
     """Return a key as text, without its pin. Names stay as they are, also those that are not UTF-8."""
-    if isinstance(key, PinnedSecretKey):
-        key = key.secret
-    elif isinstance(key, PinnedValueKey):
-        key = ValueKey(key.component, key.name, key.key)
+    if key.pin:
+        key = _unpinned(key)
     parts = [getattr(key, name) for name in type(key).__match_args__]
     return json.dumps([_NAMES[type(key)], *(part.value if isinstance(part, Enum) else part for part in parts)]).encode()
+
+
+def _unpinned(key: DirectoryKey | LeafKey) -> DirectoryKey | LeafKey:
+    if isinstance(key, PinnedSecretKey):
+        return key.secret
+    return ValueKey(key.component, key.name, key.key) if isinstance(key, PinnedValueKey) else key
 
 
 def key_from_text(text: bytes, pin: bytes = b"") -> DirectoryKey | LeafKey:

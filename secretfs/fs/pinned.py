@@ -62,7 +62,7 @@ class PinnedInodes:
         self._inodes: defaultdict[SecretKey, set[Inode]] = defaultdict(set)
 
     def add(self, inode: Inode) -> None:
-        """Take note of an inode. One that is not pinned is passed over, here as below."""
+        """Take note of an inode. One that is not pinned does not count, here as below."""
         if isinstance(inode.key, PinnedSecretKey | PinnedValueKey):
             self._inodes[SecretKey(inode.key.component, inode.key.name)].add(inode)
 

@@ -72,6 +72,11 @@ def test_nobody_can_tell_how_many_blocks_are_before_another() -> None:
     assert 400 < rises < 600  # a counter would rise each time; a coin that falls so unevenly is one in 10**9
 
 
-def test_the_directory_of_an_app_has_a_number_of_that_app() -> None:
+def test_the_directory_of_an_app_has_a_number_of_its_own_block() -> None:
     numbers = InodeNumbers(Journal())
-    assert numbers.take(AppKey("orders")) + 1 == numbers.take(FolderKey("orders/vault"))
+    keys: list[AppKey | FolderKey] = [AppKey("orders"), AppKey("billing"), FolderKey("orders/vault")]
+    taken = [numbers.take(key) for key in keys]
+    assert len({number >> 8 for number in taken}) == 3
+    numbers.forget("orders")
+    distances = [numbers.take(key) - before for key, before in zip(keys, taken, strict=True)]
+    assert [distance == 1 for distance in distances] == [False, True, False]
