@@ -89,6 +89,8 @@ class Component:
     annotations: Mapping[str, str] = field(default_factory=dict)
     rules: tuple[PermissionRule, ...] = ()
     """What the annotation ``secretfs/permissions`` says about single secrets."""
+    builtin: bool = False
+    """Nobody has declared it: the store of every pod."""
     app_id: str = ""
     """The app that a component is opened for, where its properties depend on it; empty where they do not."""
     source: Source | None = field(default=None, compare=False)

@@ -13,7 +13,12 @@ from secretfs.permissions import PermissionRule
 from secretfs.scopes import ALLOW_ALL, SecretScope
 
 _KUBERNETES = Component(
-    "kubernetes", "secretstores.kubernetes", "v1", ignore_errors=True, source=Source("the store of every pod")
+    "kubernetes",
+    "secretstores.kubernetes",
+    "v1",
+    ignore_errors=True,
+    builtin=True,
+    source=Source("the store of every pod"),
 )
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 

@@ -300,15 +300,17 @@ def note_failure(
     """Note that a component could not be opened, or does not answer.
 
     What is to be shown all the same, with ``ignoreErrors`` or because it is ``known``, becomes an `UnopenedStore`: a
-    store that is not there would look like one without secrets.
+    store that is not there would look like one without secrets. Nobody has asked for the store of every pod: it is not
+    missed.
     """
     component, error = failure.component, as_store_error(None, failure.error)
     registry.failures.append(failure)
     if component.name in registry.stores:
-        registry.stores[component.name].client.begin_with(error)
+        if not component.builtin:
+            registry.stores[component.name].client.begin_with(error)
         return
     before = known.get(component.name)
-    if before is None and not component.ignore_errors:
+    if before is None and (component.builtin or not component.ignore_errors):
         return
     store = (
         UnopenedStore(error)

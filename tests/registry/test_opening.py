@@ -3,6 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -272,6 +273,18 @@ class TestIgnoreErrors:
             assert statistics.last_error is not None
             assert reason in statistics.last_error.message
             assert statistics.next_try is None
+
+    @pytest.mark.parametrize(("fail", "there"), [("open=ConfigurationError", []), ("check=AccessDenied", ["pod"])])
+    async def test_the_store_of_every_pod_is_not_missed(self, fakes: Fakes, fail: str, there: list[str]) -> None:
+        """Its SDK may not be installed, and the pod may not be allowed to read secrets: nobody asked for it."""
+        fakes.add("pod", {"fail": fail}, spec=IGNORED)
+        declaration = declared(fakes)
+        components = [replace(component, builtin=True) for component in declaration.components]
+        async with open_registry(components, declaration.context, Freshness()) as registry:
+            registry.require()
+            assert [failure.component.name for failure in registry.failures] == ["pod"]
+            assert list(registry.stores) == there
+            assert all(opened.client.state is State.OK for opened in registry.stores.values())
 
     @pytest.mark.parametrize(
         ("source", "needy", "fatal"),
