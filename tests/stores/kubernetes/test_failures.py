@@ -20,7 +20,7 @@ from secretfs.stores.kubernetes.store import KubernetesStore
 from tests.support.canary import CANARY, secret
 from tests.support.kube_fixtures import kubernetes, outside
 from tests.support.servers.fake_vault import FakeVault
-from tests.support.shell import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 __all__ = ["outside"]
 
@@ -148,15 +148,15 @@ def test_the_head_of_a_request(fake: FakeVault, store: KubernetesStore) -> None:
 def test_a_server_that_hangs_is_given_up_at_the_deadline(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        with kubernetes(properties(tmp_path, address), deadline=0.3) as store:
+        with kubernetes(properties(tmp_path, address), deadline=2.0) as store:
             for call in (lambda: store.fetch("db"), lambda: store.names(""), store.check):
                 with pytest.raises(DeadlineExceeded, match="no answer in time"):
                     call()
+                server.settimeout(PATIENCE)
                 server.accept()[0].close()
                 server.settimeout(0)
                 with pytest.raises(BlockingIOError):  # it has not been tried again
                     server.accept()
-                server.settimeout(None)
 
 
 def test_a_host_without_an_address(tmp_path: Path) -> None:
