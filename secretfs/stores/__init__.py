@@ -17,34 +17,21 @@ from secretfs.store import SecretStore, StoreContext
 ENTRY_POINT_GROUP = "secretfs.stores"
 
 BUILTIN: dict[str, str] = {
+    "secretstores.alicloud.parameterstore": "secretfs.stores.signed.alicloud",
     "secretstores.aws.parameterstore": "secretfs.stores.aws.parameter_store",
     "secretstores.aws.secretmanager": "secretfs.stores.aws.secret_manager",
     "secretstores.azure.keyvault": "secretfs.stores.azure.store",
     "secretstores.gcp.secretmanager": "secretfs.stores.gcp.store",
     "secretstores.hashicorp.vault": "secretfs.stores.vault.store",
+    "secretstores.huaweicloud.csms": "secretfs.stores.signed.huaweicloud",
     "secretstores.kubernetes": "secretfs.stores.kubernetes.store",
     "secretstores.local.env": "secretfs.stores.local_env",
     "secretstores.local.file": "secretfs.stores.local_file",
     "secretstores.secretfs.directory": "secretfs.stores.directory",
     "secretstores.secretfs.keyring": "secretfs.stores.keyring",
+    "secretstores.tencentcloud.ssm": "secretfs.stores.signed.tencentcloud",
 }
 
-# dapr/dapr cmd/daprd/components/secretstores_*.go at v1.18
-_DAPR_TYPES = frozenset(
-    {
-        "secretstores.alicloud.parameterstore",
-        "secretstores.aws.parameterstore",
-        "secretstores.aws.secretmanager",
-        "secretstores.azure.keyvault",
-        "secretstores.gcp.secretmanager",
-        "secretstores.hashicorp.vault",
-        "secretstores.huaweicloud.csms",
-        "secretstores.kubernetes",
-        "secretstores.local.env",
-        "secretstores.local.file",
-        "secretstores.tencentcloud.ssm",
-    }
-)
 _PREFIX = "secretstores."
 _VERSIONS = frozenset({"", "v0", "v1"})
 _EXTRA_WITH = {
@@ -52,6 +39,11 @@ _EXTRA_WITH = {
     "jmespath": "aws", "kubernetes": "kubernetes", "requests": "vault", "secretstorage": "keyring",
     "urllib3": "vault",
 }  # fmt: skip
+_EXTRA_OF = {
+    "secretstores.alicloud.parameterstore": "alicloud",
+    "secretstores.huaweicloud.csms": "huaweicloud",
+    "secretstores.tencentcloud.ssm": "tencentcloud",
+}
 
 
 class StoreModule(Protocol):
@@ -84,26 +76,21 @@ def load_store_type(type: str, version: str = "", source: Source | None = None) 
     if points:
         return _load_entry_point(points[0], source)
     message = f"couldn't find secret store {type}/{version}"
-    if wanted in _DAPR_TYPES:
-        raise ConfigurationError(f"{message}: Dapr has this type, secretfs does not support it", source)
     raise ConfigurationError(message + _nearest(wanted, [point.name for point in offered]), source)
 
 
 def _nearest(wanted: str, offered: Iterable[str]) -> str:
     """Say which type may have been meant. The prefix that all of them share would make any two look alike."""
-    served = frozenset((*BUILTIN, *offered))
-    known = {name.removeprefix(_PREFIX): name for name in (*_DAPR_TYPES, *served)}
+    known = {name.removeprefix(_PREFIX): name for name in (*BUILTIN, *offered)}
     name = nearest_name(wanted.removeprefix(_PREFIX), known)
-    if name is None:
-        return ""
-    return f" (did you mean {known[name]}?" + (")" if known[name] in served else " Dapr has it, secretfs does not)")
+    return f" (did you mean {known[name]}?)" if name else ""
 
 
 def _import_builtin(type: str, source: Source | None) -> StoreModule:  # noqa: A002
     try:
         return cast("StoreModule", importlib.import_module(BUILTIN[type]))
     except ModuleNotFoundError as error:
-        extra = _EXTRA_WITH.get((error.name or "").partition(".")[0])
+        extra = _EXTRA_OF.get(type) or _EXTRA_WITH.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
         message = f"{type} needs the package {error.name}: pip install secretfs-fuse[{extra}]"

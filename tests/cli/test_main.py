@@ -220,10 +220,6 @@ class TestMistakes:
                 HEADER + "spec: {type: secretstores.local.env, version: v2}\n",
                 "secretstores.local.env/v2: the version is v1",
             ),
-            (
-                HEADER + "spec: {type: secretstores.alicloud.parameterstore}\n",
-                "Dapr has this type, secretfs does not support it",
-            ),
             (HEADER + "spec: {type: secretstores.local.file}\n", "secretsFile is required"),
             (
                 HEADER

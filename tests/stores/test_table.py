@@ -87,18 +87,6 @@ def test_a_type_like_none_has_no_hint() -> None:
     assert str(caught.value) == "couldn't find secret store secretstores.zzz/v1"
 
 
-def test_the_nearest_type_may_be_one_of_dapr_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(BUILTIN, "secretstores.local.env")
-    with pytest.raises(ConfigurationError, match=r"did you mean secretstores\.local\.env\? Dapr has it, secretfs does"):
-        load_store_type("secretstores.local.envs")
-
-
-@pytest.mark.parametrize("type_", ["secretstores.huaweicloud.csms", "secretstores.AliCloud.parameterstore"])
-def test_a_type_of_dapr_that_is_not_supported_is_said_to_be(type_: str) -> None:
-    with pytest.raises(ConfigurationError, match="Dapr has this type, secretfs does not support it"):
-        load_store_type(type_, "v1")
-
-
 def test_a_missing_sdk_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("hvac")]:
         monkeypatch.setitem(sys.modules, name, None)

@@ -16,11 +16,11 @@ from typing import Any, Final
 from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound, StoreError
 from secretfs.settings import setting
 from secretfs.store import Names, Secret, StoreContext
+from secretfs.stores._http.batches import Batches, Found
 from secretfs.stores._http.failures import about
 from secretfs.stores.aws.account import Account, sessions
-from secretfs.stores.aws.batches import Batches, Found
 from secretfs.stores.aws.client import Client
-from secretfs.stores.aws.failures import PolicyRefused
+from secretfs.stores.aws.failures import CredentialsRefused, PolicyRefused
 from secretfs.stores.aws.transport import Transport
 
 _BATCH: Final = 10
@@ -151,4 +151,6 @@ def open_store(settings: Settings, context: StoreContext) -> ParameterStore:
         client = Client("ssm", sessions(context.component, settings, transport), transport)
     except ConfigurationError as error:
         raise ConfigurationError(f"{context.component}: {error}") from None
-    return ParameterStore(client, Batches(context.component, "ssm:GetParameters", _BATCH), settings.prefix)
+    return ParameterStore(
+        client, Batches(context.component, "ssm:GetParameters", _BATCH, CredentialsRefused), settings.prefix
+    )

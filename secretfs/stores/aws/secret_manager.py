@@ -18,11 +18,11 @@ from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound,
 from secretfs.gojson import compact
 from secretfs.settings import setting, truthy
 from secretfs.store import Names, Secret, StoreContext
+from secretfs.stores._http.batches import Batches, Found
 from secretfs.stores._http.failures import about
 from secretfs.stores.aws.account import Account, sessions
-from secretfs.stores.aws.batches import Batches, Found
 from secretfs.stores.aws.client import Client
-from secretfs.stores.aws.failures import PolicyRefused, refusal
+from secretfs.stores.aws.failures import CredentialsRefused, PolicyRefused, refusal
 from secretfs.stores.aws.transport import Transport
 
 _BATCH: Final = 20
@@ -144,7 +144,7 @@ def open_store(settings: Settings, context: StoreContext) -> SecretManagerStore:
         client = Client("secretsmanager", sessions(context.component, settings, transport), transport)
     except ConfigurationError as error:
         raise ConfigurationError(f"{context.component}: {error}") from None
-    batches = Batches(context.component, "secretsmanager:BatchGetSecretValue", _BATCH)
+    batches = Batches(context.component, "secretsmanager:BatchGetSecretValue", _BATCH, CredentialsRefused)
     return SecretManagerStore(client, batches, multi_valued=settings.multi_valued)
 
 
