@@ -170,9 +170,11 @@ def _make_read_only(mount: int) -> None:
     try:
         make_read_only(mount)
     except OSError as error:
-        if error.errno != errno.ENOSYS:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):  # an older kernel; the seccomp filter of a container
             raise
-        log.info("the mount is not read-only for root, which takes Linux 5.12: writes are refused one by one")
+        log.info(
+            "the mount is not read-only for root (mount_setattr: %s): writes are refused one by one", error.strerror
+        )
 
 
 def _fusermount(path: Path, source: str, *, allow_other: bool) -> int:

@@ -3,6 +3,7 @@
 import mmap
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.canary import secret
-from tests.support.command import in_namespace, secretfs
+from tests.support.command import ROOT, in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, fuse_mounts, mounted
 from tests.support.readers import Readers
+from tests.support.seccomp import filtered
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.shell import errno_of, lines, output, run, wait_until
 from tests.support.waiting import PATIENCE
@@ -227,6 +229,29 @@ def test_a_users_mount_is_not() -> None:
     """)
     assert done.out.splitlines() == ["rw", "regular empty file"]
     assert "denied" in done.err
+
+
+@pytest.mark.parametrize("answer", ["ENOSYS", "EPERM"])
+def test_where_the_kernel_or_a_filter_forbids_it(file: SecretsFile, tmp_path: Path, answer: str) -> None:
+    """Such a mount has the option `rw`, and all else is as in a user's mount (ro-1, control-1)."""
+    file.write({"token": OLD})
+    component(tmp_path / "components", "file", "local.file", {"secretsFile": file.path})
+    (tmp_path / "mnt").mkdir()
+    python = (sys.executable, "-m", "secretfs", "mount")
+    flags = ("--resources-path", tmp_path / "components", "--log-file", tmp_path / "log")
+    done = run(*filtered("mount_setattr", answer, *python, *flags, tmp_path / "mnt"), cwd=ROOT)
+    assert done.returncode == 0
+    assert b"not read-only for root" in done.stderr
+    try:
+        assert "rw" in options(tmp_path / "mnt")
+        token = tmp_path / "mnt/file/token"
+        assert token.read_text() == OLD
+        assert errno_of(token.write_text, "x") == "EROFS"
+        file.write({"token": NEW})
+        (tmp_path / "mnt/.secretfs/refresh").write_text("file")
+        assert token.read_text() == NEW
+    finally:
+        assert secretfs("unmount", tmp_path / "mnt").status == 0
 
 
 def test_a_mount_for_one_command() -> None:

@@ -18,7 +18,8 @@ from secretfs.linux.syscall_helper import SyscallHelper, Within
 from secretfs.linux.syscall_server import HELD
 from tests.conftest import ExpectLog
 from tests.support.canary import secret
-from tests.support.command import environment, run
+from tests.support.command import ROOT, environment, run
+from tests.support.seccomp import filtered
 
 
 @pytest.fixture
@@ -202,17 +203,8 @@ async def test_it_holds_a_directory_until_it_lets_go(memory: Within) -> None:
 def test_a_filter_of_system_calls_costs_a_helper_and_not_the_daemon() -> None:
     """SystemCallFilter= of a unit written for an older version kills the process that makes a newer call."""
     code = """
-import ctypes, platform, struct
 import trio
 from secretfs.linux.syscall_helper import SyscallHelper
-
-number = {"x86_64": 300, "aarch64": 262}[platform.machine()]  # fanotify_init
-instructions = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x80000000), (0x06, 0, 0, 0x7FFF0000)]
-program = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in instructions))
-libc = ctypes.CDLL(None)
-assert libc.prctl(38, 1, 0, 0, 0) == 0  # no_new_privs
-descriptor = struct.pack("@HP", len(instructions), ctypes.addressof(program))
-assert libc.prctl(22, 2, ctypes.create_string_buffer(descriptor), 0, 0) == 0  # seccomp
 
 async def main():
     helper = SyscallHelper.fork()
@@ -225,5 +217,5 @@ async def main():
 
 trio.run(main)
 """
-    done = run([sys.executable, "-c", code])
+    done = run(filtered("fanotify_init", "kill", sys.executable, "-c", code), cwd=ROOT)
     assert done.out == "Broken pipe\n"
