@@ -82,8 +82,13 @@ class Connections:
         self._pool = _pool(self._url, endpoint)
         self._deadline = Deadline(endpoint.deadline)
         self.where = f"{self._url.scheme}://{self._url.netloc}"
-        self.clock_skew: float | None = None
+        self._dated: tuple[str | None, float] = (None, 0.0)
+        """The date of the latest answer, and our time then."""
+
+    @property
+    def clock_skew(self) -> float | None:
         """Seconds by which the server's clock is ahead of ours, by its latest answer (to the second)."""
+        return _clock_skew(*self._dated)
 
     @contextmanager
     def within(self, seconds: float | None = None) -> Iterator[None]:
@@ -115,7 +120,7 @@ class Connections:
             # from None: some of these quote what the server sent.
             raise transport_error(self.where, error) from None
         content = read_body(self.where, response)
-        self.clock_skew = _clock_skew(response.headers.get("Date"))
+        self._dated = response.headers.get("Date"), time.time()  # to parse it at each read would take 20 us
         return response.status, content
 
     def close(self) -> None:
@@ -195,10 +200,10 @@ class PoolAdapter(Adapter):  # type: ignore[misc]  # hvac has no types
         return Response.parse(content)
 
 
-def _clock_skew(date: str | None) -> float | None:
+def _clock_skew(date: str | None, now: float) -> float | None:
     """Compare the date of an answer (RFC 9110, 6.6.1) with our clock."""
     try:
-        return parsedate_to_datetime(date).timestamp() - time.time() if date else None
+        return parsedate_to_datetime(date).timestamp() - now if date else None
     except ValueError:
         return None
 
