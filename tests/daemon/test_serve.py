@@ -1,6 +1,8 @@
 """One mount, composed: who may look, what the views are, what stays after which end."""
 
+import grp
 import os
+import pwd
 import signal
 import subprocess
 from pathlib import Path
@@ -55,12 +57,19 @@ class TestWhoMayLook:
             status = (mount.path / "env/A").stat()
             assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o400, os.getuid(), os.getgid())
 
-    def test_ids_and_mode(self, components: Path) -> None:
-        options = ["--uid", "4711", "--gid", "4712", "--mode", "0440"]
-        notice = "user 4711 owns the files and cannot get at them without --allow-other"
+    @pytest.mark.parametrize(
+        ("user", "group", "uid", "gid"),
+        [
+            ("4711", "4712", 4711, 4712),
+            ("daemon", "games", pwd.getpwnam("daemon").pw_uid, grp.getgrnam("games").gr_gid),
+        ],
+    )
+    def test_owner_and_mode(self, components: Path, user: str, group: str, uid: int, gid: int) -> None:
+        options = ["--uid", user, "--gid", group, "--mode", "0440"]
+        notice = f"user {uid} owns the files and cannot get at them without --allow-other"
         with mounted(components, env=ENV, options=options, expect_log=[notice]) as mount:
             status = (mount.path / "env/A").stat()
-            assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o440, 4711, 4712)
+            assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (0o440, uid, gid)
 
     @pytest.mark.parametrize(
         ("options", "readable"),
