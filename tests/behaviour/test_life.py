@@ -196,6 +196,7 @@ def test_a_store_that_cannot_be_opened_yet(tmp_path: Path) -> None:
         wait_for_text(lambda: mount.log, "late.json: No such file or directory (component late) (ignoreErrors)")
 
 
+@pytest.mark.timeout(180)  # it is tried again after 5 s, then after 10 s more
 def test_it_opens_later(tmp_path: Path) -> None:
     """life-16: It opens by itself, also when its secrets file comes later; until then `status` exits with 1."""
     document = component(tmp_path / "m", "late", "local.file", {"secretsFile": tmp_path / "late.json"})
