@@ -95,6 +95,8 @@ class WatchingStore(SecretStore, Protocol):
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
         """Call ``changed`` with the names of secrets that were added, changed or deleted, from now until `close`.
 
+        What is there at first is reported as well: a process before this one may have read something else.
+
         Called once, before any question is asked; returns at once. ``changed`` may be called from any thread, after
         the store itself would answer with the new state.
         """

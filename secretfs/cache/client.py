@@ -68,8 +68,7 @@ class StoreClient:
         self.store = store
         self.store_type = store_type
         self.stats = CallStats()
-        self._ttl = ttl
-        self._deadline = deadline
+        self._ttl, self._deadline = ttl, deadline
         self.turns = TurnQueue(CONCURRENCY)
         self._calls: dict[tuple[Kind, str], Turn] = {}
         """The last call of each kind under way."""
@@ -87,6 +86,12 @@ class StoreClient:
         self._ended = False
         self._refusal: StoreError | None = None
         """Why nothing is asked at all."""
+
+    def go_on(self, failures: int, note: Callable[[int], None]) -> None:
+        """Go on with a store that has failed so often in a row, which ``note`` hears of from now on."""
+        self._breaker.resume(failures, StoreUnavailable("it did not answer the process before"), note)
+        if failures:
+            self._failed.set()
 
     @property
     def in_doubt(self) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
@@ -104,23 +104,25 @@ class CircuitBreaker:
     """Opens after consecutive failures. Times are seconds on the clock of the caller."""
 
     def __init__(self) -> None:
-        self._failures = 0
+        self.failures = 0
+        """Failures in a row."""
         self._error: StoreError | None = None
         self.retry_at = 0.0
         """When to probe the store."""
         self.pause = 0.0
         """Seconds from the last failure to then."""
         self._counted_at = 0.0
+        self._note: Callable[[int], None] = lambda _: None
 
     @property
     def in_doubt(self) -> bool:
         """Whether the last call failed: what is known should be served rather than waited for."""
-        return self._failures > 0
+        return self.failures > 0
 
     @property
     def open(self) -> bool:
         """Whether only probes should call the store, until one has succeeded."""
-        return self._failures >= FAILURES
+        return self.failures >= FAILURES
 
     @property
     def error(self) -> StoreError:
@@ -136,18 +138,31 @@ class CircuitBreaker:
         self._error = error
         if self.open and asked is not None and asked < self._counted_at:
             return False
-        self._failures += 1
+        self._count(self.failures + 1)
         self._counted_at = now
-        pause = min(LONGEST, SHORTEST * 2.0 ** max(0, self._failures - FAILURES - 1))
+        pause = min(LONGEST, SHORTEST * 2.0 ** max(0, self.failures - FAILURES - 1))
         self.pause = pause * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load, hides nothing
         self.retry_at = now + self.pause
-        return self._failures == FAILURES
+        return self.failures == FAILURES
+
+    def resume(self, failures: int, error: StoreError, note: Callable[[int], None]) -> None:
+        """Go on where another one was; the store may be probed at once. ``note`` is called with each new number."""
+        self._note = note
+        if failures:
+            self._error = error
+            self._count(failures)
 
     def answered(self) -> bool:
         """Take note of an answer, whatever it says. Returns whether the store was in doubt before."""
         doubted = self.in_doubt
-        self._failures, self._error = 0, None
+        self._error = None
+        if doubted:
+            self._count(0)
         return doubted
+
+    def _count(self, failures: int) -> None:
+        self.failures = failures
+        self._note(failures)
 
 
 Question = tuple[str, str]

@@ -30,11 +30,15 @@ from secretfs.cache.freshness import Freshness
 from secretfs.cache.health import Kind, Statistics
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.cache.turns import NO_APP, asking_for
+from secretfs.cache.warm_restart import NOTHING_KEPT, StoreMemory
+from secretfs.cache.withheld import WithheldNames
 from secretfs.errors import StoreError
 from secretfs.store import CachedRead, Names, RevalidatingStore, Secret
 from secretfs.store import reads_have_effects as has_effects
 
 T = TypeVar("T")
+NamesAnswer = CachedAnswer[Names | StoreError]
+SecretAnswer = CachedAnswer[Secret | StoreError]
 
 BACKGROUND: Final = 4
 """How many of the `CONCURRENCY` calls of a store at once may be for nobody in particular."""
@@ -45,20 +49,28 @@ STALE_TTL: Final = 1.0
 class CachedStore:
     """A secret store as the file system sees it.
 
-    ``nursery`` runs the questions; cancel it to stop. `keep_fresh` has to run beside it.
+    ``nursery`` runs the questions; cancel it to stop. `keep_fresh` has to run beside it. ``memory`` has what the
+    process before knew, and keeps what we know for the next one.
     """
 
     def __init__(
-        self, client: StoreClient, freshness: Freshness, nursery: trio.Nursery, announce: Announce = discard
+        self,
+        client: StoreClient,
+        freshness: Freshness,
+        nursery: trio.Nursery,
+        announce: Announce = discard,
+        memory: StoreMemory | None = None,
     ) -> None:
         self.component = client.component
         self._client = client
         self._freshness = freshness
         self._announce = announce
-        self._names = TTLCache[str, Names | StoreError](self._load_names, nursery, self._names_loaded)
-        self._secrets = TTLCache[str, Secret | StoreError](client.fetch, nursery, self._secret_loaded)
-        self._withheld: dict[str, Names] = {}
-        """The last listings of folders whose listing is refused by now."""
+        memory = memory or NOTHING_KEPT.store(client.component, "")
+        kept = None if has_effects(client.store) else memory.secrets  # such a store keeps what it was lent
+        self._names = TTLCache(self._load_names, nursery, self._names_loaded, memory.names)
+        self._secrets = TTLCache[str, Secret | StoreError](client.fetch, nursery, self._secret_loaded, kept)
+        client.go_on(memory.failures, memory.note_failures)
+        self._withheld = WithheldNames()
         self._nursery = nursery
         self._ended = False
         self._token = trio.lowlevel.current_trio_token()
@@ -170,9 +182,8 @@ class CachedStore:
     def statistics(self, visible: Callable[[str], bool] | None = None) -> Statistics:
         """Return the health of the store, and how much is known of the secrets that are ``visible``; None is all."""
         cached = stale = 0
-        for name in filter(visible, self._secrets) if visible else self._secrets:
-            answer = self._secrets.known(name)
-            if answer is not None and isinstance(answer.value, Secret):
+        for name, answer in self._secrets.answers():
+            if isinstance(answer.value, Secret) and (visible is None or visible(name)):
                 cached += len(answer.value.values)
                 if answer.stale or (self._client.in_doubt and not answer.remaining):
                     stale += len(answer.value.values)
@@ -197,13 +208,12 @@ class CachedStore:
 
     def _count_names(self, visible: Callable[[str], bool] | None) -> int:
         if visible is None:  # at no cost for a store with 100,000 names
-            known = (self._names.known(folder) for folder in self._names)
-            return sum(len(each.value.secrets) for each in known if each and isinstance(each.value, Names))
+            return sum(len(each.value.secrets) for _, each in self._names.answers() if isinstance(each.value, Names))
         return sum(map(visible, self._listed()))
 
     def _listed(self) -> frozenset[str]:
-        known = (self._names.known(folder) for folder in self._names)
-        return frozenset[str]().union(*(each.value.secrets for each in known if each and isinstance(each.value, Names)))
+        listings = [answer.value for _, answer in self._names.answers() if isinstance(answer.value, Names)]
+        return frozenset[str]().union(*(names.secrets for names in listings))
 
     def inherit(self, before: "CachedStore") -> None:
         """Ask again for what another store knew, and tell how it differs here. Nothing of it is ever served."""
@@ -223,23 +233,20 @@ class CachedStore:
         self._nursery.start_soon(self._load_quietly, own, keys)
 
     async def keep_fresh(self) -> None:
-        """Ask again for what is in use before it expires, drop what is not, try a store that failed. Runs forever.
-
-        When it is cancelled, changes that the store tells of are of no interest any more.
-        """
+        """Ask again for what is in use before it expires, drop what is not, try a store that failed. Runs forever."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._client.keep_probing)
                 nursery.start_soon(self._keep_renewing)
         finally:
-            self._ended = True
+            self._ended = True  # changes that the store tells of are of no interest any more
 
     async def _keep_renewing(self) -> None:
         while True:
             await trio.sleep(min(5.0, self._freshness.ttl / 16))
             for cache in (self._names, self._secrets):
                 self._evict(cache)
-            self._withheld = {key: names for key, names in self._withheld.items() if self._names.known(key)}
+            self._withheld.retain(lambda folder: self._names.known(folder) is not None)
             if not self._client.in_doubt:
                 await self._renew(self._names)
                 await self._renew(self._secrets)
@@ -299,7 +306,7 @@ class CachedStore:
 
     async def _revalidate(self) -> None:
         """Have the store say what has not changed of all that is known: that is as fresh as if it had been read."""
-        answers = {name: answer for name in self._secrets if (answer := self._secrets.known(name)) is not None}
+        answers = dict(self._secrets.answers())
         known = {
             name: CachedRead(answer.value, answer.fetched_at)
             for name, answer in answers.items()
@@ -333,29 +340,18 @@ class CachedStore:
         with request_limit(self._freshness):
             return await cache.load(key)
 
-    async def _load_names(self, folder: str) -> CachedAnswer[Names | StoreError]:
+    async def _load_names(self, folder: str) -> NamesAnswer:
         """Ask for names. While they stay the same it is the same object: what was made of it need not be made again."""
         answer = await self._client.names(folder)
         known = self._names.known(folder)
         return replace(answer, value=known.value) if known and known.value == answer.value else answer
 
-    def _names_loaded(
-        self, folder: str, known: CachedAnswer[Names | StoreError] | None, answer: CachedAnswer[Names | StoreError]
-    ) -> None:
-        """Announce how a listing differs from the last one, which may lie before a time of refusals."""
-        before = known.value if known is not None and isinstance(known.value, Names) else self._withheld.get(folder)
-        now = answer.value
-        if isinstance(now, Names):
-            self._withheld.pop(folder, None)
-            if before is not None and before is not now:
-                names = (before.secrets ^ now.secrets) | (before.folders ^ now.folders)
-                self._notify(Change(self.component, names=names))
-        elif before is not None:
-            self._withheld[folder] = before
+    def _names_loaded(self, folder: str, known: NamesAnswer | None, answer: NamesAnswer) -> None:
+        """Announce how a listing differs from the last one."""
+        names = self._withheld.changed(folder, known.value if known else None, answer.value)
+        self._notify(Change(self.component, names=names))
 
-    def _secret_loaded(
-        self, name: str, known: CachedAnswer[Secret | StoreError] | None, answer: CachedAnswer[Secret | StoreError]
-    ) -> None:
+    def _secret_loaded(self, name: str, known: SecretAnswer | None, answer: SecretAnswer) -> None:
         """Announce which keys of a secret have other values than before."""
         if known is not None:
             keys = changed_keys(known.value, answer.value)
@@ -386,7 +382,13 @@ class CachedStore:
             for key in keys:
                 cache.expire(key)
             with contextlib.suppress(RuntimeError):  # everything has ended: nobody wants to know any more
-                self._nursery.start_soon(self._load_quietly, cache, known)
+                self._nursery.start_soon(self._load_expired, cache, known)
+
+    async def _load_expired(self, cache: TTLCache[str, Any], keys: list[str]) -> None:
+        """Load what may have changed, without what the store can say has not."""
+        if cache is self._secrets and len(keys) > BACKGROUND and isinstance(self._client.store, RevalidatingStore):
+            await self._revalidate()
+        await self._load_quietly(cache, (key for key in keys if cache.peek(key) is None))
 
     def _all_values(self, names: Iterable[str]) -> Change:
         """Return all known values of these secrets as changed."""

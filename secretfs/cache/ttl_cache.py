@@ -7,10 +7,10 @@ import copy
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import trio
 
@@ -22,6 +22,9 @@ T = TypeVar("T")
 EARLY = (0.70, 0.90)
 """The part of its life after which an answer in use is due to be loaded again; random, so that a thousand that were
 loaded together do not stay together."""
+
+RETRY = 2.0
+"""Seconds after which an answer that could not be loaded is due again."""
 
 log = logging.getLogger(__name__)
 
@@ -86,10 +89,36 @@ class _PendingLoad(Generic[T]):
         """What was asked about has changed since."""
 
 
+class RestoredAnswer(NamedTuple, Generic[T]):
+    """An answer that a process before this one has kept."""
+
+    answer: CachedAnswer[T]
+    accessed: float
+    used: float
+
+
+class AnswerMemory(Generic[K, T]):
+    """Where a cache keeps its answers for the next process. This one keeps nothing."""
+
+    def restored(self) -> Mapping[K, RestoredAnswer[T]]:
+        """Return what the process before has kept."""
+        return {}
+
+    def keep(self, key: K, answer: CachedAnswer[T], accessed: float, used: float, *, same: bool = False) -> None:
+        """Keep an answer. With ``same`` the value is the same object as before."""
+
+    def touch(self, key: K, accessed: float, used: float) -> None:
+        """Take note of when an answer was asked for, and in use."""
+
+    def drop(self, key: K) -> None:
+        """Drop an answer."""
+
+
 class TTLCache(Generic[K, T]):
     """Answers by key. A load is a task of its own: it outlives a caller that goes away.
 
     ``loaded`` is called after each load, with the key, what was known before, and what is known now.
+    ``memory`` has the answers of the process before, and keeps them for the next one.
     """
 
     def __init__(
@@ -97,12 +126,16 @@ class TTLCache(Generic[K, T]):
         load: Callable[[K], Awaitable[CachedAnswer[T]]],
         nursery: trio.Nursery,
         loaded: Callable[[K, CachedAnswer[T] | None, CachedAnswer[T]], None] = lambda *_: None,
+        memory: AnswerMemory[K, T] | None = None,
     ) -> None:
         self._load = load
         self._loaded = loaded
         self._nursery = nursery
         self._entries: dict[K, _Entry[T]] = {}
         self._pending: dict[K, _PendingLoad[T]] = {}
+        self._memory: AnswerMemory[K, T] = memory or AnswerMemory()
+        for key, (answer, accessed, used) in self._memory.restored().items():
+            self._entries[key] = _Entry(answer, accessed, used, _due(answer))
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -122,6 +155,7 @@ class TTLCache(Generic[K, T]):
         if entry is None:
             return None
         entry.accessed = trio.current_time()
+        self._memory.touch(key, entry.accessed, entry.used)
         return entry.answer if entry.answer.remaining else None
 
     def use(self, key: K) -> None:
@@ -129,6 +163,7 @@ class TTLCache(Generic[K, T]):
         entry = self._entries.get(key)
         if entry is not None:
             entry.accessed = entry.used = trio.current_time()
+            self._memory.touch(key, entry.accessed, entry.used)
 
     def used(self, key: K) -> float:
         """Return when an answer was last in use, on trio's clock; long ago if it never was."""
@@ -139,6 +174,10 @@ class TTLCache(Generic[K, T]):
         """Return the last answer, which may have expired."""
         entry = self._entries.get(key)
         return entry.answer if entry else None
+
+    def answers(self) -> Iterator[tuple[K, CachedAnswer[T]]]:
+        """Yield all that is `known`."""
+        return ((key, entry.answer) for key, entry in self._entries.items())
 
     async def get(self, key: K) -> CachedAnswer[T]:
         """Return the answer, loading it when it is not known or has expired. Raises what the load raised."""
@@ -163,10 +202,11 @@ class TTLCache(Generic[K, T]):
 
     def keep(self, key: K, answer: CachedAnswer[T], used: float = -math.inf) -> None:
         """Keep an answer. It is in use as the one before was, or since ``used``."""
-        now = trio.current_time()
         before = self._entries.get(key)
-        due = now + answer.remaining * random.uniform(*EARLY)  # noqa: S311 - spreads load, hides nothing
-        self._entries[key] = _Entry(answer, before.accessed if before else now, before.used if before else used, due)
+        accessed, used = (before.accessed, before.used) if before else (trio.current_time(), used)
+        self._entries[key] = _Entry(answer, accessed, used, _due(answer))
+        same = before is not None and before.answer.value is answer.value
+        self._memory.keep(key, answer, accessed, used, same=same)
 
     def _replaced(self, key: K, pending: _PendingLoad[T]) -> bool:
         """Whether the answer of a load that is done expired before those who waited for it woke up."""
@@ -202,11 +242,17 @@ class TTLCache(Generic[K, T]):
         """Forget the answers that nobody has asked for in ``idle`` seconds."""
         limit = trio.current_time() - idle
         for key in [key for key, entry in self._entries.items() if entry.accessed <= limit]:
-            del self._entries[key]
+            self.drop(key)
 
     def drop(self, key: K) -> None:
         """Forget an answer."""
         self._entries.pop(key, None)
+        self._memory.drop(key)
+
+    def _put_off(self, key: K) -> None:
+        """Let what fails be due after the others: if it went on to fail, it would keep them from their turn."""
+        if (entry := self._entries.get(key)) is not None:
+            entry.due = max(entry.due, trio.current_time() + RETRY)
 
     async def _run(self, key: K, pending: _PendingLoad[T]) -> None:
         """Load one answer. An error belongs to those who wait; in the nursery it would end the mount."""
@@ -219,12 +265,17 @@ class TTLCache(Generic[K, T]):
             pending.answer = answer
         except SecretFSError as error:
             pending.error = error
+            self._put_off(key)
         except Exception as error:  # noqa: BLE001 - a defect costs those who asked EIO, never everybody the mount
             pending.error = as_store_error(log, error)
         finally:
             pending.done.set()
             if not pending.outdated:
                 del self._pending[key]
+
+
+def _due(answer: CachedAnswer[Any]) -> float:
+    return trio.current_time() + answer.remaining * random.uniform(*EARLY)  # noqa: S311 - spreads load, hides nothing
 
 
 def _by_due(item: tuple[K, _Entry[T]]) -> float:

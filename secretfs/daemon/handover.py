@@ -1,7 +1,8 @@
 """The handover of a live mount from one worker to the next, through systemd or our own supervisor.
 
-It stores descriptors between two workers: above all the kernel's FUSE connection and the journal. Without a supervisor,
-as in ``secretfs run``, nothing is stored and the mount ends with its process.
+It stores descriptors between two workers: that of the kernel's FUSE connection, those of the memory with the journal,
+the leases and values, and what reports opens. Without a supervisor, as in ``secretfs run``, nothing is stored and the
+mount ends with its process.
 """
 
 import logging
@@ -12,11 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from secretfs.daemon.supervisor import CONNECTION
+from secretfs.cache.arena import Arena, Storage
+from secretfs.cache.warm_restart import WarmMemory
+from secretfs.daemon.supervisor import CONNECTION, VALUES
 from secretfs.errors import JournalUnreadable, MountError
 from secretfs.fs.journal import Journal
 from secretfs.fuse.connection import Connection, has_ended
 from secretfs.fuse.opens import group_for_opens
+from secretfs.linux import secret_memory
 from secretfs.linux.log import printable
 from secretfs.linux.mountinfo import is_mounted, secretfs_at
 from secretfs.linux.mountpoint import is_dead
@@ -97,6 +101,23 @@ class Handover:
             return False
         return True
 
+    def memory(self, journal: Journal) -> WarmMemory:
+        """Return what is kept in memory for our successor, with what our predecessor kept of an inherited mount."""
+        segments = {
+            int(name.removeprefix(VALUES)): self._stored.pop(name)
+            for name in list(self._stored)
+            if name.startswith(VALUES)
+        }
+        if self._manager is None:
+            return WarmMemory(journal.digest_key)
+        storage = _KeptByManager(self._manager)
+        if self.inherited is None:  # of a mount that is no more, and whose journal had the key
+            for number, descriptor in segments.items():
+                os.close(descriptor)
+                storage.drop(number)
+            segments = {}
+        return WarmMemory(journal.digest_key, Arena(journal.digest_key, storage, segments))
+
     def keep(self, connection: Connection) -> None:
         """Have the supervisor store a mount for our successor."""
         if self._manager is not None:
@@ -129,6 +150,23 @@ class Handover:
         if self._manager is not None:
             with _if_it_listens():
                 self._manager.notify(**{name: printable(str(value)) for name, value in state.items()})
+
+
+class _KeptByManager(Storage):
+    """Secret memory, of which the supervisor keeps the descriptors."""
+
+    def __init__(self, manager: ServiceManager) -> None:
+        self._manager = manager
+
+    def create(self, size: int) -> int:
+        return secret_memory.create(size)
+
+    def keep(self, number: int, descriptor: int) -> None:
+        self._manager.store(f"{VALUES}{number}", descriptor)
+
+    def drop(self, number: int) -> None:
+        with _if_it_listens():
+            self._manager.remove(f"{VALUES}{number}")
 
 
 @contextmanager

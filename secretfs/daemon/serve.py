@@ -19,7 +19,7 @@ from secretfs.daemon.handover import Handover
 from secretfs.daemon.processes import set_process_name
 from secretfs.daemon.reload import Reloader
 from secretfs.daemon.request import MountOptions
-from secretfs.daemon.store_records import record_stores, replaced_stores
+from secretfs.daemon.store_records import edited_stores, record_stores, replaced_stores
 from secretfs.dapr.declaration import Declaration
 from secretfs.dapr.load import ConfigSource
 from secretfs.errors import MountError
@@ -81,13 +81,12 @@ async def serve(
     """
     inherited = handover.inherited
     registry.hands_over = inherited is not None
-    journal = inherited.journal if inherited else Journal()
-    if inherited:
-        journal.begin_generation()
+    journal = _journal(inherited)
+    memory = handover.memory(journal)
     async with trio.open_nursery() as nursery:
         changes, announced = trio.open_memory_channel[Change](math.inf)  # emptied at once, into queues with a limit
         announce = changes.send_nowait
-        stores = StoreSet(registry, options.default, nursery, announce)
+        stores = StoreSet(registry, options.default, nursery, announce, memory)
         started = await stores.start(declaration)
         connection = inherited or _mount(options, journal)
         if not inherited:
@@ -105,17 +104,16 @@ async def serve(
         read_only = read_only_secretfs(options.mountpoint)
         vfs = SecretVFS(
             views_of(started), permissions, nursery, declaration.context.app_id, journal,
-            kernel=connection, apps=apps, declared=reloader, read_only=read_only is not None,
+            kernel=connection, memory=memory, apps=apps, declared=reloader, read_only=read_only is not None,
         )  # fmt: skip
         publisher = Publisher(
             vfs, options.mountpoint, helpers.publishing, announced, observer.changed, device=read_only
         )
-        replaced = replaced_stores(journal, stores.shown) if inherited else frozenset()
+        vfs.doubt(edited_stores(journal, stores.shown) if inherited else ())
+        replaced = replaced_stores(journal, stores.shown) if inherited else frozenset[str]()
         for component in sorted(show(declaration, ReloadResult(started, (), replaced))):
             announce(Change(component, whole=True))
-        device: int | None = None
-        with suppress(MountError):  # covered, or detached and in use: it is served all the same
-            device = set_process_name(options.mountpoint)
+        device = _take_name(options.mountpoint)
         opens = await _watch_opens(vfs, options.mountpoint, helpers.asking, handover, nursery)
         requests = None if read_only is None else ControlMount(options.mountpoint, read_only, nursery)
         operations = SecretOperations(vfs, publisher, connection, opens, requests, vfs.request)
@@ -137,7 +135,15 @@ async def serve(
             _leave(handover, leased=any(isinstance(opened.store, LeasingStore) for opened in registry.open))
         nursery.cancel_scope.cancel()
     if not registry.hands_over:
+        memory.close()
         connection.close()
+
+
+def _take_name(mountpoint: Path) -> int | None:
+    """Name this process after the mount. Returns its minor device number."""
+    with suppress(MountError):  # covered, or detached and in use: it is served all the same
+        return set_process_name(mountpoint)
+    return None
 
 
 def _leave(handover: Handover, *, leased: bool) -> None:
@@ -146,6 +152,14 @@ def _leave(handover: Handover, *, leased: bool) -> None:
     if leased:
         set_name("secretfs")  # we do not serve any more: see `daemon_pids`
         handover.notify(STOPPING=1)
+
+
+def _journal(inherited: Connection | None) -> Journal:
+    """Begin a journal, or another generation in that of our predecessor."""
+    if inherited is None:
+        return Journal()
+    inherited.journal.begin_generation()
+    return inherited.journal
 
 
 def _mount(options: MountOptions, journal: Journal) -> Connection:

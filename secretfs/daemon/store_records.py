@@ -33,6 +33,16 @@ def replaced_stores(journal: Journal, shown: Mapping[str, RunningStore]) -> froz
     return frozenset(before.keys() ^ now.keys()) | {name for name in both if not _same_kind(before[name], now[name])}
 
 
+def edited_stores(journal: Journal, shown: Mapping[str, RunningStore]) -> frozenset[str]:
+    """Return what is declared in another way than the journal says: values known of it may be wrong."""
+    before = journal.stores
+    return frozenset(
+        name
+        for name, store in shown.items()
+        if name in before and _is_edited(store.opened.component, before[name], journal)
+    )
+
+
 def record_stores(journal: Journal, shown: Mapping[str, RunningStore]) -> None:
     """Write down what is shown from now on."""
     journal.stores = _records(journal, shown)

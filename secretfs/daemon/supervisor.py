@@ -40,6 +40,8 @@ from secretfs.linux.process import set_name
 CONNECTION: Final = "connection"
 """Name of the descriptor that is the mount itself: a worker removes it when the mount is gone. Of the others only
 workers know, each version of its own."""
+VALUES: Final = "values-"
+"""What the names of descriptors of memory with values begin with: they do not outlive a mount that is given up."""
 WATCHDOG: Final = 20.0
 """Seconds without a sign of life after which a worker that was ready is killed."""
 SPAWN_RETRY: Final = 2.0
@@ -175,9 +177,10 @@ class Supervisor:
     def _give_up(self, code: int, reason: str) -> int | None:
         """Close the connection, so that readers get ENOTCONN. Returns an exit status if trying again cannot help.
 
-        What stores were lent is kept: a later worker goes on with it.
+        What stores were lent is kept: a later worker goes on with it. Values are not: nobody would drop them in time.
         """
-        self._remove(CONNECTION)
+        for name in [name for name in self._stored if name == CONNECTION or name.startswith(VALUES)]:
+            self._remove(name)
         record_failure(self._mountpoint, reason)
         if code == MountError.exit_code:
             log.critical("giving up: %s", reason)

@@ -1,8 +1,7 @@
-"""After a takeover: the changes that happened while no process served the mount.
+"""After a takeover: the changes that the process before us had found and not yet published.
 
-A program may watch a file that nobody reads, and what the process before us knew of the stores is gone. Each file that
-was in use is fetched once and compared with the journal, which costs the stores no more than the background refresh
-would have.
+A program may watch a file that nobody reads. What the kernel knows of each file in use is compared with what the cache
+knows. A store is asked only for what is due, or was not kept for us: of one whose component was edited, nothing was.
 """
 
 from collections.abc import Awaitable, Callable

@@ -37,7 +37,9 @@ class Version:
     modified: float = 0.0
     """Seconds since the epoch."""
     content: bytes | None = field(default=None, repr=False)
-    """Kept from when it is bound until the kernel forgets the inode; lost when the process that has it ends."""
+    """Kept from when it is bound until the kernel forgets the inode."""
+    kept: bool = False
+    """Whether the next process will find the content as well."""
     in_doubt: bool = False
     """Whether it may be opened only when the store says that it still has this content."""
     opened: bool = False
@@ -58,6 +60,11 @@ class Version:
 
 
 Inode = Directory | Version
+
+
+def is_known(inode: Inode) -> bool:
+    """Whether the kernel holds a reference. It does for as long as the inode is open, mapped or watched."""
+    return inode.lookups > 0
 
 
 def is_of(component: str, key: DirectoryKey | LeafKey) -> bool:

@@ -1,5 +1,6 @@
 """What the journal is told of inodes, and inodes made of what it says."""
 
+from secretfs.cache.warm_restart import WarmMemory
 from secretfs.errors import JournalUnreadable
 from secretfs.fs.inode import Directory, Inode, Version
 from secretfs.fs.journal import Flag, Journal, Record
@@ -7,10 +8,11 @@ from secretfs.fs.keys import DirectoryKey, LeafKey, key_from_text, key_to_text
 
 
 class InodeRecords:
-    """The inodes in a journal."""
+    """The inodes in a journal. ``memory`` has the contents of files, by digest."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, memory: WarmMemory) -> None:
         self._journal = journal
+        self._memory = memory
 
     def write_down(self, inode: Inode, *, current: bool) -> None:
         """Add an inode that the kernel is about to hear of. ``current``: the path to its place leads to it."""
@@ -49,6 +51,9 @@ class InodeRecords:
         current = not revoked if record.pin else bool(record.flags & Flag.CURRENT)
         inode = _directory(record, key) if isinstance(key, DirectoryKey) else _version(record, key, current=current)
         inode.revoked = revoked
+        if isinstance(inode, Version) and inode.digest:
+            inode.content = None if revoked else self._memory.content(inode.digest)
+            inode.in_doubt = inode.content is None
         return inode, current
 
 
@@ -62,5 +67,4 @@ def _version(record: Record, key: LeafKey, *, current: bool) -> Inode:
     version.opened = bool(record.opens)
     if record.flags & Flag.BOUND:
         version.digest, version.size, version.modified = record.digest, record.size, record.modified
-        version.in_doubt = True
     return version

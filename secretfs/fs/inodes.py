@@ -10,13 +10,13 @@ The kernel counts its references (FUSE's nlookup); what it has forgotten and nob
 What the kernel knows is in the journal before it knows it, so that a process which takes over finds the same tree.
 """
 
-import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Collection
 
+from secretfs.cache.warm_restart import WarmMemory
 from secretfs.errors import JournalUnreadable
-from secretfs.fs.inode import Directory, Inode, Version, is_of
+from secretfs.fs.inode import Directory, Inode, Version, is_known, is_of
 from secretfs.fs.inode_numbers import InodeNumbers
 from secretfs.fs.inode_records import InodeRecords
 from secretfs.fs.journal import Journal, Record
@@ -42,12 +42,12 @@ ROOT_INODE = 1
 class Tree:
     """All inodes that the kernel knows, by number and by place."""
 
-    def __init__(self, journal: Journal | None = None) -> None:
-        """Begin a tree, or go on with the one that is in a journal. Raises `JournalUnreadable`."""
+    def __init__(self, journal: Journal | None = None, memory: WarmMemory | None = None) -> None:
+        """Begin a tree, or go on with the one in a journal, and in a memory of its key. Raises `JournalUnreadable`."""
         self._journal = journal or Journal()
-        self._records = InodeRecords(self._journal)
         self._numbers = InodeNumbers(self._journal)
-        self._digest_key = self._journal.digest_key
+        self._memory = memory or WarmMemory(self._journal.digest_key)
+        self._records = InodeRecords(self._journal, self._memory)
         self._inodes: dict[int, Inode] = {}
         self._holding: defaultdict[str, set[Version]] = defaultdict(set)
         """The versions whose content is in memory, by component; without control files and what is pinned."""
@@ -61,6 +61,7 @@ class Tree:
         """The files that were opened while another worker kept the journal, and when, in seconds since the epoch."""
         for record in self._journal.records():
             self._restore(record)
+        self._memory.sweep()
         self.root = self.directory(RootKey())
         if not self.root.lookups:
             self.add_ref(self.root)  # the kernel holds the root for as long as the mount lives
@@ -145,7 +146,7 @@ class Tree:
         """
         version = self.current(key)
         if version.answer != answer:
-            digest = self._digest(content)
+            digest = self._memory.digest(content)
             if version.digest and version.digest != digest:
                 version = self._replace(key)
             self._give(version, digest, content, modified)
@@ -164,8 +165,7 @@ class Tree:
     def superseded(self, key: LeafKey) -> list[Version]:
         """Return the versions that are not current and that the kernel may still have at this place, oldest first.
 
-        A reader has found the version after them before it was published. A watch on one of them hears of that when
-        `promote` has put the next one in its place.
+        Readers were faster than publishing. A watch on one of them hears of the next when `promote` has replaced it.
         """
         return list(self._superseded.get(key, ()))
 
@@ -225,7 +225,7 @@ class Tree:
             if isinstance(inode, Version):
                 inode.revoked, inode.content = True, None
                 self._let_go(inode)
-                opened += inode.opened and _is_known(inode)
+                opened += inode.opened and is_known(inode)
             elif isinstance(inode.key, PinnedSecretKey):
                 inode.revoked = True
             self._mark(inode)
@@ -238,12 +238,12 @@ class Tree:
 
     def discard(self, inode: Inode) -> None:
         """Drop an inode that was made for the kernel, and that the kernel did not take."""
-        if not _is_known(inode):
+        if not is_known(inode):
             self._drop_unknown(inode)
 
     def has_content(self, version: Version, content: bytes, modified: float) -> bool:
         """Whether a version has this content, which it is given if it is unbound or was inherited without its bytes."""
-        digest = self._digest(content)
+        digest = self._memory.digest(content)
         if version.digest in (b"", digest):
             self._give(version, digest, content, modified)
             version.in_doubt = False
@@ -282,8 +282,8 @@ class Tree:
                 self._add(inode)
             if isinstance(inode, Directory):
                 self._directories.setdefault(inode.key, inode)
-            elif inode.content is not None:
-                self._hold(inode)
+            else:
+                self._keep(inode)
             if not inode.slot:
                 self._records.write_down(inode, current=self.known(inode.key) is inode)
         self._journal.count(inode.slot, inode.lookups)
@@ -313,6 +313,8 @@ class Tree:
             self.inherited[key] = max(record.used, self.inherited.get(key, 0.0))
         elif inode.linked:
             self._superseded[inode.key] = sorted([*self._superseded[inode.key], inode], key=self._age)
+        if isinstance(inode, Version):
+            self._keep(inode)
         self._add(inode)
 
     def _age(self, inode: Inode) -> int:
@@ -323,7 +325,7 @@ class Tree:
         self._records.mark(inode, current=self.known(inode.key) is inode)
 
     def _drop_unknown(self, inode: Inode) -> None:
-        if _is_known(inode):
+        if is_known(inode):
             return
         self._remove(inode)
         if inode.slot:
@@ -342,7 +344,7 @@ class Tree:
 
     def _supersede(self, version: Version) -> None:
         """Let another version be the current one. This one stays as long as the kernel has it."""
-        if not _is_known(version):
+        if not is_known(version):
             self._detach(version)
             self._let_go(version)
             self._remove(version)
@@ -362,16 +364,18 @@ class Tree:
     def _give(self, version: Version, digest: bytes, content: bytes, modified: float) -> None:
         """Bind a version, or keep the newest copy of the content that it has: the cache has the same one."""
         version.content = content
-        self._hold(version)
-        if version.digest:
-            return
-        version.digest, version.size, version.modified = digest, len(content), modified
-        if version.slot:
+        if new := not version.digest:
+            version.digest, version.size, version.modified = digest, len(content), modified
+        self._keep(version)
+        if new and version.slot:
             self._journal.bind(version.slot, digest, version.size, modified)
 
-    def _hold(self, version: Version) -> None:
-        if not isinstance(version.key, ControlKey | PinnedValueKey):
-            self._holding[version.key.component].add(version)
+    def _keep(self, version: Version) -> None:
+        """Take note that a version has content, and keep that for the next process: if the kernel knows it."""
+        if version.lookups and version.content is not None:
+            version.kept = version.kept or self._memory.hold(version.digest, version.content)
+            if not isinstance(version.key, ControlKey | PinnedValueKey):
+                self._holding[version.key.component].add(version)
 
     def _remove(self, inode: Inode) -> None:
         self._inodes.pop(inode.number, None)
@@ -381,9 +385,9 @@ class Tree:
     def _let_go(self, version: Version) -> None:
         if not isinstance(version.key, ControlKey):
             self._holding[version.key.component].discard(version)
-
-    def _digest(self, content: bytes) -> bytes:
-        return hashlib.blake2b(content, key=self._digest_key, digest_size=16).digest()
+        if version.kept:
+            version.kept = False
+            self._memory.release(version.digest)
 
     def _replace(self, key: LeafKey) -> Version:
         superseded = self._current.get(key)
@@ -396,8 +400,3 @@ class Tree:
         version = Version(self._numbers.take(key), key)
         self._add(version)
         return version
-
-
-def _is_known(inode: Inode) -> bool:
-    """Whether the kernel holds a reference. It does for as long as the inode is open, mapped or watched."""
-    return inode.lookups > 0

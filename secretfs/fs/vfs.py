@@ -21,6 +21,7 @@ from itertools import count
 import trio
 
 from secretfs.cache.change import Change
+from secretfs.cache.warm_restart import WarmMemory
 from secretfs.errors import AppRemoved, NoSuchEntry, ReadOnly, SecretFSError, Superseded
 from secretfs.fs.attributes import AttributePolicy, Attributes, PermissionPolicy
 from secretfs.fs.caller import UNKNOWN, Caller
@@ -72,11 +73,12 @@ class SecretVFS:
         journal: Journal | None = None,
         *,
         kernel: Kernel | None = None,
+        memory: WarmMemory | None = None,
         apps: Collection[str] | None = None,
         declared: Declared = UNDECLARED,
         read_only: bool = False,
     ) -> None:
-        """Begin a file system, or go on with the one that a journal tells of. Raises `JournalUnreadable`.
+        """Begin a file system, or go on with the one that a journal and a memory have. Raises `JournalUnreadable`.
 
         With ``apps``, each of them has a directory at the root, and the views are named ``APP/COMPONENT``.
         """
@@ -88,7 +90,7 @@ class SecretVFS:
         self._polls = PollWaiters(self._journal, self._kernel.wake)
         self._failed = FailedLookups()
         self._requests = RequestPlaces()
-        self._tree = Tree(self._journal)
+        self._tree = Tree(self._journal, memory)
         self._attributes = AttributePolicy(permissions, self._journal.born)
         self.uses = Uses(self._tree, self._contents)
         """For those who hear of opens."""
@@ -107,6 +109,11 @@ class SecretVFS:
         """Take note of a change upstream, before it is published. Returns what of it this app may see."""
         return self._contents.observe(change)
 
+    def doubt(self, components: Collection[str]) -> None:
+        """Take nothing for right that is known of the files of stores, until they say so."""
+        for component in components:
+            self._tree.invalidate(component)
+
     def replace(
         self,
         views: Mapping[str, StoreView],
@@ -123,8 +130,7 @@ class SecretVFS:
             self._attributes.permissions = permissions
         before = self._contents.apps | self._tree.apps
         gone = before - frozenset(apps or ())
-        for component in self._contents.replace(views, apps):
-            self._tree.invalidate(component)
+        self.doubt(self._contents.replace(views, apps))
         for version in [version for component in changed for version in self._tree.detach_store(component)]:
             self._polls.wake(version.number)
         if gone:

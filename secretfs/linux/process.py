@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from secretfs.errors import ConfigurationError, Notice
+from secretfs.linux.secret_memory import has_swap
 
 CAP_DAC_OVERRIDE: Final = 1  # linux/capability.h
 CAP_IPC_LOCK: Final = 14
@@ -54,7 +55,7 @@ def forbid_dumps() -> Notice | None:
 def lock_memory() -> Notice | None:
     """Keep the memory of this process out of swap, if there is any. Returns a notice if that fails."""
     if not _may_lock_everything():
-        if not _has_swap():
+        if not has_swap():
             return None
         fix = "raise the limit for locked memory (LimitMEMLOCK=infinity)"
         return Notice("memory may be swapped out", fix=fix)
@@ -105,8 +106,3 @@ def _may_lock_everything() -> bool:
 def _is_in_initial_namespace() -> bool:
     """Whether rights lift limits: in a user namespace of our own the limit counts all the same (can_do_mlock)."""
     return Path("/proc/self/uid_map").read_text("ascii").split() == _EVERYBODY
-
-
-def _has_swap() -> bool:
-    swaps = Path("/proc/swaps")  # absent from a kernel that cannot swap
-    return swaps.exists() and len(swaps.read_bytes().splitlines()) > 1

@@ -4,6 +4,7 @@ Dapr parks a component whose store is missing and says so in a warning; here a r
 circle, is an error that names the whole chain. Secret scopes do not apply to references, as in Dapr (dapr/dapr 8176).
 """
 
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -62,6 +63,15 @@ class OpenedStore:
     def was_never_open(self) -> bool:
         """Whether nothing is known of the store, because it could not be opened yet."""
         return isinstance(self.store, UnopenedStore) and self.store.is_new
+
+    @property
+    def declaration(self) -> str:
+        """A digest of what decides which secrets a store has, here and where it takes its credentials from."""
+        own = self.component
+        items = [(item.name, item.value, item.env_ref, item.secret_key_ref) for item in own.items]
+        source = self.source.declaration if self.source else ""
+        text = repr((own.type.lower(), own.version, own.namespace, own.secret_store, own.app_id, items, source))
+        return hashlib.blake2b(text.encode(errors="surrogatepass")).hexdigest()
 
     @property
     def store(self) -> SecretStore:

@@ -16,6 +16,7 @@ import trio
 from secretfs.cache.change import Announce, Change, discard
 from secretfs.cache.freshness import Freshness
 from secretfs.cache.store_cache import CachedStore
+from secretfs.cache.warm_restart import NOTHING_KEPT, StoreMemory, WarmMemory
 from secretfs.dapr.component import Component
 from secretfs.dapr.declaration import Declaration, DeclaredStore
 from secretfs.dapr.references import component_references
@@ -38,11 +39,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RunningStore:
-    """A store, its cache and the task that keeps it fresh."""
+    """A store, its cache, the task that keeps it fresh, and what is kept of it for the next process."""
 
     opened: OpenedStore
     cached: CachedStore
     task: trio.CancelScope
+    memory: StoreMemory
 
 
 class ScopedStore(NamedTuple):
@@ -70,9 +72,15 @@ class StoreSet:
     """
 
     def __init__(
-        self, registry: Registry, default: Freshness, nursery: trio.Nursery, announce: Announce = discard
+        self,
+        registry: Registry,
+        default: Freshness,
+        nursery: trio.Nursery,
+        announce: Announce = discard,
+        memory: WarmMemory = NOTHING_KEPT,
     ) -> None:
         self._announce = announce
+        self._memory = memory
         self._registry = registry
         self._default = default
         self._nursery = nursery
@@ -177,6 +185,7 @@ class StoreSet:
         changes = [change for name in stores if name in shown if (change := self._rescoped(name, shown[name].scope))]
         replaced = frozenset(served.opened.component.name for served in gone if not self._is_same_kind(served))
         for served in gone:
+            served.memory.end()
             name = served.opened.component.name
             if name in now and name not in replaced:
                 now[name].cached.inherit(served.cached)
@@ -262,8 +271,9 @@ class StoreSet:
 
     async def _run(self, opened: OpenedStore, *, task_status: trio.TaskStatus[RunningStore]) -> None:
         with trio.CancelScope() as task:
-            cached = CachedStore(opened.client, opened.freshness, self._nursery, self._announce_shown)
-            task_status.started(RunningStore(opened, cached, task))
+            memory = self._memory.store(opened.component.name, opened.declaration)
+            cached = CachedStore(opened.client, opened.freshness, self._nursery, self._announce_shown, memory)
+            task_status.started(RunningStore(opened, cached, task, memory))
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(cached.keep_fresh)
                 nursery.start_soon(_refresh_references, opened)

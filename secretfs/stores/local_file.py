@@ -94,7 +94,10 @@ class FileStore:
         return frozenset(name for name, it in known.items() if now.get(name) == it.secret)
 
     def watch(self, changed: Callable[[frozenset[str]], None]) -> None:
-        """Check the file twice a second: inotify reports neither a swapped symlink nor an edit on NFS."""
+        """Check the file twice a second: inotify reports neither a swapped symlink nor an edit on NFS.
+
+        What is there at first is reported, too: it may be different from what a process before this one has read.
+        """
         arguments = (changed, self._snapshot)
         threading.Thread(target=self._watch, args=arguments, name=f"watch of {self._path}", daemon=True).start()
 
@@ -104,6 +107,8 @@ class FileStore:
         self._snapshot = _Snapshot(self._snapshot.identity, {})
 
     def _watch(self, changed: Callable[[frozenset[str]], None], seen: _Snapshot) -> None:
+        if seen.secrets:
+            changed(frozenset(seen.secrets))
         while not self._closed.wait(_LOOK_EVERY):
             with contextlib.suppress(StoreError):  # a reader will get the error
                 self._current()

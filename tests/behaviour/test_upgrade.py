@@ -19,7 +19,7 @@ from tests.support.manifests import component
 from tests.support.mounted import Mounted, fuse_mounts, mounted
 from tests.support.readers import Readers
 from tests.support.secrets_file import SecretsFile, file
-from tests.support.shell import errno_of, wait_until
+from tests.support.shell import down, errno_of, wait_until
 from tests.support.waiting import PATIENCE
 from tests.support.watching import watching
 
@@ -128,6 +128,20 @@ def test_an_upgrade_of_a_live_mount(
         assert secretfs("status", mount.path).status == 0
         assert secretfs("unmount", mount.path).status == 0
         mount.process.wait(PATIENCE)
+
+
+def test_a_version_that_is_not_to_be_had(components: Path, file: SecretsFile, site: Site) -> None:
+    """takeover-3: A file that is open at a version that nobody has kept, as at an upgrade, is ESTALE if it changed."""
+    env = site.environment  # the version before kept no values for the next process
+    with (
+        mounted(components, expect_log=[r"process \d+ ended"], env=env) as mount,
+        (mount.path / "file/token").open("rb", buffering=0) as token,
+    ):
+        site.install(ROOT / "secretfs")
+        with down(mount):
+            file.write({"token": NEW})
+        assert errno_of(token.read) == "ESTALE"
+        assert (mount.path / "file/token").read_text() == NEW
 
 
 def test_a_downgrade_of_a_live_mount(components: Path, site: Site, tmp_path: Path) -> None:

@@ -752,3 +752,24 @@ async def test_to_look_at_an_answer_is_not_to_use_it(nursery: trio.Nursery, mock
     assert shelf.peek("looked at")
     shelf.drop_idle(10)
     assert list(shelf) == ["used"]
+
+
+async def test_secrets_that_keep_failing_do_not_keep_others_from_being_renewed(
+    nursery: trio.Nursery, autojump_clock: MockClock, expect_log: ExpectLog
+) -> None:
+    failing = [f"bad-{number}" for number in range(8)]
+    store = MemoryStore({name: {"key": VALUE} for name in (*failing, "good")})
+    cached = AtOnce("vault", store, Freshness(ttl=1), nursery)
+    for name in failing:
+        await use(cached, name)
+    await trio.sleep(0.5)
+    await use(cached, "good")  # which is due after them
+    nursery.start_soon(cached.keep_fresh)
+    store.put("good", {"key": b"new"})
+    store.refused = {f"fetch:{name}": MalformedAnswer("no") for name in failing}
+    expect_log("no")
+    await trio.sleep(10)
+    answer = cached._secrets.known("good")
+    assert answer is not None
+    assert isinstance(answer.value, Secret)
+    assert answer.value.values == {"key": b"new"}

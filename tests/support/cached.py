@@ -12,6 +12,7 @@ from secretfs.cache.client import StoreClient
 from secretfs.cache.freshness import Freshness
 from secretfs.cache.store_cache import CachedStore
 from secretfs.cache.ttl_cache import CachedAnswer
+from secretfs.cache.warm_restart import StoreMemory
 from secretfs.store import Secret, SecretStore
 from tests.support.memory_store import MemoryStore
 
@@ -32,10 +33,11 @@ class Cached(CachedStore):
         store_type: str = "",
         *,
         announce: Announce = discard,
+        memory: StoreMemory | None = None,
     ) -> None:
         client = self.client_type(component, store, freshness.ttl, freshness.deadline, store_type)
         self.clients[client] = trio.lowlevel.current_trio_token()
-        super().__init__(client, freshness, nursery, announce)
+        super().__init__(client, freshness, nursery, announce, memory)
 
 
 async def use(cached: CachedStore, name: str) -> CachedAnswer[Secret]:

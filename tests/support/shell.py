@@ -2,15 +2,17 @@
 
 import errno
 import os
+import select
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.command import secretfs
-from tests.support.mounted import fuse_mounts
+from tests.support.mounted import Mounted, fuse_mounts
 from tests.support.waiting import PATIENCE
 from tests.support.waiting import wait_until as wait_until  # noqa: PLC0414 - tests import it from here
 
@@ -92,3 +94,17 @@ def stop(pid: int) -> None:
     """Stop a process, and return when it has stopped: on a loaded machine a signal takes its time."""
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(") ")[2][0] == "T")
+
+
+@contextmanager
+def down(mount: Mounted) -> Iterator[None]:
+    """Leave the mount without a worker: it is killed, and the supervisor cannot start another one yet."""
+    stop(mount.process.pid)
+    worker = os.pidfd_open(mount.worker)
+    signal.pidfd_send_signal(worker, signal.SIGKILL)
+    select.select([worker], [], [], 10)
+    os.close(worker)
+    try:
+        yield
+    finally:
+        os.kill(mount.process.pid, signal.SIGCONT)

@@ -1,0 +1,35 @@
+"""The supervisor's part for an arena: it holds the segments, and a successor gets descriptors of its own."""
+
+import os
+
+from secretfs.cache.arena import Arena, Storage
+from secretfs.linux import secret_memory
+
+KEY = bytes(range(32))
+
+
+class HeldMemory(Storage):
+    """Segments in memory, by number. ``limit`` is how many bytes there are."""
+
+    def __init__(self, limit: int = 1 << 40) -> None:
+        self.limit = limit
+        self.held: dict[int, int] = {}
+
+    def create(self, size: int) -> int:
+        """Return a memory file."""
+        if size > self.limit:
+            raise OSError
+        self.limit -= size
+        return secret_memory.create(size)
+
+    def keep(self, number: int, descriptor: int) -> None:
+        """Hold a segment."""
+        self.held[number] = os.dup(descriptor)
+
+    def drop(self, number: int) -> None:
+        """Hold it no more."""
+        os.close(self.held.pop(number))
+
+    def arena(self) -> Arena:
+        """Return the arena as the next process gets it."""
+        return Arena(KEY, self, {number: os.dup(descriptor) for number, descriptor in self.held.items()})
