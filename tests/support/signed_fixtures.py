@@ -22,28 +22,15 @@ class Kind:
     region: str
     key_id: str
     key_secret: str
-    more: tuple[tuple[str, str], ...]
-    where: str
-    """The host in messages."""
 
-    def properties(self, clouds: Clouds, **more: str) -> dict[str, str]:
+    def properties(self, **more: str) -> dict[str, str]:
         """Return the properties of a component, with or without other ones."""
-        region = {name: value for name, value in self.more if name == self.region}
-        return {self.key_id: KEY, self.key_secret: secret("access-key"), **region, **more}
+        return {self.key_id: KEY, self.key_secret: secret("access-key"), self.region: "cn-north-4", **more}
 
 
-ALIBABA = Kind(
-    "secretstores.alicloud.parameterstore", "regionId", "accessKeyId", "accessKeySecret",
-    (("regionId", "cn-hangzhou"), ("token", "securityToken")), "oos.cn-hangzhou.aliyuncs.com",
-)  # fmt: skip
-HUAWEI = Kind(
-    "secretstores.huaweicloud.csms", "region", "accessKey", "secretAccessKey",
-    (("region", "cn-north-4"),), "kms.cn-north-4.myhuaweicloud.com",
-)  # fmt: skip
-TENCENT = Kind(
-    "secretstores.tencentcloud.ssm", "region", "secretId", "secretKey",
-    (("region", "ap-guangzhou"), ("token", "token")), "ssm.tencentcloudapi.com",
-)  # fmt: skip
+ALIBABA = Kind("secretstores.alicloud.parameterstore", "regionId", "accessKeyId", "accessKeySecret")
+HUAWEI = Kind("secretstores.huaweicloud.csms", "region", "accessKey", "secretAccessKey")
+TENCENT = Kind("secretstores.tencentcloud.ssm", "region", "secretId", "secretKey")
 KINDS = (ALIBABA, HUAWEI, TENCENT)
 
 
@@ -57,6 +44,6 @@ def opened(
     kind: Kind, clouds: Clouds, properties: Mapping[str, str] | None = None, *, deadline: float = support.DEADLINE
 ) -> AbstractContextManager[SecretStore]:
     """Open a store that speaks with these clouds."""
-    properties = kind.properties(clouds) if properties is None else properties
+    properties = kind.properties() if properties is None else properties
     annotations = {"secretfs/endpoint": clouds.address}
     return support.opened(kind.type, properties, deadline=deadline, annotations=annotations)

@@ -16,7 +16,7 @@ from typing import Any
 import botocore.session
 from botocore.config import Config
 from botocore.credentials import ContainerProvider
-from botocore.exceptions import BotoCoreError, ProfileNotFound
+from botocore.exceptions import BotoCoreError, CredentialRetrievalError, ProfileNotFound
 from botocore.loaders import Loader, create_loader
 from botocore.utils import ContainerMetadataFetcher
 from urllib3.util import parse_url
@@ -70,6 +70,9 @@ class Session(botocore.session.Session):  # type: ignore[misc]  # botocore has n
         self.set_config_variable("region", self.region)
         self.register("before-send", transport.send_for_sdk)
         chain = self.get_component("credential_provider")
+        for provider in chain.providers:
+            if hasattr(provider, "_prompter"):  # no way of its own to say that nobody is there who could be asked
+                provider._prompter = _refuse_to_ask  # noqa: SLF001
         container = ContainerProvider(fetcher=_ContainerMetadata(_ForAgents(transport), sleep=lambda _: None))
         chain.providers = [container if isinstance(it, ContainerProvider) else it for it in chain.providers]
 
@@ -109,6 +112,11 @@ class Session(botocore.session.Session):  # type: ignore[misc]  # botocore has n
 def _data() -> Loader:
     """Return what reads the models of the services. Shared, because it keeps them, and finding them costs most."""
     return create_loader()
+
+
+def _refuse_to_ask(_: str) -> str:
+    """Stand in for the prompt for a code of a device (MFA)."""
+    raise CredentialRetrievalError(provider="assume-role", error_msg="the role wants a code of a device")
 
 
 class _ForAgents:

@@ -26,6 +26,7 @@ from secretfs.errors import ConfigurationError
 
 SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
 TOKEN_URI: Final = "https://oauth2.googleapis.com/token"  # noqa: S105 - an address
+_GCLOUD: Final = "~/.config/gcloud"
 _AWS: Final = "urn:ietf:params:aws:token-type:aws4_request"
 
 Credentials = Any
@@ -58,9 +59,8 @@ def default_credentials() -> Credentials:
     named = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
     if named:
         return _of_file("GOOGLE_APPLICATION_CREDENTIALS", Path(named))
-    file = Path(
-        os.environ.get("CLOUDSDK_CONFIG") or Path.home() / ".config/gcloud", "application_default_credentials.json"
-    )
+    home = os.path.expanduser(_GCLOUD)  # noqa: PTH111 - that of Path raises where there is no home directory
+    file = Path(os.environ.get("CLOUDSDK_CONFIG") or home, "application_default_credentials.json")
     if file.exists():
         return _of_file("the credentials of gcloud", file)
     # Imported here, because it takes the package requests, and 0.1 s.

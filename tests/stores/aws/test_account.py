@@ -171,6 +171,18 @@ def test_a_profile_with_a_role(aws: Aws, config: Path, tmp_path: Path) -> None:
     assert aws.signers == [KEY, "ASIA0001"]
 
 
+def test_nobody_is_asked_for_a_code_of_a_device(aws: Aws, config: Path, tmp_path: Path) -> None:
+    """The daemon has no terminal, and may have that of somebody else."""
+    write_keys(tmp_path, "base", KEY, secret("secret-key"))
+    role = f"role_arn = {ROLE}\nsource_profile = base\nmfa_serial = arn:aws:iam::123456789012:mfa/me\n"
+    config.write_text(f"[default]\n{role}region = {REGION}\n")
+    with (
+        opened(SECRETS, {"endpoint": aws.address}) as store,
+        pytest.raises(AccessDenied, match=r"^secret db: the source of the credentials gives none \(assume-role\)$"),
+    ):
+        store.fetch("db")
+
+
 def web_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str = WEB_TOKEN) -> Path:
     """Set what EKS sets in a pod whose service account has a role (IRSA)."""
     file = tmp_path / "token"

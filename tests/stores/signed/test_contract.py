@@ -43,7 +43,7 @@ class TestAlibaba(StoreContract):
     @pytest.fixture
     def unreachable(self, clouds: Clouds) -> Iterator[SecretStore]:
         annotations = {"secretfs/endpoint": "http://127.0.0.1:1"}
-        with support.opened(self.kind.type, self.kind.properties(clouds), annotations=annotations) as store:
+        with support.opened(self.kind.type, self.kind.properties(), annotations=annotations) as store:
             yield store
 
     @pytest.fixture

@@ -57,10 +57,10 @@ def test_what_can_never_work_stops_the_mount(kind: Kind, clouds: Clouds) -> None
             pass
 
     for name in (kind.region, kind.key_id, kind.key_secret):
-        refused(kind.properties(clouds, **{name: ""}), clouds.address, f"{name} is required")
-    wrong = kind.properties(clouds, **{kind.region: "a.b/c"})
+        refused(kind.properties(**{name: ""}), clouds.address, f"{name} is required")
+    wrong = kind.properties(**{kind.region: "a.b/c"})
     refused(wrong, clouds.address, f"store: {kind.region} is not the name of a region")
-    refused(kind.properties(clouds), "localhost", "store: secretfs/endpoint is not a URL")
+    refused(kind.properties(), "localhost", "store: secretfs/endpoint is not a URL")
 
 
 def test_settings_have_no_repr(kind: Kind, clouds: Clouds) -> None:
@@ -89,7 +89,7 @@ def test_a_new_version_is_the_newest(clouds: Clouds, store: SecretStore) -> None
 
 def test_wrong_keys_are_refused(kind: Kind, clouds: Clouds) -> None:
     for name in (kind.key_id, kind.key_secret):
-        with opened(kind, clouds, kind.properties(clouds, **{name: "WRONG"})) as store:
+        with opened(kind, clouds, kind.properties(**{name: "WRONG"})) as store:
             error = failure(store)
         assert isinstance(error, AccessDenied)
         assert "the access keys are refused (" in str(error)
@@ -99,7 +99,7 @@ def test_wrong_keys_are_refused(kind: Kind, clouds: Clouds) -> None:
 def test_tokens_of_temporary_keys(clouds: Clouds, kind_: Kind, name: str) -> None:
     clouds.put("db", secret("db").encode())
     clouds.token = secret("token")
-    with opened(kind_, clouds, kind_.properties(clouds, **{name: secret("token")})) as store:
+    with opened(kind_, clouds, kind_.properties(**{name: secret("token")})) as store:
         assert store.fetch("db").values == {"db": secret("db").encode()}
         clouds.token = secret("another")
         assert isinstance(failure(store), AccessDenied)
