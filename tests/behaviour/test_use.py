@@ -1,6 +1,9 @@
 """What counts as a use, and what a store is asked in the background for it."""
 
 import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,7 @@ import pytest
 
 from tests.support.canary import secret
 from tests.support.manifests import component
-from tests.support.mounted import Mounted, mounted
+from tests.support.mounted import Mounted, mounted, supervisor
 from tests.support.shell import run, wait_until
 
 pytestmark = pytest.mark.mount
@@ -60,3 +63,25 @@ def test_values_leave_memory_during_an_outage(tmp_path: Path, annotation: str) -
         path.unlink()
         wait_until(lambda: status(mount, "file")["state"] == "down")
         wait_until(lambda: status(mount, "file")["cached_values"] == 0)
+
+
+def test_an_open_while_no_daemon_serves_is_a_use(tmp_path: Path) -> None:
+    """The next daemon hears of it, and looks whether the value has changed (takeover-6, fresh-6)."""
+    local_file(tmp_path, "file", {"opened": secret("1"), "not": secret("2")}, ttl="1h")
+    local_file(tmp_path, "another", {"a": secret()})
+    with mounted(tmp_path / "manifests", expect_log=[r"process \d+ ended"]) as mount:
+        path = mount.path / "file/opened"
+        assert path.stat().st_size == (mount.path / "file/not").stat().st_size
+        (mount.path / "another/a").read_bytes()  # from now on the kernel may open files by itself
+        stopped = supervisor(mount.path)
+        os.kill(stopped, signal.SIGSTOP)
+        os.kill(mount.worker, signal.SIGKILL)
+        with ThreadPoolExecutor(1) as pool:
+            opening = pool.submit(
+                lambda: os.close(os.open(path, os.O_RDONLY))
+            )  # waits, unless the kernel opens it by itself
+            wait([opening], timeout=1.0)
+            os.kill(stopped, signal.SIGCONT)
+            opening.result()
+        mount.said("took over")
+        wait_until(lambda: status(mount, "file")["cached_values"] == 1)
