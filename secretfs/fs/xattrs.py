@@ -38,7 +38,8 @@ async def get_xattr(contents: Contents, key: DirectoryKey | LeafKey, name: str) 
     read = _readers(key).get(name)
     secret: CachedAnswer[Secret] | None = None
     if read and isinstance(key, PinnedSecretKey | PinnedValueKey):
-        secret = await contents.pinned(key.directory)
+        issues = contents.reads_have_effects(key.directory.secret)
+        secret = contents.peek_pinned(key.directory) if issues else await contents.pinned(key.directory)
     elif read and isinstance(key, SecretKey | ValueKey):
         secret = await contents.ask(key.component, lambda view: view.secret_without_effects(key.name))
     value = read(secret) if read and secret else ""

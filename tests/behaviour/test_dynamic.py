@@ -117,6 +117,23 @@ def test_a_stat_or_an_open_by_name(mount: Mounted, engine: Engine, name: str) ->
     assert len(engine.users()) == 1
 
 
+def test_a_pair_of_one_credential(mount: Mounted, engine: Engine) -> None:
+    """dynamic-9: A stat or an open of `..data` in a role issues too; who holds it has the pair of one credential."""
+    role = mount.path / "database/app"
+    assert lines("ls", "-A", role) == []
+    assert errno_of(os.getxattr, role, "user.secretfs.version") == "ENODATA"
+    assert engine.users() == []
+    held = os.open(role / "..data", os.O_PATH | os.O_DIRECTORY)
+    try:
+        pair = [Path(f"/proc/self/fd/{held}", key).read_text(encoding="utf-8") for key in ("username", "password")]
+    finally:
+        os.close(held)
+    assert engine.users() == pair[:1]
+    assert engine.database.accepts(*pair)
+    assert pair == [cat(role / "username"), cat(role / "password")]
+    assert engine.users() == pair[:1]
+
+
 def test_everybody_shares_one_credential(mount: Mounted, engine: Engine) -> None:
     """dynamic-4: All readers of a role share one credential until its lease ends, however often `ttl` is over."""
     role = mount.path / "database/app"
