@@ -1,5 +1,6 @@
 """A mount that the version before made, while another version is installed in its place."""
 
+import errno
 import json
 import mmap
 import os
@@ -161,6 +162,37 @@ def test_a_downgrade_of_a_live_mount(components: Path, site: Site, tmp_path: Pat
         assert secretfs("unmount", mount.path).status == 0
         assert mount.process.wait(PATIENCE) == 0  # what the version before does not know of is no reason to go on
         assert str(mount.path) not in fuse_mounts()
+
+
+def test_a_rollback_while_a_version_is_held(file: SecretsFile, site: Site, tmp_path: Path) -> None:
+    """It takes the mount back also if somebody holds a `..data`, which it does not know (takeover-21)."""
+    before = (site.path / "secretfs").resolve()
+    site.install(ROOT / "secretfs")
+    file.write({"site": {"crt": OLD, "key": OLD}})
+    component(tmp_path / "components", "file", "local.file", {"secretsFile": file.path, "multiValued": "true"})
+    with mounted(tmp_path / "components", expect_log=[r"process \d+ ended"], env=site.environment) as mount:
+        directory = mount.path / "file/site"
+        held = os.open(directory / "..data", os.O_RDONLY | os.O_DIRECTORY)
+        with (directory / "..data/crt").open("rb", buffering=0) as crt:
+            for version, takeovers in ((before, 1), (ROOT / "secretfs", 2)):
+                site.install(version)
+                os.kill(mount.worker, signal.SIGTERM)
+                mount.said("took over", takeovers)
+                assert (directory / "key").read_text() == OLD
+                assert os.pread(crt.fileno(), 100, 0) == OLD.encode()
+                assert read_in(held, "crt") in (OLD, "ENOENT", "ESTALE")
+        os.close(held)
+        assert (directory / "..data/key").read_text() == OLD
+        assert secretfs("unmount", mount.path).status == 0
+        mount.process.wait(PATIENCE)
+
+
+def read_in(directory: int, name: str) -> str:
+    """Read a file in a directory that is open; returns its text, or the errno."""
+    try:
+        return Path(f"/proc/self/fd/{directory}", name).read_text(encoding="utf-8")
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
 
 
 def helpers(worker: int) -> set[str]:
