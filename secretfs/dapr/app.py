@@ -29,6 +29,7 @@ from secretfs.dapr.component_yaml import Field, Object
 from secretfs.dapr.documents import manifest_files, raw_texts, read_documents
 from secretfs.dapr.goyaml import MappingNode, parse
 from secretfs.dapr.permission_rules import given, group_id, parse_rules, refuse_unknown, user_id
+from secretfs.dapr.sources import file_identity
 from secretfs.errors import ConfigurationError, Notice, Source
 from secretfs.permissions import PermissionRule, parse_mode
 
@@ -63,7 +64,7 @@ def load_apps(directories: Sequence[Path], notices: list[Notice]) -> tuple[App, 
     """
     apps: dict[str, App] = {}
     for path in manifest_files(directories, notices):
-        declared, remarks = _apps_in(path, _identity(path))
+        declared, remarks = _apps_in(path, file_identity(path))
         notices += remarks
         for app in declared:
             earlier = apps.get(app.name)
@@ -82,15 +83,6 @@ def _apps_in(path: Path, identity: object) -> tuple[tuple[App, ...], tuple[Notic
     notices: list[Notice] = []
     documents = read_documents(path, notices, lambda text: bool(_MAY_BE_APP.search(text)))
     return tuple(app for document in documents for app in _apps_of(document.root)), tuple(notices)
-
-
-def _identity(path: Path) -> object:
-    """Return something that differs when the content of a file may differ."""
-    try:
-        status = path.stat()
-    except OSError:
-        return object()  # gone: reading it says so
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def apps_in_text(text: str, path: str, line: int) -> Iterable[App]:

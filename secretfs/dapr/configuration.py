@@ -11,12 +11,14 @@ Nothing here knows what a secret is, or asks whether a store exists.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 from secretfs.dapr.component import API_VERSION, Component
 from secretfs.dapr.configuration_yaml import Field
 from secretfs.dapr.goyaml import MAX_BYTES, parse, read_text, split_documents
+from secretfs.dapr.sources import file_identity
 from secretfs.errors import ConfigurationError, Notice, Source
 from secretfs.scopes import Access, SecretScope
 from secretfs.settings import nearest
@@ -209,6 +211,13 @@ class _Layer:
 
 
 def _load(path: Path, environ: Mapping[str, str]) -> _Layer:
+    """Read a file. One that is the same as before is not parsed again: a thousand apps may have one each."""
+    return _loaded(path, file_identity(path), frozenset(environ.items()))
+
+
+@lru_cache(maxsize=10_000)
+def _loaded(path: Path, identity: object, variables: frozenset[tuple[str, str]]) -> _Layer:
+    environ = dict(variables)
     file, whole = _File(read_text(path)), Source(str(path))
     text = expand_env(file.text, environ)
     if len(text) > MAX_BYTES:

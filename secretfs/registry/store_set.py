@@ -191,7 +191,7 @@ class StoreSet:
                 now[name].cached.inherit(served.cached)
         fresh = [served for name, served in now.items() if before.get(name) is not served]
         if not again or not all(served.opened.was_never_open for served in fresh):
-            log.info("serving %s", ", ".join(stores))
+            log.info("serving %s", ", ".join(now))
         others = frozenset(name for name, store in self._shown.items() if store.component in replaced)
         return ReloadResult(stores, changes, others)
 
