@@ -302,13 +302,15 @@ class _SecretsMemory(_AnswerMemory[Secret | StoreError]):
         if not isinstance(value, Secret):
             return None
         values = value.values.values()  # there may be many; none of this is a step of Python for each
-        line = json.dumps([key, value.version, value.modified, list(value.values), list(map(len, values))])
+        line = json.dumps(
+            [key, value.version, value.modified, value.stages, list(value.values), list(map(len, values))]
+        )
         return b"\n".join([line.encode(), b"".join(values)])
 
     def _read(self, written: list[Any], rest: bytes) -> Secret | StoreError:
         if len(written) == 1:
             return SecretNotFound(written[0])
-        version, modified, keys, lengths = written
+        version, modified, stages, keys, lengths = written
         ends = accumulate(lengths)
         values = {key: rest[end - length : end] for key, length, end in zip(keys, lengths, ends, strict=True)}
-        return Secret(values, version, modified)
+        return Secret(values, version, modified, tuple(stages))

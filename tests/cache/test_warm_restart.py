@@ -12,6 +12,7 @@ from secretfs.cache.freshness import Freshness
 from secretfs.cache.store_cache import CachedStore
 from secretfs.cache.warm_restart import StoreMemory, WarmMemory
 from secretfs.errors import AccessDenied, SecretNotFound, StoreUnavailable
+from secretfs.store import Secret
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce
 from tests.support.cached import use
@@ -61,6 +62,17 @@ class Process:
 @pytest.fixture
 def process(memory: HeldMemory, store: MemoryStore) -> Process:
     return Process(memory, store)
+
+
+async def test_all_that_is_known_of_a_version_comes_back(
+    process: Process, autojump_clock: MockClock, store: MemoryStore
+) -> None:
+    store.secrets["db"] = Secret({"key": VALUE}, "version", 12.5, ("AWSCURRENT", "blue"))
+    async with process.run() as cached:
+        await cached.fetch("db")
+    async with process.run() as cached:
+        assert (await cached.fetch("db")).value == store.secrets["db"]
+    assert store.calls["fetch:db"] == 1
 
 
 async def test_what_is_fresh_is_served_for_what_is_left_of_its_ttl(
