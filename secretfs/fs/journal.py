@@ -86,6 +86,9 @@ class Flag(IntFlag):
     """It belongs to an app that has been removed: nobody may read it any more."""
 
 
+_KEPT: Final = int(Flag.BOUND | Flag.PINNED)
+
+
 @dataclass(frozen=True, slots=True)
 class StoreRecord:
     """A store as it was served."""
@@ -246,14 +249,14 @@ class Journal:
 
     def flag(self, slot: int, flags: Flag) -> None:
         """Write the flags of an inode, except BOUND and PINNED."""
-        self._words[slot + _Field.FLAGS] = flags | (self._words[slot + _Field.FLAGS] & (Flag.BOUND | Flag.PINNED))
+        self._words[slot + _Field.FLAGS] = int(flags) | (self._words[slot + _Field.FLAGS] & _KEPT)
 
     def bind(self, slot: int, digest: bytes, size: int, modified: float) -> None:
         """Write what identifies the content of a version. Done once: a version never changes."""
         self._words[slot + _Field.SIZE] = size
         self._words[slot + _Field.MODIFIED] = _bits(modified)
         self._put(slot + _Field.DIGEST, digest)
-        self._words[slot + _Field.FLAGS] |= Flag.BOUND
+        self._words[slot + _Field.FLAGS] |= int(Flag.BOUND)
 
     def add_waiter(self, message: bytes) -> int:
         """Add the message that wakes a poller. Returns the slot to `drop` when it is no longer needed."""

@@ -193,6 +193,8 @@ def parent_of(component: str) -> RootKey | AppKey:
 
 def key_to_text(key: DirectoryKey | LeafKey) -> bytes:
     """Return a key as text, without its pin. Names stay as they are, also those that are not UTF-8."""
+    if type(key) is ValueKey:  # as most are
+        return json.dumps([_NAMES[ValueKey], *key]).encode()
     if key.pin:
         key = _unpinned(key)
     parts = [getattr(key, name) for name in type(key).__match_args__]
