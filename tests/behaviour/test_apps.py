@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import mmap
 import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -244,6 +246,34 @@ def test_an_app_that_hammers_starves_no_other(host: Host, tmp_path: Path) -> Non
         assert calls() == busy
         assert "app orders: 16 calls wait for their turn, 4 run" in secretfs("status", mount.path).out
         subprocess.run(["umount", "--lazy", "--force", mount.path], check=True)
+
+
+@pytest.mark.parametrize("round", range(3))
+def test_a_kill_while_an_app_is_removed(host: Host, file: SecretsFile, round: int) -> None:  # noqa: A002
+    """A daemon that is killed while it drops the bytes of a removed app is replaced: nothing hangs (app-13)."""
+    file.write({"many": {f"key-{number}": secret(str(number)) for number in range(100)}})
+    told = ["killed by SIGKILL"]
+    with mounted(host.components, options=host.options, mountpoint=host.mountpoint, expect_log=told) as mount:
+        directory = mount.path / "billing/file/many"
+        descriptors = [os.open(directory / f"key-{number}", os.O_RDONLY) for number in range(100)]
+        try:
+            maps = [mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) for descriptor in descriptors]
+            assert [memory[:].decode() for memory in maps] == [secret(str(number)) for number in range(100)]
+            host.remove("billing")
+            worker = os.pidfd_open(mount.worker)
+            with ThreadPoolExecutor(1) as thread:
+                asked = thread.submit((mount.path / ".secretfs/reload").write_text, "*")
+                mount.said("removed billing: files that are still open fail")
+                time.sleep(round / 100)  # each time somewhere else in that work
+                signal.pidfd_send_signal(worker, signal.SIGKILL)
+                asked.exception()
+            os.close(worker)
+            mount.said("took over")
+            wait_until(lambda: {errno_of(os.pread, fd, 100, 0) for fd in descriptors} == {"ESTALE"})
+            assert (mount.path / "orders/file/many/key-7").read_text() == secret("7")
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
 KILLED_WHILE_IT_HANGS = ["does not answer: it is killed", r"ended \(it did not answer\)"]
