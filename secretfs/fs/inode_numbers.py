@@ -9,6 +9,7 @@ back, so that a number of the one is never a number of the other.
 """
 
 import hashlib
+from collections.abc import Collection
 from typing import Final
 
 from secretfs.fs.journal import Journal
@@ -52,10 +53,9 @@ class InodeNumbers:
         block, place = divmod(number - _BASE, 1 << _BLOCK_BITS)
         return self._permuted(block, backwards=True) << _BLOCK_BITS | place
 
-    def forget(self, app: str) -> None:
-        """Forget an app that has been removed."""
-        for component in [component for component in self._next if component.partition("/")[0] == app]:
-            del self._next[component]
+    def forget(self, apps: Collection[str]) -> None:
+        """Forget apps that have been removed."""
+        self._next = {name: number for name, number in self._next.items() if name.partition("/")[0] not in apps}
 
     def _permuted(self, block: int, *, backwards: bool = False) -> int:
         """Return where a Feistel network takes a block, or which block it takes there."""

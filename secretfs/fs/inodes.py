@@ -216,12 +216,9 @@ class Tree:
 
     def revoke(self, apps: Collection[str]) -> int:
         """Let nobody read the files of apps any more, whoever has them open. Returns how many have been opened."""
-        for app in apps:
-            self._numbers.forget(app)
+        self._numbers.forget(apps)
         opened = 0
-        for inode in list(self._inodes.values()):
-            if app_of_key(inode.key) not in apps:
-                continue
+        for inode in [inode for inode in self._inodes.values() if app_of_key(inode.key) in apps]:
             if isinstance(inode, Version):
                 inode.revoked, inode.content = True, None
                 self._let_go(inode)

@@ -77,6 +77,6 @@ def test_the_directory_of_an_app_has_a_number_of_its_own_block() -> None:
     keys: list[AppKey | FolderKey] = [AppKey("orders"), AppKey("billing"), FolderKey("orders/vault")]
     taken = [numbers.take(key) for key in keys]
     assert len({number >> 8 for number in taken}) == 3
-    numbers.forget("orders")
+    numbers.forget(["orders"])
     distances = [numbers.take(key) - before for key, before in zip(keys, taken, strict=True)]
     assert [distance == 1 for distance in distances] == [False, True, False]
