@@ -486,7 +486,7 @@ class FakeHand:
         self.world = world
         self.pid = 0
 
-    async def call(self, name: str, *_: bytes) -> None:
+    async def call(self, name: str, *_: bytes, **__: object) -> None:
         publisher, world = self.world.publisher, self.world
         grant = publisher.grant
         assert grant is not None
