@@ -53,4 +53,4 @@ print(secretfs_at(path)[3:])
 END
         as_nobody /mnt/python/bin/python mount.py
     """)
-    assert (done.status, done.out) == (0, "(65534, False, 65534, False)\n"), done.err
+    assert (done.status, done.out) == (0, "(65534, False, 65534, False, False)\n"), done.err
