@@ -115,7 +115,8 @@ apt_get() {
 
 # Whatever decides what ends up in .venv. The path is part of it: a virtual environment cannot be moved.
 fingerprint() {
-    { echo "$venv" && "$python" -VV && cat pyproject.toml requirements/*.txt scripts/setup.sh; } | sha256sum
+    { echo "$venv" && "$python" -VV && cat pyproject.toml setup.py secretfs/*/*.c requirements/*.txt scripts/setup.sh; } |
+        sha256sum
 }
 
 pip_install() {
@@ -137,7 +138,7 @@ install_python() {
         locked -r requirements/build.txt
         say "installing what secretfs needs (pyfuse3 is compiled, which takes a moment)"
         locked -r requirements/run.txt
-        pip_install --no-deps --no-build-isolation --no-index --editable .
+        pip_install --no-deps --no-build-isolation --no-index --editable . # compiles what is optional, where that works
         echo "$now" >"$venv/.ready-run"
     fi
     if [[ $profile == dev ]]; then

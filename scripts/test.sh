@@ -13,9 +13,13 @@ cd "$(dirname "$0")/.."
 # Nothing that starts a server, or a process for each test.
 quick=(tests/{cache,dapr,fs,fuse,registry,stores/_http} tests/stores/test_*.py tests/vectors tests/test_{durations,scopes,settings}.py)
 
+# What differs where the kernel answers by itself (--kernel-answers) is tested once more, in the suite "kernel".
+again=(tests/behaviour/test_{access,apps,control,reload,rotation,takeover,use}.py)
+
 # The longest first: name, then what pytest is given. The last one has whatever the others have not.
 suites=(
     "behaviour tests/behaviour --ignore=tests/behaviour/test_systemd.py"
+    "kernel ${again[*]}"
     "stores tests/stores"
     "daemon tests/daemon tests/linux"
     "systemd tests/behaviour/test_systemd.py"
@@ -35,6 +39,7 @@ build_servers() {
 run_suite() {
     local scratch=$1 name=$2 status=0
     mkdir "$scratch/$name"
+    [[ $name != kernel ]] || export SECRETFS_KERNEL_ANSWERS=1
     TMPDIR=$scratch/$name COVERAGE_FILE=$scratch/coverage.$name .venv/bin/python -m pytest \
         --basetemp="$scratch/$name/pytest" -o cache_dir="$scratch/$name/cache" --cov --cov-report= "${@:3}" \
         >"$scratch/$name.log" 2>&1 || status=$?

@@ -41,6 +41,7 @@ from secretfs.errors import (
     StoreUnavailable,
     as_store_error,
 )
+from secretfs.fuse import inode_for_handle, session
 from secretfs.linux import preflight
 from secretfs.linux.mountinfo import is_mounted, mount_ids, surrounding
 from secretfs.linux.mountpoint import is_dead, is_empty, require_place, resolve
@@ -127,7 +128,9 @@ def to_json(findings: Sequence[Finding]) -> str:
 # --- the machine ---
 
 
-def examine_machine(mountpoint: Path | None, *, allow_other: bool, nonempty: bool) -> Iterator[Finding]:
+def examine_machine(
+    mountpoint: Path | None, *, allow_other: bool, nonempty: bool, kernel_answers: bool = False
+) -> Iterator[Finding]:
     """Look at the kernel, at what this user may do in it, and at the place of the mount, if one is named."""
     yield _kernel(platform.release())
     yield _passes("device", preflight.require_device, _device)
@@ -138,6 +141,7 @@ def examine_machine(mountpoint: Path | None, *, allow_other: bool, nonempty: boo
     yield _unless(forbid_dumps(), "core dumps", "none is made of a process that holds secrets, and none may trace it")
     yield _unless(lock_memory(), "memory", "no secret is swapped out")
     yield _packages()
+    yield _warm_reads(session.HOOK, kernel_answers=kernel_answers)
     if mountpoint is not None:
         yield from _place(mountpoint, nonempty=nonempty)
 
@@ -180,6 +184,18 @@ def _kernel(release: str) -> Finding:
 def _packages() -> Finding:
     versions = ", ".join(f"{name} {number}" for name in _PACKAGES if (number := _version(name)))
     return Finding("packages", f"secretfs {secretfs.__version__}, Python {platform.python_version()}, {versions}")
+
+
+def _warm_reads(hook: inode_for_handle.Hook | None, *, kernel_answers: bool) -> Finding:
+    """Say who will answer warm reads and listings."""
+    check = "warm reads"
+    if kernel_answers and hook is None:
+        fix = "install a C compiler, and secretfs again; or leave --kernel-answers out"
+        return Finding.warn(check, f"the daemon answers each, by two messages: {inode_for_handle.LACKING}", fix)
+    if kernel_answers:
+        return Finding(check, f"the kernel answers them: requests get their inode as handle ({hook and hook.name})")
+    can = "can be had" if hook else "cannot be had here"
+    return Finding(check, f"the daemon answers each, by two messages; --kernel-answers {can}")
 
 
 def _version(package: str) -> str:

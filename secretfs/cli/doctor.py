@@ -54,7 +54,8 @@ def _doctor(mountpoint: Path | None, *, as_json: bool, **flags: Any) -> NoReturn
 
 def _diagnose(mountpoint: Path | None, flags: dict[str, Any]) -> Iterator[Finding]:
     """Make all findings, each when it is found."""
-    yield from examine_machine(mountpoint, allow_other=flags["allow_other"], nonempty=flags["nonempty"])
+    place = {name: flags[name] for name in ("allow_other", "nonempty", "kernel_answers")}
+    yield from examine_machine(mountpoint, **place)
     options = MountOptions(mountpoint or Path(), allow_other=flags["allow_other"], uid=flags["uid"])
     for notice in options.notices:
         yield Finding.warn("flags", str(notice), "give that flag as well, unless only root shall read")

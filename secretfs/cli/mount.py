@@ -6,7 +6,16 @@ from typing import Any, NoReturn
 
 import click
 
-from secretfs.cli.options import NONEMPTY, PATH, audience, freshness, sources, take_freshness, take_sources
+from secretfs.cli.options import (
+    KERNEL_ANSWERS,
+    NONEMPTY,
+    PATH,
+    audience,
+    freshness,
+    sources,
+    take_freshness,
+    take_sources,
+)
 from secretfs.daemon import start
 from secretfs.daemon.request import MountOptions, Request
 from secretfs.linux.log import log_to_stderr
@@ -25,6 +34,7 @@ from secretfs.linux.process import require_owner
     help="The regular file to log to.  [default: syslog, or with -f standard error]",
 )
 @NONEMPTY
+@KERNEL_ANSWERS
 @audience
 @click.argument("mountpoint", type=PATH)
 def mount_command(

@@ -168,6 +168,14 @@ NONEMPTY = click.option(
 )
 
 
+KERNEL_ANSWERS = click.option(
+    "--kernel-answers/--no-kernel-answers",
+    envvar="SECRETFS_KERNEL_ANSWERS",
+    default=False,
+    help="Have the kernel answer warm reads and listings without asking the daemon.",
+)
+
+
 def take_sources(flags: dict[str, Any]) -> Sources:
     """Take the values of these flags out of all that a command was given. Raises `ConfigurationError`."""
     resources, configs, app_id, apps = (flags.pop(name) for name in ("resources", "configs", "app_id", "apps"))

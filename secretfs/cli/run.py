@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from secretfs.cli.options import (
+    KERNEL_ANSWERS,
     NONEMPTY,
     PATH,
     audience,
@@ -74,6 +75,7 @@ _ON_CHANGE = click.option(
     help="An existing empty directory to mount at.  [default: an empty one such as /mnt]",
 )
 @NONEMPTY
+@KERNEL_ANSWERS
 @click.option("--log-file", type=PATH, metavar="FILE", help="Where to log.  [default: warnings, to standard error]")
 @audience
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)

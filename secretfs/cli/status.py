@@ -148,12 +148,20 @@ def show(status: Mapping[str, Any], mountpoint: Path, now: float) -> StatusRepor
     app = f"app id {mount['app_id']}" if mount["app_id"] else "no app id"
     lines += [
         Line(""),
+        *_warm_reads(mount.get("warm_reads")),  # versions before do not have it
         Line(
             f"{mountpoint}: secretfs {mount['version']}, {app}, process {mount['pid']}, since {mount['started']}, "
             f"{mount['inodes']} inodes, taken over {mount['takeovers']} times"
         ),
     ]
     return StatusReport(lines, EXIT_UNWELL if wrong else 0)
+
+
+def _warm_reads(warm: Mapping[str, str] | None) -> Iterator[Line]:
+    """Say who answers warm reads, and why."""
+    if warm:
+        who = "the kernel" if warm["answered_by"] == "kernel" else "this daemon, by two messages each"
+        yield Line(f"warm reads are answered by {who}: {warm['reason']}")
 
 
 def _waiting(apps: Mapping[str, Mapping[str, int]], requests: Mapping[str, Mapping[str, int]]) -> Iterator[Line]:

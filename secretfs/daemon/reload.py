@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -49,12 +49,17 @@ class Reloader(Declared):
         show: Show,
         announce: Announce,
         apps: Collection[str] | None = None,
+        shown: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> None:
-        """``apps`` are those that are shown so far; None in a mount for a single app."""
+        """``apps`` are those that are shown so far; None in a mount for a single app.
+
+        ``shown`` is called when something else is shown, and a reload ends when it has returned.
+        """
         self._origin = origin
         self._stores = stores
         self._show = show
         self._announce = announce
+        self._shown = shown
         self._reloading = trio.Lock()
         self._loaded = origin.loaded
         self._pause = 0.0
@@ -114,6 +119,7 @@ class Reloader(Declared):
             self._announce(Change(component, whole=True))
         for change in replacement.changes:
             self._announce(change)
+        await self._shown()
         self._status = replace(self._status, apps=_names(declaration.apps))
 
     def _schedule_retry(self) -> None:

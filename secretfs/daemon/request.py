@@ -23,6 +23,8 @@ class MountOptions:
     """Permission bits of the files."""
     source: str = "secretfs"
     """What the table of mounts has as mounted. `mount -a` looks for what fstab has."""
+    kernel_answers: bool = False
+    """Have the kernel answer warm reads and listings without asking us."""
     default: Freshness = field(default_factory=Freshness)
     """Of the stores that do not say otherwise."""
 

@@ -4,13 +4,12 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pyfuse3
 import trio
 
 from secretfs.cache.change import Change
@@ -26,11 +25,12 @@ from secretfs.errors import MountError
 from secretfs.fs.catch_up import catch_up
 from secretfs.fs.journal import Journal
 from secretfs.fs.publish import Publisher
-from secretfs.fs.requests import PLACES
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import views_of
+from secretfs.fuse import session
 from secretfs.fuse.connection import Connection, connect
 from secretfs.fuse.control_mount import ControlMount
+from secretfs.fuse.expiry import Expiry
 from secretfs.fuse.opens import Opens, OpenWatcher
 from secretfs.fuse.operations import SecretOperations
 from secretfs.linux.mountinfo import read_only_secretfs, secretfs_at
@@ -100,7 +100,10 @@ async def serve(
             record_stores(journal, stores.shown)
             return changed
 
-        reloader = Reloader(origin, stores, show, announce, apps)
+        async def shown() -> None:
+            await expiry.run()
+
+        reloader = Reloader(origin, stores, show, announce, apps, shown)
         read_only = read_only_secretfs(options.mountpoint)
         vfs = SecretVFS(
             views_of(started), permissions, nursery, declaration.context.app_id, journal,
@@ -109,6 +112,7 @@ async def serve(
         publisher = Publisher(
             vfs, options.mountpoint, helpers.publishing, announced, observer.changed, device=read_only
         )
+        expiry = Expiry(connection, helpers.publishing, vfs.changes)
         vfs.doubt(edited_stores(journal, stores.shown) if inherited else ())
         replaced = replaced_stores(journal, stores.shown) if inherited else frozenset[str]()
         for component in sorted(show(declaration, ReloadResult(started, (), replaced))):
@@ -116,16 +120,13 @@ async def serve(
         device = _take_name(options.mountpoint)
         opens = await _watch_opens(vfs, options.mountpoint, helpers.asking, handover, nursery)
         requests = None if read_only is None else ControlMount(options.mountpoint, read_only, nursery)
-        operations = SecretOperations(vfs, publisher, connection, opens, requests, vfs.request)
-        pyfuse3.init(operations, connection.offer(), set())  # which mounts nothing itself
-        for task in (publisher.run, reloader.on_change, reloader.on_signal):
-            nursery.start_soon(task)
-        nursery.start_soon(_evict_idle, vfs)
-        nursery.start_soon(publisher.evict_idle)
-        nursery.start_soon(catch_up, vfs.changes, announce)
-        nursery.start_soon(_announce, options.mountpoint, _whose(declaration), helpers.asking, handover, observer.ready)
+        session.begin(connection, SecretOperations(vfs, publisher, connection, opens, requests, vfs.request))
+        _start_all(nursery, publisher.run, publisher.evict_idle, reloader.on_change, reloader.on_signal)
+        _start_all(nursery, expiry.run, partial(_evict_idle, vfs), partial(catch_up, vfs.changes, announce))
+        ready = _Ready(options.mountpoint, _whose(declaration), expiry.done, observer.ready)
+        nursery.start_soon(_announce, ready, helpers.asking, handover)
         stop = await _until_unmounted_or_asked_to_stop(supervised=registry.hands_over)
-        pyfuse3.close(unmount=False)
+        session.end()
         registry.hands_over = stop is signal.SIGTERM and handover.outlives_us
         if stop is None:
             log.info("unmounted %s", options.mountpoint)
@@ -146,6 +147,11 @@ def _take_name(mountpoint: Path) -> int | None:
     return None
 
 
+def _start_all(nursery: trio.Nursery, *tasks: Callable[[], Awaitable[object]]) -> None:
+    for task in tasks:
+        nursery.start_soon(task)
+
+
 def _leave(handover: Handover, *, leased: bool) -> None:
     """Let nobody wait for us: the mount is gone, and what is left to do is to give back what stores were lent."""
     handover.release()
@@ -164,7 +170,8 @@ def _journal(inherited: Connection | None) -> Journal:
 
 def _mount(options: MountOptions, journal: Journal) -> Connection:
     clear(options.mountpoint)
-    return Connection(connect(options.mountpoint, options.source, allow_other=options.allow_other), journal)
+    descriptor = connect(options.mountpoint, options.source, allow_other=options.allow_other)
+    return Connection(descriptor, journal, kernel_answers=options.kernel_answers)
 
 
 async def _watch_opens(
@@ -197,7 +204,7 @@ async def _until_unmounted_or_asked_to_stop(*, supervised: bool) -> signal.Signa
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal)
-        await pyfuse3.main(max_tasks=PLACES)
+        await session.serve_requests()
         nursery.cancel_scope.cancel()
     return asked
 
@@ -216,25 +223,33 @@ def _whose(declaration: Declaration) -> str:
     return f"app id {app_id}" if app_id else "no app id"
 
 
-async def _announce(
-    mountpoint: Path, whose: str, helper: SyscallHelper, handover: Handover, ready: Callable[[], None]
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What is said when a mount is ready."""
+
+    mountpoint: Path
+    whose: str
+    expired: trio.Event
+    """Set when the kernel knows nothing any more that is to be confirmed."""
+    tell: Callable[[], None]
+
+
+async def _announce(ready: _Ready, helper: SyscallHelper, handover: Handover) -> None:
     """Say that the mount is ready when it answers through the kernel, as to its users; then feed the watchdog.
 
     The question is statvfs(2), which needs no store: it finds out whether we serve. Runs until the mount is gone.
     """
-    while not await _answers(mountpoint, helper):  # noqa: ASYNC110 - nothing tells when
+    with trio.move_on_after(ASK_AGAIN):  # a program that waits for a store may be in the way
+        await ready.expired.wait()
+    while not await _answers(ready.mountpoint, helper):  # noqa: ASYNC110 - nothing tells when
         await trio.sleep(ASK_AGAIN)
-    ready()
-    handover.notify(READY=1, STATUS=f"serves {mountpoint}")
-    how, app = (
-        "took over the mount at" if handover.inherited else "mounted at",
-        whose,
-    )
-    log.info("%s %s: %s, process %d", how, mountpoint, app, os.getpid())
+    ready.tell()
+    handover.notify(READY=1, STATUS=f"serves {ready.mountpoint}")
+    how = "took over the mount at" if handover.inherited else "mounted at"
+    log.info("%s %s: %s, process %d", how, ready.mountpoint, ready.whose, os.getpid())
     while handover.watchdog is not None:
         await trio.sleep(handover.watchdog / 4)
-        if await _answers(mountpoint, helper):
+        if await _answers(ready.mountpoint, helper):
             handover.notify(WATCHDOG=1)
 
 

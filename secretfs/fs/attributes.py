@@ -26,9 +26,6 @@ from secretfs.fs.keys import (
 )
 from secretfs.permissions import PermissionRule, Permissions, ViewPermissions
 
-DIRECTORY_TIMEOUT: Final = 60.0
-"""Seconds for which the kernel may keep the attributes of a directory, which never change."""
-
 FOREVER: Final = 1e8
 """Seconds for which the kernel may keep what never changes: three years."""
 
@@ -126,10 +123,12 @@ class AttributePolicy:
     permissions: PermissionPolicy
     born: float
 
-    def of_directory(self, directory: Directory, entry_timeout: float = 0.0) -> Attributes:
-        """Return the attributes of a directory."""
+    def of_directory(self, directory: Directory, now: float, entry_timeout: float = 0.0) -> Attributes:
+        """Return the attributes of a directory, at a moment of the owner's clock: the kernel is about to keep them."""
         uid, gid, mode = self.permissions.of(directory.key)
-        return Attributes(directory.number, S_IFDIR | mode, uid, gid, 0, self.born, DIRECTORY_TIMEOUT, entry_timeout)
+        timeout = directory.tell(now, self.born)
+        modified = directory.modified or self.born
+        return Attributes(directory.number, S_IFDIR | mode, uid, gid, 0, modified, timeout, entry_timeout)
 
     def of_file(self, version: Version, entry_timeout: float = 0.0) -> Attributes:
         """Return the attributes of a file: for ever, once its version is bound. Until then its size is not known."""

@@ -92,13 +92,26 @@ class Changes:
 
     def directories_in_use(self) -> list[Directory]:
         """Return the directories of all files whose content the kernel may have."""
-        found = {number: directory for number in self._tree.bound() if (directory := self.directory_of(number))}
-        return list({directory.number: directory for directory in found.values()}.values())
+        found = (self.directory_of(version.number) for version in self._tree.bound())
+        return list({directory.number: directory for directory in found if directory}.values())
 
     def directory(self, number: int) -> Directory | None:
         """Return a directory that the kernel may know."""
         inode = self._tree.inode(number) if number in self._tree else None
         return inode if isinstance(inode, Directory) else None
+
+    def entries(self) -> list[tuple[int, bytes]]:
+        """Return where the kernel may have versions that are to be confirmed: inode of the directory, and name."""
+        found: dict[tuple[int, bytes], None] = {}
+        for version in self._tree.bound():
+            if not (version.in_doubt and version.linked):
+                continue
+            with suppress(NoSuchEntry):  # its store is gone, and its directory with that
+                segment, parent = self.place(version.key)
+                directory = self._tree.known(parent)
+                if directory is not None:
+                    found[directory.number, segment] = None
+        return list(found)
 
     def successor(self, key: DirectoryKey | LeafKey) -> Inode:
         """Return a new version for a file's place, with what is in it if that is known, or a directory's directory."""
@@ -114,7 +127,7 @@ class Changes:
         """Count a reference to an inode and return what the kernel may know of it, and for how long."""
         self._tree.add_ref(inode)
         if isinstance(inode, Directory):
-            return self._attributes.of_directory(inode)
+            return self._attributes.of_directory(inode, trio.current_time())
         content = self._peek(inode.key)
         fresh = content is not None and content.serial == inode.answer
         remaining = max(0.0, content.expires - trio.current_time()) if content and fresh else 0.0

@@ -20,6 +20,7 @@ from secretfs.cache.deadlines import shared_deadline
 from secretfs.cache.health import Kind, State, Statistics
 from secretfs.cache.turns import NO_APP
 from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
+from secretfs.fs.kernel import WarmReads
 from secretfs.fs.keys import Control, ControlKey
 from secretfs.fs.names import encode
 from secretfs.fs.requests import Work
@@ -78,6 +79,8 @@ class MountStatus:
     """How many processes have served the mount before this one."""
     requests: Mapping[str, Work]
     """The kernel's requests that wait, by app, in a mount for many apps."""
+    warm_reads: WarmReads
+    """Who answers them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,10 @@ class StatusFile(RenderedFile):
                 "started": _timestamp(mount.started),
                 "inodes": mount.inodes,
                 "takeovers": mount.takeovers,
+                "warm_reads": {
+                    "answered_by": "kernel" if mount.warm_reads.by_kernel else "secretfs",
+                    "reason": mount.warm_reads.reason,
+                },
             },
             "declaration": {
                 "apps": declared.apps,

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 import trio
 
 from secretfs.errors import NoSuchEntry
-from secretfs.fs.attributes import DIRECTORY_TIMEOUT, FOREVER
+from secretfs.fs.attributes import FOREVER
 from secretfs.fs.content import Contents
 from secretfs.fs.control_files import ControlDirectory
+from secretfs.fs.inode import DIRECTORY_TIMEOUT
 from secretfs.fs.keys import (
     AppKey,
     Bulk,

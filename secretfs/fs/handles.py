@@ -16,6 +16,8 @@ from secretfs.fs.keys import LeafKey
 from secretfs.fs.listing import Listing
 
 _NUMBER = (1 << NUMBER_BITS) - 1
+_PLACE_BITS = 32
+_PLACE = (1 << _PLACE_BITS) - 1
 
 REPEATED_WITHIN: Final = 0.5
 """Seconds within which the kernel repeats a look-up that has failed."""
@@ -32,6 +34,12 @@ class Snapshot:
     expires: float
     """Until when it holds, on trio's clock."""
     opens: int = 0
+    read_at: float = 0.0
+    """When it was last read, likewise."""
+
+
+SNAPSHOT_IDLE: Final = 600.0
+"""Seconds for which a snapshot of a directory that nobody opened with us is kept after it was last read."""
 
 
 class DirectoryHandles:
@@ -40,6 +48,9 @@ class DirectoryHandles:
     A handle is the inode number and, above that, the digest of the names, so a process that takes over knows which
     directory it is for, and whether that still holds the same names. Handles of a directory with the same names share
     one snapshot.
+
+    A directory that the kernel opens by itself has only its inode number. There the digest is in the position, above
+    the place in the listing, and the snapshot is dropped when it has not been read for a time.
     """
 
     def __init__(self) -> None:
@@ -56,9 +67,24 @@ class DirectoryHandles:
         snapshot.opens += 1
         return handle
 
-    def get(self, handle: int) -> Snapshot | None:
+    def keep(self, number: int, listing: Listing, expires: float) -> int:
+        """Keep a snapshot of a directory that the kernel has opened by itself; returns the handle to read on with."""
+        handle = self.open(number, listing, expires)
+        self._snapshots[handle].opens -= 1
+        return handle
+
+    def get(self, handle: int, now: float = 0.0) -> Snapshot | None:
         """Return the snapshot; None for a directory that was opened before this process took over."""
-        return self._snapshots.get(handle)
+        snapshot = self._snapshots.get(handle)
+        if snapshot is not None:
+            snapshot.read_at = now
+        return snapshot
+
+    def drop_idle(self, now: float) -> None:
+        """Drop what was not read for long, and whose end nobody tells us."""
+        idle = [key for key, one in self._snapshots.items() if one.opens <= 0 and one.read_at < now - SNAPSHOT_IDLE]
+        for handle in idle:
+            del self._snapshots[handle]
 
     def restore(self, handle: int, listing: Listing, expires: float) -> Snapshot | None:
         """Take over a handle from the process before, if the directory holds the same names now."""
@@ -135,6 +161,16 @@ class FailedLookups:
 def directory_of(handle: int) -> int:
     """Return the inode number of the directory that a handle is for."""
     return handle & _NUMBER
+
+
+def locate(handle: int, position: int) -> tuple[int, int]:
+    """Return the handle with the digest of the names, and the place in the listing, from what READDIR has."""
+    return handle | position >> _PLACE_BITS << NUMBER_BITS, position & _PLACE
+
+
+def position(handle: int, snapshot: Snapshot, place: int) -> int:
+    """Return how the kernel is to call a place in a listing that it reads with a handle."""
+    return place if handle >> NUMBER_BITS else snapshot.listing.digest << _PLACE_BITS | place
 
 
 def _handle(number: int, listing: Listing) -> int:

@@ -1,13 +1,24 @@
 """What an inode is: a directory, or one version of the content of a file. Pure."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from secretfs.fs.keys import AppKey, ControlKey, ControlsKey, DirectoryKey, LeafKey, RootKey
+
+DIRECTORY_TIMEOUT: Final = 60.0
+"""Seconds for which the kernel may keep the attributes of a directory, and entries that do not expire by themselves."""
+
+_TICK: Final = 1e-6  # seconds: what makes a time another one, and is still different in a float of this century
 
 
 @dataclass(slots=True, eq=False)
 class Directory:
-    """A directory inode."""
+    """A directory inode.
+
+    Where the kernel opens directories by itself, it keeps what it has listed, until it finds that the directory has
+    another modification time. It asks for that when the attributes expire. So they are good for no longer than what was
+    listed, and the time is another one then. Moments are on the owner's clock, ``modified`` is since the epoch.
+    """
 
     number: int
     key: DirectoryKey
@@ -20,6 +31,35 @@ class Directory:
     """Whether the kernel has been asked to forget it, for nobody seems to use it."""
     slot: int = 0
     """Where the journal has it; 0 until the kernel hears of it."""
+    modified: float = 0.0
+    """Seconds since the epoch; 0 stands for the birth of the mount."""
+    listed: int | None = None
+    """Digest of the names that the kernel may keep; None if it keeps none with this modification time."""
+    listed_until: float = 0.0
+    """Until when they hold."""
+    known_until: float = 0.0
+    """Until when the kernel may take the attributes for right."""
+
+    def tell(self, now: float, born: float) -> float:
+        """Return for how many seconds the kernel may keep the attributes, and take note that it does."""
+        timeout = DIRECTORY_TIMEOUT
+        if self.listed is not None:
+            if self.listed_until <= now:
+                self.expire(born)
+            else:
+                timeout = min(timeout, self.listed_until - now)
+        self.known_until = max(self.known_until, now + timeout)
+        return timeout
+
+    def expire(self, born: float) -> None:
+        """Have what the kernel has listed no longer count. The names may be the same, so the time hardly changes."""
+        self.modified = (self.modified or born) + _TICK
+        self.listed = None
+
+    def change(self, time: float, born: float) -> None:
+        """Take note that the names may be others, at a time since the epoch."""
+        self.expire(born)
+        self.modified = max(self.modified, time)
 
 
 @dataclass(slots=True, eq=False)

@@ -1,5 +1,6 @@
 """What the journal is told of inodes, and inodes made of what it says."""
 
+import time
 from typing import Final
 
 from secretfs.cache.warm_restart import WarmMemory
@@ -62,7 +63,9 @@ class InodeRecords:
 
 
 def _directory(record: Record, key: DirectoryKey) -> Inode:
-    return Directory(record.number, key, record.lookups, bool(record.flags & Flag.OUTDATED), slot=record.slot)
+    directory = Directory(record.number, key, record.lookups, bool(record.flags & Flag.OUTDATED), slot=record.slot)
+    directory.modified = time.time()  # another time than before: what the kernel has listed may not be true any more
+    return directory
 
 
 def _version(record: Record, key: LeafKey, *, current: bool) -> Inode:

@@ -12,7 +12,7 @@ What the kernel knows is in the journal before it knows it, so that a process wh
 
 import time
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from secretfs.cache.warm_restart import WarmMemory
 from secretfs.errors import JournalUnreadable
@@ -21,7 +21,6 @@ from secretfs.fs.inode_numbers import InodeNumbers
 from secretfs.fs.inode_records import InodeRecords
 from secretfs.fs.journal import Journal, Record
 from secretfs.fs.keys import (
-    AppKey,
     ControlKey,
     ControlsKey,
     DirectoryKey,
@@ -110,9 +109,9 @@ class Tree:
             self.pinned.add(inode)
 
     @property
-    def apps(self) -> frozenset[str]:
-        """The apps whose directories the kernel may know."""
-        return frozenset(key.app for key in self._directories if isinstance(key, AppKey))
+    def directories(self) -> Mapping[DirectoryKey, Directory]:
+        """The directories that the kernel may know, by place."""
+        return self._directories
 
     def current(self, key: LeafKey) -> Version:
         """Return the version that the path to this place leads to, made unbound on first use."""
@@ -264,9 +263,9 @@ class Tree:
         """Return the versions of a store's files whose content is in memory."""
         return list(self._holding[component])
 
-    def bound(self) -> list[int]:
-        """Return the numbers of all versions of files that have content."""
-        return [number for number, inode in self._inodes.items() if isinstance(inode, Version) and inode.digest]
+    def bound(self) -> list[Version]:
+        """Return all versions of files that have content, or had in the process before us."""
+        return [inode for inode in self._inodes.values() if isinstance(inode, Version) and inode.digest]
 
     def add_ref(self, inode: Inode) -> None:
         """Count a reference that the kernel takes: a lookup, or an entry of a directory listing.

@@ -26,6 +26,8 @@ from secretfs.fs.keys import PIN
 
 FORMAT: Final = 1
 """Changes when older or newer versions of secretfs cannot read the journal any more. Extend it without that."""
+FORMAT_KERNEL_OPENS: Final = 2
+"""The same, of a mount whose files the kernel opens by itself: versions that do not expect that must not serve it."""
 
 _MAGIC: Final = int.from_bytes(b"secretfs", "little")
 _GROWTH: Final = 256 << 10  # bytes
@@ -136,7 +138,7 @@ class Journal:
         self._free: defaultdict[int, list[int]] = defaultdict(list)
         if fresh:
             self._begin()
-        if self._words[_Head.MAGIC] != _MAGIC or self._words[_Head.FORMAT] != FORMAT:
+        if self._words[_Head.MAGIC] != _MAGIC or self._words[_Head.FORMAT] not in (FORMAT, FORMAT_KERNEL_OPENS):
             raise JournalUnreadable("it is of another version of secretfs")
         if not _Head.END <= self._words[_Head.USED] <= len(self._words):
             raise JournalUnreadable("it is damaged")
@@ -163,6 +165,15 @@ class Journal:
             raise JournalUnreadable(f"a FUSE_INIT of {len(message)} bytes")
         self._put(_Head.INIT, message)
         self._words[_Head.INIT_LENGTH] = len(message)
+
+    @property
+    def kernel_opens(self) -> bool:
+        """Whether the kernel has been told to open files and directories by itself, which cannot be taken back."""
+        return self._words[_Head.FORMAT] == FORMAT_KERNEL_OPENS
+
+    def note_kernel_opens(self) -> None:
+        """Write that it is being told."""
+        self._words[_Head.FORMAT] = FORMAT_KERNEL_OPENS
 
     @property
     def born(self) -> float:

@@ -36,8 +36,9 @@ from secretfs.fs.control_files import (
     RenderedFile,
     RequestFile,
 )
-from secretfs.fs.entries import find, list_directory
-from secretfs.fs.handles import DirectoryHandles, FailedLookups, PollWaiters, Snapshot, directory_of
+from secretfs.fs.directories import Directories
+from secretfs.fs.entries import find
+from secretfs.fs.handles import FailedLookups, PollWaiters, directory_of
 from secretfs.fs.inode import Directory, Inode, Version
 from secretfs.fs.inodes import Tree
 from secretfs.fs.journal import Journal
@@ -46,12 +47,12 @@ from secretfs.fs.keys import (
     ControlKey,
     DirectoryKey,
     FileKey,
-    FolderKey,
     LeafKey,
     PinnedSecretKey,
     PinnedValueKey,
     ValueKey,
 )
+from secretfs.fs.listing import Key
 from secretfs.fs.pinned import PinnedSecrets
 from secretfs.fs.requests import AppRequests, RequestPlaces
 from secretfs.fs.uses import Uses
@@ -85,7 +86,6 @@ class SecretVFS:
         self._kernel = kernel or Kernel()
         self._journal = journal or Journal()
         self._contents = Contents(views, nursery, apps, PinnedSecrets(self._journal.digest_key))
-        self._listings = DirectoryHandles()
         self._serials = count(1)
         self._polls = PollWaiters(self._journal, self._kernel.wake)
         self._failed = FailedLookups()
@@ -100,6 +100,7 @@ class SecretVFS:
         self._controls = ControlDirectory(
             self._mount_status, lambda: self._contents.views, declared, read_only=read_only
         )
+        self._directories = Directories(self._tree, self._contents, self._controls, self._kernel, self._journal.born)
 
     def request(self, number: int) -> AppRequests:
         """Return a context manager for a request about an inode: so no app takes the place of all others."""
@@ -107,12 +108,14 @@ class SecretVFS:
 
     def observe(self, change: Change) -> Change:
         """Take note of a change upstream, before it is published. Returns what of it this app may see."""
+        self._directories.note(change)
         return self._contents.observe(change)
 
     def doubt(self, components: Collection[str]) -> None:
         """Take nothing for right that is known of the files of stores, until they say so."""
         for component in components:
             self._tree.invalidate(component)
+            self._directories.note_all(component)
 
     def replace(
         self,
@@ -128,7 +131,7 @@ class SecretVFS:
         changed = frozenset(self._contents.views.keys() ^ views.keys()) | others
         if permissions is not None:
             self._attributes.permissions = permissions
-        before = self._contents.apps | self._tree.apps
+        before = self._contents.apps | self._directories.apps
         gone = before - frozenset(apps or ())
         self.doubt(self._contents.replace(views, apps))
         for version in [version for component in changed for version in self._tree.detach_store(component)]:
@@ -136,7 +139,10 @@ class SecretVFS:
         if gone:
             opened = self._tree.revoke(gone)
             log.info("removed %s: files that are still open fail, %d at most", ", ".join(sorted(gone)), opened)
-        return changed | {f"{app}/" for app in (before ^ self._contents.apps) | self.changes.apps_to_drop}
+        shown = changed | {f"{app}/" for app in (before ^ self._contents.apps) | self.changes.apps_to_drop}
+        for component in shown:
+            self._directories.note(Change(component, whole=True))
+        return shown
 
     async def lookup(self, parent: int, segment: bytes, caller: Caller = UNKNOWN) -> Attributes:
         """Find an entry of a directory. The kernel holds a reference to what is returned until `forget`."""
@@ -160,40 +166,30 @@ class SecretVFS:
         inode = self._tree.inode(number)
         _require_app(inode)
         if isinstance(inode, Directory):
-            return self._attributes.of_directory(inode)
+            return self._attributes.of_directory(inode, trio.current_time())
         await self._bind_unbound(inode)
         return self._attributes.of_file(inode)
 
     async def open_directory(self, number: int, caller: Caller = UNKNOWN) -> int:
         """Take a snapshot of a directory's entries; returns a handle for `read_directory` and `close_directory`."""
-        inode = self._tree.require_directory(number)
-        _require_app(inode)
-        directory = inode.key
-        listing, expires = await list_directory(self._contents, self._controls, directory)
-        if isinstance(directory, FolderKey):
-            self._contents.view(directory.component).note_listing(listing)
-        return self._listings.open(number, listing, expires)
+        _require_app(self._tree.require_directory(number))
+        return await self._directories.open(number)
 
     async def read_directory(self, handle: int, start: int) -> Iterator[tuple[int, bytes, Attributes]]:
-        """Return ``(offset of the next, segment, attributes)`` from ``start`` on, without fetching any value.
+        """Return ``(position of the next, segment, attributes)`` from ``start`` on, without fetching any value.
 
-        What is yielded counts as a reference that the kernel holds; `forget` what did not reach it. Raises `Superseded`
-        if the directory was opened before this process took over, and holds other names by now.
+        The handle is that of `open_directory`, or the inode number if the kernel opens directories by itself. What is
+        yielded counts as a reference that the kernel holds; `forget` what did not reach it. Raises `Superseded` if the
+        directory was opened before this process took over, and holds other names by now.
         """
-        number = directory_of(handle)
-        directory = self._tree.require_directory(number)
-        _require_app(directory)
-        snapshot = self._listings.get(handle)
-        if snapshot is None:
-            listing, expires = await list_directory(self._contents, self._controls, directory.key)
-            snapshot = self._listings.restore(handle, listing, expires)
-            if snapshot is None:
-                raise Superseded(f"directory {number} has changed since it was opened")
-        return self._read_on(snapshot, start)
+        _require_app(self._tree.require_directory(directory_of(handle)))
+        listed, remaining = await self._directories.read(handle, start)
+        return self._with_attributes(listed, remaining)
 
-    def _read_on(self, snapshot: Snapshot, start: int) -> Iterator[tuple[int, bytes, Attributes]]:
-        remaining = max(0.0, snapshot.expires - trio.current_time())
-        for following, segment, key in snapshot.listing.starting_at(start):
+    def _with_attributes(
+        self, listed: Iterator[tuple[int, bytes, Key]], remaining: float
+    ) -> Iterator[tuple[int, bytes, Attributes]]:
+        for following, segment, key in listed:
             try:
                 attributes = self._entry(key, remaining)
             except NoSuchEntry:  # a key that the secret lost since the directory was opened
@@ -202,7 +198,7 @@ class SecretVFS:
 
     def close_directory(self, handle: int) -> None:
         """Drop a snapshot."""
-        self._listings.close(handle)
+        self._directories.close(handle)
 
     async def open(self, number: int, caller: Caller = UNKNOWN) -> int:
         """Open a file at the version of this inode. The handle is the inode number: it carries no state of its own.
@@ -274,6 +270,7 @@ class SecretVFS:
     def evict_idle(self) -> None:
         """Forget what was made of secrets and is not used. Call it at times."""
         self._contents.drop_idle()
+        self._directories.drop_idle()
         self._failed.drop_old(trio.current_time())
 
     def _entry(self, key: DirectoryKey | LeafKey, remaining: float, content: Content | None = None) -> Attributes:
@@ -285,7 +282,7 @@ class SecretVFS:
             if isinstance(key, DirectoryKey):
                 directory = self._tree.directory(key)
                 self._tree.add_ref(directory)
-                return self._attributes.of_directory(directory, remaining)
+                return self._attributes.of_directory(directory, trio.current_time(), remaining)
             if isinstance(key, ControlKey):
                 return self._control_entry(key)
         now = trio.current_time()
@@ -334,6 +331,7 @@ class SecretVFS:
             self._tree.count(),
             takeovers=journal.generation,
             requests=self._requests.work,
+            warm_reads=self._kernel.warm_reads,
         )
 
     async def _revalidate(self, key: FileKey, caller: Caller) -> Content | None:

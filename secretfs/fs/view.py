@@ -118,7 +118,7 @@ class StoreView:
     async def values(self, name: str) -> tuple[Mapping[bytes, ValueKey], float]:
         """Return what a listing of a multi-valued secret shows, in no order, and for how many seconds that holds."""
         if self.reads_have_effects:  # a program that walks a tree opens what it finds
-            return {}, 0.0
+            return {}, math.inf
         secret = await self.secret(name)
         return await make_keys(self.component, name, secret.value.values), secret.remaining
 

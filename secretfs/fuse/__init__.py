@@ -2,3 +2,7 @@
 
 Nothing here decides what a file contains or who may see it.
 """
+
+from secretfs.fuse import inode_for_handle
+
+inode_for_handle.load()  # before any module here imports pyfuse3

@@ -19,8 +19,8 @@ from typing import Final
 
 from secretfs.errors import MountError
 from secretfs.fs.journal import Journal
-from secretfs.fs.kernel import Kernel
-from secretfs.fuse import handshake
+from secretfs.fs.kernel import Kernel, WarmReads
+from secretfs.fuse import handshake, inode_for_handle
 from secretfs.linux.mount_api import NODEV, NOEXEC, NOSUID, make_read_only, new_mount, place
 from secretfs.linux.mountinfo import FSTYPE
 from secretfs.linux.preflight import DEVICE, explain, require_device, require_fusermount
@@ -40,15 +40,23 @@ log = logging.getLogger(__name__)
 class Connection(Kernel):
     """The kernel's side of a mount. Has a journal of what the kernel has been told."""
 
-    def __init__(self, descriptor: int, journal: Journal) -> None:
+    def __init__(self, descriptor: int, journal: Journal, *, kernel_answers: bool = False) -> None:
+        """Begin with a mount that is new, or go on with the one that a journal tells of.
+
+        ``kernel_answers`` is whether the kernel is to answer warm reads by itself, if that can be done. A mount that
+        somebody has served before stays as it was made.
+        """
         self.descriptor = descriptor
         self.journal = journal
         self._ours: socket.socket | None = None
         self._place = -1
+        self.why_asked: Callable[[], str] = lambda: "nobody serves yet"
+        """Return why the kernel has to ask at each open; nothing if it can open files by itself."""
         self.taken_over = bool(journal.init)
         """Somebody has served it before."""
         if not self.taken_over:
-            journal.store_init(handshake.accept(_read_init(descriptor)))
+            kernel_opens = kernel_answers and inode_for_handle.installed() is not None
+            journal.store_init(handshake.accept(_read_init(descriptor), kernel_opens=kernel_opens))
 
     @property
     def obstacle(self) -> str:
@@ -57,7 +65,30 @@ class Connection(Kernel):
             return "the kernel has ended the connection"
         if not handshake.knows_resend(self.journal.init):
             return "a kernel before Linux 6.9 does not send again what was read and not answered"
+        if self.journal.kernel_opens and inode_for_handle.installed() is None:
+            return "the kernel opens its files by itself, and requests to read do not tell pyfuse3 here which they mean"
         return ""
+
+    @property
+    def warm_reads(self) -> WarmReads:
+        """Who answers warm reads and listings: the kernel, if it opens files by itself."""
+        hook = inode_for_handle.installed()
+        if not handshake.kernel_opens(self.journal.init):
+            return WarmReads(by_kernel=False, reason="the mount was made so")
+        if hook is None or not hook.requests():
+            return WarmReads(by_kernel=False, reason=inode_for_handle.LACKING)
+        reason = "" if self.journal.kernel_opens else self.why_asked()
+        if reason:
+            return WarmReads(by_kernel=False, reason=reason)
+        return WarmReads(by_kernel=True, reason=f"requests get their inode as handle ({hook.name})")
+
+    def open_by_itself(self) -> bool:
+        """Whether to tell the kernel to open files and directories by itself. Then it is as good as told."""
+        if not self.warm_reads.by_kernel:
+            return False
+        if not self.journal.kernel_opens:
+            self.journal.note_kernel_opens()
+        return True
 
     def offer(self) -> str:
         """Return a path for libfuse to mount at: a socket with the kernel's FUSE_INIT in it."""
@@ -71,6 +102,8 @@ class Connection(Kernel):
 
         It sends our answer first, also when it takes over: the worker before may have been killed before it answered.
         """
+        if self.journal.kernel_opens and not self.warm_reads.by_kernel:
+            raise MountError(f"the kernel opens files by itself, but {inode_for_handle.LACKING}")
         if handshake.is_accepted(self.journal.init):
             with contextlib.suppress(FileNotFoundError):  # it had answered
                 os.write(self.descriptor, handshake.answer(self.journal.init))

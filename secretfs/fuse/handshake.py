@@ -3,6 +3,9 @@
 We answer it ourselves, for the first process that serves a mount and for every one that takes over: libfuse 3.14 never
 asks for FUSE_PARALLEL_DIROPS, takes FUSE_ATOMIC_O_TRUNC, and leaves the number of reads under way at 12. Then it is
 shown an offer of nothing but what we have taken, and the kernel ignores its answer, which comes second.
+
+Where the kernel is to open files and directories by itself, the accepted offer says so: the kernel knows of it when
+OPEN and OPENDIR are first answered with ENOSYS, and whoever takes the mount over must know as well.
 """
 
 import struct
@@ -19,9 +22,11 @@ _INIT_OUT: Final = struct.Struct("=IIIIHHIIHHIIH22x")
 # map_alignment, flags2, max_stack_depth, request_timeout
 
 _MAJOR, _MINOR = 7, 38  # what libfuse 3.14 speaks
+_ASYNC_READ: Final = 1 << 0  # several reads of one file at a time
 _ATOMIC_O_TRUNC: Final = 1 << 3
+_KERNEL_OPENS: Final = 1 << 17 | 1 << 24  # NO_OPEN_SUPPORT, NO_OPENDIR_SUPPORT
 _WANTED: Final = (
-    1 << 0  # ASYNC_READ: several reads of one file at a time
+    _ASYNC_READ
     | 1 << 5  # BIG_WRITES: a request to refresh comes in one piece
     | 1 << 12  # AUTO_INVAL_DATA: a directory whose time has changed is listed anew
     | 1 << 13  # DO_READDIRPLUS: a listing has the attributes with the names
@@ -44,12 +49,28 @@ def require_init(message: bytes) -> None:
         raise MountError("the kernel did not begin with FUSE_INIT, as Linux 5.4 and newer do")
 
 
-def accept(offer: bytes) -> bytes:
-    """Return the kernel's offer with nothing in it but what we take."""
+def accept(offer: bytes, *, kernel_opens: bool = False) -> bytes:
+    """Return the kernel's offer with nothing in it but what we take: if it can, also that it opens files by itself.
+
+    Then it must not read ahead for nobody (ASYNC_READ). Linux from 6.9 on, without the fix "fuse: fix readahead reclaim
+    deadlock" (6.19, and stable releases from January 2026 on), holds no reference to the inode meanwhile: if the file
+    is closed and memory is short, whoever reclaims the inode waits for a page that we have yet to fill, and that may
+    be us. Without ASYNC_READ a program waits for each request to read, and has the file open as long. So there is
+    nothing to find out about a kernel, whose number does not tell what a distribution has put in.
+    """
     major, minor, readahead, flags, flags2 = _INIT_IN.unpack_from(offer, _IN_HEADER.size)
+    wanted = _WANTED
+    if kernel_opens and flags & _KERNEL_OPENS == _KERNEL_OPENS:
+        wanted = _WANTED & ~_ASYNC_READ | _KERNEL_OPENS
     taken = bytearray(offer)
-    _INIT_IN.pack_into(taken, _IN_HEADER.size, major, minor, readahead, flags & _WANTED, flags2)
+    _INIT_IN.pack_into(taken, _IN_HEADER.size, major, minor, readahead, flags & wanted, flags2)
     return bytes(taken)
+
+
+def kernel_opens(offer: bytes) -> bool:
+    """Whether an accepted offer says that the kernel may be told to open files and directories by itself."""
+    flags = _INIT_IN.unpack_from(offer, _IN_HEADER.size)[3]
+    return is_accepted(offer) and flags & (_KERNEL_OPENS | _ASYNC_READ) == _KERNEL_OPENS
 
 
 def is_accepted(offer: bytes) -> bool:

@@ -210,7 +210,8 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     @_takes_a_place
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        """Snapshot a directory."""
+        """Snapshot a directory, or let the kernel open directories by itself from now on."""
+        self._let_kernel_open()
         return await self._vfs.open_directory(inode, _caller(ctx))
 
     @_answers
@@ -234,14 +235,20 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     @_takes_a_place
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        """Open one immutable version: what the page cache holds of it is right for ever."""
+        """Open one immutable version: what the page cache holds of it is right for ever.
+
+        Or let the kernel open files by itself from now on. It knows no ``direct_io`` then: it keeps what is written to
+        a control file in its page cache, and still sends one request for each write(2), with an errno of its own.
+        """
         if flags & os.O_ACCMODE == os.O_WRONLY and self._vfs.takes_requests(inode):
             return FileInfo(
                 fh=await self._vfs.open(inode, _caller(ctx)), direct_io=True
             )  # each write(2) gets an errno of its own
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             raise ReadOnly("open")
-        return FileInfo(fh=await self._vfs.open(inode, _caller(ctx)), keep_cache=True)
+        handle = await self._vfs.open(inode, _caller(ctx))
+        self._let_kernel_open()
+        return FileInfo(fh=handle, keep_cache=True)
 
     @_answers
     @_takes_a_place
@@ -344,6 +351,19 @@ class SecretOperations(ReadOnlyOperations):
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
         """Return the names of the extended attributes."""
         return [name.encode() for name in self._vfs.listxattr(inode)]
+
+    def why_asked(self) -> str:
+        """Return why the kernel has to ask at each open; nothing if it can open files by itself."""
+        if self._requests is None:
+            return "the mount is not read-only, and nobody but us refuses to open a file to write"
+        if not self._opens.reported:
+            return "the kernel does not report what is opened, and an open is a use"
+        return ""
+
+    def _let_kernel_open(self) -> None:
+        """Answer OPEN or OPENDIR so that the kernel sends no more of them, where it is to open by itself."""
+        if self._connection.open_by_itself():
+            raise pyfuse3.FUSEError(errno.ENOSYS)
 
     def _is_ours(self, ctx: RequestContext) -> bool:
         """Whether we ask ourselves, while we publish something."""

@@ -36,6 +36,13 @@ def release() -> None:
         os.close(HELD)
 
 
+def write_each(descriptor: int, *messages: bytes) -> None:
+    """Write messages, in hexadecimal digits, with one write(2) each. What one of them ends with prevents no other."""
+    for message in messages:
+        with contextlib.suppress(OSError):
+            os.write(descriptor, bytes.fromhex(message.decode("ascii")))
+
+
 SYSCALLS: Final[Mapping[str, Callable[..., object]]] = {
     "statvfs": os.statvfs,
     "lstat": os.lstat,
@@ -47,8 +54,9 @@ SYSCALLS: Final[Mapping[str, Callable[..., object]]] = {
     "mark_opens": mark_opens,
     "hold_writable": hold_writable,
     "release": release,
+    "write_each": write_each,
 }
-"""What may be asked for, by name. A descriptor that comes with a request is the first argument."""
+"""What may be asked for, by name. A descriptor that comes with a request is the first argument; the rest is texts."""
 OPENING: Final = frozenset({"open_group"})
 """Those that return a descriptor, which goes back with the answer."""
 

@@ -19,7 +19,8 @@ __all__ = ["point"]
 pytestmark = pytest.mark.mount
 
 CHECKS = (
-    *("kernel", "device", "permission", "namespace", "core dumps", "memory", "packages", "mount point", "propagation"),
+    *("kernel", "device", "permission", "namespace", "core dumps", "memory", "packages", "warm reads"),
+    *("mount point", "propagation"),
     *("manifests", "store env"),
 )
 COMPONENT = """

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from secretfs.cli.diagnose import Finding, Level, _kernel, exit_code, summary
+from secretfs.cli.diagnose import Finding, Level, _kernel, _warm_reads, exit_code, summary
+from secretfs.fuse.inode_for_handle import Hook
 from tests.support import fake_type
 from tests.support.canary import leaked, secret
 from tests.support.command import SECRETFS, Done, environment, in_namespace, secretfs
@@ -92,6 +93,19 @@ class TestMachine:
     def test_kernel(self, release: str, level: str) -> None:
         found = _kernel(release)
         assert (found.level.value, release in found.text) == (level, True)
+
+    @pytest.mark.parametrize(
+        ("hook", "kernel_answers", "level", "text"),
+        [
+            (Hook("compiled", int), True, "PASS", "the kernel answers them"),
+            (Hook("compiled", int), False, "PASS", "--kernel-answers can be had"),
+            (None, False, "PASS", "--kernel-answers cannot be had here"),
+            (None, True, "WARN", "neither a compiled step nor a patched one"),
+        ],
+    )
+    def test_warm_reads(self, hook: Hook | None, level: str, text: str, *, kernel_answers: bool) -> None:
+        found = _warm_reads(hook, kernel_answers=kernel_answers)
+        assert (found.level.value, text in found.text, bool(found.fix)) == (level, True, level == "WARN")
 
     def test_what_a_user_lacks(self) -> None:
         whole, closed, without = doctor_inside("""

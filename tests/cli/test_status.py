@@ -64,6 +64,14 @@ class TestShow:
         ]
         assert not any(line.severity for line in told.lines)
 
+    @pytest.mark.parametrize(
+        ("by", "who"), [("kernel", "the kernel"), ("secretfs", "this daemon, by two messages each")]
+    )
+    def test_who_answers_warm_reads(self, by: str, who: str) -> None:
+        mount = {**MOUNT, "warm_reads": {"answered_by": by, "reason": "it is so"}}
+        told = show({"mount": mount, "stores": {"env": WELL}}, Path("/mnt/secrets"), NOW)
+        assert told.lines[-2].text == f"warm reads are answered by {who}: it is so"
+
     def test_what_is_wrong_comes_first(self) -> None:
         told = shown(env=WELL, vault=DOWN)
         assert told.exit_code == 1

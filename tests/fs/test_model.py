@@ -638,7 +638,7 @@ async def play(script: list[tuple[Any, ...]], seed: int) -> None:
             assert not cache._secrets._pending
             assert not cache._names._pending
         assert world.publisher.grant is None
-        assert not world.vfs._listings
+        assert not world.vfs._directories._handles
         assert not world.vfs._polls
         nursery.cancel_scope.cancel()
 

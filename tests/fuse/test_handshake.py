@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from secretfs.errors import MountError
-from secretfs.fuse.handshake import accept, answer, is_accepted, knows_resend, require_init
+from secretfs.fuse.handshake import accept, answer, is_accepted, kernel_opens, knows_resend, require_init
 from tests.support.canary import secret
 from tests.support.fake_type import Fakes, installed
 from tests.support.manifests import component
 from tests.support.mounted import mounted
 
+ASYNC_READ = 1 << 0
 ATOMIC_O_TRUNC, READDIRPLUS, PARALLEL_DIROPS, MAX_PAGES = 1 << 3, 1 << 13, 1 << 18, 1 << 22
 RESEND = 1 << 7
 EVERYTHING = 2**32 - 1
@@ -39,6 +40,21 @@ def test_nothing_is_taken_but_what_helps() -> None:
     assert not flags_of(taken) & ATOMIC_O_TRUNC
     assert accept(taken) == taken
     assert flags_of(accept(offer(flags=ATOMIC_O_TRUNC))) == 0  # nor what the kernel does not offer
+
+
+def test_the_kernel_opens_by_itself_only_where_it_waits_for_what_it_reads() -> None:
+    taken = accept(offer(), kernel_opens=True)
+    assert kernel_opens(taken)
+    assert not flags_of(taken) & ASYNC_READ
+    assert accept(taken, kernel_opens=True) == taken
+    for other in (
+        accept(offer()),
+        offer(),  # libfuse has answered it
+        accept(offer(flags=EVERYTHING & ~(1 << 17)), kernel_opens=True),
+        accept(offer(flags=EVERYTHING & ~(1 << 24)), kernel_opens=True),
+    ):
+        assert not kernel_opens(other)
+        assert flags_of(other) & ASYNC_READ
 
 
 def test_an_offer_that_libfuse_has_answered_can_be_told() -> None:

@@ -116,17 +116,23 @@ class Recorder:
 class Kernel:
     """Stands in for a `Connection`."""
 
+    def __init__(self, *, opens: bool = False) -> None:
+        self.opens = opens
+
+    def open_by_itself(self) -> bool:
+        return self.opens
+
     def wake_up_call(self, notify: Callable[[], None]) -> bytes:
         notify()
         return b"waiter"
 
 
-def serving(vfs: object, publisher: object = None) -> SecretOperations:
+def serving(vfs: object, publisher: object = None, *, kernel_opens: bool = False) -> SecretOperations:
     """Put the adapter before what stands in for a `SecretVFS` and a `Publisher`."""
     return SecretOperations(
         cast("SecretVFS", vfs),
         cast("Publisher", publisher or Recorder(busy=False)),
-        cast("Connection", Kernel()),
+        cast("Connection", Kernel(opens=kernel_opens)),
     )
 
 
@@ -263,6 +269,28 @@ async def test_an_open_file_may_stay_in_the_page_cache() -> None:
 
     opened = await serving(Vfs()).open(7, os.O_RDONLY, NO_CONTEXT)
     assert (opened.fh, opened.keep_cache, opened.direct_io) == (7, True, False)
+
+
+async def test_the_kernel_is_told_once_to_open_by_itself_and_not_for_writing() -> None:
+    operations = serving(Requested(), kernel_opens=True)
+    for opening in (
+        operations.open(pyfuse3.InodeT(7), os.O_RDONLY, NO_CONTEXT),
+        operations.opendir(pyfuse3.InodeT(1), NO_CONTEXT),
+    ):
+        with pytest.raises(pyfuse3.FUSEError) as raised:
+            await opening
+        assert raised.value.errno == errno.ENOSYS
+    assert (await operations.open(pyfuse3.InodeT(9), os.O_WRONLY, NO_CONTEXT)).fh == 9
+    with pytest.raises(pyfuse3.FUSEError) as raised:
+        await operations.open(pyfuse3.InodeT(7), os.O_WRONLY, NO_CONTEXT)
+    assert raised.value.errno == errno.EROFS
+
+
+async def test_what_cannot_be_opened_is_refused_before_the_kernel_opens_by_itself() -> None:
+    operations = serving(FailingVFS(NoSuchEntry("x")), kernel_opens=True)
+    with pytest.raises(pyfuse3.FUSEError) as raised:
+        await operations.open(pyfuse3.InodeT(7), os.O_RDONLY, NO_CONTEXT)
+    assert raised.value.errno == errno.ENOENT
 
 
 async def test_flush_is_switched_off() -> None:

@@ -12,10 +12,15 @@ from secretfs.fs.view import StoreView
 
 
 class RecordingKernel(Kernel):
-    """Records the waiters that it should wake."""
+    """Records the waiters that it should wake, and the inodes whose attributes it should forget."""
 
     def __init__(self, woken: list[bytes]) -> None:
         self._woken = woken
+        self.forgotten: list[int] = []
+
+    def forget_attributes(self, inode: int) -> None:
+        """Take note."""
+        self.forgotten.append(inode)
 
     def wake(self, waiter: bytes) -> None:
         """Take note."""
@@ -35,7 +40,8 @@ class RecordingVFS(SecretVFS):
         self.announced: list[Change] = []
         """The changes that this app may see."""
         self.woken: list[bytes] = []
-        super().__init__(make_views(self.record), permissions, nursery, app_id, kernel=RecordingKernel(self.woken))
+        self.kernel = RecordingKernel(self.woken)
+        super().__init__(make_views(self.record), permissions, nursery, app_id, kernel=self.kernel)
 
     def record(self, change: Change) -> None:
         """Record what is announced, as far as this app may see it."""
