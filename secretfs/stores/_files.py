@@ -29,7 +29,7 @@ class FileIdentity:
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def read_unchanging(file: IO[bytes], name: str) -> tuple[FileIdentity, bytes]:
+def read_unchanging(file: IO[bytes], name: str, largest: int = LARGEST) -> tuple[FileIdentity, bytes]:
     """Read an open regular file together with the identity that it had during the whole read.
 
     Raises `StoreError`, whose text begins with ``name``, and OSError.
@@ -39,9 +39,9 @@ def read_unchanging(file: IO[bytes], name: str) -> tuple[FileIdentity, bytes]:
         if not stat.S_ISREG(before.st_mode):
             raise StoreUnavailable(f"{name}: not a regular file")
         file.seek(0)
-        data = file.read(LARGEST + 1)
-        if len(data) > LARGEST:
-            raise MalformedAnswer(f"{name}: larger than {LARGEST >> 20} MiB")
+        data = b"" if before.st_size > largest else file.read(largest + 1)
+        if max(len(data), before.st_size) > largest:
+            raise MalformedAnswer(f"{name}: larger than {largest >> 20} MiB")
         if _same_content(before, os.fstat(file.fileno())):
             return FileIdentity.of(before), data
     raise StoreUnavailable(f"{name}: changes faster than it can be read")

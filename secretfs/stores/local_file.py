@@ -27,6 +27,7 @@ from secretfs.stores._files import FileIdentity, read_unchanging
 
 _LOOK_EVERY = 0.5  # seconds
 _PATIENCE = 5.0  # seconds
+_LARGEST = 256 << 20  # bytes; a whole store is in the file, not one answer, and the whole file is in memory
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "UTF-8",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -182,7 +183,7 @@ def open_store(settings: Settings, context: StoreContext) -> FileStore:
 def _read(path: Path) -> tuple[FileIdentity, bytes]:
     # O_NONBLOCK: opening a FIFO must not wait for a writer.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        return read_unchanging(file, str(path))
+        return read_unchanging(file, str(path), _LARGEST)
 
 
 class _Text(str):

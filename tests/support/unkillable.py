@@ -18,7 +18,7 @@ from tests.support.waiting import PATIENCE
 
 UNIT = "secretfs@srv-secrets.service"
 POINT = Path("/srv/secrets")
-SECRETS = 150  # a secrets file may have 16 MiB
+SECRETS = 400
 ROTATED = 200
 _ROTATED_EVERY = 0.1  # seconds
 _BUNDLE = Path("/run/box")
