@@ -118,7 +118,9 @@ async def serve(
         for component in sorted(show(declaration, ReloadResult(started, (), replaced))):
             announce(Change(component, whole=True))
         device = _take_name(options.mountpoint)
-        opens = await _watch_opens(vfs, options.mountpoint, helpers.asking, handover, nursery)
+        opens = Opens()
+        if connection.kernel_may_open:  # else it asks us at each open
+            opens = await _watch_opens(vfs, options.mountpoint, helpers.asking, handover, nursery)
         requests = None if read_only is None else ControlMount(options.mountpoint, read_only, nursery)
         session.begin(connection, SecretOperations(vfs, publisher, connection, opens, requests, vfs.request))
         _start_all(nursery, publisher.run, publisher.evict_idle, reloader.on_change, reloader.on_signal)

@@ -70,10 +70,15 @@ class Connection(Kernel):
         return ""
 
     @property
+    def kernel_may_open(self) -> bool:
+        """Whether the mount was made so that the kernel may open files by itself."""
+        return handshake.kernel_opens(self.journal.init)
+
+    @property
     def warm_reads(self) -> WarmReads:
         """Who answers warm reads and listings: the kernel, if it opens files by itself."""
         hook = inode_for_handle.installed()
-        if not handshake.kernel_opens(self.journal.init):
+        if not self.kernel_may_open:
             return WarmReads(by_kernel=False, reason="the mount was made so")
         if hook is None or not hook.requests():
             return WarmReads(by_kernel=False, reason=inode_for_handle.LACKING)
