@@ -118,9 +118,7 @@ async def serve(
         for component in sorted(show(declaration, ReloadResult(started, (), replaced))):
             announce(Change(component, whole=True))
         device = _take_name(options.mountpoint)
-        opens = Opens()
-        if connection.kernel_may_open:  # else it asks us at each open
-            opens = await _watch_opens(vfs, options.mountpoint, helpers.asking, handover, nursery)
+        opens = await _watch_opens(vfs, connection, options.mountpoint, helpers.asking, handover, nursery)
         requests = None if read_only is None else ControlMount(options.mountpoint, read_only, nursery)
         session.begin(connection, SecretOperations(vfs, publisher, connection, opens, requests, vfs.request))
         _start_all(nursery, publisher.run, publisher.evict_idle, reloader.on_change, reloader.on_signal)
@@ -177,9 +175,16 @@ def _mount(options: MountOptions, journal: Journal) -> Connection:
 
 
 async def _watch_opens(
-    vfs: SecretVFS, mountpoint: Path, helper: SyscallHelper, handover: Handover, nursery: trio.Nursery
+    vfs: SecretVFS,
+    connection: Connection,
+    mountpoint: Path,
+    helper: SyscallHelper,
+    handover: Handover,
+    nursery: trio.Nursery,
 ) -> Opens:
-    """Have the kernel report opens, where it does."""
+    """Have the kernel report opens, where it may open files by itself. Elsewhere it asks us at each."""
+    if not connection.kernel_may_open:
+        return Opens()
     inherited = handover.opens is not None
     group = await handover.watch_opens(helper)
     if group is None:

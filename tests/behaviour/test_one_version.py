@@ -220,7 +220,7 @@ def test_permissions_and_scopes(host: Host, file: SecretsFile) -> None:
 
 
 def test_a_takeover(site: Path, mount: Mounted, file: SecretsFile) -> None:
-    """pin-9: What holds `..data` survives a daemon that is killed if the store still has that version, else ESTALE."""
+    """pin-9: What holds `..data` survives a daemon that is killed, also when the store has another version by then."""
     with holding(site / "..data") as held, (site / "..data/tls.key").open("rb", buffering=0) as key:
         inode = os.fstat(held).st_ino
         os.kill(mount.worker, signal.SIGKILL)
@@ -230,7 +230,7 @@ def test_a_takeover(site: Path, mount: Mounted, file: SecretsFile) -> None:
         os.kill(mount.worker, signal.SIGKILL)
         write(file, 2)
         wait_until(lambda: (site / "tls.key").read_text() == pair(2)["tls.key"])
-        assert errno_of(read_in, held, "tls.crt") == "ESTALE"
+        assert read_in(held, "tls.crt") == pair(1)["tls.crt"]
         assert {key: (site / "..data" / key).read_text() for key in PAIR} == pair(2)
 
 

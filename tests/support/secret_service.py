@@ -12,6 +12,15 @@ from secretstorage.exceptions import SecretStorageException
 
 from tests.support.waiting import wait_until
 
+# It starts no service: whoever asks before the keyring is there would have a second one started, which is locked.
+_BUS = """<busconfig>
+  <type>session</type>
+  <listen>{address}</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy>
+</busconfig>
+"""
+
 
 @dataclass(frozen=True)
 class SecretService:
@@ -52,7 +61,8 @@ def secret_service(directory: Path) -> Iterator[SecretService]:
         "XDG_RUNTIME_DIR": str(directory),
         "DBUS_SESSION_BUS_ADDRESS": f"unix:path={bus}",
     }
-    daemon = ["dbus-daemon", "--session", "--nofork", "--nopidfile", f"--address=unix:path={bus}"]
+    (directory / "bus.conf").write_text(_BUS.format(address=f"unix:path={bus}"), encoding="ascii")
+    daemon = ["dbus-daemon", f"--config-file={directory}/bus.conf", "--nofork", "--nopidfile"]
     keyring = ["gnome-keyring-daemon", "--foreground", "--unlock", "--components=secrets"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(daemon, env=env, **quiet) as first:  # type: ignore[call-overload]

@@ -92,15 +92,15 @@ class TestMultiValuedContract(TestContract):
 def test_every_property() -> None:
     given = {
         "REGION": "r", "accessKey": "a", "secretkey": "s", "sessionToken": "t", "endpoint": "e",
-        "trustAnchorArn": "1", "trustProfileArn": "2", "assumeRoleArn": "3", "multipleKeyValuesPerSecret": "Yes",
+        "trustAnchorArn": "anchor", "trustProfileArn": "2", "assumeRoleArn": "3", "multipleKeyValuesPerSecret": "Yes",
     }  # fmt: skip
     settings, notices = decode(Settings, [Property(name, value) for name, value in given.items()])
-    assert settings == Settings("r", "a", "s", "t", "e", "1", "2", "3", multi_valued=True)
+    assert settings == Settings("r", "a", "s", "t", "e", "anchor", "2", "3", multi_valued=True)
     assert notices == []
     assert [notice.message for notice in decode(Settings, [Property("awsRegion", "x")])[1]] == [
         "unknown property awsRegion is ignored (did you mean region?): region has its default"
     ]
-    assert "1" not in repr(settings)
+    assert "anchor" not in repr(settings)
 
 
 def test_a_version_has_its_id_its_time_and_its_stages(aws: Aws, store: SecretStore) -> None:
