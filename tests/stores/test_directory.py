@@ -3,12 +3,13 @@
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from secretfs.errors import AccessDenied, ConfigurationError, SecretNotFound, StoreUnavailable
+from secretfs.errors import AccessDenied, ConfigurationError, SecretNotFound
 from secretfs.store import Names, SecretStore, StoreContext, WatchingStore
 from secretfs.stores.directory import Settings, open_store
 from secretfs.testing import Seed, StoreContract
@@ -204,32 +205,26 @@ def test_a_kubernetes_volume(tree: Path) -> None:
 
 
 def test_the_keys_of_a_secret_are_of_one_version(tree: Path) -> None:
-    """While a volume is swapped again and again."""
+    """While a volume is swapped again and again: once beside each read."""
     volume = Volume(tree / "db")
     volume.write(dict.fromkeys("abcdef", b"0"))
-    stop = threading.Event()
+    reads = range(1, 201)
+    begun, swapped = threading.Semaphore(0), threading.Semaphore(0)
 
     def swap() -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
+        for number in reads:
+            begun.acquire()
             volume.write({key: str(number).encode() for key in "abcdef"})
+            swapped.release()
 
-    thread = threading.Thread(target=swap)
-    with serving(tree, multi_valued=True) as store:
-        thread.start()
-        try:
-            read = 0
-            while read < 50:
-                try:
-                    values = store.fetch("db").values
-                except StoreUnavailable:  # five attempts were not enough
-                    continue
-                read += 1
-                assert len(set(values.values())) == 1
-        finally:
-            stop.set()
-            thread.join()
+    with serving(tree, multi_valued=True) as store, ThreadPoolExecutor(1) as pool:
+        swapping = pool.submit(swap)
+        for _ in reads:
+            begun.release()
+            values = store.fetch("db").values
+            assert len(set(values.values())) == 1
+            swapped.acquire()
+        swapping.result()
 
 
 # --- changes ---
