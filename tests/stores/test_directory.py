@@ -208,23 +208,12 @@ def test_the_keys_of_a_secret_are_of_one_version(tree: Path) -> None:
     """While a volume is swapped again and again: once beside each read."""
     volume = Volume(tree / "db")
     volume.write(dict.fromkeys("abcdef", b"0"))
-    reads = range(1, 201)
-    begun, swapped = threading.Semaphore(0), threading.Semaphore(0)
-
-    def swap() -> None:
-        for number in reads:
-            begun.acquire()
-            volume.write({key: str(number).encode() for key in "abcdef"})
-            swapped.release()
-
     with serving(tree, multi_valued=True) as store, ThreadPoolExecutor(1) as pool:
-        swapping = pool.submit(swap)
-        for _ in reads:
-            begun.release()
+        for number in range(1, 201):
+            swapping = pool.submit(volume.write, dict.fromkeys("abcdef", str(number).encode()))
             values = store.fetch("db").values
+            swapping.result()
             assert len(set(values.values())) == 1
-            swapped.acquire()
-        swapping.result()
 
 
 # --- changes ---
