@@ -12,6 +12,7 @@
     ├── Superseded              a version whose bytes are lost                   ESTALE
     ├── AppRemoved              an open file of an app that has been removed     ESTALE
     ├── TooLarge                a request to .secretfs/refresh over the limit    EFBIG
+    ├── TooManyRequests         requests of one app that wait, over the limit    EAGAIN
     └── StoreError              a secret store could not give an answer          EIO     exit 4
         ├── SecretNotFound      the store says there is no such secret           ENOENT
         ├── AccessDenied        the store knows us and refuses, or does not      EACCES
