@@ -53,10 +53,17 @@ print(json.dumps({"name": hook.name, "requests": hook.requests(), "handles": see
 """
 
 
+def compiled() -> Path:
+    """Return what is compiled, where it is."""
+    if not COMPILED:
+        cannot_test("what is compiled is not there: python setup.py build_ext --inplace")
+    return COMPILED[0]
+
+
 def looked_at(way: str, *requests: tuple[int, int, int]) -> Any:
     """Send requests, each an opcode, a handle and the flags of its buffer, of inode 77; returns what libfuse sees."""
-    if way == "compiled" and not COMPILED:
-        cannot_test("what is compiled is not there: python setup.py build_ext --inplace")
+    if way == "compiled":
+        compiled()
     done = subprocess.run(
         [sys.executable, "-c", LOOK, json.dumps(requests)],
         env={**environment(), CHOICE: way},
@@ -91,7 +98,6 @@ def test_nothing_is_installed_where_that_is_asked_for() -> None:
     assert done.stdout == "None None\n"
 
 
-@pytest.mark.skipif(not COMPILED, reason="nothing is compiled")
 def test_what_is_compiled_needs_neither_python_nor_libfuse() -> None:
-    library = ctypes.CDLL(str(COMPILED[0]), mode=os.RTLD_LOCAL)
+    library = ctypes.CDLL(str(compiled()), mode=os.RTLD_LOCAL)
     assert ctypes.c_ulong.in_dll(library, "secretfs_requests").value == 0
