@@ -17,17 +17,11 @@ from secretfs.cache import arena as module
 from secretfs.cache.arena import SMALLEST, Arena, ArenaFull
 from tests.conftest import ExpectLog
 from tests.support.canary import secret
-from tests.support.held_memory import HeldMemory
+from tests.support.held_memory import HeldMemory, memory
+
+__all__ = ["memory"]
 
 VALUE = secret("value").encode()
-
-
-@pytest.fixture
-def memory() -> Iterator[HeldMemory]:
-    memory = HeldMemory()
-    yield memory
-    for number in list(memory.held):
-        memory.drop(number)
 
 
 def texts(arena: Arena) -> list[bytes]:

@@ -46,6 +46,12 @@ def cached(store: BatchingMemoryStore, nursery: trio.Nursery, mock_clock: MockCl
     return Cached("aws", store, Freshness(ttl=TTL, deadline=DEADLINE, bulk_deadline=60), nursery)
 
 
+async def ask(cached: CachedStore, app: str, name: str) -> None:
+    """Fetch a secret for an app."""
+    with asking_for(app):
+        await cached.fetch(name)
+
+
 async def outcomes(cached: CachedStore, *names: str) -> Outcomes:
     """Fetch secrets at the same time."""
     found: Outcomes = {}
@@ -271,15 +277,11 @@ async def test_a_store_may_stop_reading_batches(cached: CachedStore, store: Batc
 async def test_apps_have_batches_of_their_own_and_take_turns(
     cached: CachedStore, store: BatchingMemoryStore, nursery: trio.Nursery
 ) -> None:
-    async def ask(app: str, name: str) -> None:
-        with asking_for(app):
-            await cached.fetch(name)
-
     store.gate.clear()
     for name in NAMES[:40]:
-        nursery.start_soon(ask, "greedy", name)
-    nursery.start_soon(ask, "modest", NAMES[40])
-    nursery.start_soon(ask, "modest", NAMES[41])
+        nursery.start_soon(ask, cached, "greedy", name)
+    nursery.start_soon(ask, cached, "modest", NAMES[40])
+    nursery.start_soon(ask, cached, "modest", NAMES[41])
     await begun(store, 3)
     assert {len(batch) for batch in store.batches} == {20, 2}
     assert {app: work.running for app, work in cached.statistics().work.items()} == {"greedy": 2, "modest": 1}
@@ -289,18 +291,14 @@ async def test_apps_have_batches_of_their_own_and_take_turns(
 async def test_an_app_shares_the_turn_of_a_batch_that_has_what_it_wants(
     cached: CachedStore, store: BatchingMemoryStore, nursery: trio.Nursery
 ) -> None:
-    async def ask(app: str, name: str) -> None:
-        with asking_for(app):
-            await cached.fetch(name)
-
     store.gate.clear()
     for name in NAMES[:200]:
-        nursery.start_soon(ask, "greedy", name)
+        nursery.start_soon(ask, cached, "greedy", name)
     await wait_all_tasks_blocked()
     running = cached.statistics().work["greedy"].running
     await begun(store, running)
     waiting = [name for name in NAMES[:200] if not any(name in batch for batch in store.batches)]
-    nursery.start_soon(ask, "modest", waiting[-1])
+    nursery.start_soon(ask, cached, "modest", waiting[-1])
     await begun(store, 1)
     assert cached.statistics().work["greedy"].running == running
     assert any(waiting[-1] in batch for batch in store.batches)

@@ -1,6 +1,6 @@
 """What a cache knows after its process was killed: what it would have known if it had gone on."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -17,8 +17,10 @@ from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce
 from tests.support.cached import use
 from tests.support.canary import secret
-from tests.support.held_memory import KEY, HeldMemory
+from tests.support.held_memory import KEY, HeldMemory, memory
 from tests.support.memory_store import IssuingMemoryStore, MemoryStore
+
+__all__ = ["memory"]
 
 VALUE, NEW = secret().encode(), secret("new").encode()
 FRESHNESS = Freshness(ttl=60, max_stale=3600, idle=600, deadline=5)
@@ -27,14 +29,6 @@ FRESHNESS = Freshness(ttl=60, max_stale=3600, idle=600, deadline=5)
 @pytest.fixture
 def store() -> MemoryStore:
     return MemoryStore({"db": {"password": VALUE, "user": b"\x00\xff\n"}, "other": {"key": b""}})
-
-
-@pytest.fixture
-def memory() -> Iterator[HeldMemory]:
-    memory = HeldMemory()
-    yield memory
-    for number in list(memory.held):
-        memory.drop(number)
 
 
 class Process:

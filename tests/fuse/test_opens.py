@@ -17,17 +17,16 @@ from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.keys import DirectoryKey, FolderKey, RootKey
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.opens import OpenWatcher
-from secretfs.linux.fanotify import mark_opens, open_group
+from secretfs.linux.fanotify import mark_opens
 from secretfs.linux.syscall_helper import SyscallHelper, Within
 from tests.conftest import ExpectLog
-from tests.support.canary import secret
-from tests.support.manifests import component
-from tests.support.mounted import Mounted, mounted
+from tests.support.mounted import Mounted
+from tests.support.open_fixtures import group, mount
 from tests.support.until import until
 
-pytestmark = pytest.mark.mount
+__all__ = ["group", "mount"]
 
-ENV = {"SFS_A": secret("a"), "SFS_B": secret("b")}
+pytestmark = pytest.mark.mount
 
 
 class Known:
@@ -71,26 +70,12 @@ class Known:
 
 
 @pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Mounted]:
-    component(tmp_path / "components", "env", "local.env", {"prefix": "SFS_"})
-    with mounted(tmp_path / "components", env=ENV) as mount:
-        yield mount
-
-
-@pytest.fixture
 def helper() -> Iterator[SyscallHelper]:
     helper = SyscallHelper.fork()
     yield helper
     helper.close()
     with contextlib.suppress(ChildProcessError):
         os.waitpid(helper.pid, 0)
-
-
-@pytest.fixture
-def group() -> Iterator[int]:
-    group = open_group()
-    yield group
-    os.close(group)
 
 
 @pytest.fixture

@@ -1,34 +1,18 @@
 """What is opened, as the kernel reports it: of a real mount, and of nothing else."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from secretfs.linux.fanotify import OVERFLOW, mark_opens, open_group, opened_files
-from tests.support.canary import secret
-from tests.support.manifests import component
-from tests.support.mounted import Mounted, mounted
+from secretfs.linux.fanotify import OVERFLOW, mark_opens, opened_files
+from tests.support.mounted import Mounted
+from tests.support.open_fixtures import group, mount
 from tests.support.shell import run
 
+__all__ = ["group", "mount"]
+
 pytestmark = pytest.mark.mount
-
-ENV = {"SFS_A": secret("a"), "SFS_B": secret("b")}
-
-
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Mounted]:
-    component(tmp_path / "components", "env", "local.env", {"prefix": "SFS_"})
-    with mounted(tmp_path / "components", env=ENV) as mount:
-        yield mount
-
-
-@pytest.fixture
-def group() -> Iterator[int]:
-    group = open_group()
-    yield group
-    os.close(group)
 
 
 def opened(group: int) -> set[int]:

@@ -1,6 +1,12 @@
-"""The supervisor's part for an arena: it holds the segments, and a successor gets descriptors of its own."""
+"""The supervisor's part for an arena: it holds the segments, and a successor gets descriptors of its own.
+
+Import the fixture where you use it: ``from tests.support.held_memory import memory``.
+"""
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 from secretfs.cache.arena import Arena, Storage
 from secretfs.linux import secret_memory
@@ -33,3 +39,12 @@ class HeldMemory(Storage):
     def arena(self) -> Arena:
         """Return the arena as the next process gets it."""
         return Arena(KEY, self, {number: os.dup(descriptor) for number, descriptor in self.held.items()})
+
+
+@pytest.fixture
+def memory() -> Iterator[HeldMemory]:
+    """Hold segments until the end of the test."""
+    memory = HeldMemory()
+    yield memory
+    for number in list(memory.held):
+        memory.drop(number)
