@@ -11,7 +11,8 @@ from tests.support.aws_fixtures import moto_server
 from tests.support.canary import secret
 from tests.support.command import secretfs
 from tests.support.mounted import Mounted, mounted
-from tests.support.servers.aws import KEY, REGION, Aws, aws, dropped
+from tests.support.servers.aws import KEY, REGION, Aws
+from tests.support.servers.http_server import dropped
 from tests.support.servers.moto_server import Moto
 from tests.support.shell import errno_of, lines, output, wait_until
 
@@ -46,7 +47,7 @@ spec:
 
 @pytest.fixture(scope="module")
 def server(moto_server: Moto) -> Iterator[Aws]:
-    with aws(moto_server) as server:
+    with Aws(moto_server) as server:
         for number in range(SECRETS):
             server.call("secretsmanager.CreateSecret", Name=f"many/{number:03}", SecretString=secret(f"{number}"))
         for number in range(PARAMETERS):

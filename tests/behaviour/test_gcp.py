@@ -11,7 +11,8 @@ import yaml
 from tests.support.canary import secret
 from tests.support.command import secretfs
 from tests.support.mounted import Mounted, mounted
-from tests.support.servers.gcp import NUMBER, PROJECT, Gcp, dropped, gcp
+from tests.support.servers.gcp import NUMBER, PROJECT, Gcp
+from tests.support.servers.http_server import dropped
 from tests.support.shell import errno_of, lines, output, wait_until
 
 pytestmark = pytest.mark.mount
@@ -25,7 +26,7 @@ FIELDS = (
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Gcp]:
-    with gcp() as server:
+    with Gcp() as server:
         for number in range(40):
             server.put(f"many-{number:02}", secret(f"{number}").encode())
         server.put("db-password", secret("1").encode())

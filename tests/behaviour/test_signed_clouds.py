@@ -11,7 +11,8 @@ from tests.support.canary import secret
 from tests.support.command import secretfs
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, mounted
-from tests.support.servers.signed_clouds import KEY, Clouds, dropped, signed_clouds
+from tests.support.servers.http_server import dropped
+from tests.support.servers.signed_clouds import KEY, Clouds
 from tests.support.shell import errno_of, lines, output, wait_until
 
 pytestmark = pytest.mark.mount
@@ -27,7 +28,7 @@ NAMES = [f"many-{number:02}" for number in range(25)]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Clouds]:
-    with signed_clouds() as server:
+    with Clouds() as server:
         for name in NAMES:
             server.put(name, secret(name).encode())
         yield server

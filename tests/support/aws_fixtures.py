@@ -11,7 +11,6 @@ import pytest
 
 import tests.support.opened
 from tests.support.servers.aws import Aws
-from tests.support.servers.aws import aws as running
 from tests.support.servers.moto_server import Moto, moto
 
 __all__ = ["PARAMETERS", "PATIENT", "SECRETS", "aws", "moto_server", "opened"]
@@ -46,6 +45,6 @@ def aws(moto_server: Moto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with running(moto_server) as server:
+    with Aws(moto_server) as server:
         yield server
     moto_server.reset()

@@ -7,8 +7,8 @@ import pytest
 from azure.keyvault.secrets._shared import http_challenge_cache
 
 from tests.support.canary import secret
-from tests.support.servers.azure_keyvault import CLIENT, TENANT, Azure
-from tests.support.servers.azure_keyvault import azure as running
+from tests.support.servers.azure_keyvault import Azure
+from tests.support.servers.azure_logins import CLIENT, TENANT
 
 __all__ = ["TYPE", "azure", "login"]
 
@@ -19,8 +19,8 @@ TYPE = "secretstores.azure.keyvault"
 def azure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Azure]:
     """Run Azure where the SDKs find it: behind a proxy, as in many a company. The machine is none of Azure's."""
     (tmp_path / "azure").mkdir()
-    with running(tmp_path / "azure") as server:
-        monkeypatch.setenv("HTTPS_PROXY", server.proxy)
+    with Azure(tmp_path / "azure") as server:
+        monkeypatch.setenv("HTTPS_PROXY", server.address)
         monkeypatch.setenv("SSL_CERT_FILE", str(server.ca))
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))  # no az
         monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:1")  # no IMDS, wherever this runs

@@ -9,7 +9,6 @@ import pytest
 from secretfs.store import SecretStore
 from tests.support import opened as support
 from tests.support.servers.gcp import Gcp
-from tests.support.servers.gcp import gcp as running
 
 __all__ = ["TYPE", "gcp", "opened"]
 
@@ -20,7 +19,7 @@ TYPE = "secretstores.gcp.secretmanager"
 def gcp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gcp]:
     """Run GCP. The machine is none of Google's, and nobody has logged in with gcloud."""
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "gcloud"))
-    with running() as server:
+    with Gcp() as server:
         yield server
 
 

@@ -9,7 +9,7 @@ import pytest
 from secretfs.store import SecretStore
 from tests.support import opened as support
 from tests.support.canary import secret
-from tests.support.servers.signed_clouds import KEY, Clouds, signed_clouds
+from tests.support.servers.signed_clouds import KEY, Clouds
 
 __all__ = ["ALIBABA", "HUAWEI", "KINDS", "TENCENT", "Kind", "clouds", "opened"]
 
@@ -36,7 +36,7 @@ KINDS = (ALIBABA, HUAWEI, TENCENT)
 
 @pytest.fixture
 def clouds() -> Iterator[Clouds]:
-    with signed_clouds() as server:
+    with Clouds() as server:
         yield server
 
 

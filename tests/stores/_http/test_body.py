@@ -19,8 +19,9 @@ from tests.support.azure_fixtures import TYPE as AZURE
 from tests.support.azure_fixtures import azure, login
 from tests.support.canary import CANARY, secret
 from tests.support.opened import opened
-from tests.support.servers.azure_keyvault import Azure, saying
+from tests.support.servers.azure_keyvault import Azure
 from tests.support.servers.fake_vault import FakeVault
+from tests.support.servers.http_server import saying
 from tests.support.servers.keep_alive import KeepAlive
 
 __all__ = ["azure"]

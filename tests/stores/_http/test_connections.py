@@ -20,7 +20,8 @@ from tests.support.azure_fixtures import TYPE as AZURE
 from tests.support.azure_fixtures import azure, login
 from tests.support.canary import secret
 from tests.support.opened import opened
-from tests.support.servers.azure_keyvault import Azure, dropped
+from tests.support.servers.azure_keyvault import Azure
+from tests.support.servers.http_server import dropped
 from tests.support.servers.keep_alive import Answer, End, KeepAlive, close, half_close, reset
 from tests.support.waiting import PATIENCE
 

@@ -12,7 +12,8 @@ from secretfs.stores.aws import client as aws_client
 from tests.conftest import ExpectLog
 from tests.support.aws_fixtures import PARAMETERS, SECRETS, aws, moto_server, opened
 from tests.support.canary import CANARY, secret
-from tests.support.servers.aws import KEY, POD_TOKEN, REGION, ROLE, WEB_TOKEN, Aws, Fault, Key, dropped, failing, saying
+from tests.support.servers.aws import KEY, POD_TOKEN, REGION, ROLE, WEB_TOKEN, Aws, Key, failing
+from tests.support.servers.http_server import Fault, dropped, saying
 
 __all__ = ["aws", "moto_server"]
 
@@ -218,7 +219,7 @@ def test_a_role_is_assumed_again_before_its_credentials_end(
 
 def sts_error(code: str, status: int) -> Fault:
     text = f"<ErrorResponse><Error><Code>{code}</Code><Message>{secret()}</Message></Error></ErrorResponse>"
-    return saying(text.encode(), status, "text/xml")
+    return saying(text.encode(), status, {"Content-Type": "text/xml"})
 
 
 @pytest.mark.parametrize(
@@ -226,8 +227,8 @@ def sts_error(code: str, status: int) -> Fault:
     [
         (sts_error("Throttling", 400), StoreUnavailable, "sts.eu-central-1: too many requests"),
         (sts_error("AccessDenied", 403), AccessDenied, "sts.eu-central-1: no policy lets this identity do that"),
-        (saying(b"<html>", 503, "text/html"), StoreUnavailable, "sts.eu-central-1: server error"),
-        (saying(secret().encode(), 200, "text/xml"), MalformedAnswer, "not an answer of AWS"),
+        (saying(b"<html>", 503, {"Content-Type": "text/html"}), StoreUnavailable, "sts.eu-central-1: server error"),
+        (saying(secret().encode(), 200, {"Content-Type": "text/xml"}), MalformedAnswer, "not an answer of AWS"),
         (dropped, StoreUnavailable, "the connection broke"),
     ],
     ids=["throttled", "denied", "down", "garbage", "dropped"],

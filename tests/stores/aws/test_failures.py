@@ -1,16 +1,11 @@
 """What failures of AWS, of networks and of clocks are to the reader of a secret. Both stores have this code."""
 
-import gzip
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from secretfs.errors import (
     AccessDenied,
-    DeadlineExceeded,
     MalformedAnswer,
     SecretNotFound,
     StoreError,
@@ -19,8 +14,9 @@ from secretfs.errors import (
 from secretfs.store import SecretStore
 from tests.support.aws_fixtures import SECRETS, aws, moto_server, opened
 from tests.support.canary import secret
-from tests.support.servers.aws import KEY, Aws, Fault, Key, dropped, failing, saying
-from tests.support.servers.keep_alive import half_close, reset
+from tests.support.failures import GARBAGE, BrokenConnections, failure
+from tests.support.servers.aws import KEY, Aws, Key, failing
+from tests.support.servers.http_server import Fault, saying
 
 __all__ = ["aws", "moto_server"]
 
@@ -32,15 +28,6 @@ def store(aws: Aws) -> Iterator[SecretStore]:
     aws.put_secret("db", secret("db"))
     with opened(SECRETS, aws.login()) as store:
         yield store
-
-
-def failure(store: SecretStore) -> StoreError:
-    """Fetch, and return the error, which names the secret and shows nothing of the answer."""
-    with pytest.raises(StoreError) as caught:
-        store.fetch("db")
-    assert str(caught.value).startswith("secret db: ")
-    assert caught.value.__cause__ is None
-    return caught.value
 
 
 ERRORS = [
@@ -75,28 +62,23 @@ def test_the_code_decides_what_an_error_means(
     assert store.fetch("db").values == {"db": secret("db").encode()}
 
 
-GARBAGE: dict[str, Fault] = {
-    "no JSON": saying(secret().encode()),
+MALFORMED = GARBAGE | {
     "another object": saying(b'{"secret": "x"}'),
-    "no object": saying(b"[1]"),
     "a number for a text": saying(b'{"Name": "db", "SecretString": 1, "VersionId": "1"}'),
     "a wrong date": saying(b'{"Name": "db", "SecretString": "x", "CreatedDate": "never"}'),
     "no value": saying(b'{"Name": "db", "VersionId": "1"}'),
-    "compressed": saying(gzip.compress(b"{}"), encoding="gzip"),
-    "deeply nested": saying(b"[" * 100_000),
     "an error without a code": saying(b"{}", 400),
-    "an error that is no JSON": saying(secret().encode(), 400),
 }
 
 
-@pytest.mark.parametrize("fault", GARBAGE.values(), ids=GARBAGE.keys())
+@pytest.mark.parametrize("fault", MALFORMED.values(), ids=MALFORMED.keys())
 def test_garbage_is_malformed(aws: Aws, store: SecretStore, fault: Fault) -> None:
     aws.always = fault
     assert isinstance(failure(store), MalformedAnswer)
 
 
 def test_a_page_of_a_load_balancer_is_an_outage(aws: Aws, store: SecretStore) -> None:
-    aws.always = saying(b"<html>" + secret().encode(), 503, "text/html")
+    aws.always = saying(b"<html>" + secret().encode(), 503, {"Content-Type": "text/html"})
     assert isinstance(failure(store), StoreUnavailable)
 
 
@@ -126,51 +108,21 @@ def test_a_listing_that_aws_does_not_take_is_malformed(aws: Aws, store: SecretSt
         store.names("")
 
 
-@pytest.mark.parametrize("end", [reset, half_close, lambda _: False], ids=["reset", "half closed", "closed"])
-def test_a_connection_that_breaks_all_the_time_is_an_outage(
-    aws: Aws, store: SecretStore, end: Callable[[socket.socket], bool]
-) -> None:
-    aws.ends, aws.always = end, dropped
-    assert isinstance(failure(store), StoreUnavailable)
+class TestBrokenConnections(BrokenConnections):
+    @pytest.fixture
+    def server(self, aws: Aws) -> Aws:
+        aws.put_secret("db", secret("db"))
+        return aws
 
+    @pytest.fixture
+    def store(self, server: Aws) -> Iterator[SecretStore]:
+        with opened(SECRETS, server.login()) as store:
+            yield store
 
-def test_a_connection_that_died_while_it_was_idle_costs_nobody_an_error(aws: Aws, store: SecretStore) -> None:
-    """A read is sent again, whatever its method."""
-    store.fetch("db")
-    aws.faults.append(dropped)
-    assert store.fetch("db").values == {"db": secret("db").encode()}
-    aws.drop_connections()
-    assert store.fetch("db").values == {"db": secret("db").encode()}
-
-
-def test_a_server_that_hangs_is_given_up_at_the_deadline(aws: Aws) -> None:
-    aws.put_secret("db", secret("db"))
-    with opened(SECRETS, aws.login(), deadline=3) as store:
-        store.check()
-        aws.always = aws.hang
-        began = time.monotonic()
-        assert isinstance(failure(store), DeadlineExceeded)
-        assert time.monotonic() - began >= 2  # it did wait
-
-
-def test_an_answer_that_drips_is_given_up_at_the_deadline(aws: Aws) -> None:
-    """No wait for a byte is long; their sum is. botocore alone would wait for ever."""
-    aws.put_secret("db", secret("db"))
-    stop = threading.Event()
-
-    def drip(connection: socket.socket) -> bool:
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{")
-        while not stop.wait(0.05):
-            connection.sendall(b" ")
-        return False
-
-    with opened(SECRETS, aws.login(), deadline=3) as store:
-        store.check()
-        aws.ends, aws.always = drip, dropped
-        try:
-            assert isinstance(failure(store), DeadlineExceeded)
-        finally:
-            stop.set()
+    @pytest.fixture
+    def impatient(self, server: Aws) -> Iterator[SecretStore]:
+        with opened(SECRETS, server.login(), deadline=self.short) as store:
+            yield store
 
 
 def test_our_clock_is_named_when_it_is_wrong(aws: Aws, store: SecretStore) -> None:

@@ -1,6 +1,7 @@
 """``secretstores.aws.parameterstore``: settings, names, values and batches, with the unmodified SDK and moto."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
 
@@ -8,10 +9,12 @@ from secretfs.errors import AccessDenied, MalformedAnswer, SecretNotFound
 from secretfs.settings import Property, decode
 from secretfs.store import BatchingStore, Names, Secret, SecretStore
 from secretfs.stores.aws.parameter_store import Settings
-from secretfs.testing import Seed, StoreContract
-from tests.support.aws_fixtures import PARAMETERS, PATIENT, aws, moto_server, opened
-from tests.support.canary import CANARY, secret
-from tests.support.servers.aws import Aws, failing, saying
+from secretfs.testing import Seed
+from tests.support.aws_contract import AwsContract
+from tests.support.aws_fixtures import PARAMETERS, aws, moto_server, opened
+from tests.support.canary import secret
+from tests.support.servers.aws import Aws, failing
+from tests.support.servers.http_server import saying
 
 __all__ = ["aws", "moto_server"]
 
@@ -24,39 +27,20 @@ def store(aws: Aws) -> Iterator[SecretStore]:
         yield store
 
 
-class TestContract(StoreContract):
-    multi_valued = False
-    deadline = PATIENT
-    can_be_empty = False  # AWS takes no empty text
+class TestContract(AwsContract):
+    type = PARAMETERS
+    properties: ClassVar = {"prefix": PREFIX}
+    reading = ("GetParameter", "GetParameters")
+    punctuation = "/_.-"
     binary_values = False  # a value is text
-    mark = CANARY
 
-    @pytest.fixture
-    def store(self, aws: Aws) -> Iterator[SecretStore]:
-        with opened(PARAMETERS, aws.login(prefix=PREFIX)) as store:
-            yield store
+    def put(self, aws: Aws, name: str, value: str) -> str:
+        aws.put_parameter(PREFIX + name, value)
+        return PREFIX + name
 
     @pytest.fixture
     def seed(self, aws: Aws) -> Seed:
         return lambda name, values: aws.put_parameter(PREFIX + name, values[name].decode())
-
-    @pytest.fixture
-    def denied(self, aws: Aws, store: SecretStore) -> tuple[SecretStore, str]:
-        aws.put_parameter(f"{PREFIX}denied", secret())
-        aws.denied[f"{PREFIX}denied"] = "AccessDeniedException"
-        return store, "denied"
-
-    @pytest.fixture
-    def unreachable(self, aws: Aws) -> Iterator[SecretStore]:
-        with opened(PARAMETERS, aws.login(endpoint="http://127.0.0.1:1")) as store:
-            yield store
-
-    @pytest.fixture
-    def reads(self, aws: Aws) -> Callable[[], int]:
-        return lambda: aws.requests["GetParameter"] + aws.requests["GetParameters"]
-
-    def can_hold(self, name: str) -> bool:
-        return bool(name) and len(name) <= 512 and all(c.isascii() and (c.isalnum() or c in "/_.-") for c in name)
 
 
 def test_every_property() -> None:

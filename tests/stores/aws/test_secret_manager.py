@@ -1,7 +1,8 @@
 """``secretstores.aws.secretmanager``: settings, names, values and batches, with the unmodified SDK and moto."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import pytest
 
@@ -9,14 +10,14 @@ from secretfs.errors import AccessDenied, MalformedAnswer, SecretNotFound, Store
 from secretfs.settings import Property, decode
 from secretfs.store import BatchingStore, ClockedStore, Names, Secret, SecretStore
 from secretfs.stores.aws.secret_manager import Settings
-from secretfs.testing import Seed, StoreContract
-from tests.support.aws_fixtures import PATIENT, SECRETS, aws, moto_server, opened
-from tests.support.canary import CANARY, secret
-from tests.support.servers.aws import REGION, Aws, failing, saying
+from secretfs.testing import Seed
+from tests.support.aws_contract import AwsContract
+from tests.support.aws_fixtures import SECRETS, aws, moto_server, opened
+from tests.support.canary import secret
+from tests.support.servers.aws import REGION, Aws, failing
+from tests.support.servers.http_server import saying
 
 __all__ = ["aws", "moto_server"]
-
-READS = ("GetSecretValue", "BatchGetSecretValue")
 
 
 @pytest.fixture
@@ -31,62 +32,37 @@ def multi(aws: Aws) -> Iterator[SecretStore]:
         yield store
 
 
-class TestContract(StoreContract):
-    multi_valued = False
-    deadline = PATIENT
-    can_be_empty = False  # AWS takes no empty text
-    mark = CANARY
+class TestContract(AwsContract):
+    type = SECRETS
+    reading = ("GetSecretValue", "BatchGetSecretValue")
+    punctuation = "/_+=.@-"
 
-    @pytest.fixture
-    def store(self, aws: Aws) -> Iterator[SecretStore]:
-        with opened(SECRETS, aws.login()) as store:
-            yield store
+    def put(self, aws: Aws, name: str, value: str) -> str:
+        aws.put_secret(name, value)
+        return name
 
     @pytest.fixture
     def seed(self, aws: Aws) -> Seed:
-        def seed(name: str, values: dict[str, bytes]) -> None:
+        def seed(name: str, values: Mapping[str, bytes]) -> None:
             try:
                 aws.put_secret(name, values[name].decode())
             except UnicodeDecodeError:
                 aws.put_secret(name, values[name])
 
-        return seed  # type: ignore[return-value]
-
-    @pytest.fixture
-    def denied(self, aws: Aws, store: SecretStore) -> tuple[SecretStore, str]:
-        aws.put_secret("denied", secret())
-        aws.denied["denied"] = "AccessDeniedException"
-        return store, "denied"
-
-    @pytest.fixture
-    def unreachable(self, aws: Aws) -> Iterator[SecretStore]:
-        with opened(SECRETS, aws.login(endpoint="http://127.0.0.1:1")) as store:
-            yield store
-
-    @pytest.fixture
-    def reads(self, aws: Aws) -> Callable[[], int]:
-        return lambda: sum(aws.requests[operation] for operation in READS)
-
-    def can_hold(self, name: str) -> bool:
-        return bool(name) and len(name) <= 512 and all(c.isascii() and (c.isalnum() or c in "/_+=.@-") for c in name)
+        return seed
 
 
 class TestMultiValuedContract(TestContract):
+    properties: ClassVar = {"multipleKeyValuesPerSecret": "true"}
     multi_valued = True
+    can_be_empty = True
     binary_values = False  # a value is a string of JSON
-
-    @pytest.fixture
-    def store(self, aws: Aws) -> Iterator[SecretStore]:
-        with opened(SECRETS, aws.login(multipleKeyValuesPerSecret="true")) as store:
-            yield store
 
     @pytest.fixture
     def seed(self, aws: Aws) -> Seed:
         return lambda name, values: aws.put_secret(
             name, json.dumps({key: value.decode() for key, value in values.items()})
         )
-
-    can_be_empty = True
 
 
 def test_every_property() -> None:

@@ -27,15 +27,9 @@ from tests.support.azure_fixtures import TYPE, azure, login
 from tests.support.canary import secret
 from tests.support.lacking import cannot_test
 from tests.support.opened import opened
-from tests.support.servers.azure_keyvault import (
-    CLIENT,
-    TENANT,
-    USER_ASSIGNED,
-    Azure,
-    dropped,
-    failing,
-    saying,
-)
+from tests.support.servers.azure_keyvault import Azure, failing
+from tests.support.servers.azure_logins import CLIENT, TENANT, USER_ASSIGNED
+from tests.support.servers.http_server import dropped, saying
 from tests.support.waiting import PATIENCE
 
 __all__ = ["azure"]
@@ -161,7 +155,7 @@ def test_certificates_that_cannot_be_used(keys: list[rsa.RSAPrivateKey], tmp_pat
 def test_a_certificate_that_cannot_be_used_is_dropped_from_the_chain_aloud(
     azure: Azure, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
 ) -> None:
-    monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", azure.proxy)
+    monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", azure.address)
     azure.assigned.add(CLIENT)
     expect_log("store: azureCertificate: no certificate")
     works(PRINCIPAL | {"azureCertificate": secret("garbage")})
@@ -390,7 +384,7 @@ def test_workload_identity_without_its_environment(monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def imds(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> Azure:
     """Be a virtual machine."""
-    monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", azure.proxy)
+    monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", azure.address)
     return azure
 
 
@@ -439,7 +433,7 @@ def test_the_identity_endpoint_in_trouble(imds: Azure) -> None:
         error = failure(NOTHING)
         assert (type(error), str(error)) == (kind, f"list of secrets: 127.0.0.1: {told}")
     imds.login_faults.append(
-        saying(b"unreachable " + secret().encode(), 403, **{"Content-Type": "text/plain"})
+        saying(b"unreachable " + secret().encode(), 403, {"Content-Type": "text/plain"})
     )  # Docker Desktop
     assert "managed identity: no response from the IMDS endpoint" in str(failure(NOTHING))
     imds.login_faults.append(imds.hang)
@@ -461,7 +455,7 @@ def test_an_endpoint_that_nobody_answers_at_is_given_up_quickly(azure: Azure, mo
 
 
 def test_app_service(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IDENTITY_ENDPOINT", f"{azure.proxy}/appservice/token")
+    monkeypatch.setenv("IDENTITY_ENDPOINT", f"{azure.address}/appservice/token")
     monkeypatch.setenv("IDENTITY_HEADER", secret("identity-header"))
     works(NOTHING)
     works(NOTHING | {"azureClientId": USER_ASSIGNED})
@@ -472,7 +466,7 @@ def test_app_service(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_azure_ml(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MSI_ENDPOINT", f"{azure.proxy}/ml/token")
+    monkeypatch.setenv("MSI_ENDPOINT", f"{azure.address}/ml/token")
     monkeypatch.setenv("MSI_SECRET", secret("msi-secret"))
     works(NOTHING)
     works(NOTHING | {"azureClientId": USER_ASSIGNED})
@@ -480,7 +474,7 @@ def test_azure_ml(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cloud_shell(azure: Azure, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog) -> None:
-    monkeypatch.setenv("MSI_ENDPOINT", f"{azure.proxy}/shell/token")
+    monkeypatch.setenv("MSI_ENDPOINT", f"{azure.address}/shell/token")
     works(NOTHING)
     assert azure.bearers == ["machine"]
     expect_log("managed identity: client_id should not be set for cloud shell managed identity")
@@ -519,8 +513,8 @@ def arc_key() -> Iterator[Path]:
 
 def test_azure_arc(azure: Azure, arc_key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     azure.arc_key = arc_key
-    monkeypatch.setenv("IDENTITY_ENDPOINT", f"{azure.proxy}/arc/token")
-    monkeypatch.setenv("IMDS_ENDPOINT", azure.proxy)
+    monkeypatch.setenv("IDENTITY_ENDPOINT", f"{azure.address}/arc/token")
+    monkeypatch.setenv("IMDS_ENDPOINT", azure.address)
     works(NOTHING)
     assert azure.bearers == ["machine"]
     assert azure.requests["arc"] == 2

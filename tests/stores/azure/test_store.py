@@ -33,9 +33,12 @@ from secretfs.testing import Seed, StoreContract
 from tests.stores import test_docs
 from tests.support.azure_fixtures import TYPE, azure, login
 from tests.support.canary import CANARY, secret
+from tests.support.failures import failure
 from tests.support.opened import opened
-from tests.support.servers.azure_keyvault import CLIENT, TENANT, Azure, Fault, dropped, failing, saying, throttled
+from tests.support.servers.azure_keyvault import Azure, failing, throttled
+from tests.support.servers.azure_logins import CLIENT, TENANT
 from tests.support.servers.fake_vault import FakeVault
+from tests.support.servers.http_server import Fault, dropped, saying
 from tests.support.waiting import PATIENCE
 
 __all__ = ["azure"]
@@ -48,15 +51,6 @@ PAGE = "azure-key-vault.md"
 def store(azure: Azure) -> Iterator[SecretStore]:
     with opened(TYPE, login()) as store:
         yield store
-
-
-def failure(store: SecretStore) -> StoreError:
-    """Fetch, and return the error, which names the secret and shows nothing of the answer."""
-    with pytest.raises(StoreError) as caught:
-        store.fetch("db")
-    assert str(caught.value).startswith("secret db: ")
-    assert caught.value.__cause__ is None
-    return caught.value
 
 
 # --- the contract ---
@@ -433,9 +427,9 @@ def test_throttled_while_being_closed(azure: Azure) -> None:
         (saying(f'["{secret()}"]'.encode()), MalformedAnswer, "not an answer of Key Vault"),
         (saying(b'{"value": "' + secret().encode() + b'", "id": 7}'), MalformedAnswer, "not an answer of Key Vault"),
         (saying(b'{"value": "' + secret().encode() + b'"}'), MalformedAnswer, "not an answer of Key Vault"),
-        (saying(b"x", 200, **{"Content-Encoding": "gzip"}), MalformedAnswer, "the answer is compressed"),
+        (saying(b"x", 200, {"Content-Encoding": "gzip"}), MalformedAnswer, "the answer is compressed"),
         (
-            saying(b"{}", 200, **{"Content-Length": "100", "Connection": "close"}),
+            saying(b"{}", 200, {"Content-Length": "100", "Connection": "close"}),
             StoreUnavailable,
             "the connection broke",
         ),
@@ -531,8 +525,8 @@ def test_servers_that_are_not_there_or_not_what_they_should_be() -> None:
 
 def test_a_body_that_stops_in_the_middle(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HTTPS_PROXY")
-    azure.login_faults.append(saying(b"{", 200, **{"Content-Length": "100"}))
-    error = unanswered_by(f"{azure.proxy}/shell/token")
+    azure.login_faults.append(saying(b"{", 200, {"Content-Length": "100"}))
+    error = unanswered_by(f"{azure.address}/shell/token")
     assert (type(error), str(error)) == (DeadlineExceeded, "127.0.0.1: no answer in time")
 
 
@@ -566,7 +560,7 @@ def test_not_even_the_sdks_debug_logs_show_a_secret(azure: Azure, store: SecretS
 
 def test_headers_that_cannot_be_parsed_are_not_logged(azure: Azure, store: SecretStore) -> None:
     store.check()
-    azure.faults.append(saying(b"{}", 200, **{f"X-Key\r\n{secret()}\r\nX-More": "1"}))
+    azure.faults.append(saying(b"{}", 200, {f"X-Key\r\n{secret()}\r\nX-More": "1"}))
     failure(store)
 
 

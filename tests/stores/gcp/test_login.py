@@ -14,7 +14,8 @@ from secretfs.stores.gcp import login as gcp_login
 from tests.conftest import ExpectLog
 from tests.support.canary import secret
 from tests.support.gcp_fixtures import TYPE, gcp, opened
-from tests.support.servers.gcp import EMAIL, PROJECT, SUBJECT_TOKEN, Fault, Gcp, dropped, failing, saying
+from tests.support.servers.gcp import EMAIL, PROJECT, SUBJECT_TOKEN, Gcp, failing
+from tests.support.servers.http_server import Fault, dropped, saying
 
 __all__ = ["gcp"]
 

@@ -1,8 +1,5 @@
 """``secretstores.gcp.secretmanager``: settings, names, values and failures, on a server that keeps to its REST API."""
 
-import gzip
-import socket
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -23,9 +20,10 @@ from secretfs.stores.gcp.store import Settings
 from secretfs.testing import Seed, StoreContract
 from tests.support import opened as support
 from tests.support.canary import CANARY, secret
+from tests.support.failures import GARBAGE, BrokenConnections, failure
 from tests.support.gcp_fixtures import TYPE, gcp, opened
-from tests.support.servers.gcp import EMAIL, NUMBER, PROJECT, Fault, Gcp, dropped, failing, saying
-from tests.support.servers.keep_alive import reset
+from tests.support.servers.gcp import EMAIL, NUMBER, PROJECT, Gcp, failing
+from tests.support.servers.http_server import Fault, saying
 
 __all__ = ["gcp"]
 
@@ -34,15 +32,6 @@ __all__ = ["gcp"]
 def store(gcp: Gcp) -> Iterator[SecretStore]:
     with opened(gcp, gcp.login()) as store:
         yield store
-
-
-def failure(store: SecretStore) -> StoreError:
-    """Fetch, and return the error, which names the secret and shows nothing of the answer."""
-    with pytest.raises(StoreError) as caught:
-        store.fetch("db")
-    assert str(caught.value).startswith("secret db: ")
-    assert caught.value.__cause__ is None
-    return caught.value
 
 
 class TestContract(StoreContract):
@@ -253,20 +242,15 @@ def test_what_an_error_means(
     assert str(error).endswith(f"({status})")
 
 
-GARBAGE: dict[str, Fault] = {
-    "no JSON": saying(secret().encode()),
-    "no object": saying(b"[1]"),
+MALFORMED = GARBAGE | {
     "no payload": saying(b'{"name": "x"}'),
     "a number for a text": saying(b'{"payload": {"data": 1}}'),
     "no base64": saying(b'{"payload": {"data": "?"}}'),
     "not UTF-8": saying(b"\xff"),
-    "compressed": saying(gzip.compress(b"{}"), encoding="gzip"),
-    "deeply nested": saying(b"[" * 100_000),
-    "an error that is no JSON": saying(secret().encode(), 400),
 }
 
 
-@pytest.mark.parametrize("fault", GARBAGE.values(), ids=GARBAGE.keys())
+@pytest.mark.parametrize("fault", MALFORMED.values(), ids=MALFORMED.keys())
 def test_garbage_is_malformed(gcp: Gcp, store: SecretStore, fault: Fault) -> None:
     gcp.always = fault
     assert isinstance(failure(store), MalformedAnswer)
@@ -281,39 +265,21 @@ def test_a_listing_that_is_none(gcp: Gcp, store: SecretStore, body: bytes) -> No
         store.names("")
 
 
-def test_a_connection_that_breaks_all_the_time_is_an_outage(gcp: Gcp, store: SecretStore) -> None:
-    gcp.ends, gcp.always = reset, dropped
-    assert isinstance(failure(store), StoreUnavailable)
+class TestBrokenConnections(BrokenConnections):
+    @pytest.fixture
+    def server(self, gcp: Gcp) -> Gcp:
+        gcp.put("db", secret("db").encode())
+        return gcp
 
+    @pytest.fixture
+    def store(self, server: Gcp) -> Iterator[SecretStore]:
+        with opened(server, server.login()) as store:
+            yield store
 
-def test_a_connection_that_died_while_it_was_idle_costs_nobody_an_error(gcp: Gcp, store: SecretStore) -> None:
-    gcp.put("db", secret("db").encode())
-    store.fetch("db")
-    gcp.faults.append(dropped)
-    assert store.fetch("db").values == {"db": secret("db").encode()}
-    gcp.drop_connections()
-    assert store.fetch("db").values == {"db": secret("db").encode()}
-
-
-@pytest.mark.parametrize("drips", [False, True], ids=["hangs", "drips"])
-def test_an_answer_that_does_not_end_is_given_up_at_the_deadline(gcp: Gcp, *, drips: bool) -> None:
-    stop = threading.Event()
-
-    def hang(connection: socket.socket) -> bool:
-        if drips:
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{")
-        while not stop.wait(0.05):
-            if drips:
-                connection.sendall(b" ")
-        return False
-
-    with opened(gcp, gcp.login(), deadline=3) as store:
-        store.check()
-        gcp.ends, gcp.always = hang, dropped
-        try:
-            assert isinstance(failure(store), DeadlineExceeded)
-        finally:
-            stop.set()
+    @pytest.fixture
+    def impatient(self, server: Gcp) -> Iterator[SecretStore]:
+        with opened(server, server.login(), deadline=self.short) as store:
+            yield store
 
 
 def test_our_clock_is_named_when_it_is_wrong(gcp: Gcp, store: SecretStore) -> None:

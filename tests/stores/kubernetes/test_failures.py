@@ -18,6 +18,7 @@ from secretfs.errors import (
 )
 from secretfs.stores.kubernetes.store import KubernetesStore
 from tests.support.canary import CANARY, secret
+from tests.support.failures import failure
 from tests.support.kube_fixtures import kubernetes, outside
 from tests.support.servers.fake_vault import FakeVault
 from tests.support.waiting import PATIENCE, wait_until
@@ -49,15 +50,6 @@ def properties(tmp_path: Path, address: str) -> dict[str, str]:
 def store(fake: FakeVault, tmp_path: Path) -> Iterator[KubernetesStore]:
     with kubernetes(properties(tmp_path, fake.address)) as store:
         yield store
-
-
-def failure(store: KubernetesStore) -> StoreError:
-    """Fetch, and return the error, which names the secret and shows nothing of the answer."""
-    with pytest.raises(StoreError) as caught:
-        store.fetch("db")
-    assert str(caught.value).startswith("secret db: ")
-    assert caught.value.__cause__ is None
-    return caught.value
 
 
 def status(code: int, reason: str, **details: object) -> bytes:

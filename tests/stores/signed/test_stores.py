@@ -1,9 +1,7 @@
 """Settings, listings, batches and failures of the stores of clouds with signed requests."""
 
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +9,6 @@ import pytest
 from secretfs.errors import (
     AccessDenied,
     ConfigurationError,
-    DeadlineExceeded,
     MalformedAnswer,
     SecretNotFound,
     StoreError,
@@ -20,8 +17,9 @@ from secretfs.errors import (
 from secretfs.store import BatchingStore, ClockedStore, SecretStore
 from tests.support import opened as support
 from tests.support.canary import CANARY, secret
-from tests.support.servers.keep_alive import reset
-from tests.support.servers.signed_clouds import Clouds, dropped, saying
+from tests.support.failures import BrokenConnections, failure
+from tests.support.servers.http_server import saying
+from tests.support.servers.signed_clouds import Clouds
 from tests.support.signed_fixtures import ALIBABA, HUAWEI, KINDS, TENCENT, Kind, clouds, opened
 
 __all__ = ["clouds"]
@@ -38,15 +36,6 @@ def store(kind: Kind, clouds: Clouds) -> Iterator[SecretStore]:
     clouds.put("db", secret("db").encode())
     with opened(kind, clouds) as store:
         yield store
-
-
-def failure(store: SecretStore) -> StoreError:
-    """Fetch, and return the error, which names the secret and shows nothing of the answer."""
-    with pytest.raises(StoreError) as caught:
-        store.fetch("db")
-    assert str(caught.value).startswith("secret db: ")
-    assert caught.value.__cause__ is None
-    return caught.value
 
 
 def test_what_can_never_work_stops_the_mount(kind: Kind, clouds: Clouds) -> None:
@@ -201,38 +190,23 @@ def test_keys_without_a_project_are_refused(clouds: Clouds) -> None:
         assert isinstance(failure(store), SecretNotFound)  # it is asked for again
 
 
-def test_a_connection_that_breaks_all_the_time_is_an_outage(clouds: Clouds, store: SecretStore) -> None:
-    clouds.ends, clouds.always = reset, dropped
-    assert isinstance(failure(store), StoreUnavailable)
+class TestBrokenConnections(BrokenConnections):
+    short = 2.0
 
+    @pytest.fixture
+    def server(self, clouds: Clouds) -> Clouds:
+        clouds.put("db", secret("db").encode())
+        return clouds
 
-def test_a_connection_that_died_while_it_was_idle_costs_nobody_an_error(clouds: Clouds, store: SecretStore) -> None:
-    store.fetch("db")
-    clouds.faults.append(dropped)
-    assert store.fetch("db").values == {"db": secret("db").encode()}
-    clouds.drop_connections()
-    assert store.fetch("db").values == {"db": secret("db").encode()}
+    @pytest.fixture
+    def store(self, kind: Kind, server: Clouds) -> Iterator[SecretStore]:
+        with opened(kind, server) as store:
+            yield store
 
-
-@pytest.mark.parametrize("drips", [False, True], ids=["hangs", "drips"])
-def test_an_answer_that_does_not_end_is_given_up_at_the_deadline(kind: Kind, clouds: Clouds, *, drips: bool) -> None:
-    stop = threading.Event()
-
-    def hang(connection: socket.socket) -> bool:
-        if drips:
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{")
-        while not stop.wait(0.05):
-            if drips:
-                connection.sendall(b" ")
-        return False
-
-    with opened(kind, clouds, deadline=2) as store:
-        store.check()
-        clouds.ends, clouds.always = hang, dropped
-        try:
-            assert isinstance(failure(store), DeadlineExceeded)
-        finally:
-            stop.set()
+    @pytest.fixture
+    def impatient(self, kind: Kind, server: Clouds) -> Iterator[SecretStore]:
+        with opened(kind, server, deadline=self.short) as store:
+            yield store
 
 
 def test_alibaba_reads_ten_with_one_request(clouds: Clouds) -> None:

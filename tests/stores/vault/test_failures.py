@@ -18,6 +18,7 @@ from secretfs.errors import (
 from secretfs.store import Names, SecretStore
 from secretfs.stores._http.body import LARGEST_ANSWER
 from tests.support.canary import CANARY, secret
+from tests.support.failures import failure
 from tests.support.opened import opened
 from tests.support.servers.fake_vault import FakeVault
 from tests.support.servers.openbao import OpenBao, openbao
@@ -43,15 +44,6 @@ def own(tmp_path: Path) -> Iterator[OpenBao]:
     """Run a server that a test may hurt."""
     with openbao(tmp_path) as server:
         yield server
-
-
-def failure(store: SecretStore) -> StoreError:
-    """Fetch, and return the error, which names the secret and shows nothing of the answer."""
-    with pytest.raises(StoreError) as caught:
-        store.fetch("db")
-    assert str(caught.value).startswith("secret db: ")
-    assert caught.value.__cause__ is None
-    return caught.value
 
 
 # --- a real server in trouble ---

@@ -12,22 +12,14 @@ import hashlib
 import hmac
 import json
 import re
-import socket
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs
 
 from tests.support.canary import secret
-from tests.support.servers.keep_alive import End, close
+from tests.support.servers.http_server import Answer, Fault, HttpServer, Request
 from tests.support.servers.moto_server import Moto
-from tests.support.waiting import PATIENCE
 
 REGION = "eu-central-1"
 ROLE = "arn:aws:iam::123456789012:role/reader"
@@ -36,21 +28,7 @@ POD_TOKEN = secret("pod-token")
 WEB_TOKEN = secret("web-token")
 _SKEW = 300  # seconds
 _JSON = "application/x-amz-json-1.1"
-_XML = "text/xml"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the front answers."""
-
-    status: int
-    body: bytes
-    type: str = _JSON
-    encoding: str = ""
-
-
-Fault = Callable[[], Answer | None]
-"""Takes the place of an answer; one that returns None ends the connection instead, as `Aws.ends` says."""
+_XML, _PLAIN, _AGENT = ({"Content-Type": it} for it in ("text/xml", "text/plain", "application/json"))
 
 
 def failing(code: str, message: str = "", status: int = 400) -> Fault:
@@ -58,19 +36,10 @@ def failing(code: str, message: str = "", status: int = 400) -> Fault:
     return lambda: error(code, message, status)
 
 
-def saying(body: bytes, status: int = 200, type: str = _JSON, encoding: str = "") -> Fault:  # noqa: A002
-    """Answer with these bytes."""
-    return lambda: Answer(status, body, type, encoding)
-
-
-def dropped() -> None:
-    """End the connection without an answer."""
-
-
 def error(code: str, message: str = "", status: int = 400) -> Answer:
     """Make an error as AWS words it. Texts of AWS name who asked."""
     text = message or f"User: arn:aws:iam::123456789012:user/{secret('caller')} is not authorized"
-    return Answer(status, json.dumps({"__type": code, "message": text}).encode())
+    return Answer.json(status, {"__type": code, "message": text})
 
 
 @dataclass(frozen=True)
@@ -82,46 +51,26 @@ class Key:
     expires: float = float("inf")
 
 
-class Aws:
+class Aws(HttpServer):
     """All of AWS that a store can see, and what a test can do to it."""
 
     def __init__(self, moto: Moto) -> None:
+        super().__init__()
         self.moto = moto
-        self.requests: Counter[str] = Counter()
-        """By operation: GetSecretValue, ListSecrets, AssumeRoleWithWebIdentity, imds, pod, ..."""
         self.signers: list[str] = []
         """The access keys whose signatures were accepted, in order."""
         self.regions: set[str] = set()
         self.keys = {KEY: Key(secret("secret-key"))}
-        self.faults: deque[Fault] = deque()
-        """For the next requests to a service that are signed well."""
-        self.always: Fault | None = None
-        """For all of them."""
-        self.login_faults: deque[Fault] = deque()
         self.denies: dict[str, str] = {}
         """Operation to the code with which it is refused."""
         self.denied: dict[str, str] = {}
         """Secret or parameter to the code with which reading it is refused."""
-        self.ends: End = close
-        self.clock = 0.0
-        """Seconds by which the clock of AWS is ahead."""
         self.lifetime = 3600.0
         """Seconds for which a role lends its credentials."""
         self.has_identity = False
         """Whether this machine is one of EC2's that has a role."""
-        self.complaints: list[str] = []
-        self.released = threading.Event()
-        """Ends what hangs."""
-        self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.aws = self
 
     # --- what a test does ---
-
-    @property
-    def address(self) -> str:
-        """The value for ``endpoint``, and for the variables that name agents."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def login(self, **more: str) -> dict[str, str]:
         """Return the properties of a component with static keys, with or without other ones."""
@@ -158,29 +107,11 @@ class Aws:
         expires = datetime.fromtimestamp(key.expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return {"AccessKeyId": name, "SecretAccessKey": key.secret, "Token": key.token, "Expiration": expires}
 
-    def drop_connections(self) -> None:
-        """Close all connections."""
-        self._server.drop()
-
     # --- how ---
 
-    def run(self) -> None:
-        """Serve until `stop`."""
-        self._server.serve_forever(poll_interval=0.05)
-
-    def stop(self) -> None:
-        """End everything."""
-        self.released.set()
-        self._server.shutdown()
-        self._server.drop()
-        self._server.server_close()
-
-    def hang(self) -> None:
-        """Be a fault: answer nothing until the end of the test."""
-        self.released.wait(PATIENCE)
-
-    def answer(self, request: "Request") -> Answer | None:
-        """Answer a request."""
+    def answer(self, request: Request) -> Answer | None:
+        """Answer a request, and count it by its operation: GetSecretValue, AssumeRoleWithWebIdentity, imds, pod, ..."""
+        assert not request.query, "nothing that AWS is asked here has a query"
         if request.method != "POST":
             return self._agent(request)
         target = request.headers.get("x-amz-target", "")
@@ -188,18 +119,17 @@ class Aws:
             return self._service(target, request)
         return self._sts(request)
 
-    def count(self, operation: str) -> None:
-        """Count a request."""
-        with self._lock:
-            self.requests[operation] += 1
+    def usual_headers(self) -> dict[str, str]:
+        """Say that an answer is of the JSON protocol."""
+        return {"Content-Type": _JSON}
 
-    def _service(self, target: str, request: "Request") -> Answer | None:
+    def _service(self, target: str, request: Request) -> Answer | None:
         operation = target.partition(".")[2]
         self.count(operation)
         refusal = self._signature_refusal(request)
         if refusal is not None:
             return refusal
-        fault = self.faults.popleft() if self.faults else self.always
+        fault = self.next_fault()
         if fault is not None:
             return fault()
         asked = json.loads(request.body)
@@ -226,7 +156,7 @@ class Aws:
             body = json.dumps({**whole, "Errors": whole.get("Errors", []) + errors}).encode()
         return Answer(400 if status == 404 else status, body)
 
-    def _signature_refusal(self, request: "Request") -> Answer | None:
+    def _signature_refusal(self, request: Request) -> Answer | None:
         found = re.fullmatch(
             r"AWS4-HMAC-SHA256 Credential=(\w+)/(\d{8})/([\w-]+)/(\w+)/aws4_request, "
             r"SignedHeaders=([\w;-]+), Signature=([0-9a-f]{64})",
@@ -260,8 +190,8 @@ class Aws:
             self.regions.add(region)
         return None
 
-    def _sts(self, request: "Request") -> Answer | None:
-        form = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
+    def _sts(self, request: Request) -> Answer | None:
+        form = request.form
         action = form["Action"]
         self.count(action)
         if self.login_faults:
@@ -283,7 +213,7 @@ class Aws:
         )
         return Answer(200, body.encode(), _XML)
 
-    def _agent(self, request: "Request") -> Answer | None:
+    def _agent(self, request: Request) -> Answer | None:
         if request.path.startswith("/v1/credentials"):
             self.count("pod")
             answer = self._pod_identity
@@ -294,23 +224,23 @@ class Aws:
             return self.login_faults.popleft()()
         return answer(request)
 
-    def _pod_identity(self, request: "Request") -> Answer:
+    def _pod_identity(self, request: Request) -> Answer:
         if request.headers.get("authorization") != POD_TOKEN:
             return Answer(401, b'{"message": "the token is not good"}')
-        return Answer(200, json.dumps(self.lend()).encode(), "application/json")
+        return Answer.json(200, self.lend(), _AGENT)
 
-    def _metadata(self, request: "Request") -> Answer:
+    def _metadata(self, request: Request) -> Answer:
         folder = "/latest/meta-data/iam/security-credentials/"
         if not self.has_identity:
-            return Answer(404, b"", "text/plain")
+            return Answer(404, b"", _PLAIN)
         if (request.method, request.path) == ("PUT", "/latest/api/token"):
-            return Answer(200, secret("imds-token").encode(), "text/plain")
+            return Answer(200, secret("imds-token").encode(), _PLAIN)
         if request.headers.get("x-aws-ec2-metadata-token") != secret("imds-token"):
-            return Answer(401, b"", "text/plain")
+            return Answer(401, b"", _PLAIN)
         if request.path == folder:
-            return Answer(200, b"reader", "text/plain")
+            return Answer(200, b"reader", _PLAIN)
         assert request.path == f"{folder}reader"
-        return Answer(200, json.dumps({"Code": "Success", **self.lend()}).encode(), "application/json")
+        return Answer.json(200, {"Code": "Success", **self.lend()}, _AGENT)
 
 
 def _sts_error(code: str, status: int = 400) -> Answer:
@@ -323,87 +253,3 @@ def _unsigned(target: str) -> dict[str, str]:
     scope = f"Credential=AKIAEXAMPLE/20260101/{REGION}/{service}/aws4_request"
     headers = {"X-Amz-Target": target, "Content-Type": _JSON, "X-Amz-Date": "20260101T000000Z"}
     return {**headers, "Authorization": f"AWS4-HMAC-SHA256 {scope}, SignedHeaders=host, Signature=0"}
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request."""
-
-    method: str
-    path: str
-    headers: dict[str, str]
-    """By lower-case name."""
-    body: bytes
-
-
-class _Server(ThreadingHTTPServer):
-    aws: Aws
-    daemon_threads = True  # each ends with its connection
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._open: set[socket.socket] = set()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        connection, address = super().get_request()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._open.add(connection)
-        return connection, address
-
-    def shutdown_request(self, request: Any) -> None:
-        self._open.discard(request)
-        super().shutdown_request(request)
-
-    def drop(self) -> None:
-        for connection in list(self._open):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = 1 << 16
-    server: _Server
-
-    def _serve(self) -> None:
-        aws = self.server.aws
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        answer = aws.answer(Request(self.command, self.path, headers, body))
-        if answer is None:
-            self.close_connection = True
-            aws.ends(self.connection)
-            return
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.type)
-        self.send_header("Content-Length", str(len(answer.body)))
-        if answer.encoding:
-            self.send_header("Content-Encoding", answer.encoding)
-        self.end_headers()
-        self.wfile.write(answer.body)
-
-    do_GET = do_POST = do_PUT = _serve  # noqa: N815 - as http.server calls them
-
-    def handle(self) -> None:
-        with suppress(OSError):
-            super().handle()
-
-    def date_time_string(self, timestamp: float | None = None) -> str:
-        return super().date_time_string(int((timestamp or time.time()) + self.server.aws.clock))
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def aws(moto: Moto) -> Iterator[Aws]:
-    """Run AWS. Raises the complaints about requests that do not belong there."""
-    server = Aws(moto)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-        thread.join()
-    assert server.complaints == []

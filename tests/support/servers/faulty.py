@@ -6,17 +6,15 @@ It counts the requests that come by, and can be told at any moment to do somethi
 import contextlib
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections.abc import Callable
 from typing import Self
 
+from tests.support.servers.keep_alive import drip, reset
 from tests.support.waiting import PATIENCE
 
-_PAUSE = 0.05  # seconds from one byte of a drip to the next
 _END_OF_HEAD = b"\r\n\r\n"
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
 
 Fault = Callable[[socket.socket], bool]
 """What to do with a connection when a request has come, instead of passing it on. Returns whether to go on with it."""
@@ -93,7 +91,7 @@ class Faulty:
 
     def reset(self) -> None:
         """Reset each connection when a request has come."""
-        self._fault = _reset
+        self._fault = reset
 
     def black_hole(self) -> None:
         """Drop the packets that ask for a connection, as a firewall does."""
@@ -122,7 +120,7 @@ class Faulty:
 
     def drip(self) -> None:
         """Give an answer that never comes to an end, a byte at a time: no wait for a byte is long."""
-        self._fault = _drip
+        self._fault = drip
 
     def present(self, tls: ssl.SSLContext) -> None:
         """Present another certificate on new connections."""
@@ -218,17 +216,5 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
             sink.shutdown(socket.SHUT_RDWR)
 
 
-def _reset(near: socket.socket) -> bool:
-    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    return False
-
-
 def _silence(_: socket.socket) -> bool:
     return True
-
-
-def _drip(near: socket.socket) -> bool:
-    near.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{")
-    while True:  # until the client has had enough
-        time.sleep(_PAUSE)
-        near.sendall(b" ")

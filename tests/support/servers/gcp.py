@@ -3,30 +3,24 @@
 It checks the tokens: JWTs of service accounts against their public keys, and those that it has lent. Sources: the
 discovery document of secretmanager v1, google.aip.dev/193 for errors, the texts of errors in public bug reports, and
 cloud.google.com on the metadata server and on workload identity federation. Whatever a client sends that does not
-belong there is a complaint, which `gcp` raises at the end.
+belong there is a complaint, raised at the end.
 """
 
 import base64
 import json
 import re
-import socket
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.support.canary import secret
-from tests.support.servers.keep_alive import End, close
+from tests.support.servers.http_server import Answer, Fault, HttpServer, Request
 
 PROJECT, NUMBER = "shop-prod", "123456789"
 EMAIL = "reader@shop-prod.iam.gserviceaccount.com"
@@ -35,39 +29,16 @@ AUDIENCE = f"//iam.googleapis.com/projects/{NUMBER}/locations/global/workloadIde
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the server answers."""
-
-    status: int
-    body: bytes
-    type: str = "application/json"
-    encoding: str = ""
-
-
-Fault = Callable[[], Answer | None]
-"""Takes the place of an answer; one that returns None ends the connection instead, as `Gcp.ends` says."""
-
-
 def failing(status: int, code: str, message: str = "", *reasons: str) -> Fault:
     """Answer with an error as Google words it."""
     return lambda: error(status, code, message, *reasons)
-
-
-def saying(body: bytes, status: int = 200, encoding: str = "") -> Fault:
-    """Answer with these bytes."""
-    return lambda: Answer(status, body, encoding=encoding)
-
-
-def dropped() -> None:
-    """End the connection without an answer."""
 
 
 def error(status: int, code: str, message: str = "", *reasons: str) -> Answer:
     """Make an error. Texts of Google name resources and callers."""
     details = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason} for reason in reasons]
     text = message or f"Permission denied for {secret('caller')} (or it may not exist)."
-    return _json({"error": {"code": status, "message": text, "status": code, "details": details}}, status)
+    return Answer.json(status, {"error": {"code": status, "message": text, "status": code, "details": details}})
 
 
 @dataclass
@@ -78,47 +49,29 @@ class Version:
     state: str = "ENABLED"
 
 
-class Gcp:
+class Gcp(HttpServer):
     """All of GCP that a store can see, and what a test can do to it."""
 
     def __init__(self) -> None:
-        self.requests: Counter[str] = Counter()
-        """access, list, metadata, sts, impersonate."""
+        super().__init__()
         self.callers: list[str] = []
         """The identities whose tokens were accepted, in order."""
         self.pages: list[int] = []
         """The page sizes that were asked for."""
         self.page = 25000
         """The most names in a page."""
-        self.faults: deque[Fault] = deque()
-        """For the next requests to the API that have a token."""
-        self.always: Fault | None = None
-        """For all of them."""
-        self.login_faults: deque[Fault] = deque()
         self.denied: set[str] = set()
         """Secrets that nobody may read."""
         self.may_list = True
         self.location = ""
         """Where regional secrets are, if the server is one for those."""
-        self.ends: End = close
-        self.clock = 0.0
-        """Seconds by which the clock of Google is ahead."""
         self.lifetime = 3600
-        self.complaints: list[str] = []
         self.key = rsa.generate_private_key(65537, 2048)
         self.known_keys = {"kid1": self.key.public_key()}
         self._tokens: dict[str, tuple[str, float]] = {}
         self._secrets: dict[str, list[Version]] = {}
-        self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.gcp = self
 
     # --- what a test does ---
-
-    @property
-    def address(self) -> str:
-        """The value for the annotation ``secretfs/endpoint``, and for GCE_METADATA_HOST without the scheme."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def pem(self) -> str:
@@ -176,24 +129,10 @@ class Gcp:
         """Refuse all tokens that were lent."""
         self._tokens.clear()
 
-    def drop_connections(self) -> None:
-        """Close all connections."""
-        self._server.drop()
-
     # --- how ---
 
-    def run(self) -> None:
-        """Serve until `stop`."""
-        self._server.serve_forever(poll_interval=0.05)
-
-    def stop(self) -> None:
-        """End everything."""
-        self._server.shutdown()
-        self._server.drop()
-        self._server.server_close()
-
-    def answer(self, request: "Request") -> Answer | None:
-        """Answer a request."""
+    def answer(self, request: Request) -> Answer | None:
+        """Answer a request, and count it: access, list, metadata, sts, impersonate."""
         if "/secrets" in request.path:
             return self._api(request)
         if request.path.startswith("/computeMetadata/"):
@@ -205,11 +144,11 @@ class Gcp:
         self.complaints.append(f"no such path: {request.path}")
         return error(404, "NOT_FOUND")
 
-    def _count(self, kind: str) -> None:
-        with self._lock:
-            self.requests[kind] += 1
+    def usual_headers(self) -> dict[str, str]:
+        """Say whose server this is."""
+        return {**super().usual_headers(), "Metadata-Flavor": "Google"}
 
-    def _api(self, request: "Request") -> Answer | None:
+    def _api(self, request: Request) -> Answer | None:
         if (request.method, request.body) != ("GET", b""):
             self.complaints.append("the store only reads")
         found = re.fullmatch(
@@ -218,12 +157,12 @@ class Gcp:
         )
         if found is None or (found[2] or "") != self.location:
             return error(400, "INVALID_ARGUMENT", "Resource name is invalid")
-        self._count("access" if found[3] else "list")
+        self.count("access" if found[3] else "list")
         caller = self._caller(request.headers.get("authorization", ""))
         if caller is None:
             return error(401, "UNAUTHENTICATED", "Request had invalid authentication credentials.")
         self.callers.append(caller)
-        fault = self.faults.popleft() if self.faults else self.always
+        fault = self.next_fault()
         if fault is not None:
             return fault()
         if found[1] not in (PROJECT, NUMBER):
@@ -245,7 +184,7 @@ class Gcp:
             self.complaints.append(f"the token has odd claims: {sorted(claims)}")
         return str(claims["iss"]) if claims["iat"] - 300 < now < claims["exp"] else None
 
-    def _listing(self, request: "Request") -> Answer:
+    def _listing(self, request: Request) -> Answer:
         if not self.may_list:
             return error(403, "PERMISSION_DENIED")
         size = int(request.query["pageSize"])
@@ -260,7 +199,7 @@ class Gcp:
         }
         if end < len(self._secrets):
             page["nextPageToken"] = str(end)
-        return _json(page if names else {})
+        return Answer.json(200, page if names else {})
 
     def _access(self, name: str) -> Answer:
         if name in self.denied:
@@ -274,122 +213,32 @@ class Gcp:
             text = f"Secret Version [{full}/versions/{len(versions)}] is in {newest.state} state."
             return error(400, "FAILED_PRECONDITION", text)
         payload = {"data": base64.b64encode(newest.value).decode(), "dataCrc32c": "1"} if newest.value else {}
-        return _json({"name": f"{full}/versions/{len(versions)}", "payload": payload})
+        return Answer.json(200, {"name": f"{full}/versions/{len(versions)}", "payload": payload})
 
-    def _login(self, kind: str, request: "Request", give: Callable[["Request"], Answer]) -> Answer | None:
-        self._count(kind)
+    def _login(self, kind: str, request: Request, give: Callable[[Request], Answer]) -> Answer | None:
+        self.count(kind)
         return self.login_faults.popleft()() if self.login_faults else give(request)
 
-    def _metadata(self, request: "Request") -> Answer:
-        if request.headers.get("metadata-flavor") != "Google":
-            self.complaints.append("no Metadata-Flavor")
+    def _metadata(self, request: Request) -> Answer:
+        if (request.method, request.headers.get("metadata-flavor")) != ("GET", "Google"):
+            self.complaints.append("no GET with Metadata-Flavor")
         if request.path.endswith("/token"):
-            return _json({"access_token": self.lend("machine"), "expires_in": self.lifetime, "token_type": "Bearer"})
-        return _json({"email": EMAIL, "scopes": [_SCOPE], "aliases": ["default"]})
+            return Answer.json(
+                200, {"access_token": self.lend("machine"), "expires_in": self.lifetime, "token_type": "Bearer"}
+            )
+        return Answer.json(200, {"email": EMAIL, "scopes": [_SCOPE], "aliases": ["default"]})
 
-    def _exchange(self, request: "Request") -> Answer:
-        form = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
+    def _exchange(self, request: Request) -> Answer:
+        form = request.form
         if form["subject_token"] != SUBJECT_TOKEN or form["audience"] != AUDIENCE:
-            return _json({"error": "invalid_grant", "error_description": secret("who")}, 400)
+            return Answer.json(400, {"error": "invalid_grant", "error_description": secret("who")})
         kind = "urn:ietf:params:oauth:token-type:access_token"
         lent = {"access_token": self.lend("federated"), "expires_in": self.lifetime}
-        return _json({**lent, "issued_token_type": kind, "token_type": "Bearer"})
+        return Answer.json(200, {**lent, "issued_token_type": kind, "token_type": "Bearer"})
 
-    def _impersonate(self, request: "Request") -> Answer:
+    def _impersonate(self, request: Request) -> Answer:
         lent = self._tokens.get(request.headers.get("authorization", "").removeprefix("Bearer "))
         if lent is None or lent[0] != "federated":
             return error(403, "PERMISSION_DENIED")
         expires = datetime.fromtimestamp(time.time() + self.lifetime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return _json({"accessToken": self.lend(EMAIL), "expireTime": expires})
-
-
-def _json(value: Any, status: int = 200) -> Answer:
-    return Answer(status, json.dumps(value).encode())
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]
-    """By lower-case name."""
-    body: bytes
-
-
-class _Server(ThreadingHTTPServer):
-    gcp: Gcp
-    daemon_threads = True  # each ends with its connection
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._open: set[socket.socket] = set()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        connection, address = super().get_request()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._open.add(connection)
-        return connection, address
-
-    def shutdown_request(self, request: Any) -> None:
-        self._open.discard(request)
-        super().shutdown_request(request)
-
-    def drop(self) -> None:
-        for connection in list(self._open):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = 1 << 16
-    server: _Server
-
-    def _serve(self) -> None:
-        gcp = self.server.gcp
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        url = urlsplit(self.path)
-        query = {name: values[0] for name, values in parse_qs(url.query).items()}
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        answer = gcp.answer(Request(self.command, url.path, query, headers, body))
-        if answer is None:
-            self.close_connection = True
-            gcp.ends(self.connection)
-            return
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.type)
-        self.send_header("Metadata-Flavor", "Google")
-        self.send_header("Content-Length", str(len(answer.body)))
-        if answer.encoding:
-            self.send_header("Content-Encoding", answer.encoding)
-        self.end_headers()
-        self.wfile.write(answer.body)
-
-    do_GET = do_POST = _serve  # noqa: N815 - as http.server calls them
-
-    def handle(self) -> None:
-        with suppress(OSError):
-            super().handle()
-
-    def date_time_string(self, timestamp: float | None = None) -> str:
-        return super().date_time_string(int((timestamp or time.time()) + self.server.gcp.clock))
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def gcp() -> Iterator[Gcp]:
-    """Run GCP. Raises the complaints about requests that do not belong there."""
-    server = Gcp()
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-        thread.join()
-    assert server.complaints == []
+        return Answer.json(200, {"accessToken": self.lend(EMAIL), "expireTime": expires})

@@ -5,9 +5,11 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable
 from typing import BinaryIO, Self
 
+_PAUSE = 0.05  # seconds from one byte of a drip to the next
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER
 
 End = Callable[[socket.socket], bool]
@@ -29,6 +31,14 @@ def half_close(connection: socket.socket) -> bool:
     """End one direction only: the server still reads, and will send nothing."""
     connection.shutdown(socket.SHUT_WR)
     return True
+
+
+def drip(connection: socket.socket) -> bool:
+    """Give an answer that never comes to an end, a byte at a time: no wait for a byte is long."""
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{")
+    while True:  # until the client has had enough
+        time.sleep(_PAUSE)
+        connection.sendall(b" ")
 
 
 Answer = tuple[int, bytes] | tuple[int, bytes, str]

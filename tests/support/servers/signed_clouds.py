@@ -9,56 +9,17 @@ import hashlib
 import hmac
 import json
 import re
-import socket
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import quote
 
 from tests.support.canary import secret
-from tests.support.servers.keep_alive import End, close
+from tests.support.servers.http_server import Answer, HttpServer, Request
 
 KEY = "KEYEXAMPLE"
 PROJECT = "0123456789abcdef0123456789abcdef"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the server answers."""
-
-    status: int
-    body: bytes
-
-
-Fault = Callable[[], Answer | None]
-"""Takes the place of an answer; one that returns None ends the connection instead, as `Clouds.ends` says."""
-
-
-def saying(body: bytes, status: int = 200) -> Fault:
-    """Answer with these bytes."""
-    return lambda: Answer(status, body)
-
-
-def dropped() -> None:
-    """End the connection without an answer."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]
-    """By lower-case name."""
-    body: bytes
 
 
 @dataclass
@@ -77,12 +38,11 @@ def _hmac(key: bytes, text: str) -> bytes:
     return hmac.new(key, text.encode(), "sha256").digest()
 
 
-class Clouds:
+class Clouds(HttpServer):
     """The three clouds, and what a test can do to them."""
 
     def __init__(self) -> None:
-        self.requests: Counter[str] = Counter()
-        """By action, or by the form of the path."""
+        super().__init__()
         self.key = secret("access-key")
         self.token = ""
         """The token that has to come with the key, if it is a temporary one."""
@@ -90,19 +50,6 @@ class Clouds:
         self.denied: set[str] = set()
         """Secrets that nobody may read, and actions that nobody may call."""
         self.page = 100
-        self.faults: deque[Fault] = deque()
-        self.always: Fault | None = None
-        self.ends: End = close
-        self.clock = 0.0
-        """Seconds by which the clocks of the clouds are ahead."""
-        self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.clouds = self
-
-    @property
-    def address(self) -> str:
-        """The value for the annotation ``secretfs/endpoint``."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def put(self, name: str, value: bytes) -> None:
         """Write a new version of a secret."""
@@ -111,31 +58,12 @@ class Clouds:
             newest = versions[-1].created if versions else 0.0
             versions.append(Version(value, max(time.time(), newest + 1)))
 
-    def drop_connections(self) -> None:
-        """Close all connections."""
-        self._server.drop()
-
-    def run(self) -> None:
-        """Serve until `stop`."""
-        self._server.serve_forever(poll_interval=0.05)
-
-    def stop(self) -> None:
-        """End everything."""
-        self._server.shutdown()
-        self._server.drop()
-        self._server.server_close()
-
     def answer(self, request: Request) -> Answer | None:
-        """Answer a request to whichever cloud it is for."""
+        """Answer a request to whichever cloud it is for, and count it by its action, or by the form of its path."""
         for mark, cloud in (("x-acs-action", _Alibaba), ("x-sdk-date", _Huawei), ("x-tc-action", _Tencent)):
             if mark in request.headers:
                 return cloud(self, request).answer()
-        return Answer(400, b"whom do you mean?")
-
-    def count(self, action: str) -> None:
-        """Count a request."""
-        with self._lock:
-            self.requests[action] += 1
+        raise AssertionError("a request that no cloud takes")
 
 
 class _Cloud:
@@ -170,7 +98,7 @@ class _Cloud:
             return self.error("keys")
         if abs(time.time() + clouds.clock - self.sent_at()) > self.skew:
             return self.error("clock")
-        fault = clouds.faults.popleft() if clouds.faults else clouds.always
+        fault = clouds.next_fault()
         if fault is not None:
             return fault()
         return self.error("denied") if self.action in clouds.denied else self.serve()
@@ -204,7 +132,7 @@ class _Alibaba(_Cloud):
             "denied": (403, "Forbidden.RAM"),
             "missing": (404, "EntityNotExists.Parameter"),
         }[kind]
-        return Answer(status, json.dumps({"Code": code, "Message": secret("caller"), "RequestId": "1"}).encode())
+        return Answer.json(status, {"Code": code, "Message": secret("caller"), "RequestId": "1"})
 
     def signature(self) -> tuple[str, str, str]:
         headers = self.request.headers
@@ -229,7 +157,7 @@ class _Alibaba(_Cloud):
             start, size = int(query.get("NextToken", "0")), min(int(query["MaxResults"]), self.clouds.page)
             page: dict[str, Any] = {"Parameters": [{"Name": name} for name in names[start : start + size]]}
             page["NextToken"] = str(start + size) if start + size < len(names) else ""
-            return Answer(200, json.dumps(page).encode())
+            return Answer.json(200, page)
         assert query["WithDecryption"] == "true"
         if self.action == "GetSecretParameters":
             wanted = json.loads(query["Names"])
@@ -238,13 +166,13 @@ class _Alibaba(_Cloud):
                 return self.error("denied")
             there = [self._parameter(name) for name in wanted if self.find(name)]
             lacking = [name for name in wanted if not self.find(name)]
-            return Answer(200, json.dumps({"Parameters": there, "InvalidParameters": lacking}).encode())
+            return Answer.json(200, {"Parameters": there, "InvalidParameters": lacking})
         assert self.action == "GetSecretParameter"
         if query["Name"] in self.clouds.denied:
             return self.error("denied")
         if not self.find(query["Name"]):
             return self.error("missing")
-        return Answer(200, json.dumps({"Parameter": self._parameter(query["Name"])}).encode())
+        return Answer.json(200, {"Parameter": self._parameter(query["Name"])})
 
     def _parameter(self, name: str) -> dict[str, Any]:
         versions = self.find(name)
@@ -273,7 +201,7 @@ class _Huawei(_Cloud):
             "denied": (403, "CSMS.0404"),
             "missing": (400, "CSMS.0106"),
         }[kind]
-        return Answer(status, json.dumps({"error_code": code, "error_msg": secret("caller")}).encode())
+        return Answer.json(status, {"error_code": code, "error_msg": secret("caller")})
 
     def signature(self) -> tuple[str, str, str]:
         key, names, came = self._authorization(
@@ -292,7 +220,7 @@ class _Huawei(_Cloud):
     def serve(self) -> Answer:
         if self.action == "projects":
             found = [{"id": PROJECT, "name": self.request.query["name"]}]
-            return Answer(200, json.dumps({"projects": found}).encode())
+            return Answer.json(200, {"projects": found})
         assert self.request.headers["x-project-id"] == PROJECT
         assert self.request.path.startswith(f"/v1/{PROJECT}/secrets")
         if self.action == "list":
@@ -302,7 +230,7 @@ class _Huawei(_Cloud):
             page: dict[str, Any] = {"secrets": [{"name": it, "state": "ENABLED"} for it in names[start : start + size]]}
             page["secrets"].append({"name": "disabled", "state": "DISABLED"})
             page["page_info"] = {"next_marker": names[start + size]} if start + size < len(names) else {}
-            return Answer(200, json.dumps(page).encode())
+            return Answer.json(200, page)
         found_path = re.fullmatch(rf"/v1/{PROJECT}/secrets/([A-Za-z0-9_-]{{1,64}})/versions/latest", self.request.path)
         assert found_path, self.request.path
         name = found_path[1]
@@ -316,9 +244,7 @@ class _Huawei(_Cloud):
             "create_time": int(versions[-1].created * 1000),
             "version_stages": ["SYSCURRENT"],
         }
-        return Answer(
-            200, json.dumps({"version": {"version_metadata": about, **_value(versions[-1], "secret_")}}).encode()
-        )
+        return Answer.json(200, {"version": {"version_metadata": about, **_value(versions[-1], "secret_")}})
 
 
 class _Tencent(_Cloud):
@@ -386,79 +312,4 @@ def _value(version: Version, prefix: str) -> dict[str, str]:
 
 
 def _response(members: dict[str, Any]) -> Answer:
-    return Answer(200, json.dumps({"Response": {**members, "RequestId": "1"}}).encode())
-
-
-class _Server(ThreadingHTTPServer):
-    clouds: Clouds
-    daemon_threads = True  # each ends with its connection
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._open: set[socket.socket] = set()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        connection, address = super().get_request()
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._open.add(connection)
-        return connection, address
-
-    def shutdown_request(self, request: Any) -> None:
-        self._open.discard(request)
-        super().shutdown_request(request)
-
-    def drop(self) -> None:
-        for connection in list(self._open):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = 1 << 16
-    server: _Server
-
-    def _serve(self) -> None:
-        clouds = self.server.clouds
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        url = urlsplit(self.path)
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        query = dict(parse_qsl(url.query, keep_blank_values=True))
-        try:
-            answer = clouds.answer(Request(self.command, url.path, query, headers, body))
-        except (AssertionError, KeyError, ValueError) as error:
-            answer = Answer(599, f"{type(error).__name__}: a request that no cloud takes".encode())
-        if answer is None:
-            self.close_connection = True
-            clouds.ends(self.connection)
-            return
-        self.send_response(answer.status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer.body)))
-        self.end_headers()
-        self.wfile.write(answer.body)
-
-    do_GET = do_POST = _serve  # noqa: N815 - as http.server calls them
-
-    def handle(self) -> None:
-        with suppress(OSError):
-            super().handle()
-
-    def date_time_string(self, timestamp: float | None = None) -> str:
-        return super().date_time_string(int((timestamp or time.time()) + self.server.clouds.clock))
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def signed_clouds() -> Iterator[Clouds]:
-    """Run the clouds until the end of the context."""
-    server = Clouds()
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-        thread.join()
+    return Answer.json(200, {"Response": {**members, "RequestId": "1"}})
