@@ -200,8 +200,9 @@ async def open_registry(
     served them until a moment ago, stays as a store that answers with the reason.
     """
     registry = Registry(leases=leases)
-    broken = {failure.component.name for failure in check_references(components)}
-    for failure in check_references(components):
+    mistakes = check_references(components)
+    broken = {failure.component.name for failure in mistakes}
+    for failure in mistakes:
         note_failure(registry, failure, default, known)
         opened(failure.component)
     sound = [component for component in components if component.name not in broken]
