@@ -1,10 +1,19 @@
-"""JSON text as Go's encoding/json writes it, which is what Dapr makes of values that are not strings."""
+"""JSON as Go's encoding/json reads and writes it: what Dapr makes of strings, and of values that are none."""
 
 import json
+import re
 from decimal import Decimal
 from typing import Any
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _HTML_ESCAPES = str.maketrans({c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"})
+
+
+def unicode(text: str) -> str:
+    """Replace halves of surrogate pairs by U+FFFD, also those that Python makes of bytes that are not UTF-8."""
+    if text.isascii():  # known to Python without a look at the text, which may be large
+        return text
+    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def float_text(value: float) -> str:

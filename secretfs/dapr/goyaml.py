@@ -23,6 +23,7 @@ from typing import ClassVar, Final
 import yaml
 
 from secretfs.errors import ConfigurationError, Source
+from secretfs.gojson import unicode
 
 MAX_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 100
@@ -303,7 +304,7 @@ def _decode_binary(node: ScalarNode) -> str:
     except (binascii.Error, ValueError):
         raise ConfigurationError("the !!binary value is not valid base64", node.source) from None
     # encoding/json writes U+FFFD for each byte that is not UTF-8.
-    return _SURROGATE.sub("\ufffd", data.decode("utf-8", "surrogateescape"))
+    return unicode(data.decode("utf-8", "surrogateescape"))
 
 
 def _resolve_plain(text: str) -> Value:

@@ -13,7 +13,6 @@ import codecs
 import contextlib
 import json
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound, StoreError, StoreUnavailable
+from secretfs.gojson import unicode
 from secretfs.settings import setting, truthy
 from secretfs.store import CachedRead, Names, Secret, StoreContext
 from secretfs.stores._files import FileIdentity, read_unchanging
@@ -33,7 +33,6 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ class FileStore:
             if isinstance(entry, dict):
                 yield name, Secret(_flatten(entry, self._separator), modified=modified)
             elif type(entry) is str:
-                yield name, Secret({name: _unicode(entry).encode()}, modified=modified)
+                yield name, Secret({name: unicode(entry).encode()}, modified=modified)
             # Dapr drops numbers, booleans, null and arrays here; so do we, for the listings to be the same.
 
     def _unreadable(self, error: OSError) -> StoreUnavailable:
@@ -199,9 +198,9 @@ def _parse(data: bytes) -> Mapping[str, Any]:
             raise ValueError(f"it begins with a byte order mark: save it as UTF-8 without one (it is {encoding} now)")
     try:
         top = json.loads(
-            # One lone surrogate for each byte that is not UTF-8; `_unicode` makes it U+FFFD, as Go does.
+            # One lone surrogate for each byte that is not UTF-8; `unicode` makes it U+FFFD, as Go does.
             data.decode("utf-8", "surrogateescape"),
-            object_pairs_hook=lambda pairs: {_unicode(name): value for name, value in pairs},
+            object_pairs_hook=lambda pairs: {unicode(name): value for name, value in pairs},
             parse_int=_Text,
             parse_float=_Text,
             parse_constant=_refuse_constant,
@@ -221,13 +220,6 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"not JSON: {name} is no JSON number")
 
 
-def _unicode(text: str) -> str:
-    """Replace bytes that are not UTF-8 and unpaired surrogates by U+FFFD, as Go does."""
-    if text.isascii():  # known to Python without a look at the text, which may be large
-        return text
-    return _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
 def _flatten(entry: Mapping[str, Any], separator: str) -> dict[str, bytes]:
     """Map the joined names of all leaves to their values. Raises ValueError for a name that occurs twice."""
     flat: dict[str, bytes] = {}
@@ -235,7 +227,7 @@ def _flatten(entry: Mapping[str, Any], separator: str) -> dict[str, bytes]:
         name = separator.join(path)
         if name in flat:
             raise ValueError(f"two entries have the name {name} once nested names are joined with {separator!r}")
-        flat[name] = _unicode(leaf if isinstance(leaf, str) else json.dumps(leaf)).encode()
+        flat[name] = unicode(leaf if isinstance(leaf, str) else json.dumps(leaf)).encode()
     return flat
 
 
