@@ -7,6 +7,7 @@ from typing import Final
 
 from secretfs.errors import AccessDenied, MalformedAnswer, SecretNotFound, StoreError
 from secretfs.store import Secret
+from secretfs.stores._http.failures import NotKnown
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +20,13 @@ Found = Mapping[str, Secret | StoreError]
 class Batches:
     """The batch reads of one store. ``largest`` is how many secrets the backend takes in one request.
 
-    ``right`` names what a policy has to allow. An error of the class ``nobody`` says that we are not known at all.
+    ``right`` names what a policy has to allow.
     """
 
-    def __init__(self, component: str, right: str, largest: int, nobody: type[AccessDenied]) -> None:
+    def __init__(self, component: str, right: str, largest: int) -> None:
         self._component = component
         self._right = right
         self._largest = largest
-        self._nobody = nobody
         self._paused_until = 0.0
 
     @property
@@ -38,9 +38,9 @@ class Batches:
         """Read a batch. A refusal may be about one of its secrets, or about batches: then all are to be read alone."""
         try:
             return read()
+        except NotKnown:
+            raise
         except (AccessDenied, MalformedAnswer, SecretNotFound) as error:
-            if isinstance(error, self._nobody):
-                raise
             self._paused_until = time.monotonic() + PAUSE
             text = "%s: secrets are read one by one for %d s, because a batch is refused (%s): %s"
             logger.info(text, self._component, PAUSE, self._right, error)

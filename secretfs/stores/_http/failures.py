@@ -15,7 +15,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
-from secretfs.errors import DeadlineExceeded, MalformedAnswer, StoreError, StoreUnavailable, TLSFailure
+from secretfs.errors import AccessDenied, DeadlineExceeded, MalformedAnswer, StoreError, StoreUnavailable, TLSFailure
 
 T = TypeVar("T")
 
@@ -30,6 +30,14 @@ _PLAIN_TEXT_REFUSED = (
 _TLS_ALERT = "\x15\x03"  # type and version of the record, where a status line should be
 # What OpenSSL makes of the first bytes of an answer that is no TLS record.
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL"})
+
+
+class NotKnown(AccessDenied):
+    """The server does not accept who we say we are: other credentials may help, as when those of a file are new."""
+
+
+class LacksRight(AccessDenied):
+    """The server knows us and refuses the operation."""
 
 
 def about(subject: str, call: Callable[[], T]) -> T:

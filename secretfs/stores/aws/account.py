@@ -19,14 +19,15 @@ from botocore.credentials import ContainerProvider
 from botocore.exceptions import BotoCoreError, CredentialRetrievalError, ProfileNotFound
 from botocore.loaders import Loader, create_loader
 from botocore.utils import ContainerMetadataFetcher
-from urllib3.util import parse_url
 
 from secretfs.errors import ConfigurationError
 from secretfs.settings import setting
+from secretfs.stores._http.address import require_url
 from secretfs.stores.aws.transport import Transport
 
 logger = logging.getLogger(__name__)
 
+_ENDPOINT = "https://vpce-1.secretsmanager.eu-central-1.vpce.amazonaws.com"
 _REGION = re.compile(r"[a-z0-9-]{1,63}")
 _ROLES_ANYWHERE = """\
 trustAnchorArn, trustProfileArn and assumeRoleArn log in with the identity of Dapr's sidecar, which secretfs does not \
@@ -137,7 +138,7 @@ def sessions(component: str, account: Account, transport: Transport) -> Callable
 
     Raises `ConfigurationError` for what can never work.
     """
-    _require_url(account.endpoint)
+    require_url("endpoint", account.endpoint, _ENDPOINT, may_have_path=True)
     given = (account.trust_anchor_arn, account.trust_profile_arn, account.assume_role_arn)
     if all(given):
         raise ConfigurationError(_ROLES_ANYWHERE)
@@ -161,16 +162,3 @@ def sessions(component: str, account: Account, transport: Transport) -> Callable
 def quiet_sdk() -> None:
     """Silence the logs of the SDK, which quote answers. Failures become errors of the store."""
     logging.getLogger("botocore").setLevel(logging.CRITICAL + 1)
-
-
-def _require_url(endpoint: str) -> None:
-    if not endpoint:
-        return
-    try:
-        url = parse_url(endpoint)
-    except ValueError:
-        url = parse_url("")
-    if url.scheme not in ("http", "https") or not url.host or url.auth or url.query or url.fragment:
-        raise ConfigurationError(
-            "endpoint is not a URL such as https://vpce-1.secretsmanager.eu-central-1.vpce.amazonaws.com"
-        )

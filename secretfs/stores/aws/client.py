@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from secretfs.errors import ConfigurationError, DeadlineExceeded, MalformedAnswer, StoreError, StoreUnavailable
+from secretfs.errors import ConfigurationError, DeadlineExceeded, StoreError, StoreUnavailable
+from secretfs.stores._http.failures import NotKnown
 from secretfs.stores.aws.account import Session
-from secretfs.stores.aws.failures import SDK_ERRORS, CredentialsRefused, meaning
+from secretfs.stores.aws.failures import SDK_ERRORS, meaning
 from secretfs.stores.aws.transport import Transport
 
 PAUSE: Final = 1.0
@@ -35,7 +36,7 @@ class _Made:
 
 
 class Client:
-    """Calls one service, within the deadline of the store."""
+    """Calls one service."""
 
     def __init__(self, service: str, make_session: Callable[[], Session], transport: Transport) -> None:
         self.transport = transport
@@ -48,31 +49,18 @@ class Client:
 
     def call(self, operation: str, **parameters: Any) -> Answer:
         """Call an operation. Raises `StoreError`."""
-        with self.transport.time.within():
-            made = self._ready()
-            try:
-                return self._ask(made, operation, parameters)
-            except CredentialsRefused:
-                if made.is_new:  # its credentials were read just now
-                    raise
-            return self._ask(self._ready(refused=made), operation, parameters)
+        made = self._ready()
+        try:
+            return self._ask(made, operation, parameters)
+        except NotKnown:
+            if made.is_new:  # its credentials were read just now
+                raise
+        return self._ask(self._ready(refused=made), operation, parameters)
 
-    def pages(self, operation: str, **parameters: Any) -> list[Answer]:
-        """Call an operation that answers in pages, for all of them, within one deadline."""
-        pages: list[Answer] = []
-        with self.transport.time.within():
-            token: str | None = None
-            while token or not pages:
-                more = {"NextToken": token} if token else {}
-                pages.append(self.call(operation, **parameters, **more))
-                before, token = token, pages[-1].get("NextToken")
-                if token is not None and token == before:
-                    raise MalformedAnswer(f"{self.where}: a page leads to itself")
-        return pages
-
-    def close(self) -> None:
-        """Close the connections."""
-        self.transport.close()
+    def page(self, operation: str, mark: str, size: int, **parameters: Any) -> Answer:
+        """Call an operation that answers in pages, for one of them. Raises `StoreError`."""
+        more = {"NextToken": mark} if mark else {}
+        return self.call(operation, MaxResults=size, **parameters, **more)
 
     def _ask(self, made: _Made, operation: str, parameters: Mapping[str, Any]) -> Answer:
         if made.error is not None:

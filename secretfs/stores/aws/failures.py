@@ -20,15 +20,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from secretfs.errors import AccessDenied, MalformedAnswer, SecretNotFound, StoreError, StoreUnavailable
-
-
-class CredentialsRefused(AccessDenied):
-    """AWS does not accept the credentials: others may help, as when those of a file have been replaced."""
-
-
-class PolicyRefused(AccessDenied):
-    """AWS knows us and refuses the operation."""
-
+from secretfs.stores._http.failures import LacksRight, NotKnown
 
 _NOT_FOUND: Final = {
     "ResourceNotFoundException": "not found",
@@ -82,8 +74,8 @@ _UNAVAILABLE: Final = {
 }
 _KINDS: Final[tuple[tuple[Mapping[str, str], type[StoreError]], ...]] = (
     (_NOT_FOUND, SecretNotFound),
-    (_CREDENTIALS, CredentialsRefused),
-    (_POLICY, PolicyRefused),
+    (_CREDENTIALS, NotKnown),
+    (_POLICY, LacksRight),
     (_KEY, AccessDenied),
     (_UNAVAILABLE, StoreUnavailable),
 )
@@ -98,7 +90,7 @@ _OUR_CLOCK: Final = ("Signature expired", "Signature not yet current", "RequestT
 
 def meaning(where: str, error: Exception) -> StoreError:
     """Turn what botocore raised into an error. ``where`` is the service and the region."""
-    kind: type[StoreError] = CredentialsRefused
+    kind: type[StoreError] = NotKnown
     match error:
         case StoreError():
             kind, reason = type(error), str(error)
@@ -133,7 +125,7 @@ def refusal(where: str, code: str, status: int = 400, text: str = "") -> StoreEr
     if status >= 500:
         return StoreUnavailable(f"{where}: server error ({status})")
     if status in (401, 403):
-        return PolicyRefused(f"{where}: no policy lets this identity do that ({status})")
+        return LacksRight(f"{where}: no policy lets this identity do that ({status})")
     return MalformedAnswer(f"{where}: an error that is not known ({status})")
 
 

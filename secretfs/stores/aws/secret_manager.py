@@ -6,7 +6,6 @@ Settings, names and shapes are Dapr's: a secret is one value, the text of its ve
 Opening a store sends no request: wrong credentials show at the first read, or with `check`.
 """
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -15,21 +14,20 @@ from datetime import datetime
 from typing import Any, Final
 
 from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound, StoreError
-from secretfs.gojson import compact
+from secretfs.gojson import compact, unicode
 from secretfs.settings import setting, truthy
-from secretfs.store import Names, Secret, StoreContext
+from secretfs.store import Secret, StoreContext
+from secretfs.stores._cloud import BatchedCloudStore, Page, entries
 from secretfs.stores._http.batches import Batches, Found
 from secretfs.stores._http.failures import about
 from secretfs.stores.aws.account import Account, sessions
 from secretfs.stores.aws.client import Client
-from secretfs.stores.aws.failures import CredentialsRefused, PolicyRefused, refusal
+from secretfs.stores.aws.failures import refusal
 from secretfs.stores.aws.transport import Transport
 
 _BATCH: Final = 20
-_PAGE: Final = 100
 _LARGEST_ARN: Final = 2048
 _NAME: Final = re.compile(r"[!-~]{1,512}")
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -44,72 +42,42 @@ class Settings(Account):
     )
 
 
-class SecretManagerStore:
+class SecretManagerStore(BatchedCloudStore):
     """The secrets of one account in one region. Their names may have "/", and are listed all at once."""
 
     def __init__(self, client: Client, batches: Batches, *, multi_valued: bool) -> None:
+        super().__init__(client.transport, batches)
         self.multi_valued = multi_valued
         self._client = client
-        self._batches = batches
 
-    def check(self) -> None:
-        """List one name. An identity that may not list, but is known to AWS, passes as well."""
-        with contextlib.suppress(PolicyRefused):
-            about("list of secrets", lambda: self._client.call("list_secrets", MaxResults=1))
+    def _page(self, mark: str, size: int) -> Page:
+        """List the secrets that are not marked for deletion."""
+        page = self._client.page("list_secrets", mark, size)
+        return [str(entry.get("Name", "")) for entry in entries(page, "SecretList")], page.get("NextToken")
 
-    def names(self, folder: str) -> Names:
-        """List the secrets that are not marked for deletion, 100 with each request. Reads no values."""
-        return Names() if folder else Names(frozenset(about("list of secrets", self._listed)))
+    def _read(self, name: str) -> Secret:
+        """Read the version AWSCURRENT. The ARN of a secret is a name, too, as in Dapr."""
+        if not (_NAME.fullmatch(name) or (_is_arn(name) and name.isascii() and len(name) <= _LARGEST_ARN)):
+            raise SecretNotFound("no name that AWS takes")
+        answer = self._client.call("get_secret_value", SecretId=name)
+        if answer.get("Name") != name and not _is_arn(name):
+            raise MalformedAnswer(f"{self._client.where}: the answer is not about this secret")
+        return self._secret(name, answer)
 
-    def fetch(self, name: str) -> Secret:
-        """Read the version AWSCURRENT of one secret. The ARN of a secret is a name, too, as in Dapr."""
+    def _fits_batch(self, name: str) -> bool:
+        """Leave out ARNs, because answers have names."""
+        return _NAME.fullmatch(name) is not None and not _is_arn(name)
 
-        def read() -> Secret:
-            if not _may_be(name):
-                raise SecretNotFound("no name that AWS takes")
-            answer = self._client.call("get_secret_value", SecretId=name)
-            if answer.get("Name") != name and not _is_arn(name):
-                raise MalformedAnswer(f"{self._client.where}: the answer is not about this secret")
-            return self._secret(name, answer)
-
-        return about(f"secret {name}", read)
-
-    @property
-    def largest_batch(self) -> int:
-        """20 secrets, as long as BatchGetSecretValue is allowed."""
-        return self._batches.largest
-
-    def fetch_many(self, names: tuple[str, ...]) -> Found:
-        """Read up to 20 secrets with one request. ARNs are left out, because answers have names."""
-        wanted = [name for name in names if _may_be(name) and not _is_arn(name)]
-        return self._batches.read(lambda: about("batch of secrets", lambda: self._read(wanted))) if wanted else {}
-
-    def clock_skew(self) -> float | None:
-        """By how many seconds the clock of AWS is ahead of ours."""
-        return self._client.transport.skew
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-    def _listed(self) -> set[str]:
-        try:
-            pages = self._client.pages("list_secrets", MaxResults=_PAGE)
-        except SecretNotFound as error:  # a request that AWS does not take
-            raise MalformedAnswer(str(error)) from None
-        found = [entry.get("Name") for page in pages for entry in _list(page, "SecretList")]
-        return {name for name in found if isinstance(name, str)}
-
-    def _read(self, wanted: list[str]) -> Found:
-        answer = self._client.call("batch_get_secret_value", SecretIdList=wanted)
+    def _read_many(self, names: tuple[str, ...]) -> Found:
+        answer = self._client.call("batch_get_secret_value", SecretIdList=list(names))
         found: dict[str, Secret | StoreError] = {}
-        for entry in _list(answer, "SecretValues"):
+        for entry in entries(answer, "SecretValues"):
             name = entry.get("Name")
-            if isinstance(name, str) and name in wanted:
+            if isinstance(name, str) and name in names:
                 found[name] = self._outcome(name, entry)
-        for entry in _list(answer, "Errors"):
+        for entry in entries({"Errors": [], **answer}, "Errors"):
             name = entry.get("SecretId")
-            if isinstance(name, str) and name in wanted:
+            if isinstance(name, str) and name in names:
                 error = refusal(self._client.where, str(entry.get("ErrorCode")), text=str(entry.get("Message")))
                 found[name] = type(error)(f"secret {name}: {error}")
         return found
@@ -123,7 +91,7 @@ class SecretManagerStore:
     def _secret(self, name: str, answer: Mapping[str, Any]) -> Secret:
         text, data = answer.get("SecretString"), answer.get("SecretBinary")
         if isinstance(text, str):
-            values = _members(name, text) if self.multi_valued else {name: _utf8(text)}
+            values = _members(name, text) if self.multi_valued else {name: unicode(text).encode()}
         elif isinstance(data, bytes):
             values = {name: data}
         else:
@@ -144,24 +112,12 @@ def open_store(settings: Settings, context: StoreContext) -> SecretManagerStore:
         client = Client("secretsmanager", sessions(context.component, settings, transport), transport)
     except ConfigurationError as error:
         raise ConfigurationError(f"{context.component}: {error}") from None
-    batches = Batches(context.component, "secretsmanager:BatchGetSecretValue", _BATCH, CredentialsRefused)
+    batches = Batches(context.component, "secretsmanager:BatchGetSecretValue", _BATCH)
     return SecretManagerStore(client, batches, multi_valued=settings.multi_valued)
 
 
 def _is_arn(name: str) -> bool:
     return name.startswith("arn:")
-
-
-def _may_be(name: str) -> bool:
-    """Tell whether AWS may have a secret of this name. It takes fewer characters, and says so itself."""
-    return _NAME.fullmatch(name) is not None or (_is_arn(name) and name.isascii() and len(name) <= _LARGEST_ARN)
-
-
-def _list(answer: Mapping[str, Any], member: str) -> list[Mapping[str, Any]]:
-    entries = answer.get(member, [] if member == "Errors" else None)
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise MalformedAnswer(f"the answer has no list {member}")
-    return entries
 
 
 def _members(name: str, text: str) -> dict[str, bytes]:
@@ -171,10 +127,13 @@ def _members(name: str, text: str) -> dict[str, bytes]:
         if value is None:
             return {}
         if isinstance(value, dict):
-            return {key: _utf8(member if isinstance(member, str) else compact(member)) for key, member in value.items()}
+            return {
+                key: unicode(member if isinstance(member, str) else compact(member)).encode()
+                for key, member in value.items()
+            }
     except (ValueError, RecursionError):
         pass
-    return {name: _utf8(text)}
+    return {name: unicode(text).encode()}
 
 
 def _number(text: str) -> float:
@@ -183,8 +142,3 @@ def _number(text: str) -> float:
     if value - value != 0:
         raise ValueError("not a number of JSON")
     return value
-
-
-def _utf8(text: str) -> bytes:
-    """Encode text. Halves of surrogate pairs, which have no UTF-8, become U+FFFD as in Go."""
-    return text.encode() if text.isascii() else _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text).encode()

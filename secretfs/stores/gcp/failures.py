@@ -11,21 +11,13 @@ from secretfs.errors import (
     StoreError,
     StoreUnavailable,
 )
-
-
-class TokenRefused(AccessDenied):
-    """The token is not good: another may be."""
-
-
-class LacksRight(AccessDenied):
-    """Google knows us and refuses the operation."""
-
+from secretfs.stores._http.failures import LacksRight, NotKnown
 
 Meaning = tuple[type[StoreError], str]
 
 _MEANINGS: Final[Mapping[tuple[int, str], Meaning]] = {
     (400, "INVALID_ARGUMENT"): (SecretNotFound, "no name that Secret Manager takes"),
-    (401, ""): (TokenRefused, "the token is refused"),
+    (401, ""): (NotKnown, "the token is refused"),
     (404, "NOT_FOUND"): (SecretNotFound, "not found, or it has no version"),
     (429, ""): (StoreUnavailable, "too many requests"),
     (504, ""): (DeadlineExceeded, "no answer in time"),

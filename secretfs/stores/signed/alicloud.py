@@ -4,7 +4,6 @@ Settings, names and shapes are Dapr's: a secret is the decrypted value of a secr
 signature ACS3-HMAC-SHA256. Opening a store sends no request.
 """
 
-import contextlib
 import json
 import re
 import secrets
@@ -15,17 +14,18 @@ from datetime import datetime
 from typing import Any, Final
 
 from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound, StoreError
+from secretfs.gojson import unicode
 from secretfs.settings import setting
-from secretfs.store import Names, Secret, StoreContext
+from secretfs.store import Secret, StoreContext
+from secretfs.stores._cloud import BatchedCloudStore, Page, entries
+from secretfs.stores._http.address import ENDPOINT
 from secretfs.stores._http.batches import Batches, Found
-from secretfs.stores._http.failures import about
 from secretfs.stores.signed import api
-from secretfs.stores.signed.api import Api, LacksRight, Meaning, Request
+from secretfs.stores.signed.api import Api, Meaning, Request, Sign
 
-ANNOTATIONS: Final = frozenset({api.ENDPOINT})
+ANNOTATIONS: Final = frozenset({ENDPOINT})
 
 _BATCH: Final = 10
-_PAGE: Final = 100
 _NAME: Final = re.compile(r"[A-Za-z0-9_/.-]{1,180}")
 _ALGORITHM: Final = "ACS3-HMAC-SHA256"
 _CODES: Final[Mapping[str, Meaning]] = {
@@ -55,80 +55,37 @@ class Settings:
     token: str = setting("securityToken", "Security token of temporary keys.")
 
 
-class ParameterStore:
+class ParameterStore(BatchedCloudStore):
     """The secret parameters of one account in one region."""
 
-    multi_valued = False
-
     def __init__(self, client: Api, batches: Batches, region: str) -> None:
+        super().__init__(client.exchange, batches)
         self._api = client
-        self._batches = batches
         self._host = f"oos.{region}.aliyuncs.com"
 
-    def check(self) -> None:
-        """List one name. An identity that may not list, but is known, passes as well."""
-        with contextlib.suppress(LacksRight):
-            about("list of parameters", lambda: self._call("ListSecretParameters", MaxResults="1"))
+    def _page(self, mark: str, size: int) -> Page:
+        more = {"NextToken": mark} if mark else {}
+        page = self._call("ListSecretParameters", MaxResults=str(size), **more)
+        return [str(entry.get("Name", "")) for entry in entries(page, "Parameters")], page.get("NextToken")
 
-    def names(self, folder: str) -> Names:
-        """List the secret parameters, 100 with each request. Reads no values."""
-        return Names() if folder else Names(frozenset(about("list of parameters", self._listed)))
+    def _read(self, name: str) -> Secret:
+        if not _NAME.fullmatch(name):
+            raise SecretNotFound("no name that the store takes")
+        return self._secret(name, self._call("GetSecretParameter", Name=name, WithDecryption="true").get("Parameter"))
 
-    def fetch(self, name: str) -> Secret:
-        """Read the newest version of one secret parameter."""
+    def _fits_batch(self, name: str) -> bool:
+        return _NAME.fullmatch(name) is not None
 
-        def read() -> Secret:
-            if not _NAME.fullmatch(name):
-                raise SecretNotFound("no name that the store takes")
-            return self._secret(
-                name, self._call("GetSecretParameter", Name=name, WithDecryption="true").get("Parameter")
-            )
-
-        return about(f"secret {name}", read)
-
-    @property
-    def largest_batch(self) -> int:
-        """10 secret parameters, as long as GetSecretParameters is allowed."""
-        return self._batches.largest
-
-    def fetch_many(self, names: tuple[str, ...]) -> Found:
-        """Read up to 10 secret parameters with one request."""
-        wanted = [name for name in names if _NAME.fullmatch(name)]
-        return self._batches.read(lambda: about("batch of parameters", lambda: self._read(wanted))) if wanted else {}
-
-    def clock_skew(self) -> float | None:
-        """By how many seconds the clock of Alibaba Cloud is ahead of ours."""
-        return self._api.exchange.skew
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._api.exchange.close()
-
-    def _listed(self) -> set[str]:
-        found: set[str] = set()
-        token = ""
-        with self._api.exchange.time.within():
-            while True:
-                more = {"NextToken": token} if token else {}
-                page = self._call("ListSecretParameters", MaxResults=str(_PAGE), **more)
-                for entry in _list(page, "Parameters"):
-                    found.add(str(entry.get("Name", "")))
-                before, token = token, page.get("NextToken") or ""
-                if not token:
-                    return found - {""}
-                if not isinstance(token, str) or token == before:
-                    raise MalformedAnswer("a page leads to itself")
-
-    def _read(self, wanted: list[str]) -> Found:
-        answer = self._call("GetSecretParameters", Names=json.dumps(wanted), WithDecryption="true")
+    def _read_many(self, names: tuple[str, ...]) -> Found:
+        answer = self._call("GetSecretParameters", Names=json.dumps(names), WithDecryption="true")
         found: dict[str, Secret | StoreError] = {}
-        for entry in _list(answer, "Parameters"):
+        for entry in entries(answer, "Parameters"):
             name = entry.get("Name")
-            if isinstance(name, str) and name in wanted:
+            if isinstance(name, str) and name in names:
                 found[name] = self._secret(name, entry)
         invalid = answer.get("InvalidParameters")
         for name in invalid if isinstance(invalid, list) else []:
-            if isinstance(name, str) and name in wanted:
+            if isinstance(name, str) and name in names:
                 found[name] = SecretNotFound(f"secret {name}: {self._host}: not found")
         return found
 
@@ -142,11 +99,11 @@ class ParameterStore:
     def _secret(self, name: str, entry: Any) -> Secret:
         if not isinstance(entry, Mapping) or entry.get("Name") != name or not isinstance(entry.get("Value"), str):
             raise MalformedAnswer(f"{self._host}: the answer has no value of this parameter")
-        value = entry["Value"].encode("utf-8", "replace")
+        value = unicode(entry["Value"]).encode()
         return Secret({name: value}, str(entry.get("ParameterVersion", "")), _moment(entry.get("UpdatedDate")))
 
 
-def signer(settings: Settings) -> Any:
+def signer(settings: Settings) -> Sign:
     """Return the function that signs requests."""
 
     def sign(request: Request) -> Mapping[str, str]:
@@ -159,9 +116,7 @@ def signer(settings: Settings) -> Any:
         }
         if settings.token:
             headers["x-acs-security-token"] = settings.token
-        names = ";".join(sorted(headers))
-        lines = (request.method, request.path, api.canonical_query(request.query), api.canonical_headers(headers))
-        canonical = "\n".join((*lines, names, headers["x-acs-content-sha256"]))
+        names, canonical = api.canonical(request, headers)
         signature = api.keyed(settings.key_secret.encode(), f"{_ALGORITHM}\n{api.digest(canonical)}").hex()
         credential = f"Credential={settings.key_id},SignedHeaders={names},Signature={signature}"
         return {**headers, "authorization": f"{_ALGORITHM} {credential}"}
@@ -173,17 +128,10 @@ def open_store(settings: Settings, context: StoreContext) -> ParameterStore:
     """Prepare the connections; send no request. Raises `ConfigurationError`."""
     try:
         api.require_region("regionId", settings.region)
-        batches = Batches(context.component, "oos:GetSecretParameters", _BATCH, api.KeysRefused)
+        batches = Batches(context.component, "oos:GetSecretParameters", _BATCH)
         return ParameterStore(Api(context, signer(settings), _CODES), batches, settings.region)
     except ConfigurationError as error:
         raise ConfigurationError(f"{context.component}: {error}") from None
-
-
-def _list(answer: Mapping[str, Any], member: str) -> list[Mapping[str, Any]]:
-    entries = answer.get(member)
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
-        raise MalformedAnswer(f"the answer has no list {member}")
-    return entries
 
 
 def _moment(text: Any) -> float | None:

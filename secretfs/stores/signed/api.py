@@ -4,19 +4,15 @@ The stores say how a request is signed and which codes there are. Codes are show
 answers are never shown, because they could hold anything.
 """
 
-import contextlib
 import hashlib
 import hmac
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import quote
 
-from urllib3.util import parse_url
-
 from secretfs.errors import (
-    AccessDenied,
     ConfigurationError,
     MalformedAnswer,
     SecretNotFound,
@@ -24,12 +20,10 @@ from secretfs.errors import (
     StoreUnavailable,
 )
 from secretfs.store import StoreContext
-from secretfs.stores._http.body import parse_json
+from secretfs.stores._http.address import endpoint
 from secretfs.stores._http.exchange import Exchange
+from secretfs.stores._http.failures import LacksRight, NotKnown
 from secretfs.stores._http.trust import system_trust
-
-ENDPOINT: Final = "secretfs/endpoint"
-"""The annotation with a URL to send all requests to."""
 
 Meaning = tuple[type[StoreError], str]
 
@@ -39,16 +33,8 @@ THROTTLED: Final[Meaning] = (StoreUnavailable, "too many requests")
 SERVER_ERROR: Final[Meaning] = (StoreUnavailable, "server error")
 
 
-class KeysRefused(AccessDenied):
-    """The backend does not know us."""
-
-
-class LacksRight(AccessDenied):
-    """The backend knows us and refuses the operation."""
-
-
-KEYS_REFUSED: Final[Meaning] = (KeysRefused, "the access keys are refused")
-OUR_CLOCK: Final[Meaning] = (KeysRefused, "the clock of this machine is wrong: the time of the signature is refused")
+KEYS_REFUSED: Final[Meaning] = (NotKnown, "the access keys are refused")
+OUR_CLOCK: Final[Meaning] = (NotKnown, "the clock of this machine is wrong: the time of the signature is refused")
 NO_RIGHT: Final[Meaning] = (LacksRight, "no policy lets this identity do that")
 
 _REGION: Final = re.compile(r"[a-z0-9-]{1,63}")
@@ -72,29 +58,28 @@ class Request:
         return f"{self.path}?{canonical_query(self.query)}" if self.query else self.path
 
 
-class Api:
-    """Sends signed requests within the deadline of a store. ``sign`` returns the headers of a request, signed."""
+Sign = Callable[[Request], Mapping[str, str]]
+"""Returns the headers of a request, signed."""
 
-    def __init__(
-        self, context: StoreContext, sign: Callable[[Request], Mapping[str, str]], codes: Mapping[str, Meaning]
-    ) -> None:
+
+class Api:
+    """Sends signed requests within the deadline of a store."""
+
+    def __init__(self, context: StoreContext, sign: Sign, codes: Mapping[str, Meaning]) -> None:
         self.exchange = Exchange(context.deadline, system_trust(context.component))
         self._sign = sign
         self._codes = codes
-        self._endpoint = _endpoint(context)
+        self._endpoint = endpoint(context.annotations, "https://api.example.com")
 
     def send(self, request: Request) -> tuple[int, Any]:
         """Send a request. Returns status and parsed answer; None for one that is not JSON. Raises `StoreError`."""
         address = self._endpoint or f"https://{request.host}"
         if self._endpoint:
             host = self._endpoint.partition("//")[2]
-            request = Request(request.method, host, request.path, request.query, request.headers, request.body)
+            request = replace(request, host=host)
         headers = {"accept": "application/json", "host": request.host, **self._sign(request)}
         answer = self.exchange.send(request.method, address + request.target, headers, request.body or None)
-        top: Any = None
-        with contextlib.suppress(ValueError, RecursionError):  # the first may carry the text
-            top = parse_json(answer.body.decode())
-        return answer.status, top
+        return answer.status, answer.json()
 
     def refusal(self, where: str, status: int, code: Any) -> StoreError:
         """Turn an error in an answer into one of ours: by its code, by what comes before its dots, then by status."""
@@ -125,20 +110,14 @@ def require_region(name: str, region: str) -> None:
         raise ConfigurationError(f"{name} is not the name of a region")
 
 
-def _endpoint(context: StoreContext) -> str:
-    endpoint = context.annotations.get(ENDPOINT, "").rstrip("/")
-    if not endpoint:
-        return ""
-    try:
-        url = parse_url(endpoint)
-    except ValueError:
-        url = parse_url("")
-    if url.scheme not in ("http", "https") or not url.host or url.auth or url.path or url.query:
-        raise ConfigurationError(f"{ENDPOINT} is not a URL such as https://api.example.com")
-    return endpoint
-
-
 # --- what signatures are made of ---
+
+
+def canonical(request: Request, headers: Mapping[str, str], path: str = "") -> tuple[str, str]:
+    """Return the names of the headers that are signed, and what the clouds call the canonical request."""
+    names = ";".join(sorted(headers))
+    lines = (request.method, path or request.path, canonical_query(request.query), _canonical_headers(headers))
+    return names, "\n".join((*lines, names, digest(request.body)))
 
 
 def canonical_query(query: Mapping[str, str]) -> str:
@@ -146,7 +125,7 @@ def canonical_query(query: Mapping[str, str]) -> str:
     return "&".join(f"{quote(name, safe='~')}={quote(query[name], safe='~')}" for name in sorted(query))
 
 
-def canonical_headers(headers: Mapping[str, str]) -> str:
+def _canonical_headers(headers: Mapping[str, str]) -> str:
     """Write headers, which have lower-case names: sorted, one on a line."""
     return "".join(f"{name}:{headers[name].strip()}\n" for name in sorted(headers))
 

@@ -12,11 +12,9 @@ All requests that a thread sends within one `Connections.within` share one deadl
 import http.client
 import json as jsonlib
 import ssl
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 from urllib.parse import urlencode
 
@@ -27,6 +25,7 @@ from urllib3.exceptions import HTTPError, InsecureRequestWarning
 
 from secretfs.errors import AccessDenied, ConfigurationError, SecretNotFound
 from secretfs.stores._http.body import read_body
+from secretfs.stores._http.clock import ServerClock
 from secretfs.stores._http.connections import NO_RETRIES, SEND_ONCE, SOCKET_OPTIONS, PlainPool, TLSPool, log_no_headers
 from secretfs.stores._http.deadline import Deadline
 from secretfs.stores._http.failures import transport_error
@@ -82,13 +81,7 @@ class Connections:
         self._pool = _pool(self._url, endpoint)
         self._deadline = Deadline(endpoint.deadline)
         self.where = f"{self._url.scheme}://{self._url.netloc}"
-        self._dated: tuple[str | None, float] = (None, 0.0)
-        """The date of the latest answer, and our time then."""
-
-    @property
-    def clock_skew(self) -> float | None:
-        """Seconds by which the server's clock is ahead of ours, by its latest answer (to the second)."""
-        return _clock_skew(*self._dated)
+        self.clock = ServerClock()
 
     @contextmanager
     def within(self, seconds: float | None = None) -> Iterator[None]:
@@ -120,7 +113,7 @@ class Connections:
             # from None: some of these quote what the server sent.
             raise transport_error(self.where, error) from None
         content = read_body(self.where, response)
-        self._dated = response.headers.get("Date"), time.time()  # to parse it at each read would take 20 us
+        self.clock.note(response.headers.get("Date"))
         return response.status, content
 
     def close(self) -> None:
@@ -198,14 +191,6 @@ class PoolAdapter(Adapter):  # type: ignore[misc]  # hvac has no types
         if status != 200:
             raise refusal(self.connections.where, method, status, content)
         return Response.parse(content)
-
-
-def _clock_skew(date: str | None, now: float) -> float | None:
-    """Compare the date of an answer (RFC 9110, 6.6.1) with our clock."""
-    try:
-        return parsedate_to_datetime(date).timestamp() - now if date else None
-    except ValueError:
-        return None
 
 
 def _parse(address: str) -> urllib3.util.Url:

@@ -93,7 +93,7 @@ class VaultStore:
 
     def clock_skew(self) -> float | None:
         """Compare the date of the latest answer with our clock."""
-        return self._adapter.connections.clock_skew
+        return self._adapter.connections.clock.skew
 
     def resume(self, state: bytes, save: Callable[[bytes], None]) -> None:
         """Go on with the token of a predecessor."""

@@ -183,6 +183,12 @@ def test_a_listing_that_leads_to_itself_ends(clouds: Clouds, kind_: Kind, body: 
             store.names("")
 
 
+def test_text_that_is_no_unicode_is_what_go_makes_of_it(clouds: Clouds) -> None:
+    with opened(ALIBABA, clouds) as store:
+        clouds.always = saying(b'{"Parameter": {"Name": "db", "Value": "a\\ud800"}}')
+        assert store.fetch("db").values == {"db": "a\N{REPLACEMENT CHARACTER}".encode()}
+
+
 def test_keys_without_a_project_are_refused(clouds: Clouds) -> None:
     clouds.faults.append(saying(b'{"projects": []}'))
     with opened(HUAWEI, clouds) as store:
