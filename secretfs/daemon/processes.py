@@ -69,7 +69,7 @@ def force_unmount(path: Path) -> None:
         pids = daemon_pids(mount)
         _signal(pids, signal.SIGINT)
         nobody_waits = _abort(path) or bool(pids) or _seems_dead(path)
-        _detach(path)
+        unmount(path, lazy=True)
         clear_failure(str(path))
         _end(mount, pids)
         if not nobody_waits:
@@ -127,14 +127,6 @@ def _seems_dead(path: Path) -> bool:
         return is_dead(path)
     except MountError:  # it hangs
         return False
-
-
-def _detach(path: Path) -> None:
-    try:
-        unmount(path, lazy=True)
-    except MountError:
-        if is_mounted(path):  # otherwise the daemon was faster
-            raise
 
 
 def _end(mount: MountInfo, served: Collection[int]) -> None:

@@ -107,9 +107,12 @@ def clear(path: Path) -> None:
 
 
 def unmount(path: Path, *, lazy: bool = False) -> None:
-    """Unmount ``path``; lazily means that files still open stay readable. Raises `MountError` if it is in use."""
+    """Unmount ``path``; lazily means that files still open stay readable. Raises `MountError` if it is in use.
+
+    The daemon and ``secretfs unmount`` may both do so: who comes second finds that it is done.
+    """
     failed = _umount(path, lazy=lazy) if may_mount() else _fusermount(path, lazy=lazy)
-    if failed:
+    if failed and is_mounted(path):
         busy = os.strerror(errno.EBUSY) in failed
         fix = f"end the programs that use it (fuser -vm {path}), or add --force" if busy else ""
         raise MountError(f"cannot unmount {path}: {failed}", fix)

@@ -431,6 +431,12 @@ def test_prepare_accepts_an_empty_directory(point: Path) -> None:
     prepare(point)
 
 
+@pytest.mark.parametrize("lazy", [True, False])
+def test_unmounting_what_somebody_else_has_just_unmounted(tmp_path: Path, *, lazy: bool) -> None:
+    """As the daemon and `secretfs unmount --force` may do at once."""
+    unmount(tmp_path, lazy=lazy)
+
+
 def test_root_unmounts_what_a_user_mounted() -> None:
     done = in_namespace(COMPONENT + "as_nobody secretfs mount --resources-path c m; secretfs unmount m; ls m")
     assert (done.status, done.out, done.err) == (0, "", "")
