@@ -40,7 +40,7 @@ class Failure(NamedTuple):
 
     at: float
     error: str
-    """Name of the error's class."""
+    """Name of the error's class, one of `secretfs.errors`."""
     message: str
     """What went wrong. It names no secret."""
 
@@ -91,7 +91,12 @@ class CallStats:
         self.asked[kind] += 1
         self.failures[kind] += 1
         message = str(error) if kind is Kind.CHECK else error.meaning  # what was asked for is part of the error's text
-        self.last_error = Failure(at, type(error).__name__, message)
+        self.last_error = Failure(at, _public_class(error), message)
+
+
+def _public_class(error: StoreError) -> str:
+    """Return the name of the class of an error; a store may have raised one of its own, which nobody else knows."""
+    return next(known.__name__ for known in type(error).__mro__ if known.__module__ == StoreError.__module__)
 
 
 FAILURES = 3

@@ -247,7 +247,11 @@ class TestStatus:
 
     async def test_of_a_refusal(self, vfs: RecordingVFS, vault: MemoryStore, expect_log: ExpectLog) -> None:
         expect_log("not for you")
-        vault.refused["fetch:db"] = AccessDenied("secret db: not for you")
+
+        class OwnRefusal(AccessDenied):
+            """What a store may raise, and nobody who reads a status knows."""
+
+        vault.refused["fetch:db"] = OwnRefusal("secret db: not for you")
         with pytest.raises(AccessDenied):
             await refresh(vfs, b"vault/db")
         store = await of_vault(vfs)
