@@ -214,14 +214,15 @@ class Tree:
         return files
 
     def revoke(self, apps: Collection[str]) -> int:
-        """Let nobody read the files of apps any more, whoever has them open. Returns how many have been opened."""
+        """Let nobody read the files of apps any more, whoever has them open. Returns how many may be open."""
         self._numbers.forget(apps)
+        unreported = self._journal.kernel_opens  # the report of an open may be on its way
         opened = 0
         for inode in [inode for inode in self._inodes.values() if app_of_key(inode.key) in apps]:
             if isinstance(inode, Version):
                 inode.revoked, inode.content = True, None
                 self._let_go(inode)
-                opened += inode.opened and is_known(inode)
+                opened += (inode.opened or unreported) and is_known(inode)
             elif isinstance(inode.key, PinnedSecretKey):
                 inode.revoked = True
             self._mark(inode)
