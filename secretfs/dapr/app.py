@@ -4,12 +4,14 @@ An app is a document of a kind that Dapr ignores, so it may stand in the same fi
 
     apiVersion: secretfs/v1alpha1
     kind: App
-    metadata: {name: orders}        # the Dapr app id, and the name of the directory
+    metadata: {name: orders}        # the name of the directory
     spec:
+      appId: orders                 # the Dapr app id; default: the name
       configuration: orders         # metadata.name of a Dapr Configuration; default: all that are given
       owner: orders                 # a user name or a host id; default: the user that mounts
       group: orders                 # a group name or a host id; default: the owner's group
       mode: "0400"
+      tokens: /run/tokens/orders    # a directory with tokens of its own identity, a file AUDIENCE.jwt each
       permissions:                  # the first rule that matches decides
         - {match: "vault/tls/*", group: ssl-cert, mode: "0440"}
 
@@ -21,13 +23,14 @@ import pwd
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from secretfs.dapr.component_yaml import Field, Object
 from secretfs.dapr.documents import manifest_files, raw_texts, read_documents
 from secretfs.dapr.goyaml import MappingNode, parse
+from secretfs.dapr.memo import Memo
 from secretfs.dapr.permission_rules import given, group_id, parse_rules, refuse_unknown, user_id
 from secretfs.dapr.sources import file_identity
 from secretfs.errors import ConfigurationError, Notice, Source
@@ -39,7 +42,9 @@ KIND: Final = "App"
 _MAY_BE_APP = re.compile(r"secretfs/|^[\"']?kind[\"']?\s*:\s*[\"']?App\b", re.MULTILINE | re.IGNORECASE)
 _ROOT_FIELDS = ("apiVersion", "kind", "metadata", "spec")
 _METADATA_FIELDS = ("name", "labels", "annotations")
-_SPEC_FIELDS = ("configuration", "owner", "group", "mode", "permissions")
+_SPEC_FIELDS = ("appId", "configuration", "owner", "group", "mode", "tokens", "permissions")
+
+_files = Memo[Path, tuple[tuple["App", ...], tuple[Notice, ...]]]()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +52,16 @@ class App:
     """An app as declared. Two are equal when they declare the same, wherever they are written."""
 
     name: str
+    app_id: str = ""
+    """The Dapr app id whose view it has; empty for ``name``."""
     configuration: str = ""
     """``metadata.name`` of its Configuration; empty for all that are given."""
     uid: int | None = None
     gid: int | None = None
     mode: int | None = None
     """None: as the mount has it."""
+    tokens: str = ""
+    """An absolute path: the directory with tokens that say who the app is; empty if it has none."""
     rules: tuple[PermissionRule, ...] = ()
     source: Source | None = field(default=None, compare=False)
 
@@ -63,23 +72,22 @@ def load_apps(directories: Sequence[Path], notices: list[Notice]) -> tuple[App, 
     Raises `ConfigurationError` for the first thing that is wrong. Documents of other kinds are passed over.
     """
     apps: dict[str, App] = {}
+    paths: list[Path] = []
     for path in manifest_files(directories, notices):
-        declared, remarks = _apps_in(path, file_identity(path))
+        paths.append(path)
+        declared, remarks = _files.get(path, file_identity(path), partial(_apps_in, path))
         notices += remarks
         for app in declared:
             earlier = apps.get(app.name)
             if earlier:
                 raise ConfigurationError(f"app {app.name} is declared twice, first at {earlier.source}", app.source)
             apps[app.name] = app
+    _files.keep_only(paths)
     return tuple(apps[name] for name in sorted(apps))
 
 
-@lru_cache(maxsize=10_000)
-def _apps_in(path: Path, identity: object) -> tuple[tuple[App, ...], tuple[Notice, ...]]:
-    """Read the apps of one file, with remarks. Raises `ConfigurationError`.
-
-    A host has a thousand apps and changes one of them: a file that is the same as before is not parsed again.
-    """
+def _apps_in(path: Path) -> tuple[tuple[App, ...], tuple[Notice, ...]]:
+    """Read the apps of one file, with remarks. Raises `ConfigurationError`."""
     notices: list[Notice] = []
     documents = read_documents(path, notices, lambda text: bool(_MAY_BE_APP.search(text)))
     return tuple(app for document in documents for app in _apps_of(document.root)), tuple(notices)
@@ -105,10 +113,12 @@ def _app(document: Object) -> App:
         refuse_unknown(fields, known)
     return App(
         name=_name(metadata["name"]),
+        app_id=given(spec["appId"], parse_app_id) or "",
         configuration=spec["configuration"].string(),
         uid=given(spec["owner"], user_id),
         gid=_gid(spec),
         mode=given(spec["mode"], parse_mode),
+        tokens=given(spec["tokens"], _absolute) or "",
         rules=parse_rules(spec["permissions"]),
         source=document.source,
     )
@@ -127,6 +137,19 @@ def _name(name: Field) -> str:
 def is_app_name(text: str) -> bool:
     """Whether a text can be the name of an app, which is one segment of a path."""
     return bool(text) and not text.startswith(".") and "/" not in text and "\0" not in text
+
+
+def parse_app_id(text: str) -> str:
+    """Read a Dapr app id, which may become part of a path (``{appID}``). Raises ValueError."""
+    if not is_app_name(text):
+        raise ValueError(f"{text!r} cannot be an app id here: it has a slash, or begins with a dot")
+    return text
+
+
+def _absolute(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} is not an absolute path")
+    return text
 
 
 def _gid(spec: Object) -> int | None:

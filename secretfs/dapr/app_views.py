@@ -1,17 +1,21 @@
 """A mount for many apps: which components are opened, and which app sees which of them.
 
 A component that several apps may see is opened once, unless its properties depend on the app: then each app has one of
-its own, named ``APP/COMPONENT``. Names stay the same when another app comes or goes, so that its stores are untouched.
+its own, named ``APP/COMPONENT``. Apps with the same app id and the same tokens are one and the same to every store, so
+they share theirs, named ``APP-ID@TOKENS/COMPONENT``. Names stay the same when another app comes or goes, so that its
+stores are untouched.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 from secretfs.dapr.app import App, load_apps
 from secretfs.dapr.component import Component, load_manifests
 from secretfs.dapr.configuration import Configuration, load_configurations
 from secretfs.dapr.declaration import Declaration, DeclaredStore, visible_components
+from secretfs.dapr.file_views import load_file_views
 from secretfs.dapr.references import TemplateContext, component_references, depends_on_app
 from secretfs.errors import ConfigurationError, Notice
 from secretfs.scopes import ALLOW_ALL
@@ -30,25 +34,27 @@ def load_for_apps(
 
     An app that sees no store is noted: its directory is empty until there is one.
     """
-    notices: list[Notice] = []
     manifests = load_manifests(resources, namespace=environ.get("NAMESPACE", ""))
+    notices = list(manifests.notices)
     configurations = load_configurations(configs, environ)
     declared = load_apps(apps, notices)
     opened: dict[str, Component] = {}
     stores: dict[str, DeclaredStore] = {}
     for app in declared:
         configuration = _configuration_of(app, configurations)
-        components, remarks = visible_components(manifests, configuration, app.name, environ, builtin=builtin)
+        app_id = app.app_id or app.name
+        components, remarks = visible_components(manifests, configuration, app_id, environ, builtin=builtin)
         notices += remarks
         if not components:
             notices.append(Notice(f"app {app.name} sees no secret store: its directory is empty", app.source))
-        for name, component in _instances(app.name, components).items():
+        for name, component in _instances(app, app_id, components).items():
             opened[component.name] = component
             scope = configuration.scopes.get(name, ALLOW_ALL)
             stores[f"{app.name}/{name}"] = DeclaredStore(component.name, scope)
     by_name = {app.name: app for app in declared}
     context = TemplateContext(environ)
-    return Declaration(tuple(opened.values()), stores, context, tuple(dict.fromkeys(notices)), by_name)
+    files = load_file_views((*resources, *apps), stores, by_name, "", notices)
+    return Declaration(tuple(opened.values()), stores, context, tuple(dict.fromkeys(notices)), by_name, files)
 
 
 def _configuration_of(app: App, configurations: Mapping[str, Configuration]) -> Configuration:
@@ -64,7 +70,7 @@ def _configuration_of(app: App, configurations: Mapping[str, Configuration]) -> 
     return next(iter(configurations.values()), Configuration())
 
 
-def _instances(app: str, components: Sequence[Component]) -> dict[str, Component]:
+def _instances(app: App, app_id: str, components: Sequence[Component]) -> dict[str, Component]:
     """Return what is opened for the components that an app sees, by the name that the app knows.
 
     Two components of one name never meet here: the app that sees the first of them is refused (dapr ``disk.go``).
@@ -76,12 +82,20 @@ def _instances(app: str, components: Sequence[Component]) -> dict[str, Component
     }:
         own |= more
 
-    def opened_name(name: str) -> str:
-        return f"{app}/{name}" if name in own else name
+    owner = f"{app_id}@{quote(app.tokens, safe='')}" if app.tokens else app.name
 
-    return {
-        name: replace(component, name=opened_name(name), secret_store=opened_name(component.secret_store), app_id=app)
-        if name in own
-        else component
-        for name, component in by_name.items()
-    }
+    def opened_name(name: str) -> str:
+        return f"{owner}/{name}" if name in own else name
+
+    def opened(component: Component) -> Component:
+        return replace(
+            component,
+            name=opened_name(component.name),
+            secret_store=opened_name(component.secret_store),
+            app_id=app_id,
+            tokens=app.tokens,
+            # That one identity is refused is between it and the store: its files say so, and nobody else's business.
+            ignore_errors=component.ignore_errors or bool(app.tokens),
+        )
+
+    return {name: opened(component) if name in own else component for name, component in by_name.items()}

@@ -10,8 +10,10 @@ Nothing here knows what the stores are or what their properties mean.
 """
 
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Final
 
@@ -27,8 +29,10 @@ from secretfs.dapr.documents import (
     read_documents,
 )
 from secretfs.dapr.goyaml import MappingNode
+from secretfs.dapr.memo import Memo
 from secretfs.dapr.object_metadata import METADATA_FIELDS, what_dapr_skips
 from secretfs.dapr.permission_rules import rules_of_annotation
+from secretfs.dapr.sources import file_identity
 from secretfs.durations import parse_duration, show_duration
 from secretfs.errors import ConfigurationError, Notice, Source
 from secretfs.permissions import PermissionRule
@@ -93,6 +97,8 @@ class Component:
     """Nobody has declared it: the store of every pod."""
     app_id: str = ""
     """The app that a component is opened for, where its properties depend on it; empty where they do not."""
+    tokens: str = ""
+    """Where that app has tokens of its own; empty where it has none, or the properties do not depend on it."""
     source: Source | None = field(default=None, compare=False)
     annotation_sources: Mapping[str, Source] = field(default_factory=dict, compare=False)
 
@@ -126,12 +132,27 @@ class AllManifests:
     components: tuple[tuple[Component, tuple[Notice, ...]], ...]
     """In load order, each with the remarks on its document; also components that are not secret stores."""
     notices: tuple[Notice, ...]
+    _places: Mapping[str, Sequence[int]] = field(init=False, repr=False)
+    """Where the components are that count for an app id: of a thousand, each may be for another one."""
+
+    def __post_init__(self) -> None:
+        names = Counter(component.name for component, _ in self.components)
+        places: dict[str, list[int]] = {"": []}
+        for place, (component, _) in enumerate(self.components):
+            everybody = not component.scopes or names[component.name] > 1
+            for app_id in ("",) if everybody else dict.fromkeys(component.scopes):
+                places.setdefault(app_id, []).append(place)
+        object.__setattr__(self, "_places", places)
 
     def visible_to(self, app_id: str) -> Manifests:
-        """Return the secret stores that an app may see. Raises `ConfigurationError` for two of the same name."""
+        """Return the secret stores that an app may see, with the remarks on their documents.
+
+        Raises `ConfigurationError` for two of the same name.
+        """
         declared: dict[str, Component] = {}
-        notices = list(self.notices)
-        for component, remarks in self.components:
+        notices: list[Notice] = []
+        for place in sorted({*self._places[""], *self._places.get(app_id, ())}):
+            component, remarks = self.components[place]
             _refuse_duplicate(component, declared)
             if component.visible_to(app_id):
                 declared[component.name] = component
@@ -146,12 +167,14 @@ def load_manifests(directories: Sequence[Path], *, namespace: str) -> AllManifes
     Raises `ConfigurationError` for the first thing that is wrong.
     """
     notices: list[Notice] = []
-    components = [
-        (component, tuple(remarks))
-        for path in manifest_files(directories, notices)
-        for component, remarks in _components(path, notices)
-        if not namespace or component.namespace in ("", namespace)
-    ]
+    components: list[tuple[Component, tuple[Notice, ...]]] = []
+    paths: list[Path] = []
+    for path in manifest_files(directories, notices):
+        paths.append(path)
+        declared, remarks = _files.get(path, file_identity(path), partial(_components_in, path))
+        components += [one for one in declared if not namespace or one[0].namespace in ("", namespace)]
+        notices += remarks
+    _files.keep_only(paths)
     named = frozenset(_named_files(component for component, _ in components))
     return AllManifests(tuple(components), tuple(notice for notice in notices if not _is_named(notice, named)))
 
@@ -180,7 +203,15 @@ def _refuse_duplicate(component: Component, declared: Mapping[str, Component]) -
         )
 
 
-def _components(path: Path, notices: list[Notice]) -> Iterator[tuple[Component, list[Notice]]]:
+_Declared = tuple[tuple[tuple[Component, tuple[Notice, ...]], ...], tuple[Notice, ...]]
+"""The components of a file, each with remarks, and remarks on the file."""
+
+_files = Memo[Path, _Declared]()
+
+
+def _components_in(path: Path) -> _Declared:
+    components: list[tuple[Component, tuple[Notice, ...]]] = []
+    notices: list[Notice] = []
     for document in read_documents(path, notices, may_be_secret_store):
         try:
             decoded = _decode_component(Field("", document.root.source, document.root))
@@ -189,7 +220,9 @@ def _components(path: Path, notices: list[Notice]) -> Iterator[tuple[Component, 
                 raise explained(error, document.text, document.root.source.line) from None
             continue
         if decoded:
-            yield decoded
+            component, remarks = decoded
+            components.append((component, tuple(remarks)))
+    return tuple(components), tuple(notices)
 
 
 def _may_be_secret_store(root: MappingNode) -> bool:

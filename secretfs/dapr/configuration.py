@@ -11,13 +11,14 @@ Nothing here knows what a secret is, or asks whether a store exists.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from secretfs.dapr.component import API_VERSION, Component
 from secretfs.dapr.configuration_yaml import Field
 from secretfs.dapr.goyaml import MAX_BYTES, parse, read_text, split_documents
+from secretfs.dapr.memo import Memo
 from secretfs.dapr.sources import file_identity
 from secretfs.errors import ConfigurationError, Notice, Source
 from secretfs.scopes import Access, SecretScope
@@ -75,7 +76,7 @@ def load_configuration(paths: Sequence[Path], environ: Mapping[str, str]) -> Con
 
     Raises `ConfigurationError` for the first thing that is wrong.
     """
-    return _merge([_load(path, environ) for path in paths])
+    return _merge(_load(paths, environ))
 
 
 def load_configurations(paths: Sequence[Path], environ: Mapping[str, str]) -> dict[str, Configuration]:
@@ -84,10 +85,11 @@ def load_configurations(paths: Sequence[Path], environ: Mapping[str, str]) -> di
     Raises `ConfigurationError` for the first thing that is wrong.
     """
     layers: dict[str, list[_Layer]] = {}
-    for path in paths:
-        layer = _load(path, environ)
+    for layer in _load(paths, environ):
         layers.setdefault(layer.name, []).append(layer)
-    return {name: _merge(of_name) for name, of_name in layers.items()}
+    merged = {name: _merged.get(name, of_name, partial(_merge, of_name)) for name, of_name in layers.items()}
+    _merged.keep_only(merged)
+    return merged
 
 
 def _merge(layers: Sequence["_Layer"]) -> Configuration:
@@ -192,7 +194,7 @@ class _ScopeEntry:
         return frozenset(item.string() for item in self.fields[name].elements()) if name in self.fields else frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
     """What one file says; None where it says nothing and an earlier file's word stands."""
 
@@ -210,14 +212,19 @@ class _Layer:
             yield unknown.notice(", so no store is limited" if unknown.meant_to_limit and not limited else "")
 
 
-def _load(path: Path, environ: Mapping[str, str]) -> _Layer:
-    """Read a file. One that is the same as before is not parsed again: a thousand apps may have one each."""
-    return _loaded(path, file_identity(path), frozenset(environ.items()))
+_files = Memo[Path, _Layer]()
+_merged = Memo[str, Configuration]()
 
 
-@lru_cache(maxsize=10_000)
-def _loaded(path: Path, identity: object, variables: frozenset[tuple[str, str]]) -> _Layer:
-    environ = dict(variables)
+def _load(paths: Sequence[Path], environ: Mapping[str, str]) -> list[_Layer]:
+    """Read files, in order. One that is the same as before is not parsed again: a thousand apps may have one each."""
+    variables = frozenset(environ.items())
+    layers = [_files.get(path, (file_identity(path), variables), partial(_parse, path, environ)) for path in paths]
+    _files.keep_only(paths)
+    return layers
+
+
+def _parse(path: Path, environ: Mapping[str, str]) -> _Layer:
     file, whole = _File(read_text(path)), Source(str(path))
     text = expand_env(file.text, environ)
     if len(text) > MAX_BYTES:

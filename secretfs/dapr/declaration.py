@@ -1,12 +1,13 @@
 """What is declared for an app: the stores that it sees, and what it may see of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from secretfs.dapr.app import App
 from secretfs.dapr.component import AllManifests, Component, load_manifests
 from secretfs.dapr.configuration import Configuration, load_configuration
+from secretfs.dapr.file_views import DeclaredFile, load_file_views
 from secretfs.dapr.references import TemplateContext
 from secretfs.errors import ConfigurationError, Notice, Source
 from secretfs.permissions import PermissionRule
@@ -43,15 +44,17 @@ class Declaration:
     notices: tuple[Notice, ...]
     apps: Mapping[str, App] | None = None
     """By app id; None for the view of a single app, whose stores are at the root."""
+    files: Mapping[str, DeclaredFile] = field(default_factory=dict)
+    """The rendered files: by path, and with apps by ``APP/PATH``."""
 
-    def rules_of(self, app: str | None) -> tuple[PermissionRule, ...]:
-        """Return the permission rules that the components of an app bring along; None for the only app."""
-        rules: list[PermissionRule] = []
-        for component in self.components:
-            name = component.name if app is None else f"{app}/{component.name.rpartition('/')[2]}"
-            if component.rules and name in self.stores and self.stores[name].component == component.name:
-                rules += component.rules
-        return tuple(rules)
+    def rules(self) -> dict[str, tuple[PermissionRule, ...]]:
+        """Return the permission rules that the components of each app bring along, if any; "" is the only app."""
+        of_component = {component.name: component.rules for component in self.components if component.rules}
+        rules: dict[str, tuple[PermissionRule, ...]] = {}
+        for name, store in self.stores.items() if of_component else ():
+            app = name.rpartition("/")[0]
+            rules[app] = (*rules.get(app, ()), *of_component.get(store.component, ()))
+        return rules
 
     def scope(self, store: str) -> SecretScope:
         """Return the secret scope of a store that is shown."""
@@ -69,7 +72,9 @@ def load(
     configuration = load_configuration(configs, environ)
     components, notices = visible_components(manifests, configuration, app_id, environ, builtin=builtin)
     stores = {c.name: DeclaredStore(c.name, configuration.scopes.get(c.name, ALLOW_ALL)) for c in components}
-    return Declaration(components, stores, TemplateContext(environ, app_id), notices)
+    remarks = [*manifests.notices, *notices]
+    files = load_file_views(resources, stores, None, app_id, remarks)
+    return Declaration(components, stores, TemplateContext(environ, app_id), tuple(remarks), files=files)
 
 
 def visible_components(

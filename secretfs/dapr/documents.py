@@ -64,11 +64,15 @@ def manifest_files(directories: Sequence[Path], notices: list[Notice]) -> Iterat
 NOT_YAML: Final = "not a YAML file, passed over"
 
 
-def read_documents(path: Path, notices: list[Notice], matters: Callable[[str], bool]) -> Iterator[Document]:
+def read_documents(
+    path: Path, notices: list[Notice], matters: Callable[[str], bool], *, word: str = "", whole_lines: bool = False
+) -> Iterator[Document]:
     """Yield the documents of a file that are maps. Raises `ConfigurationError` for one that is broken and ``matters``.
 
     ``matters`` tells that from the text. One that does not is noted, and so is a hidden file that cannot be read: the
-    lock of an editor is a link that leads nowhere.
+    lock of an editor is a link that leads nowhere. A document in which ``word`` is not is passed over, and costs no
+    parsing. Dapr cuts off the line break before a "---", which a text at the end of a document then lacks;
+    ``whole_lines`` keeps it.
     """
     try:
         text = read_text(path)
@@ -78,8 +82,10 @@ def read_documents(path: Path, notices: list[Notice], matters: Callable[[str], b
         notices.append(Notice(f"{error.args[0]}; passed over", error.source, unread=True))
         return
     for line, document in split_documents(text):
+        if word not in document:
+            continue
         try:
-            root = _parse(document, path, line)
+            root = _parse(document + "\n" if whole_lines else document, path, line)
         except ConfigurationError as error:
             if matters(document):
                 raise

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from stat import S_ISDIR
+from typing import Final
 
 from secretfs.dapr.app_views import load_for_apps
 from secretfs.dapr.component import load_manifests
@@ -14,6 +15,8 @@ from secretfs.dapr.sources import Sources
 from secretfs.errors import ConfigurationError
 
 Fingerprint = tuple[tuple[object, ...], ...]
+
+_NOTHING: Final = "no document there has kind: Component and a spec.type secretstores.*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def load_declaration(sources: Sources) -> Declaration:
         whom = f"app id {named.app_id}" if named.app_id else "an app without an id (--app-id)"
         others = _others(named.resources, environ.get("NAMESPACE", ""))
         reasons = "".join(f"; {notice}" for notice in declaration.notices)  # one of them may be why
-        raise ConfigurationError(f"no secret store for {whom} in {where}: {others or 'nothing to show'}{reasons}")
+        raise ConfigurationError(f"no secret store for {whom} in {where}: {others or _NOTHING}{reasons}")
     return declaration
 
 

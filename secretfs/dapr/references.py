@@ -10,11 +10,17 @@ import re
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 from secretfs.dapr.component import Component, Item, SecretKeyRef
-from secretfs.errors import ConfigurationError, Notice, SecretNotFound
+from secretfs.errors import ConfigurationError, Notice, SecretNotFound, Source
 from secretfs.settings import Property
 from secretfs.store import Secret
+
+_TOKEN = re.compile(r"\{appToken(?::([^{}]*))?\}")
+"""Ours: the path of the app's token for an audience."""
+_OURS = "secretfs/"
+_OF_APP = re.compile(rf"\{{appID\}}|\{{namespace\}}|{_TOKEN.pattern}")
 
 ReadSecret = Callable[[str], Secret]
 """Reads a secret by name from the store that the component's ``auth.secretStore`` names."""
@@ -46,8 +52,9 @@ def component_references(component: Component) -> frozenset[str]:
 
 
 def depends_on_app(component: Component) -> bool:
-    """Whether a property differs from app to app: it has a template with the app id in it."""
-    return any("{appID}" in (item.value or "") or "{namespace}" in (item.value or "") for item in component.items)
+    """Whether a component differs from app to app: it has a template with the app id, or with a token of the app."""
+    ours = (text for name, text in component.annotations.items() if name.startswith(_OURS))
+    return any(_OF_APP.search(text or "") for text in (*(item.value for item in component.items), *ours))
 
 
 def resolve(
@@ -60,6 +67,17 @@ def resolve(
     """
     resolution = _Resolution(component, context, read)
     return [resolution.property(item) for item in component.items], resolution.notices
+
+
+def resolve_annotations(
+    component: Component, annotations: Mapping[str, str], context: TemplateContext
+) -> Mapping[str, str]:
+    """Replace the templates in annotations of ``component``. Raises `ConfigurationError` as for a property."""
+    resolution = _Resolution(component, context, None)
+    places = component.annotation_sources
+    return {
+        name: resolution.fill_in(f"annotation {name}", text, places.get(name)) for name, text in annotations.items()
+    }
 
 
 def _secret_wanted(item: Item) -> SecretKeyRef | None:
@@ -80,7 +98,24 @@ class _Resolution:
     def property(self, item: Item) -> Property:
         text = self._reference(item)
         value = (item.value or "") if text is None else unquote(text)
-        return Property(item.name, self._fill_in(item, value), item.source)
+        return Property(item.name, self.fill_in(f"property {item.name}", value, item.source), item.source)
+
+    def fill_in(self, what: str, value: str, source: Source | None) -> str:
+        """Replace Dapr's templates, in Dapr's order: what one brings in, a later one may replace.
+
+        Raises `ConfigurationError` with ``what`` and its place for what cannot be filled in.
+        """
+        value = _TOKEN.sub(lambda match: self._token(what, match[1] or "", source), value)
+        value = re.sub(r"\{uuid\}", lambda _: str(uuid.uuid4()), value)
+        if "{podName}" in value:
+            if not self._context.pod_name:
+                raise ConfigurationError(
+                    f"failed to parse metadata: {what} refers to {{podName}} but podName is not set", source
+                )
+            value = value.replace("{podName}", self._context.pod_name)
+        app_id = self._component.app_id or self._context.app_id
+        value = value.replace("{namespace}", f"{self._context.namespace}.{app_id}")
+        return value.replace("{appID}", app_id)
 
     def _reference(self, item: Item) -> str | None:
         reference = _secret_wanted(item)
@@ -125,19 +160,20 @@ class _Resolution:
         rest = "without a value" if item.value is None else "with the value in the manifest"
         self.notices.append(Notice(f"secretKeyRef of {item.name}: {reason}; it stays {rest}", item.source))
 
-    def _fill_in(self, item: Item, value: str) -> str:
-        """Replace Dapr's templates, in Dapr's order: what one brings in, a later one may replace."""
-        value = re.sub(r"\{uuid\}", lambda _: str(uuid.uuid4()), value)
-        if "{podName}" in value:
-            if not self._context.pod_name:
-                raise ConfigurationError(
-                    f"failed to parse metadata: property {item.name} refers to {{podName}} but podName is not set",
-                    item.source,
-                )
-            value = value.replace("{podName}", self._context.pod_name)
-        app_id = self._component.app_id or self._context.app_id
-        value = value.replace("{namespace}", f"{self._context.namespace}.{app_id}")
-        return value.replace("{appID}", app_id)
+    def _token(self, what: str, audience: str, source: Source | None) -> str:
+        """Return the path of the app's token for an audience; the file need not be there yet."""
+        if not self._component.tokens:
+            raise ConfigurationError(
+                f"{what} refers to a token of the app, which has none: its App document names no tokens; "
+                "for a pod, tokenRequests in the CSIDriver object has to ask for them",
+                source,
+            )
+        return f"{self._component.tokens}/{token_file(audience)}"
+
+
+def token_file(audience: str) -> str:
+    """Return the name of the file with an app's token for an audience, which may be any text."""
+    return f"{quote(audience, safe='')}.jwt"
 
 
 def _variable_allowed(name: str, environ: Mapping[str, str]) -> bool:

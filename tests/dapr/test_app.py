@@ -15,6 +15,7 @@ apiVersion: secretfs/v1alpha1
 kind: App
 metadata: {name: orders}
 spec:
+  appId: shop
   configuration: strict
   owner: daemon
   group: "7"
@@ -51,6 +52,7 @@ def test_everything_that_an_app_can_say(tmp_path: Path) -> None:
     (found,) = load(tmp_path, FULL)
     assert found == App(
         name="orders",
+        app_id="shop",
         configuration="strict",
         uid=pwd.getpwnam("daemon").pw_uid,
         gid=7,
@@ -61,7 +63,7 @@ def test_everything_that_an_app_can_say(tmp_path: Path) -> None:
         ),
     )
     assert str(found.source) == f"{tmp_path}/0.yaml:1"
-    assert str(found.rules[1].source) == f"{tmp_path}/0.yaml:11"
+    assert str(found.rules[1].source) == f"{tmp_path}/0.yaml:12"
 
 
 def test_a_name_is_enough(tmp_path: Path) -> None:

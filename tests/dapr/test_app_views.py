@@ -57,6 +57,16 @@ def test_equal_components_are_shared(files: Files) -> None:
     assert list(declaration.apps) == ["billing", "orders"]
 
 
+def test_a_directory_may_have_another_name_than_its_app(files: Files) -> None:
+    """The scopes and templates of components are about the app id."""
+    component(files.components, "file", "local.file", {"secretsFile": "/{appID}.json"}, scopes=["shop"])
+    app(files.apps, "orders", appId="shop")
+    app(files.apps, "shop-copy")
+    declaration = files.load()
+    assert shown(declaration) == {"orders/file": "orders/file"}
+    assert [component.app_id for component in declaration.components] == ["shop"]
+
+
 def test_a_component_that_depends_on_the_app_is_opened_for_each(files: Files) -> None:
     component(files.components, "file", "local.file", {"secretsFile": "/secrets/{appID}.json"})
     app(files.apps, "orders")
@@ -147,3 +157,35 @@ def test_the_same_notice_is_said_once(files: Files) -> None:
     app(files.apps, "orders")
     app(files.apps, "billing")
     assert list(messages(files.load())) == ["not a YAML file, passed over"]
+
+
+def test_apps_of_one_identity_share_what_logs_in_as_them(files: Files) -> None:
+    """Another app id, other tokens, or none: each is somebody else."""
+    component(files.components, "vault", "hashicorp.vault", {"vaultJwtPath": "{appToken:vault}"})
+    component(files.components, "env", "local.env")
+    app(files.apps, "one", appId="orders", tokens="/run/t/a")
+    app(files.apps, "two", appId="orders", tokens="/run/t/a")
+    app(files.apps, "three", appId="orders", tokens="/run/t/b")
+    app(files.apps, "four", appId="billing", tokens="/run/t/a")
+    app(files.apps, "five", appId="orders")
+    declaration = files.load()
+    assert {name: store for name, store in shown(declaration).items() if name.endswith("vault")} == {
+        "one/vault": "orders@%2Frun%2Ft%2Fa/vault",
+        "two/vault": "orders@%2Frun%2Ft%2Fa/vault",
+        "three/vault": "orders@%2Frun%2Ft%2Fb/vault",
+        "four/vault": "billing@%2Frun%2Ft%2Fa/vault",
+        "five/vault": "five/vault",
+    }
+    vaults = {component.name: component for component in declaration.components if component.name != "env"}
+    assert {name: (one.app_id, one.tokens, one.ignore_errors) for name, one in vaults.items()} == {
+        "orders@%2Frun%2Ft%2Fa/vault": ("orders", "/run/t/a", True),
+        "orders@%2Frun%2Ft%2Fb/vault": ("orders", "/run/t/b", True),
+        "billing@%2Frun%2Ft%2Fa/vault": ("billing", "/run/t/a", True),
+        "five/vault": ("orders", "", False),
+    }
+
+
+def test_tokens_are_at_an_absolute_path(files: Files) -> None:
+    app(files.apps, "orders", tokens="tokens")
+    with pytest.raises(ConfigurationError, match=r"orders.yaml:5: spec.tokens: 'tokens' is not an absolute path"):
+        files.load()

@@ -60,7 +60,9 @@ def store(
 def load(directory: Path, text: str | None = None, *, app_id: str = "", namespace: str = "") -> Manifests:
     if text is not None:
         (directory / "x.yaml").write_text(text, encoding="utf-8")
-    return load_manifests([directory], namespace=namespace).visible_to(app_id)
+    manifests = load_manifests([directory], namespace=namespace)
+    visible = manifests.visible_to(app_id)
+    return Manifests(visible.components, (*manifests.notices, *visible.notices))
 
 
 def names(manifests: Manifests) -> list[str]:

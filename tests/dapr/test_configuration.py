@@ -5,12 +5,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from secretfs.dapr import configuration as configuration_module
 from secretfs.dapr.component import Component
-from secretfs.dapr.configuration import Configuration, _loaded, expand_env, load_configuration
+from secretfs.dapr.configuration import Configuration, expand_env, load_configuration
 from secretfs.dapr.sources import file_identity
 from secretfs.errors import ConfigurationError
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
 from tests.support.canary import CANARY, secret
+from tests.support.counting import counting
 from tests.support.shell import wait_until
 
 HEAD = "apiVersion: dapr.io/v1alpha1\nkind: Configuration\nmetadata: {name: any, namespace: any}\n"
@@ -53,16 +55,19 @@ def test_no_files_limit_nothing() -> None:
     assert configuration.scopes.get("vault", ALLOW_ALL) is ALLOW_ALL
 
 
-def test_a_file_that_has_not_changed_is_not_parsed_again(tmp_path: Path) -> None:
+def test_a_file_that_has_not_changed_is_not_parsed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is one taken for unchanged that was changed a moment ago: its size and times may be the same."""
     old, fresh = tmp_path / "old.yaml", tmp_path / "fresh.yaml"
     for path in (old, fresh):
         path.write_text(scopes("{storeName: vault}"), encoding="utf-8")
     wait_until(lambda: file_identity(old) == file_identity(old))
-    for expected in (1, 0):
-        parsed = _loaded.cache_info().misses
-        load_configuration([old], ENVIRON)
-        assert _loaded.cache_info().misses - parsed == expected
+    parsed = counting(monkeypatch, configuration_module, "parse")
+    for environ, expected in ((ENVIRON, 1), (ENVIRON, 1), ({}, 2)):
+        load_configuration([old], environ)
+        assert len(parsed) == expected
+    load_configuration([], ENVIRON)
+    load_configuration([old], {})
+    assert len(parsed) == 3  # what is not declared any more leaves memory
     for store in ("one", "two", "six"):
         fresh.write_text(scopes(f"{{storeName: {store}}}"), encoding="utf-8")
         assert list(load_configuration([fresh], ENVIRON).scopes) == [store]

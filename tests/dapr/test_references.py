@@ -1,5 +1,6 @@
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secretfs.dapr.component import Component, Item, SecretKeyRef, load_manifests
-from secretfs.dapr.references import TemplateContext, component_references, resolve, unquote
+from secretfs.dapr.references import (
+    TemplateContext,
+    component_references,
+    depends_on_app,
+    resolve,
+    resolve_annotations,
+    unquote,
+)
 from secretfs.errors import ConfigurationError, SecretNotFound, Source, StoreUnavailable
 from secretfs.settings import Property
 from secretfs.store import Secret
@@ -311,3 +319,45 @@ def test_nothing_shows_a_value() -> None:
     properties, found = resolve(component(Item("p", env_ref="VAR")), context, None)
     assert properties[0].value == secret()
     assert CANARY not in repr(context) + repr(properties) + repr(found)
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ("{appToken:vault}", "/run/t/vault.jwt"),
+        ("{appToken:sts.amazonaws.com}", "/run/t/sts.amazonaws.com.jwt"),
+        ("{appToken:https://x/y z}", "/run/t/https%3A%2F%2Fx%2Fy%20z.jwt"),
+        ("{appToken}", "/run/t/.jwt"),
+        ("{appToken:../../x}", "/run/t/..%2F..%2Fx.jwt"),
+        ("{appTokens:x}", "{appTokens:x}"),
+    ],
+)
+def test_the_path_of_a_token(value: str, path: str) -> None:
+    """The audience is one segment of it, whatever it is. What an app id has in it is no template."""
+    one = replace(component(Item("p", value)), app_id="{appToken:x}", tokens="/run/t")
+    properties, _ = resolve(one, TemplateContext({}), FakeStore({}).read)
+    assert [prop.value for prop in properties] == [path]
+    assert depends_on_app(one) is (path.startswith("/run"))
+
+
+def test_a_token_of_an_app_that_has_none() -> None:
+    with pytest.raises(ConfigurationError, match=r"x.yaml:7: property p refers to a token of the app, which has none"):
+        resolved(Item("p", "{appToken:vault}", source=HERE))
+
+
+def test_templates_in_our_annotations() -> None:
+    """A path may be in one, and makes the component one of each app; annotations of others are not ours to read."""
+    annotations = {"secretfs/token-file": "{appToken:a/b}", "secretfs/x": "{appID}.{namespace}", "other": "{appID}"}
+    sources = {"secretfs/token-file": HERE}
+    one = replace(component(), annotations=annotations, annotation_sources=sources, app_id="orders", tokens="/run/t")
+    assert resolve_annotations(one, annotations, TemplateContext({})) == {
+        "secretfs/token-file": "/run/t/a%2Fb.jwt",
+        "secretfs/x": "orders.default.orders",
+        "other": "orders",
+    }
+    assert depends_on_app(one)
+    assert not depends_on_app(replace(one, annotations={"other": "{appID}", "secretfs/ttl": "1s"}))
+    with pytest.raises(
+        ConfigurationError, match=r"x.yaml:7: annotation secretfs/token-file refers to a token of the a"
+    ):
+        resolve_annotations(replace(one, tokens=""), annotations, TemplateContext({}))
