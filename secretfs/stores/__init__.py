@@ -2,7 +2,7 @@
 
 A store module is imported when a component names its type, and not before: an SDK that no component needs costs no
 start-up time, and need not be installed. Other packages add types through the entry point group ``secretfs.stores``;
-docs/writing-a-store.md shows how.
+docs/writing-a-store.md shows how. A type that is neither is that of a plug-in, by the name of its socket.
 """
 
 import importlib
@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, cast
 
-from secretfs.errors import ConfigurationError, Source
+from secretfs.errors import ConfigurationError, Source, StoreUnavailable
 from secretfs.settings import nearest_name
 from secretfs.store import SecretStore, StoreContext
+from secretfs.stores import _sockets as sockets
 
 ENTRY_POINT_GROUP = "secretfs.stores"
 
@@ -29,15 +30,16 @@ BUILTIN: dict[str, str] = {
     "secretstores.local.file": "secretfs.stores.local_file",
     "secretstores.secretfs.directory": "secretfs.stores.directory",
     "secretstores.secretfs.keyring": "secretfs.stores.keyring",
+    "secretstores.secretfs.sops": "secretfs.stores.sops",
     "secretstores.tencentcloud.ssm": "secretfs.stores.signed.tencentcloud",
 }
 
 _PREFIX = "secretstores."
 _VERSIONS = frozenset({"", "v0", "v1"})
 _EXTRA_WITH = {
-    "azure": "azure", "botocore": "aws", "dateutil": "aws", "google": "gcp", "hvac": "vault", "jeepney": "keyring",
-    "jmespath": "aws", "kubernetes": "kubernetes", "requests": "vault", "secretstorage": "keyring",
-    "urllib3": "vault",
+    "azure": "azure", "botocore": "aws", "dateutil": "aws", "google": "gcp", "grpc": "pluggable", "hvac": "vault",
+    "jeepney": "keyring", "jmespath": "aws", "kubernetes": "kubernetes", "requests": "vault",
+    "secretstorage": "keyring", "urllib3": "vault",
 }  # fmt: skip
 _EXTRA_OF = {
     "secretstores.alicloud.parameterstore": "alicloud",
@@ -60,13 +62,14 @@ class StoreModule(Protocol):
 def load_store_type(type: str, version: str = "", source: Source | None = None) -> StoreModule:  # noqa: A002 - Dapr's word
     """Import the module that serves ``type``, which is matched without regard to case.
 
-    Raises `ConfigurationError` when there is none, or when what it needs is not installed.
+    Raises `ConfigurationError` when there is none, or when what it needs is not installed; `StoreUnavailable` when a
+    plug-in may serve it as soon as it runs.
     """
     wanted = type.lower()
     if version.lower() not in _VERSIONS:
         raise ConfigurationError(f"couldn't find secret store {type}/{version}: the version is v1", source)
     if wanted in BUILTIN:
-        return _import_builtin(wanted, source)
+        return _import(BUILTIN[wanted], wanted, source)
     offered = list(entry_points(group=ENTRY_POINT_GROUP))
     points = [point for point in offered if point.name.lower() == wanted]
     if len(points) > 1:
@@ -75,8 +78,17 @@ def load_store_type(type: str, version: str = "", source: Source | None = None) 
         raise ConfigurationError(f"{wanted} is offered twice: by {values}", source)
     if points:
         return _load_entry_point(points[0], source)
-    message = f"couldn't find secret store {type}/{version}"
-    raise ConfigurationError(message + _nearest(wanted, [point.name for point in offered]), source)
+    names = [point.name for point in offered]
+    folder = sockets.folder()
+    if folder:
+        plugged_in = _plug_ins(type, folder)
+        if wanted in plugged_in:
+            return _load_plug_in(wanted, plugged_in[wanted], source)
+        names += plugged_in
+    message = f"couldn't find secret store {type}/{version}" + _nearest(wanted, names)
+    if folder:
+        raise StoreUnavailable(f"{message}: no socket of this name is in {folder}")
+    raise ConfigurationError(message, source)
 
 
 def _nearest(wanted: str, offered: Iterable[str]) -> str:
@@ -86,9 +98,24 @@ def _nearest(wanted: str, offered: Iterable[str]) -> str:
     return f" (did you mean {known[name]}?)" if name else ""
 
 
-def _import_builtin(type: str, source: Source | None) -> StoreModule:  # noqa: A002
+def _plug_ins(type: str, folder: str) -> dict[str, list[str]]:  # noqa: A002
+    """Return the paths of all sockets, by the type that each of them is."""
     try:
-        return cast("StoreModule", importlib.import_module(BUILTIN[type]))
+        return {_PREFIX + name: paths for name, paths in sockets.by_name(folder).items()}
+    except OSError as error:
+        raise StoreUnavailable(f"couldn't find secret store {type}: {folder}: {error.strerror}") from None
+
+
+def _load_plug_in(type: str, paths: list[str], source: Source | None) -> StoreModule:  # noqa: A002
+    if len(paths) > 1:  # whose secrets are served is not left to the order of the directory
+        raise ConfigurationError(f"{type} is offered twice: by {' and '.join(paths)}", source)
+    module: Any = _import("secretfs.stores.pluggable.store", type, source)
+    return cast("StoreModule", module.PluggableType(paths[0]))
+
+
+def _import(module: str, type: str, source: Source | None) -> StoreModule:  # noqa: A002
+    try:
+        return cast("StoreModule", importlib.import_module(module))
     except ModuleNotFoundError as error:
         extra = _EXTRA_OF.get(type) or _EXTRA_WITH.get((error.name or "").partition(".")[0])
         if extra is None:

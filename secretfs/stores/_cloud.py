@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from secretfs.errors import MalformedAnswer, SecretNotFound
-from secretfs.store import Names, Secret
+from secretfs.store import LARGEST_LISTING, Names, Secret
 from secretfs.stores._http.batches import Batches, Found
 from secretfs.stores._http.exchange import Exchange
 from secretfs.stores._http.failures import LacksRight, about
@@ -72,6 +72,8 @@ class CloudStore(ABC):
             found.update(names)
             if not following:
                 return frozenset(found - {""})
+            if len(found) > LARGEST_LISTING:
+                raise MalformedAnswer(f"more than {LARGEST_LISTING} names are listed")
             if not isinstance(following, str) or following == mark:
                 raise MalformedAnswer("a page leads to itself")
             mark = following

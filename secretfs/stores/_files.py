@@ -3,6 +3,7 @@
 import os
 import stat
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from secretfs.errors import MalformedAnswer, StoreUnavailable
@@ -27,6 +28,13 @@ class FileIdentity:
     def of(cls, status: os.stat_result) -> "FileIdentity":
         """Take it from what stat(2) says."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def read_file(path: Path, largest: int = LARGEST) -> tuple[FileIdentity, bytes]:
+    """Read a regular file together with its identity. Raises `StoreError` and OSError."""
+    # O_NONBLOCK: opening a FIFO must not wait for a writer.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        return read_unchanging(file, str(path), largest)
 
 
 def read_unchanging(file: IO[bytes], name: str, largest: int = LARGEST) -> tuple[FileIdentity, bytes]:

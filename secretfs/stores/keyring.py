@@ -6,6 +6,7 @@ its own for each call: a connection belongs to one thread, and the service may b
 Nothing here unlocks a keyring or answers a prompt: nobody may be there to see it.
 """
 
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from jeepney.io.blocking import DBusConnection, prep_socket
 from secretstorage import Collection, Item, get_all_collections
 from secretstorage.exceptions import ItemNotFoundException, LockedException, SecretServiceNotAvailableException
 
-from secretfs.errors import AccessDenied, DeadlineExceeded, SecretNotFound, StoreUnavailable
+from secretfs.errors import AccessDenied, DeadlineExceeded, MalformedAnswer, SecretNotFound, StoreUnavailable
 from secretfs.settings import setting
 from secretfs.store import Names, Secret, StoreContext
 
@@ -114,6 +115,8 @@ class KeyringStore:
             raise StoreUnavailable(f"{subject}: there is none") from None
         except TimeoutError:
             raise DeadlineExceeded(f"{subject}: no answer in time") from None
+        except MalformedAnswer as error:
+            raise MalformedAnswer(f"{subject}: {error}") from None
         except SecretServiceNotAvailableException:
             raise StoreUnavailable(f"{subject}: nothing on the session bus offers the Secret Service") from None
         except DBusErrorResponse as error:
@@ -146,7 +149,11 @@ class _Connection(DBusConnection):  # type: ignore[misc]  # it has no types
 
     def send_and_get_reply(self, message: Any, *, timeout: float | None = None) -> Any:
         """Send a message, and wait for the reply until the deadline is over. ``timeout`` does not count."""
-        return super().send_and_get_reply(message, timeout=max(0.001, self._ends_at - time.monotonic()))
+        left = max(0.001, self._ends_at - time.monotonic())
+        try:
+            return super().send_and_get_reply(message, timeout=left)
+        except (KeyError, TypeError, ValueError, struct.error):  # as jeepney fails on what it cannot parse
+            raise MalformedAnswer("what came over the session bus is not D-Bus") from None
 
 
 def _connect(deadline: float) -> _Connection:

@@ -12,10 +12,10 @@ the file system may hang.
 import codecs
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,7 +23,7 @@ from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound,
 from secretfs.gojson import unicode
 from secretfs.settings import setting, truthy
 from secretfs.store import CachedRead, Names, Secret, StoreContext
-from secretfs.stores._files import FileIdentity, read_unchanging
+from secretfs.stores._files import FileIdentity, read_file
 
 _LOOK_EVERY = 0.5  # seconds
 _PATIENCE = 5.0  # seconds
@@ -56,6 +56,10 @@ class Settings:
     )
 
 
+Read = Callable[[], tuple[FileIdentity, bytes]]
+"""Returns the JSON object, with what the file was when it held it. Raises `StoreError` and OSError."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
     identity: FileIdentity
@@ -65,10 +69,11 @@ class _Snapshot:
 class FileStore:
     """Serves the current content of the file: every call first checks whether the file has changed."""
 
-    def __init__(self, path: Path, separator: str, *, multi_valued: bool) -> None:
+    def __init__(self, path: Path, separator: str, *, multi_valued: bool, read: Read | None = None) -> None:
         self.multi_valued = multi_valued
         self._path = path
         self._separator = separator
+        self._read = read or partial(read_file, path, _LARGEST)
         self._snapshot = self._load()
         self._reading = threading.Lock()
         self._closed = threading.Event()
@@ -141,7 +146,7 @@ class FileStore:
 
     def _load(self) -> _Snapshot:
         try:
-            identity, data = _read(self._path)
+            identity, data = self._read()
             secrets = dict(self._secrets(_parse(data), modified=identity.mtime_ns / 1e9))
         except OSError as error:
             raise self._unreadable(error) from None
@@ -177,12 +182,6 @@ def open_store(settings: Settings, context: StoreContext) -> FileStore:
         return FileStore(path, settings.nested_separator, multi_valued=settings.multi_valued)
     except StoreError as error:
         raise ConfigurationError(f"{context.component}: secretsFile: {error}") from None
-
-
-def _read(path: Path) -> tuple[FileIdentity, bytes]:
-    # O_NONBLOCK: opening a FIFO must not wait for a writer.
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-        return read_unchanging(file, str(path), _LARGEST)
 
 
 class _Text(str):

@@ -28,6 +28,7 @@ PAGES = {
     "secretstores.aws.parameterstore": "aws-parameter-store.md",
     "secretstores.secretfs.directory": "directory.md",
     "secretstores.secretfs.keyring": "keyring.md",
+    "secretstores.secretfs.sops": "sops.md",
 }
 
 

@@ -9,13 +9,13 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import botocore.session
 from botocore.config import Config
-from botocore.credentials import ContainerProvider
+from botocore.credentials import AssumeRoleWithWebIdentityProvider, ContainerProvider, CredentialResolver
 from botocore.exceptions import BotoCoreError, CredentialRetrievalError, ProfileNotFound
 from botocore.loaders import Loader, create_loader
 from botocore.utils import ContainerMetadataFetcher
@@ -23,10 +23,12 @@ from botocore.utils import ContainerMetadataFetcher
 from secretfs.errors import ConfigurationError
 from secretfs.settings import setting
 from secretfs.stores._http.address import require_url
+from secretfs.stores._token_file import TOKEN_FILE, token_file
 from secretfs.stores.aws.transport import Transport
 
 logger = logging.getLogger(__name__)
 
+ANNOTATIONS: Final = frozenset({TOKEN_FILE})
 _ENDPOINT = "https://vpce-1.secretsmanager.eu-central-1.vpce.amazonaws.com"
 _REGION = re.compile(r"[a-z0-9-]{1,63}")
 _ROLES_ANYWHERE = """\
@@ -51,7 +53,10 @@ class Account:
     )
     trust_anchor_arn: str = setting("trustAnchorArn", "IAM Roles Anywhere, which is not supported: see below.")
     trust_profile_arn: str = setting("trustProfileArn", "The same.")
-    assume_role_arn: str = setting("assumeRoleArn", "The same. Alone it does nothing, as in Dapr: see below.")
+    assume_role_arn: str = setting(
+        "assumeRoleArn",
+        "The role to take with secretfs/token-file. Else the same; alone it does nothing, as in Dapr: see below.",
+    )
 
 
 class Session(botocore.session.Session):  # type: ignore[misc]  # botocore has no types
@@ -60,7 +65,7 @@ class Session(botocore.session.Session):  # type: ignore[misc]  # botocore has n
     botocore makes clients of its own for STS and SSO; they come by here, too.
     """
 
-    def __init__(self, account: Account, transport: Transport) -> None:
+    def __init__(self, account: Account, transport: Transport, token: str = "") -> None:
         super().__init__()
         self.register_component("data_loader", _data())
         self._account = account
@@ -70,6 +75,9 @@ class Session(botocore.session.Session):  # type: ignore[misc]  # botocore has n
         self.region = self._resolve_region()
         self.set_config_variable("region", self.region)
         self.register("before-send", transport.send_for_sdk)
+        if token:
+            self.register_component("credential_provider", self._web_identity(token))
+            return
         chain = self.get_component("credential_provider")
         for provider in chain.providers:
             if hasattr(provider, "_prompter"):  # no way of its own to say that nobody is there who could be asked
@@ -94,6 +102,17 @@ class Session(botocore.session.Session):  # type: ignore[misc]  # botocore has n
             aws_secret_access_key=account.secret_key,
             aws_session_token=account.session_token or None,
         )
+
+    def _web_identity(self, token: str) -> CredentialResolver:
+        """Return what exchanges the token in a file, as it is then, for credentials of the role; and nothing else."""
+        profile = {"web_identity_token_file": token, "role_arn": self._account.assume_role_arn}
+        provider = AssumeRoleWithWebIdentityProvider(
+            load_config=lambda: {"profiles": {"pod": profile}},
+            client_creator=self.create_client,
+            profile_name="pod",
+            disable_env_vars=True,
+        )
+        return CredentialResolver([provider])
 
     def _resolve_region(self) -> str:
         region = (
@@ -133,8 +152,16 @@ class _ContainerMetadata(ContainerMetadataFetcher):  # type: ignore[misc]
     RETRY_ATTEMPTS = 1
 
 
-def sessions(component: str, account: Account, transport: Transport) -> Callable[[], Session]:
-    """Return what makes sessions: a new one reads files and environment anew. Sends no request.
+def token_of(account: Account, annotations: Mapping[str, str]) -> str:
+    """Return the path of the token that the role is taken with; empty if there is none. Raises `ConfigurationError`."""
+    token = token_file(annotations, {"accessKey": account.access_key, "secretKey": account.secret_key})
+    if token and not account.assume_role_arn:
+        raise ConfigurationError(f"{TOKEN_FILE} takes a role: give assumeRoleArn")
+    return token
+
+
+def sessions(component: str, account: Account, transport: Transport, token: str = "") -> Callable[[], Session]:
+    """Return what makes sessions: a new one reads files and environment anew, or the file ``token``. Sends no request.
 
     Raises `ConfigurationError` for what can never work.
     """
@@ -142,14 +169,14 @@ def sessions(component: str, account: Account, transport: Transport) -> Callable
     given = (account.trust_anchor_arn, account.trust_profile_arn, account.assume_role_arn)
     if all(given):
         raise ConfigurationError(_ROLES_ANYWHERE)
-    if any(given):
+    if any(given[:2] if token else given):
         logger.warning("%s: trustAnchorArn, trustProfileArn and assumeRoleArn do nothing, as in Dapr", component)
     if bool(account.access_key) != bool(account.secret_key):
         logger.warning("%s: accessKey and secretKey count together only, as in Dapr: this one is ignored", component)
 
     def make() -> Session:
         try:
-            return Session(account, transport)
+            return Session(account, transport, token)
         except ProfileNotFound:
             raise ConfigurationError("the profile that AWS_PROFILE names is in no file") from None
         except BotoCoreError as error:

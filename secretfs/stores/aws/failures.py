@@ -95,7 +95,7 @@ def meaning(where: str, error: Exception) -> StoreError:
         case StoreError():
             kind, reason = type(error), str(error)
         case ClientError():
-            return refusal(_service(where, error), _code(error), _status(error), _text(error))
+            return _refused_role(where, error) if _takes_role(error) else _refusal_of(where, error)
         case NoCredentialsError():
             reason = "no credentials: neither accessKey nor the environment, profiles, containers or EC2 have any"
         case PartialCredentialsError() | SSOError() | SSOTokenLoadError() | TokenRetrievalError():
@@ -134,8 +134,21 @@ def _code(error: ClientError) -> str:
     return code if isinstance(code, str) else ""
 
 
-def _service(where: str, error: ClientError) -> str:
-    return where.replace(where.partition(".")[0], "sts", 1) if error.operation_name.startswith("AssumeRole") else where
+def _refusal_of(where: str, error: ClientError) -> StoreError:
+    return refusal(where, _code(error), _status(error), _text(error))
+
+
+def _refused_role(where: str, error: ClientError) -> StoreError:
+    """Return why STS lends no credentials. Who lacks the right to a role is not known to the service after it."""
+    sts = where.replace(where.partition(".")[0], "sts", 1)
+    failure = _refusal_of(sts, error)
+    if not isinstance(failure, LacksRight):
+        return failure
+    return NotKnown(f"{sts}: the role does not trust this identity ({_code(error) or _status(error)})")
+
+
+def _takes_role(error: ClientError) -> bool:
+    return str(error.operation_name).startswith("AssumeRole")
 
 
 def _status(error: ClientError) -> int:

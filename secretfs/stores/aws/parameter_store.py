@@ -19,9 +19,11 @@ from secretfs.store import Secret, StoreContext
 from secretfs.stores._cloud import BatchedCloudStore, Page
 from secretfs.stores._http.batches import Batches, Found
 from secretfs.stores._http.failures import LacksRight
-from secretfs.stores.aws.account import Account, sessions
+from secretfs.stores.aws.account import ANNOTATIONS, Account, sessions, token_of
 from secretfs.stores.aws.client import Client
 from secretfs.stores.aws.transport import Transport
+
+__all__ = ["ANNOTATIONS", "Settings", "open_store"]
 
 _BATCH: Final = 10
 _PATH_PAGE: Final = 10
@@ -118,7 +120,8 @@ def open_store(settings: Settings, context: StoreContext) -> ParameterStore:
     """Prepare the credentials and the connections; send no request. Raises `ConfigurationError`."""
     try:
         transport = Transport(context.component, context.deadline)
-        client = Client("ssm", sessions(context.component, settings, transport), transport)
+        make = sessions(context.component, settings, transport, token_of(settings, context.annotations))
+        client = Client("ssm", make, transport)
     except ConfigurationError as error:
         raise ConfigurationError(f"{context.component}: {error}") from None
     return ParameterStore(client, Batches(context.component, "ssm:GetParameters", _BATCH), settings.prefix)

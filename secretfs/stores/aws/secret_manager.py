@@ -20,10 +20,12 @@ from secretfs.store import Secret, StoreContext
 from secretfs.stores._cloud import BatchedCloudStore, Page, entries
 from secretfs.stores._http.batches import Batches, Found
 from secretfs.stores._http.failures import about
-from secretfs.stores.aws.account import Account, sessions
+from secretfs.stores.aws.account import ANNOTATIONS, Account, sessions, token_of
 from secretfs.stores.aws.client import Client
 from secretfs.stores.aws.failures import refusal
 from secretfs.stores.aws.transport import Transport
+
+__all__ = ["ANNOTATIONS", "Settings", "open_store"]
 
 _BATCH: Final = 20
 _LARGEST_ARN: Final = 2048
@@ -109,7 +111,8 @@ def open_store(settings: Settings, context: StoreContext) -> SecretManagerStore:
     """Prepare the credentials and the connections; send no request. Raises `ConfigurationError`."""
     try:
         transport = Transport(context.component, context.deadline)
-        client = Client("secretsmanager", sessions(context.component, settings, transport), transport)
+        make = sessions(context.component, settings, transport, token_of(settings, context.annotations))
+        client = Client("secretsmanager", make, transport)
     except ConfigurationError as error:
         raise ConfigurationError(f"{context.component}: {error}") from None
     batches = Batches(context.component, "secretsmanager:BatchGetSecretValue", _BATCH)

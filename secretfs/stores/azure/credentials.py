@@ -9,54 +9,32 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import requests
 from azure.core.credentials import AccessTokenInfo, TokenRequestOptions
 from azure.identity import (
     AzureAuthorityHosts,
     AzureCliCredential,
     CertificateCredential,
+    ClientAssertionCredential,
     ClientSecretCredential,
-    CredentialUnavailableError,
     ManagedIdentityCredential,
     WorkloadIdentityCredential,
 )
 
-from secretfs.errors import (
-    AccessDenied,
-    ConfigurationError,
-    MalformedAnswer,
-    StoreError,
-    StoreUnavailable,
-)
-from secretfs.stores.azure.login import Credential, CredentialSource, Explain, Unavailable
-from secretfs.stores.azure.transport import RETRIES, DeadlineTransport, Outcome, unanswered
+from secretfs.errors import ConfigurationError
+from secretfs.stores._token_file import TOKEN_FILE
+from secretfs.stores.azure.failures import explain_cli, explain_managed, explain_principal
+from secretfs.stores.azure.login import Credential, CredentialSource, Unavailable
+from secretfs.stores.azure.transport import RETRIES, DeadlineTransport
 
 logger = logging.getLogger(__name__)
 
 _IMDS = "http://169.254.169.254"
 _PROBE = 1.0  # seconds that the identity endpoint of a virtual machine has to show that it is there
 _CLOUD_SERVICE = ("IDENTITY_ENDPOINT", "IMDS_ENDPOINT", "MSI_ENDPOINT")
-
-# https://learn.microsoft.com/entra/identity-platform/reference-error-codes
-_FAULTS = {
-    "7000215": "{secret} is not a secret of {client}",
-    "7000222": "{secret} has expired",
-    "700027": "{secret} is not registered with {client}, or has expired",
-    "700016": "{client} is not known in {tenant}",
-    "90002": "there is no such {tenant}",
-    "900023": "{tenant} is neither a domain nor an id",
-    "70021": "no federated credential of the application matches {secret}",
-    "700211": "no federated credential of the application matches the issuer of {secret}",
-    "700212": "no federated credential of the application matches the audience of {secret}",
-    "700213": "no federated credential of the application matches the subject of {secret}",
-    "700024": "{secret} has expired",
-    "500011": "Key Vault is not known in {tenant}",
-    "50034": "the account does not exist",
-    "53003": "a conditional access policy forbids it",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +76,8 @@ class Identity:
     certificate_file: str = ""
     certificate: str = ""
     certificate_password: str = ""
+    token_file: str = ""
+    """The path of a token with which a federated credential of the application logs in; no other way counts then."""
 
 
 # --- the ways ---
@@ -107,7 +87,7 @@ def credential_sources(
     component: str, identity: Identity, methods: str, transport: DeadlineTransport
 ) -> list[CredentialSource]:
     """Return the credential sources of a component, in order. Raises `ConfigurationError` when there is none."""
-    wanted = _wanted(methods)
+    wanted = ["workloadidentity"] if identity.token_file else _wanted(methods)
     found: list[CredentialSource] = []
     reasons: list[str] = []
     for name in wanted:
@@ -149,7 +129,7 @@ def _client_secret(identity: Identity, transport: DeadlineTransport) -> Credenti
             identity.tenant_id, identity.client_id, identity.client_secret, **_directly(identity, transport)
         )
 
-    return _checked(CredentialSource("client secret", make, _explain_principal("azureClientSecret")), identity)
+    return _checked(CredentialSource("client secret", make, explain_principal("azureClientSecret")), identity)
 
 
 def _client_certificate(identity: Identity, transport: DeadlineTransport) -> CredentialSource:
@@ -171,7 +151,7 @@ def _client_certificate(identity: Identity, transport: DeadlineTransport) -> Cre
 
     if not (identity.client_id and identity.tenant_id):
         raise ConfigurationError(f"{field}: azureClientId and azureTenantId must be given with it")
-    return _checked(CredentialSource("client certificate", make, _explain_principal(field)), identity)
+    return _checked(CredentialSource("client certificate", make, explain_principal(field)), identity)
 
 
 def _certificate(identity: Identity) -> bytes:
@@ -184,7 +164,9 @@ def _certificate(identity: Identity) -> bytes:
     raise ConfigurationError(f"failed to read the certificate file ({identity.certificate_file}): {reason}")
 
 
-def _workload_identity(_: Identity, transport: DeadlineTransport) -> CredentialSource:
+def _workload_identity(identity: Identity, transport: DeadlineTransport) -> CredentialSource:
+    if identity.token_file:
+        return _given_token(identity, transport)
     lacking = [
         name
         for name in ("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_FEDERATED_TOKEN_FILE")
@@ -193,10 +175,23 @@ def _workload_identity(_: Identity, transport: DeadlineTransport) -> CredentialS
     if lacking:
         raise _NotGiven(f"workload identity: {', '.join(lacking)} not set in the environment")
     # The authority is AZURE_AUTHORITY_HOST, which is set with them, and not that of azureEnvironment: as in Dapr.
-    explain = _explain_principal("the token in AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_ID", "AZURE_TENANT_ID")
+    explain = explain_principal("the token in AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_ID", "AZURE_TENANT_ID")
     return _checked(
         CredentialSource("workload identity", lambda: WorkloadIdentityCredential(**_over(transport)), explain)
     )
+
+
+def _given_token(identity: Identity, transport: DeadlineTransport) -> CredentialSource:
+    if not (identity.client_id and identity.tenant_id):
+        raise _NotGiven(f"{TOKEN_FILE} takes an application: give azureClientId and azureTenantId")
+
+    def make() -> Credential:
+        # WorkloadIdentityCredential would go on with a token for ten minutes that has been replaced.
+        read = partial(Path(identity.token_file).read_text, "utf-8")
+        return ClientAssertionCredential(identity.tenant_id, identity.client_id, read, **_directly(identity, transport))
+
+    explain = explain_principal(f"the token of {TOKEN_FILE}")
+    return _checked(CredentialSource("workload identity", make, explain), identity)
 
 
 def _spiffe(identity: Identity, _: DeadlineTransport) -> CredentialSource:
@@ -217,11 +212,12 @@ def _managed_identity(identity: Identity, transport: DeadlineTransport) -> Crede
         )
         return credential if _on_cloud_service() else _Probed(credential, transport)
 
-    return _checked(CredentialSource("managed identity", make, _explain_managed(identity.client_id)))
+    explain = explain_managed(identity.client_id, on_machine=not _on_cloud_service())
+    return _checked(CredentialSource("managed identity", make, explain))
 
 
 def _azure_cli(_: Identity, transport: DeadlineTransport) -> CredentialSource:
-    return CredentialSource("Azure CLI", lambda: _Cli(transport), _explain_cli, any_tenant=True)
+    return CredentialSource("Azure CLI", lambda: _Cli(transport), explain_cli, any_tenant=True)
 
 
 _SOURCES: Mapping[str, Callable[[Identity, DeadlineTransport], CredentialSource]] = {
@@ -260,6 +256,16 @@ def _on_cloud_service() -> bool:
     return any(os.environ.get(name) for name in _CLOUD_SERVICE)
 
 
+def on_virtual_machine() -> bool:
+    """Whether nothing says that this is not one: neither a cloud service nor a pod with a workload identity."""
+    return not (_on_cloud_service() or os.environ.get("AZURE_FEDERATED_TOKEN_FILE"))
+
+
+def metadata_host() -> str:
+    """Return the address of a virtual machine's metadata."""
+    return os.environ.get("AZURE_POD_IDENTITY_AUTHORITY_HOST", _IMDS).strip("/")
+
+
 class _Probed:
     """The managed identity of a virtual machine, asked for only where its endpoint answers."""
 
@@ -270,8 +276,7 @@ class _Probed:
 
     def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
         if not self._is_there:
-            host = os.environ.get("AZURE_POD_IDENTITY_AUTHORITY_HOST", _IMDS).strip("/")
-            self._is_there = self._transport.answers(f"{host}/metadata/identity/oauth2/token", _PROBE)
+            self._is_there = self._transport.answers(f"{metadata_host()}/metadata/identity/oauth2/token", _PROBE)
         if not self._is_there:
             raise Unavailable("no response from the IMDS endpoint")
         return self._credential.get_token_info(*scopes, options=options)
@@ -287,94 +292,3 @@ class _Cli:
         cli = AzureCliCredential(process_timeout=max(1, int(self._transport.time.remaining())))
         token: AccessTokenInfo = cli.get_token_info(*scopes, options=options)
         return token
-
-
-# --- what failures mean ---
-
-
-def _explain_principal(secret: str, client: str = "azureClientId", tenant: str = "azureTenantId") -> Explain:
-    """Return a function that explains the failures of a service principal by the names of its fields."""
-
-    def explain(error: Exception, outcome: Outcome) -> Exception:
-        if isinstance(error, OSError):
-            return StoreUnavailable(f"{secret}: {error.strerror}")
-        failure = _transport_failure(outcome)
-        if failure is not None:
-            return failure
-        code = _authority_code(error)
-        if not code:
-            return _no_token(outcome)
-        fault = _FAULTS.get(code, "the login is refused").format(secret=secret, client=client, tenant=tenant)
-        return AccessDenied(f"{outcome.host}: {fault} (AADSTS{code})")
-
-    return explain
-
-
-def _explain_managed(client_id: str) -> Explain:
-    def explain(error: Exception, outcome: Outcome) -> Exception:
-        if isinstance(error, requests.RequestException):  # Service Fabric, which does not use this transport
-            return unanswered(Outcome("managed identity", error=error))
-        if isinstance(error, OSError):  # Azure Arc
-            return AccessDenied(f"managed identity: {error.filename}: {error.strerror}")
-        if not _on_cloud_service():
-            missing = _no_identity(error, outcome, client_id)
-            if missing is not None:
-                return missing
-        return _transport_failure(outcome) or _no_token(outcome)
-
-    return explain
-
-
-def _no_identity(error: Exception, outcome: Outcome, client_id: str) -> Exception | None:
-    """Explain why the endpoint of a virtual machine answered without a token."""
-    match outcome.status:
-        case 400 if client_id:
-            return AccessDenied("azureClientId: the requested identity isn't assigned to this resource")
-        case 400:
-            return Unavailable("no identity is assigned to this resource")
-        case 403 if isinstance(error, CredentialUnavailableError):  # Docker Desktop's proxy
-            return Unavailable("no response from the IMDS endpoint")
-        case 404 | 410:
-            return StoreUnavailable(f"{outcome.host}: the identity endpoint is being updated ({outcome.status})")
-    return None
-
-
-_CLI_SAYS = {
-    "Azure CLI not found on path": "az is not on the path",
-    "Please run 'az login' to set up an account": "az login is needed",
-}
-
-
-def _explain_cli(error: Exception, _: Outcome) -> Exception:
-    if isinstance(error, CredentialUnavailableError):
-        return Unavailable(_CLI_SAYS.get(error.message, "az gives no answer"))
-    code = _authority_code(error)
-    return AccessDenied(f"Azure CLI: the login is refused{f' (AADSTS{code})' if code else ''}")
-
-
-def _transport_failure(outcome: Outcome) -> StoreError | None:
-    """Return the outage that made a login fail, if it was one."""
-    if outcome.error is not None:
-        return unanswered(outcome)
-    if outcome.status == 429:
-        return StoreUnavailable(f"{outcome.host}: too many requests (429)")
-    if outcome.status >= 500:
-        return StoreUnavailable(f"{outcome.host}: server error ({outcome.status})")
-    return None
-
-
-def _no_token(outcome: Outcome) -> StoreError:
-    if outcome.status == 200:
-        return MalformedAnswer(f"{outcome.host}: the answer is no token")
-    status = f" ({outcome.status})" if outcome.status else ""
-    return AccessDenied(f"{outcome.host or 'managed identity'}: the login is refused{status}")
-
-
-def _authority_code(error: BaseException | None) -> str:
-    """Find the AADSTS code of the authority in an error or its causes."""
-    while error is not None:
-        found = re.search(r"AADSTS([0-9]{1,9})\b", str(error))
-        if found:
-            return found[1]
-        error = error.__cause__ or error.__context__
-    return ""

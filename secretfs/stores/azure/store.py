@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from azure.core.credentials import TokenCredential
 from azure.core.exceptions import AzureError, HttpResponseError
@@ -22,12 +22,15 @@ from azure.keyvault.secrets import KeyVaultSecret, SecretClient
 
 from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound, StoreError
 from secretfs.settings import setting
-from secretfs.store import CachedRead, Names, Secret, StoreContext
+from secretfs.store import LARGEST_LISTING, CachedRead, Names, Secret, StoreContext
+from secretfs.stores._token_file import TOKEN_FILE, token_file
 from secretfs.stores.azure.credentials import CLOUDS, Cloud, Identity, cloud, credential_sources
 from secretfs.stores.azure.login import Login
 from secretfs.stores.azure.transport import RETRIES, DeadlineTransport, lacks_right, refusal, retry_after, unanswered
 
 T = TypeVar("T")
+
+ANNOTATIONS: Final = frozenset({TOKEN_FILE})
 
 _NAME = re.compile(r"[0-9A-Za-z-]{1,127}")
 _SETTLED = 600.0
@@ -137,7 +140,12 @@ class KeyVaultStore:
 
     def _enabled(self) -> dict[str, float | None]:
         """Return the names of all enabled secrets with the time of their last change."""
-        pages = [list(page) for page in self._client.list_properties_of_secrets().by_page()]
+        pages, number = [], 0
+        for page in self._client.list_properties_of_secrets().by_page():
+            pages.append(list(page))
+            number += len(pages[-1])
+            if number > LARGEST_LISTING:
+                raise MalformedAnswer(f"{self._address}: more than {LARGEST_LISTING} names are listed")
         self._pages = len(pages)
         return {item.name: _time(item.updated_on) for page in pages for item in page if item.enabled and item.name}
 
@@ -199,12 +207,23 @@ def open_store(settings: Settings, context: StoreContext) -> KeyVaultStore:
             settings.certificate_file,
             settings.certificate,
             settings.certificate_password,
+            token_file(context.annotations, _other_ways(settings)),
         )
         chain = credential_sources(context.component, identity, settings.auth_methods, transport)
     except ConfigurationError as error:
         raise ConfigurationError(f"{context.component}: {error}") from None
     login = Login(context.component, chain, transport)
     return KeyVaultStore(f"https://{name}.{place.suffix}", login, transport)
+
+
+def _other_ways(settings: Settings) -> dict[str, str]:
+    methods = settings.auth_methods.strip().lower()
+    return {
+        "azureClientSecret": settings.client_secret,
+        "azureCertificateFile": settings.certificate_file,
+        "azureCertificate": settings.certificate,
+        "azureAuthMethods": "" if methods in ("workloadidentity", "wi") else methods,
+    }
 
 
 def vault(settings: Settings) -> tuple[str, Cloud]:

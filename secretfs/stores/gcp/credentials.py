@@ -26,7 +26,10 @@ from secretfs.errors import ConfigurationError
 
 SCOPES: Final = ("https://www.googleapis.com/auth/cloud-platform",)
 TOKEN_URI: Final = "https://oauth2.googleapis.com/token"  # noqa: S105 - an address
+_STS: Final = "https://sts.googleapis.com/v1/token"
+_IMPERSONATE: Final = "https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/{}:generateAccessToken"
 _GCLOUD: Final = "~/.config/gcloud"
+_JWT: Final = "urn:ietf:params:oauth:token-type:jwt"
 _AWS: Final = "urn:ietf:params:aws:token-type:aws4_request"
 
 Credentials = Any
@@ -52,6 +55,32 @@ def of_service_account(info: Mapping[str, str]) -> Credentials:
     except (ValueError, exceptions.GoogleAuthError):
         pass
     raise ValueError("it is no RSA key in PEM")
+
+
+class _TokenFile(identity_pool.SubjectTokenSupplier):  # type: ignore[misc]  # google-auth has no types
+    """The token in a file, as it is then. That of google-auth says of a missing file that the login is refused."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+
+    def get_subject_token(self, *_: object) -> str:
+        """Read it. Raises OSError."""
+        return self._path.read_text("utf-8")
+
+
+def of_token(file: str, provider: str, email: str) -> Credentials:
+    """Make the credentials that the token in a file is exchanged for, at a provider of workload identities.
+
+    With the address of a service account they are those of that account.
+    """
+    return identity_pool.Credentials(
+        audience=provider,
+        subject_token_type=_JWT,
+        token_url=_STS,
+        subject_token_supplier=_TokenFile(file),
+        service_account_impersonation_url=_IMPERSONATE.format(email) if email else None,
+        scopes=SCOPES,
+    )
 
 
 def default_credentials() -> Credentials:

@@ -20,6 +20,10 @@ from secretfs.stores.gcp.credentials import Credentials, NoCredentials
 
 logger = logging.getLogger(__name__)
 
+SDK_ERRORS: Final = (
+    StoreError, exceptions.GoogleAuthError, OSError, ValueError, TypeError, LookupError, AttributeError,
+)  # fmt: skip
+"""What a refresh of google-auth raises."""
 PAUSE: Final = 1.0
 """Seconds for which a failed login is the answer for the next callers, too."""
 _PAUSE_WITH_TOKEN: Final = 30.0
@@ -94,19 +98,11 @@ class Login:
 
     def _ask(self, credentials: Credentials) -> _Token:
         try:
-            credentials.refresh(_Request(self._exchange))
+            credentials.refresh(Transport(self._exchange))
             ends = credentials.expiry.replace(tzinfo=UTC).timestamp() if credentials.expiry else time.time() + 60
             return _Token(str(credentials.token), ends, credentials)
-        except (
-            StoreError,
-            exceptions.GoogleAuthError,
-            OSError,
-            ValueError,
-            TypeError,
-            LookupError,
-            AttributeError,
-        ) as error:
-            failure = _meaning(error)
+        except SDK_ERRORS as error:
+            failure = meaning(error)
         if type(credentials).__module__.startswith("google.auth.compute_engine"):
             failure = type(failure)(f"no other credentials than those of the metadata server: {failure}")
         raise failure  # here, where no error is being handled whose text may quote an answer
@@ -131,7 +127,7 @@ class _Response(google_transport.Response):  # type: ignore[misc]  # google-auth
         return self._answer.body
 
 
-class _Request(google_transport.Request):  # type: ignore[misc]
+class Transport(google_transport.Request):  # type: ignore[misc]
     """What google-auth sends requests with. It raises `StoreError`: google-auth knows none, and retries nothing."""
 
     def __init__(self, exchange: Exchange) -> None:
@@ -140,6 +136,7 @@ class _Request(google_transport.Request):  # type: ignore[misc]
     def __call__(
         self, url: str, method: str = "GET", body: Any = None, headers: Any = None, timeout: Any = None, **_: object
     ) -> _Response:
+        """Send a request of google-auth."""
         data = body.encode() if isinstance(body, str) else body
         answer = self._exchange.send(method, url, dict(headers or {}), data, timeout)
         if answer.status in (408, 429) or answer.status >= 500:
@@ -148,7 +145,8 @@ class _Request(google_transport.Request):  # type: ignore[misc]
         return _Response(answer)
 
 
-def _meaning(error: Exception) -> StoreError:
+def meaning(error: Exception) -> StoreError:
+    """Turn what a refresh of google-auth raised into an error."""
     match error:
         case StoreError():
             return type(error)(str(error))

@@ -8,7 +8,7 @@ Opening a store sends no request: wrong credentials show at the first read, or w
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -21,13 +21,25 @@ from secretfs.stores._http.address import ENDPOINT, endpoint
 from secretfs.stores._http.exchange import Exchange
 from secretfs.stores._http.failures import NotKnown
 from secretfs.stores._http.trust import system_trust
-from secretfs.stores.gcp.credentials import TOKEN_URI, checked_service_account, default_credentials, of_service_account
+from secretfs.stores._token_file import TOKEN_FILE, token_file
+from secretfs.stores.gcp.credentials import (
+    TOKEN_URI,
+    Credentials,
+    checked_service_account,
+    default_credentials,
+    of_service_account,
+    of_token,
+)
 from secretfs.stores.gcp.failures import refusal
 from secretfs.stores.gcp.login import Login
 
 LOCATION: Final = "secretfs/location"
-ANNOTATIONS: Final = frozenset({LOCATION, ENDPOINT})
-"""``secretfs/location`` names the region of regional secrets; ``secretfs/endpoint`` is a URL to send requests to."""
+PROVIDER: Final = "secretfs/workload-identity-provider"
+ANNOTATIONS: Final = frozenset({LOCATION, ENDPOINT, TOKEN_FILE, PROVIDER})
+"""``secretfs/location`` names the region of regional secrets; ``secretfs/endpoint`` is a URL to send requests to.
+
+``secretfs/workload-identity-provider`` is who takes the token of ``secretfs/token-file``: the audience of the exchange.
+"""
 
 _SKEW: Final = 60.0
 """Seconds of difference between clocks that make a token that has just been signed one of another time."""
@@ -35,6 +47,8 @@ _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _FULL: Final = re.compile(r"projects/([^/]+)/(?:locations/([^/]+)/)?secrets/([A-Za-z0-9_-]{1,255})")
 _PROJECT: Final = re.compile(r"[a-z0-9.:-]{1,100}")
 _PLACE: Final = re.compile(r"[a-z0-9-]{1,63}")
+_PROVIDER: Final = re.compile(r"(?://iam\.googleapis\.com/|identitynamespace:)[A-Za-z0-9/:._-]{1,500}")
+_EMAIL: Final = re.compile(r"[A-Za-z0-9.@_-]{0,300}")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -51,7 +65,11 @@ class Settings:
         aliases=("private_key_id",),
     )
     private_key: str = setting("privateKey", "The key, as PEM text.", aliases=("private_key",))
-    client_email: str = setting("clientEmail", "The address of the service account.", aliases=("client_email",))
+    client_email: str = setting(
+        "clientEmail",
+        "The address of the service account: that of the key, or the one to act as with secretfs/token-file.",
+        aliases=("client_email",),
+    )
     client_id: str = setting("clientID", "Not used.", aliases=("client_id",))
     auth_uri: str = setting("authURI", "Not used.", aliases=("auth_uri",))
     token_uri: str = setting(
@@ -146,13 +164,32 @@ def open_store(settings: Settings, context: StoreContext) -> SecretManagerStore:
     try:
         place = _place(settings.project_id, context.annotations)
         make = default_credentials
-        if settings.private_key_id:
+        ways = {"privateKeyID": settings.private_key_id, "privateKey": settings.private_key}
+        token = token_file(context.annotations, ways)
+        provider = context.annotations.get(PROVIDER, "")
+        if token or provider:
+            make = _federation(token, provider, settings.client_email)
+        elif settings.private_key_id:
             info = checked_service_account(_service_account(settings))
             make = lambda: of_service_account(info)  # noqa: E731
     except ConfigurationError as error:
         raise ConfigurationError(f"{context.component}: {error}") from None
     exchange = Exchange(context.deadline, system_trust(context.component))
     return SecretManagerStore(place, Login(context.component, make, exchange), exchange)
+
+
+def _federation(token: str, provider: str, email: str) -> Callable[[], Credentials]:
+    """Return what makes credentials of a token. Raises `ConfigurationError`."""
+    if not (token and provider):
+        raise ConfigurationError(f"{TOKEN_FILE} and {PROVIDER} count together only")
+    if not _PROVIDER.fullmatch(provider):
+        raise ConfigurationError(
+            f"{PROVIDER} is not the name of a provider such as //iam.googleapis.com/projects/123456789/locations/"
+            "global/workloadIdentityPools/pool/providers/cluster"
+        )
+    if not _EMAIL.fullmatch(email):
+        raise ConfigurationError("clientEmail is not the address of a service account")
+    return lambda: of_token(token, provider, email)
 
 
 def _place(project: str, annotations: Mapping[str, str]) -> Place:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from secretfs.errors import MalformedAnswer, SecretNotFound
-from secretfs.store import Secret
+from secretfs.store import LARGEST_LISTING, Secret
 from secretfs.stores._http.body import TooLarge
 from secretfs.stores.kubernetes.http import Api, Expired
 
@@ -111,6 +111,8 @@ def _pages(
             limit = _SMALL_PAGE
             continue
         taken += map(take, _items(page))
+        if len(taken) > LARGEST_LISTING:
+            raise MalformedAnswer(f"more than {LARGEST_LISTING} secrets are listed")
         if not (more := metadata_of(page).get("continue")):
             return taken, version_of(page)
         place = [("continue", more)]

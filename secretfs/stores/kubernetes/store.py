@@ -57,6 +57,11 @@ class KubernetesStore:
         self._caches: dict[str, WatchCache] = {}
         self._in_folders = scopes[0].in_folders
 
+    @property
+    def namespace(self) -> str:
+        """The only namespace whose secrets it has; empty if it may have several, as ``namespace/name``."""
+        return "" if self._in_folders else next(iter(self._scopes))
+
     def check(self) -> None:
         """List one name of each scope. Without the right to list, the right to get some secret is enough."""
         for scope in self._scopes.values():

@@ -1,9 +1,11 @@
 """The ways to log in to Vault: what each sends, and where it has that from.
 
-A login gives a token and says how long it lives; keeping it alive is the business of `secretfs.stores.vault.token`.
+hvac knows the requests. A login gives a token and says how long it lives; keeping it alive is the business of
+`secretfs.stores.vault.token`.
 Files are read again at each login when they have changed, because somebody rotates what they hold.
 """
 
+import importlib
 import os
 import ssl
 from collections.abc import Callable
@@ -12,11 +14,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from hvac.api.auth_methods import JWT, AppRole, Kubernetes, Userpass
+from hvac.utils import format_url
+
 from secretfs.errors import AccessDenied, ConfigurationError, MalformedAnswer, StoreUnavailable
 from secretfs.settings import specs
+from secretfs.store import StoreContext
 from secretfs.stores._http.failures import about
 from secretfs.stores._http.trust import file_identity
-from secretfs.stores.vault.http import PoolAdapter
+from secretfs.stores.vault.http import PoolAdapter, Response
 from secretfs.stores.vault.settings import Settings, given
 
 _FIELDS = {
@@ -26,6 +32,9 @@ _FIELDS = {
     "jwt": ("vaultJwt",),
     "userpass": ("vaultUserpass",),
     "cert": ("vaultCert",),
+    "aws": ("vaultAws",),
+    "gcp": ("vaultGcp",),
+    "azure": ("vaultAzure",),
 }
 """How the names of the properties start that belong to one method."""
 
@@ -79,29 +88,62 @@ class TextFile:
         raise StoreUnavailable(self._failure + reason)
 
 
-class ResponseWrappedSecretId:
-    """A secret id that comes wrapped. Each wrapping token is opened once, which is all that it can be."""
+class Wrapped:
+    """What comes wrapped in a token. Each wrapping token is opened once, which is all that it can be.
 
-    def __init__(self, wrapping: Callable[[], str], made_at: str) -> None:
+    It must have been wrapped where the property ``made_at`` says.
+    """
+
+    def __init__(self, wrapping: Callable[[], str], settings: Settings, made_at: str) -> None:
         self._wrapping = wrapping
-        self._made_at = made_at
-        self._opened: tuple[str, str] = ("", "")
+        self._made_at = getattr(settings, made_at)
+        self._property = _name(made_at)
+        self._opened = ""
+
+    def open_new(self, adapter: PoolAdapter) -> Response | None:
+        """Open the wrapping token that there is now; None if it has been opened here already."""
+        token = self._wrapping()
+        if token == self._opened:
+            return None
+        # An attacker who has read what is in it may have wrapped it again, but not at this path.
+        made_at = adapter.post("/v1/sys/wrapping/lookup", json={"token": token}).data.get("creation_path")
+        if made_at != self._made_at:
+            raise AccessDenied(f"it was wrapped elsewhere than {self._property} says")
+        answer: Response = adapter.bearing(token).post("/v1/sys/wrapping/unwrap", json={})
+        self._opened = token
+        return answer
+
+
+class ResponseWrappedSecretId:
+    """A secret id that comes wrapped, and is good for more than one login."""
+
+    def __init__(self, wrapped: Wrapped) -> None:
+        self._wrapped = wrapped
+        self._known = ""
 
     def __call__(self, adapter: PoolAdapter) -> str:
         """Return the secret id, unwrapping it when a new one has come."""
-        token = self._wrapping()
-        opened, secret_id = self._opened
-        if token != opened:
-            secret_id = about("wrapped secret id", lambda: self._unwrap(adapter, token))
-            self._opened = token, secret_id
-        return secret_id
+        return about("wrapped secret id", lambda: self._newest(adapter))
 
-    def _unwrap(self, adapter: PoolAdapter, token: str) -> str:
-        # An attacker who has read the secret id may have wrapped it again, but not at this path.
-        made_at = adapter.post("/v1/sys/wrapping/lookup", json={"token": token}).data.get("creation_path")
-        if made_at != self._made_at:
-            raise AccessDenied("it was wrapped elsewhere than vaultAppRoleSecretIdWrappingPath says")
-        return _text(adapter.bearing(token).post("/v1/sys/wrapping/unwrap", json={}).data, "secret_id")
+    def _newest(self, adapter: PoolAdapter) -> str:
+        answer = self._wrapped.open_new(adapter)
+        if answer is not None:
+            self._known = _text(answer.data, "secret_id")
+        return self._known
+
+
+class ResponseWrappedToken:
+    """A token that comes wrapped. To open it is a login: then it is ours alone."""
+
+    def __init__(self, wrapped: Wrapped) -> None:
+        self._wrapped = wrapped
+
+    def __call__(self, adapter: PoolAdapter) -> Response:
+        """Return the token. Raises `AccessDenied` if it has been opened: it has ended, or is about to."""
+        answer = self._wrapped.open_new(adapter)
+        if answer is None:
+            raise AccessDenied("it has been opened, and its token cannot be renewed any more: a new one is needed")
+        return answer
 
 
 class Certificate:
@@ -140,54 +182,86 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """A way to get a token: what to send, and where to."""
+    """A way to get a token."""
 
-    method: str
-    path: str
-    """Under ``auth/``, as in a URL."""
-    body: Callable[[PoolAdapter], dict[str, str]] = field(repr=False)
+    name: str
+    """For messages: ``login with NAME``."""
+    send: Callable[[PoolAdapter], Response] = field(repr=False)
+    """Asks for a token. Raises `StoreError`."""
 
     def __call__(self, adapter: PoolAdapter) -> dict[str, Any]:
         """Log in, and return what the server says of the new token. Raises `StoreError`."""
-        return about(f"login with {self.method}", lambda: self._log_in(adapter))
+        return about(f"login with {self.name}", lambda: self._log_in(adapter))
 
     def _log_in(self, adapter: PoolAdapter) -> dict[str, Any]:
-        auth: dict[str, Any] = adapter.post(f"/v1/auth/{self.path}", json=self.body(adapter)).auth
+        auth: dict[str, Any] = self.send(adapter).auth
         _text(auth, "client_token")
         return auth
 
 
-def login_of(settings: Settings) -> Login | None:
+def login_of(settings: Settings, context: StoreContext) -> Login | None:
     """Return the way to log in that the properties describe, or None for a token that is given.
 
     Raises `ConfigurationError` for properties that belong to another method or are missing.
     """
     _refuse_others(settings)
-    role: dict[str, str]
-    match settings.method:
-        case "kubernetes":
-            role = {"role": _needed(settings, "kubernetes_role")}
-            account = _source(settings, "", "service_account_path")
-            return Login("kubernetes", _login(settings.kubernetes_mount), lambda _: role | {"jwt": account()})
-        case "approle":
-            role = {"role_id": _needed(settings, "role_id")}
-            secret_id = _secret_id(settings)
-            return Login("approle", _login(settings.approle_mount), lambda to: role | {"secret_id": secret_id(to)})
-        case "jwt":
-            role = {"role": settings.jwt_role} if settings.jwt_role else {}
-            jwt = _source(settings, "jwt", "jwt_path")
-            return Login("jwt", _login(settings.jwt_mount), lambda _: role | {"jwt": jwt()})
-        case "userpass":
-            name = quote(_needed(settings, "username"), safe="")
-            password = _source(settings, "password", "password_path", _line)
-            path = f"{_login(settings.userpass_mount)}/{name}"
-            return Login("userpass", path, lambda _: {"password": password()})
-        case "cert":
-            role = {"name": settings.cert_role} if settings.cert_role else {}
-            if not settings.client_cert and not settings.client_cert_path:
-                raise ConfigurationError("vaultAuthMethod cert needs vaultClientCert or vaultClientCertPath")
-            return Login("cert", _login(settings.cert_mount), lambda _: role)
-    return None
+    if settings.method in _LOGINS:
+        return _LOGINS[settings.method](settings)
+    try:  # the SDK of a cloud is imported for those who log in with it
+        module = importlib.import_module(f"secretfs.stores.vault.{settings.method}_login")
+    except ModuleNotFoundError as error:
+        extra = f"pip install secretfs-fuse[vault,{settings.method}]"
+        raise ConfigurationError(f"vaultAuthMethod {settings.method} needs the package {error.name}: {extra}") from None
+    login: Login = module.login(settings, context)
+    return login
+
+
+def _wrapped_token(settings: Settings) -> Login | None:
+    if not settings.token_wrapping_path:
+        return None
+    token = given_token(settings)
+    wrapping = token if isinstance(token, TextFile) else lambda: str(token)
+    return Login("a wrapped token", ResponseWrappedToken(Wrapped(wrapping, settings, "token_wrapping_path")))
+
+
+def _kubernetes(settings: Settings) -> Login:
+    role, mount = needed(settings, "kubernetes_role"), settings.kubernetes_mount
+    account = _source(settings, "", "service_account_path")
+    return Login("kubernetes", lambda to: Kubernetes(to).login(role, account(), use_token=False, mount_point=mount))
+
+
+def _approle(settings: Settings) -> Login:
+    role, mount, secret_id = needed(settings, "role_id"), settings.approle_mount, _secret_id(settings)
+    return Login("approle", lambda to: AppRole(to).login(role, secret_id(to), use_token=False, mount_point=mount))
+
+
+def _jwt(settings: Settings) -> Login:
+    role, mount, jwt = settings.jwt_role or None, settings.jwt_mount, _source(settings, "jwt", "jwt_path")
+    return Login("jwt", lambda to: JWT(to).jwt_login(role, jwt(), use_token=False, path=mount))
+
+
+def _userpass(settings: Settings) -> Login:
+    name = quote(needed(settings, "username"), safe="")  # hvac does not
+    mount, password = quote(settings.userpass_mount), _source(settings, "password", "password_path", _line)
+    return Login("userpass", lambda to: Userpass(to).login(name, password(), use_token=False, mount_point=mount))
+
+
+def _cert(settings: Settings) -> Login:
+    if not settings.client_cert and not settings.client_cert_path:
+        raise ConfigurationError("vaultAuthMethod cert needs vaultClientCert or vaultClientCertPath")
+    role = {"name": settings.cert_role} if settings.cert_role else {}
+    url = format_url("/v1/auth/{mount}/login", mount=settings.cert_mount)  # hvac's wants the files of the certificate
+    return Login("cert", lambda to: to.login(url, use_token=False, json=role))
+
+
+_LOGINS: dict[str, Callable[[Settings], Login | None]] = {
+    "token": _wrapped_token,
+    "kubernetes": _kubernetes,
+    "approle": _approle,
+    "jwt": _jwt,
+    "userpass": _userpass,
+    "cert": _cert,
+}
 
 
 def certificate_of(settings: Settings) -> Certificate | None:
@@ -230,7 +304,8 @@ def _name(attribute: str) -> str:
     return specs(Settings)[attribute].name
 
 
-def _needed(settings: Settings, attribute: str) -> str:
+def needed(settings: Settings, attribute: str) -> str:
+    """Return a property. Raises `ConfigurationError` if it is empty."""
     text = str(getattr(settings, attribute)).strip()
     if not text:
         raise ConfigurationError(f"vaultAuthMethod {settings.method} needs {_name(attribute)}")
@@ -261,13 +336,10 @@ def _source(settings: Settings, text: str, path: str, read: Callable[[str], str]
 
 def _secret_id(settings: Settings) -> Callable[[PoolAdapter], str]:
     if settings.wrapping_path:
-        return ResponseWrappedSecretId(_source(settings, "secret_id", "secret_id_path", header), settings.wrapping_path)
+        wrapping = _source(settings, "secret_id", "secret_id_path", header)
+        return ResponseWrappedSecretId(Wrapped(wrapping, settings, "wrapping_path"))
     source = _source(settings, "secret_id", "secret_id_path")
     return lambda _: source()
-
-
-def _login(mount: str) -> str:
-    return f"{quote(mount)}/login"
 
 
 def _text(data: dict[str, Any], name: str) -> str:

@@ -8,12 +8,9 @@ store notifies its watchers: they read again and get new credentials, while the 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
-
-from hvac.utils import format_url
 
 from secretfs.errors import (
     AccessDenied,
@@ -23,8 +20,9 @@ from secretfs.errors import (
     StoreError,
     StoreUnavailable,
 )
-from secretfs.store import Names, Secret
+from secretfs.store import Expiry, Names, Secret, ignore_loan
 from secretfs.stores._http.failures import about
+from secretfs.stores.vault.engines import Engine
 from secretfs.stores.vault.http import Credential, PoolAdapter
 from secretfs.stores.vault.loans import SavedLoans
 from secretfs.stores.vault.renewal import Clock, Lease, LeaseTerm, Scheduler, retry_at
@@ -36,20 +34,6 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _STRIPES = 16
-_STATIC = ("static-creds", "static-cred")
-"""Where the engines database, LDAP and AWS keep the passwords of static roles, which they rotate and do not issue."""
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """An engine that issues leases, and how to ask it."""
-
-    path: str
-    credentials: str = "creds"
-    roles: str = "roles"
-    parameters: Mapping[str, Any] | None = field(default=None, repr=False)
-    idle: float = 86400.0
-    """Seconds since it was last fetched after which a secret's lease is not renewed any more."""
 
 
 class DynamicStore:
@@ -66,11 +50,12 @@ class DynamicStore:
         explained: Callable[[Callable[[], Any]], Any],
         *,
         text: bool,
+        tell: Callable[[str, str, str], None] = ignore_loan,
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
     ) -> None:
         self.multi_valued = not text
-        self.reads_have_effects = engine.credentials not in _STATIC
+        self.reads_have_effects = engine.reads_have_effects
         self._component = component
         self._adapter = adapter
         self._credential = credential
@@ -78,6 +63,7 @@ class DynamicStore:
         self._engine = engine
         self._loans = loans
         self._explained = explained
+        self._tell = tell
         self._clock = clock
         self._wall = wall
         self._lock = threading.Lock()
@@ -89,24 +75,17 @@ class DynamicStore:
 
     def check(self) -> None:
         """Ask for the engine, which needs a good token with some right in it, and makes nothing."""
-        mount = self._ask(
-            f"enginePath {self._engine.path}", lambda: self._explained(lambda: self._adapter.mount(self._engine.path))
+        engine = self._engine
+        self._ask(
+            f"enginePath {engine.path}",
+            lambda: engine.require(self._explained(lambda: self._adapter.mount(engine.path)).get("type")),
         )
-        if mount.get("type") in ("kv", "generic", "cubbyhole"):
-            raise MalformedAnswer(
-                f"enginePath {self._engine.path}: the engine makes nothing, so its type is not dynamic"
-            )
 
     def names(self, folder: str) -> Names:
-        """List the roles of the engine. Raises `AccessDenied` for an engine that has no such list."""
+        """List what the engine can be asked for. Raises `AccessDenied` for an engine that has no such list."""
         if folder:
             return Names()
-        url = format_url("/v1/{engine}/{roles}", engine=self._engine.path, roles=self._engine.roles)
-        try:
-            keys = self._ask("names", lambda: self._adapter.list(url).keys())
-        except SecretNotFound:
-            return Names()
-        return Names(frozenset(key for key in keys if not key.endswith("/")))
+        return Names(self._ask("names", lambda: self._engine.names(self._adapter)))
 
     def fetch(self, name: str) -> Secret:
         """Return the credentials that there are, or have new ones made."""
@@ -127,6 +106,10 @@ class DynamicStore:
     def clock_skew(self) -> float | None:
         """Compare the date of the latest answer with our clock."""
         return self._adapter.connections.clock.skew
+
+    def expiry(self) -> Expiry:
+        """Return when our token ends, and the first of the leases."""
+        return self._loans.expiry([lease.term for _, lease in self._all_leases()])
 
     def resume(self, state: bytes, save: Callable[[bytes], None]) -> None:
         """Go on with the leases of a predecessor, and renew them as our own."""
@@ -193,12 +176,10 @@ class DynamicStore:
 
     def _issue(self, name: str) -> Lease:
         since = self._clock()
-        url = format_url(
-            "/v1/{engine}/{path}/{name}", engine=self._engine.path, path=self._engine.credentials, name=name
-        )
-        parameters = self._engine.parameters
-        answer, token = self._adapter.ask("GET" if parameters is None else "POST", url, json=parameters, once=True)
+        request = self._engine.request(name)
+        answer, token = self._adapter.ask(request.method, request.url, json=request.body, once=True)
         lease = Lease(*self._read(name, answer), token, self._term(answer, since), since)
+        self._tell("issued", name, lease.id or lease.secret.version)
         with self._lock:
             self._drop_expired()
             replaced = self._leases.pop(name, None)
@@ -217,7 +198,7 @@ class DynamicStore:
         lease_id = answer.top.get("lease_id") or ""
         if not isinstance(lease_id, str):
             raise MalformedAnswer("the answer has no lease")
-        values = answer.values("data")
+        values = self._engine.values(answer)
         if not self.multi_valued:
             values = {name: answer.raw("data").encode()}
         version = lease_id or str(answer.data.get("serial_number") or "")
@@ -238,7 +219,8 @@ class DynamicStore:
 
     def _renew_in_background(self, name: str, lease: Lease) -> None:
         """Renew a lease, or announce its end. Runs in the background."""
-        if self._clock() > lease.used + self._engine.idle:
+        renewable = lease.id and not lease.term.last  # else its end is announced, which costs the server nothing
+        if renewable and self._clock() > lease.used + self._engine.idle:
             log.debug("%s: the lease of %s is not renewed: nobody has asked for it", self._component, name)
             return
         with self._adapter.connections.within():
@@ -296,6 +278,8 @@ class DynamicStore:
                 self._adapter.bearing(lease.token).put("/v1/sys/leases/revoke", json={"lease_id": lease.id})
             except StoreError as error:
                 failures.append(error)
+            else:
+                self._tell("revoked", "", lease.id)
         if failures and not self._credential.revokes_at_close:
             log.warning(
                 "%s: leases are left to end by themselves: %d; the last: %s",

@@ -175,7 +175,7 @@ class PoolAdapter(Adapter):  # type: ignore[misc]  # hvac has no types
         return mount
 
     def get_login_token(self, response: Response) -> str:
-        """Refuse: hvac's interface wants this method, and no login here goes through hvac."""
+        """Refuse: hvac calls it for logins with ``use_token``, and here `Session` has the token."""
         raise NotImplementedError
 
     def close(self) -> None:

@@ -34,8 +34,12 @@ def _objection(method: str, status: int, body: bytes) -> tuple[type[StoreError],
     if method == "LIST" and (status == 405 or b"unsupported path" in body):
         return AccessDenied, "the engine lists no names there"
     match status:
+        case 404 if b"namespace not found" in body:
+            what: tuple[type[StoreError], str] = AccessDenied, "there is no such namespace"
+        case 404 if b"no handler for route" in body:  # said only to a token that has rights there
+            what = AccessDenied, "no engine is mounted there"  # "not found" would be an empty folder
         case 404:
-            what: tuple[type[StoreError], str] = SecretNotFound, "not found"
+            what = SecretNotFound, "not found"
         case 400 if wants_tls(status, body):
             what = MalformedAnswer, SPEAKS_TLS
         case 400 if not body:  # go-cleanhttp's PrintablePathCheckHandler, which guards every path of the server

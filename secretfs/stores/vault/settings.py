@@ -8,7 +8,7 @@ from typing import Any
 from secretfs.durations import parse_duration
 from secretfs.settings import setting, truthy
 
-METHODS = ("token", "kubernetes", "approle", "jwt", "userpass", "cert")
+METHODS = ("token", "kubernetes", "approle", "jwt", "userpass", "cert", "aws", "gcp", "azure")
 
 
 def _or(default: str) -> Callable[[str], str]:
@@ -18,6 +18,13 @@ def _or(default: str) -> Callable[[str], str]:
 
 def _path(default: str) -> Callable[[str], str]:
     return lambda text: text.strip("/") or default
+
+
+def _namespace(text: str) -> str:
+    name = text.strip().strip("/")
+    if not name.isascii() or not name.isprintable():
+        raise ValueError("it has characters that no HTTP header can carry")
+    return name
 
 
 def _value_type(text: str) -> str:
@@ -33,8 +40,8 @@ def _auth_method(text: str) -> str:
 
 
 def _engine_type(text: str) -> str:
-    if text not in ("", "kv", "dynamic"):
-        raise ValueError("the types are kv and dynamic")
+    if text not in ("", "kv", "dynamic", "pki"):
+        raise ValueError("the types are kv, dynamic and pki")
     return text or "kv"
 
 
@@ -65,9 +72,20 @@ class Settings:
         parse=_or("https://127.0.0.1:8200"),
         guards=True,
     )
-    namespace: str = setting("vaultNamespace", "The namespace that holds the engine and the auth method.", guards=True)
+    namespace: str = setting(
+        "vaultNamespace",
+        "The namespace that holds the engine and the auth method, such as team or team/payments.",
+        parse=_namespace,
+        guards=True,
+    )
     token: str = setting("vaultToken", "The token. Give either this or vaultTokenMountPath.")
     token_path: str = setting("vaultTokenMountPath", "A file with the token, read again when it changes.")
+    token_wrapping_path: str = setting(
+        "vaultTokenWrappingPath",
+        "token: says that what is given wraps the token, and where it must have been wrapped, such as "
+        "auth/token/create.",
+        parse=_path(""),
+    )
     prefix: str = setting(
         "vaultKVPrefix", "The folder of the engine that the store serves.", default="dapr", parse=_or("dapr")
     )
@@ -75,7 +93,12 @@ class Settings:
         "vaultKVUsePrefix", "Whether vaultKVPrefix counts; without it the store is the whole engine.", default=True,
         parse=truthy,
     )  # fmt: skip
-    engine: str = setting("enginePath", "Where the engine is mounted.", default="secret", parse=_or("secret"))
+    engine: str = setting(
+        "enginePath",
+        "Where the engine is mounted, such as secret or teams/payments/kv.",
+        default="secret",
+        parse=_path("secret"),
+    )
     value_type: str = setting(
         "vaultValueType",
         "map: a secret is a directory of its members. text: a secret is one file, the JSON text of all members.",
@@ -105,7 +128,7 @@ class Settings:
 
     method: str = setting(
         "vaultAuthMethod",
-        "How to get a token: token (it is given), kubernetes, approle, jwt, userpass or cert.",
+        "How to get a token: token (it is given), kubernetes, approle, jwt, userpass, cert, aws, gcp or azure.",
         default="token",
         parse=_auth_method,
     )
@@ -151,9 +174,48 @@ class Settings:
         "vaultCertMountPath", "cert: where the method is mounted.", default="cert", parse=_path("cert")
     )
 
+    aws_role: str = setting("vaultAwsRole", "aws: the role; without it, that of the name of the identity.")
+    aws_mount: str = setting(
+        "vaultAwsMountPath", "aws: where the method is mounted.", default="aws", parse=_path("aws")
+    )
+    aws_region: str = setting(
+        "vaultAwsRegion",
+        "aws: the region of the STS that Vault asks, for the signature.",
+        default="us-east-1",
+        parse=_or("us-east-1"),
+    )
+    aws_server_id: str = setting("vaultAwsServerId", "aws: what iam_server_id_header_value of the method says.")
+    aws_access_key: str = setting(
+        "vaultAwsAccessKey", "aws: access key id. Without it, credentials are looked for as the stores of AWS do."
+    )
+    aws_secret_key: str = setting("vaultAwsSecretKey", "aws: secret access key.")
+    aws_session_token: str = setting("vaultAwsSessionToken", "aws: session token of temporary keys.")
+    gcp_role: str = setting("vaultGcpRole", "gcp: the role.")
+    gcp_mount: str = setting(
+        "vaultGcpMountPath", "gcp: where the method is mounted.", default="gcp", parse=_path("gcp")
+    )
+    gcp_key_path: str = setting(
+        "vaultGcpKeyPath",
+        "gcp: a file with the key of a service account, in JSON. Without it, the metadata server is asked.",
+    )
+    azure_role: str = setting("vaultAzureRole", "azure: the role.")
+    azure_mount: str = setting(
+        "vaultAzureMountPath", "azure: where the method is mounted.", default="azure", parse=_path("azure")
+    )
+    azure_resource: str = setting(
+        "vaultAzureResource",
+        "azure: what resource of the method says.",
+        default="https://management.azure.com/",
+        parse=_or("https://management.azure.com/"),
+    )
+    azure_client_id: str = setting(
+        "vaultAzureClientId", "azure: which of several managed identities. Without it, that of the machine."
+    )
+
     engine_type: str = setting(
         "vaultEngineType",
-        "kv: a secret is what is stored. dynamic: reading a secret issues a credential, which lives on a lease.",
+        "kv: a secret is what is stored. dynamic: reading a secret issues a credential, which lives on a lease. "
+        "pki: a secret is a certificate, issued when it is read.",
         default="kv",
         parse=_engine_type,
     )

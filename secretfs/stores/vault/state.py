@@ -12,7 +12,7 @@ from typing import Any
 
 from secretfs.store import Secret
 from secretfs.stores.vault.renewal import Lease, LeaseTerm, Token
-from secretfs.stores.vault.settings import Settings
+from secretfs.stores.vault.settings import Settings, given
 
 _BELONGING = (
     *("address", "namespace", "engine_type", "engine", "dynamic_path", "dynamic_parameters", "value_type", "method"),
@@ -20,6 +20,13 @@ _BELONGING = (
     *("username", "userpass_mount", "cert_role", "cert_mount"),
 )
 """The settings that a token and a lease belong to: where they are from, and whom they were given to."""
+
+
+_BELONGING_IF_GIVEN = (
+    *("token_wrapping_path", "aws_role", "aws_mount", "aws_access_key", "gcp_role", "gcp_mount"),
+    *("azure_role", "azure_mount", "azure_client_id"),
+)
+"""The same, of those that came later: without them, the state of a version that did not have them is ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +40,10 @@ class Loans:
 class StateCodec:
     """Writes and reads the state of a store with certain settings; nobody else's is read."""
 
-    def __init__(self, settings: Settings) -> None:
-        belonging = [getattr(settings, name) for name in _BELONGING]
+    def __init__(self, settings: Settings, annotations: Mapping[str, str]) -> None:
+        belonging: list[Any] = [getattr(settings, name) for name in _BELONGING]
+        later = {name: getattr(settings, name) for name in _BELONGING_IF_GIVEN if given(settings, name)}
+        belonging += [dict(sorted(each.items())) for each in (annotations, later) if each]
         self._owner = hashlib.sha256(json.dumps(belonging).encode()).hexdigest()
 
     def encode(self, loans: Loans) -> bytes:

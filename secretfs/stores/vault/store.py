@@ -9,9 +9,10 @@ Opening a store contacts nobody, as in Dapr: a wrong token or address shows at t
 
 import json
 import logging
+import re
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,11 +23,13 @@ from hvac.api.secrets_engines import Kv
 from secretfs.durations import parse_duration
 from secretfs.errors import AccessDenied, ConfigurationError, MalformedAnswer, SecretNotFound, StoreUnavailable
 from secretfs.settings import specs
-from secretfs.store import Names, Secret, StoreContext
+from secretfs.store import Expiry, Names, Secret, StoreContext
 from secretfs.stores._http.failures import about
 from secretfs.stores._http.trust import Trust, file_identity, system_identity, tls_context
 from secretfs.stores.vault.auth import certificate_of, given_token, login_of
-from secretfs.stores.vault.dynamic import DynamicStore, Engine
+from secretfs.stores.vault.certificates import CERTIFICATES, read_certificates
+from secretfs.stores.vault.dynamic import DynamicStore
+from secretfs.stores.vault.engines import CertificateEngine, Engine, RoleEngine
 from secretfs.stores.vault.http import Connections, Credential, Endpoint, PoolAdapter
 from secretfs.stores.vault.loans import SavedLoans
 from secretfs.stores.vault.renewal import Scheduler
@@ -35,12 +38,18 @@ from secretfs.stores.vault.settings import Settings, given
 from secretfs.stores.vault.state import StateCodec
 from secretfs.stores.vault.token import FileToken, Session, StaticToken, explained
 
-__all__ = ["Settings", "open_store"]
+__all__ = ["ANNOTATIONS", "Settings", "open_store"]
+
+ANNOTATIONS = frozenset({CERTIFICATES})
+"""The annotations of a component that this store reads."""
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_ENGINE_FIELDS = {"kv": "vaultKV", "dynamic": "vaultDynamic"}
+"""How the names of the properties start that belong to one type of engine."""
+_VERSION = re.compile("[1-9][0-9]{0,17}")
 _ASK_AGAIN = 60.0  # seconds until a server that did not give the engine's version is asked again
 
 
@@ -91,9 +100,25 @@ class VaultStore:
             raise SecretNotFound(f"secret {name}: no such secret or version")
         return self._ask(f"secret {name}", lambda: self._read(name))
 
+    @property
+    def keeps_versions(self) -> bool:
+        """Whether the engine is of version 2, as far as is known."""
+        return self._version != 1
+
+    def fetch_version(self, name: str, version: str) -> Secret:
+        """Read one version of a secret. One that is deleted or destroyed is not found."""
+        # The server takes 0 and less for the newest version.
+        if not addressable(name) or not _VERSION.fullmatch(version):
+            raise SecretNotFound(f"secret {name}: no version of that name")
+        return self._ask(f"secret {name}, version {version}", lambda: self._read(name, int(version)))
+
     def clock_skew(self) -> float | None:
         """Compare the date of the latest answer with our clock."""
         return self._adapter.connections.clock.skew
+
+    def expiry(self) -> Expiry:
+        """Return when our token ends."""
+        return self._loans.expiry()
 
     def resume(self, state: bytes, save: Callable[[bytes], None]) -> None:
         """Go on with the token of a predecessor."""
@@ -113,17 +138,22 @@ class VaultStore:
         answer: Response = self._api().list_secrets(path=self._path(folder), mount_point=self._engine)
         return answer.keys()
 
-    def _read(self, name: str) -> Secret:
+    def _read(self, name: str, version: int | None = None) -> Secret:
         api = self._api()
         if api is self._kv.v1:
+            if version is not None:
+                raise SecretNotFound("an engine of version 1 keeps no versions")
             answer = api.read_secret(path=self._path(name), mount_point=self._engine)
             return Secret(self._values(name, answer, "data"))
-        answer = api.read_secret_version(path=self._path(name), mount_point=self._engine, raise_on_deleted_version=True)
+        answer = api.read_secret_version(
+            path=self._path(name), version=version, mount_point=self._engine, raise_on_deleted_version=True
+        )
         metadata = answer.data.get("metadata")
         if not isinstance(metadata, dict):
             raise MalformedAnswer("the answer has no metadata")
         values = self._values(name, answer, "data", "data")
-        return Secret(values, str(metadata.get("version", "")), _timestamp(metadata.get("created_time")))
+        written = _timestamp(metadata.get("created_time"))
+        return Secret(values, str(metadata.get("version", "")), written, metadata=_custom(metadata))
 
     def _values(self, name: str, answer: Response, *path: str) -> dict[str, bytes]:
         values = answer.values(*path)
@@ -158,7 +188,7 @@ class VaultStore:
 def open_store(settings: Settings, context: StoreContext) -> VaultStore | DynamicStore:
     """Prepare connections. Raises `ConfigurationError` for settings that cannot work; contacts nobody."""
     try:
-        _refuse_other_engine(settings)
+        _refuse_other_engine(settings, context.annotations)
         store = _open(settings, context)
     except (ConfigurationError, StoreUnavailable) as error:
         raise ConfigurationError(f"{context.component}: {error}") from None
@@ -182,7 +212,7 @@ def _open(settings: Settings, context: StoreContext) -> VaultStore | DynamicStor
     def identity() -> object:
         return authorities.identity(), certificate and certificate.identity()
 
-    login = login_of(settings)
+    login = login_of(settings, context)
     token = "" if login else given_token(settings)
     trust = Trust(context.component, tls, identity)
     connections = Connections(
@@ -207,15 +237,18 @@ def _open(settings: Settings, context: StoreContext) -> VaultStore | DynamicStor
     adapter = PoolAdapter(connections, credential)
     text = settings.value_type == "text"
     session = credential if isinstance(credential, Session) else None
-    loans = SavedLoans(context.component, StateCodec(settings), session)
+    static = credential if isinstance(credential, StaticToken) else None
+    codec = StateCodec(settings, context.annotations)
+    loans = SavedLoans(context.component, codec, session, lambda: static.term if static else None)
     checked = partial(explained, unproven, credential, "" if session else _origin(settings))
     store: VaultStore | DynamicStore
     if settings.engine_type == "kv":
         prefix = settings.prefix.strip("/") if settings.use_prefix else ""
-        store = VaultStore(adapter, loans, checked, settings.engine.strip("/"), prefix, text=text)
+        store = VaultStore(adapter, loans, checked, settings.engine, prefix, text=text)
     else:
+        engine = _engine(settings, context.annotations)
         store = DynamicStore(
-            context.component, adapter, credential, scheduler, _engine(settings), loans, checked, text=text
+            context.component, adapter, credential, scheduler, engine, loans, checked, text=text, tell=context.tell_loan
         )
     return store
 
@@ -227,9 +260,13 @@ def _origin(settings: Settings) -> str:
     return "vaultToken: give a valid token, or name a file with one in vaultTokenMountPath"
 
 
-def _engine(settings: Settings) -> Engine:
-    return Engine(
-        settings.engine.strip("/"),
+def _engine(settings: Settings, annotations: Mapping[str, str]) -> Engine:
+    if settings.engine_type == "pki":
+        if CERTIFICATES not in annotations:
+            raise ConfigurationError(f"vaultEngineType pki needs the annotation {CERTIFICATES}, which declares them")
+        return CertificateEngine(settings.engine, read_certificates(annotations[CERTIFICATES]))
+    return RoleEngine(
+        settings.engine,
         settings.dynamic_path,
         settings.dynamic_roles,
         json.loads(settings.dynamic_parameters) if settings.dynamic_parameters else None,
@@ -237,11 +274,15 @@ def _engine(settings: Settings) -> Engine:
     )
 
 
-def _refuse_other_engine(settings: Settings) -> None:
-    other = "vaultKV" if settings.engine_type == "dynamic" else "vaultDynamic"
-    for attribute, spec in specs(Settings).items():
-        if spec.name.startswith(other) and given(settings, attribute):
-            raise ConfigurationError(f"{spec.name} has no meaning with vaultEngineType {settings.engine_type}")
+def _refuse_other_engine(settings: Settings, annotations: Mapping[str, str]) -> None:
+    other = tuple(start for engine_type, start in _ENGINE_FIELDS.items() if engine_type != settings.engine_type)
+    found = [
+        spec.name for name, spec in specs(Settings).items() if spec.name.startswith(other) and given(settings, name)
+    ]
+    if settings.engine_type != "pki":
+        found += [name for name in annotations if name == CERTIFICATES]
+    if found:
+        raise ConfigurationError(f"{found[0]} has no meaning with vaultEngineType {settings.engine_type}")
 
 
 class _Authorities:
@@ -278,6 +319,14 @@ def _pem(path: Path) -> str:
         return path.read_text("ascii", errors="ignore")
     except OSError as error:
         raise ConfigurationError(f"couldn't read PEM: {path}: {error.strerror}") from None
+
+
+def _custom(metadata: dict[str, Any]) -> dict[str, str]:
+    """Return what people have written down about a secret."""
+    custom = metadata.get("custom_metadata")
+    if not isinstance(custom, dict):
+        return {}
+    return {key: value for key, value in custom.items() if isinstance(value, str)}
 
 
 def _timestamp(text: Any) -> float | None:

@@ -236,6 +236,8 @@ class StaticToken:
         self._scheduler = scheduler
         self._clock = clock
         self._begun = False
+        self.term: LeaseTerm | None = None
+        """How long it lives, as far as that is known."""
 
     def __call__(self) -> str:
         """Return the token."""
@@ -270,6 +272,7 @@ class StaticToken:
         except StoreError:
             self._scheduler.at(since + 30.0, self, self._look)
         else:
+            self.term = term
             if term.renewable:
                 self._scheduler.at(term.due, self, lambda: self._renew(term))
 
@@ -283,6 +286,7 @@ class StaticToken:
             if again is not None:
                 self._scheduler.at(again, self, lambda: self._renew(term))
         else:
+            self.term = longer
             if longer.last:
                 self._warn(longer)
             else:

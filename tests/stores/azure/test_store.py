@@ -2,7 +2,6 @@
 
 import email.utils
 import logging
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -567,18 +566,6 @@ def test_headers_that_cannot_be_parsed_are_not_logged(azure: Azure, store: Secre
 def test_failures_are_not_logged_by_the_sdks(azure: Azure) -> None:
     with opened(TYPE, login(azureClientSecret=secret("wrong"))) as store:
         failure(store)
-
-
-def test_the_sdk_is_imported_with_the_store_only() -> None:
-    code = (
-        "import sys, secretfs.stores\n"
-        "for type_ in ('local.env', 'local.file', 'hashicorp.vault'):\n"
-        "    secretfs.stores.load_store_type(f'secretstores.{type_}')\n"
-        "print(*sorted(name for name in sys.modules if name.partition('.')[0] in ('azure', 'msal', 'cryptography')))"
-    )
-    root = Path(__file__).parents[3]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True, text=True)
-    assert done.stdout.split() == []
 
 
 def test_a_missing_sdk_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,25 @@ def test_a_list_of_namespaces_that_is_none(text: str) -> None:
     assert refusal({"secretfs/namespaces": text}).startswith("k8s: secretfs/namespaces: '")
 
 
+@pytest.mark.parametrize(("listed", "only"), [(None, "shop"), ("shop", ""), ("a,b", ""), ("*", "")])
+def test_the_only_namespace(tmp_path: Path, listed: str | None, only: str) -> None:
+    """No request is sent for that."""
+    cluster = {"name": "c", "cluster": {"server": "https://192.0.2.1"}}
+    context = {"name": "c", "context": {"cluster": "c", "user": "u"}}
+    config = {
+        "clusters": [cluster],
+        "contexts": [context],
+        "users": [{"name": "u", "user": {}}],
+        "current-context": "c",
+    }
+    properties = {"defaultNamespace": "shop", "kubeconfigPath": str(written(tmp_path / "config", config))}
+    settings, _ = decode(Settings, [Property(name, value) for name, value in properties.items()])
+    annotations = {} if listed is None else {"secretfs/namespaces": listed}
+    store = open_store(settings, StoreContext("k8s", annotations=annotations))
+    assert store.namespace == only
+    store.close()
+
+
 def test_no_cluster_and_no_kubeconfig(tmp_path: Path) -> None:
     assert refusal(defaultNamespace="x") == "k8s: not inside a cluster, and there is no kubeconfig ~/.kube/config"
     path = tmp_path / "nope"

@@ -131,7 +131,7 @@ def test_without_a_watch_the_server_is_asked(
 ) -> None:
     namespace.put("db", {"key": secret("old").encode()})
     watching(store)
-    monkeypatch.setattr(kubernetes_watch, "_AT_LEAST", 3.0)
+    monkeypatch.setattr(kubernetes_watch, "_AT_LEAST", 20.0)
     namespace.server.forget()
     way.cut()
     wait_until(lambda: not is_live(store))

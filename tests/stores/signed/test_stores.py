@@ -1,7 +1,5 @@
 """Settings, listings, batches and failures of the stores of clouds with signed requests."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -228,15 +226,3 @@ def test_alibaba_reads_ten_with_one_request(clouds: Clouds) -> None:
         clouds.denied.add("p4")
         assert store.fetch_many(names) == {}
         assert store.largest_batch == 1
-
-
-def test_no_sdk_is_imported(kind: Kind) -> None:
-    code = """
-import sys
-from secretfs.stores import load_store_type
-load_store_type(sys.argv[1])
-sdks = {"botocore", "azure", "hvac", "kubernetes", "google", "requests"}
-print(sorted(sdks & {name.partition(".")[0] for name in sys.modules}))
-"""
-    done = subprocess.run([sys.executable, "-c", code, kind.type], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -88,6 +88,24 @@ def test_jwt(kv: Folder, jwt_login: tuple[Signer, dict[str, str]]) -> None:
     reads_and_gives_back(kv, component(kv, login, vaultJwt=token))
 
 
+def test_a_jwt_without_a_role_has_the_default_one(kv: Folder, jwt_login: tuple[Signer, dict[str, str]]) -> None:
+    signer, login = jwt_login
+    del login["vaultJwtRole"]
+    config = {"jwt_validation_pubkeys": [signer.public_key], "default_role": "app"}
+    kv.server.call("POST", f"auth/{login['vaultJwtMountPath']}/config", config)
+    reads_and_gives_back(kv, component(kv, login, vaultJwt=signer.sign(sub=secret(), aud="vault", **VALID)))
+
+
+def test_the_name_of_a_user_is_one_segment_of_a_path(kv: Folder, allowed: str) -> None:
+    """The password goes nowhere else."""
+    login = userpass(kv.server, allowed)
+    kv.server.forget()
+    outside = {**login, "vaultUserpassUsername": "../../../sys/wrapping/wrap"}
+    with opened(TYPE, component(kv, outside)) as store, pytest.raises(StoreError, match="login with userpass"):
+        store.fetch("db")
+    assert count(kv.server, "sys/wrapping/wrap") == 0
+
+
 def test_a_jwt_is_read_again_when_its_file_changes(
     kv: Folder, allowed: str, jwt_login: tuple[Signer, dict[str, str]], tmp_path: Path
 ) -> None:
@@ -117,10 +135,7 @@ def wrapped(kv: Folder, allowed: str, tmp_path: Path) -> tuple[dict[str, str], C
     file = tmp_path / "wrapped"
 
     def wrap() -> str:
-        assert kv.server._client
-        headers = {"X-Vault-Token": kv.server.token, "X-Vault-Wrap-TTL": "60"}
-        answer = kv.server._client.request("POST", f"{kv.server.address}/v1/{path}", headers=headers)
-        return str(answer.json()["wrap_info"]["token"])
+        return kv.server.wrap(path)
 
     file.write_text(wrap(), encoding="ascii")
     login |= {"vaultAppRoleSecretIdPath": str(file), "vaultAppRoleSecretIdWrappingPath": f"/{path}"}
@@ -200,27 +215,6 @@ def test_certificates(openbao_tls_server: OpenBao, tmp_path: Path) -> None:
 def _pem(authority: trustme.CA) -> tuple[str, str]:
     certificate = authority.issue_cert("app.example", common_name="app")
     return certificate.cert_chain_pems[0].bytes().decode(), certificate.private_key_pem.bytes().decode()
-
-
-# --- namespaces ---
-
-
-def test_a_namespace(kv: Folder) -> None:
-    server = kv.server
-    server.call("POST", "sys/namespaces/team")
-    server.call("POST", "team/sys/mounts/secret", {"type": "kv"})
-    server.call("POST", "team/secret/db", {"password": secret()})
-    server.call("POST", "team/sys/auth/userpass", {"type": "userpass"})
-    server.call("PUT", "team/sys/policies/acl/all", {"policy": 'path "secret/*" { capabilities = ["read", "list"] }'})
-    server.call("POST", "team/auth/userpass/users/app", {"password": secret(), "token_policies": ["all"]})
-    login = {"vaultAuthMethod": "userpass", "vaultUserpassUsername": "app", "vaultUserpassPassword": secret()}
-    properties = component(kv, login, vaultKVPrefix="", vaultKVUsePrefix="false")
-    with opened(TYPE, {**properties, "vaultNamespace": "team"}) as store:
-        store.check()
-        assert store.names("").secrets == {"db"}
-        assert store.fetch("db").values == VALUES
-    with opened(TYPE, properties) as store, pytest.raises(AccessDenied, match="login with userpass"):
-        store.check()
 
 
 # --- refusals ---

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from secretfs.errors import AccessDenied, MalformedAnswer, SecretNotFound
-from secretfs.store import Names, WatchingStore
+from secretfs.store import ExpiringStore, Names, WatchingStore
 from secretfs.stores.vault import token as vault_token
 from secretfs.stores.vault.dynamic import DynamicStore
 from tests.conftest import ExpectLog
@@ -37,6 +37,8 @@ def test_one_read_for_everybody_and_revoked_at_the_end(openbao_server: OpenBao, 
         assert store.names("") == Names(frozenset({"app"}))
         assert store.names("app") == Names()
         assert engine.made() == 0
+        assert isinstance(store, ExpiringStore)
+        assert (store.expiry().leases, store.expiry().next_lease) == (0, None)
         first, *others = pool.map(store.fetch, ["app"] * 16)
         assert all(other is first for other in others)
         assert set(first.values) == {"username", "password"}
@@ -45,6 +47,12 @@ def test_one_read_for_everybody_and_revoked_at_the_end(openbao_server: OpenBao, 
         assert abs(first.modified - time.time()) < 60
         assert engine.made() == 1
         assert engine.works(first.values)
+        expiry = store.expiry()
+        assert expiry.leases == 1
+        assert expiry.next_lease is not None
+        assert 0 < expiry.next_lease - time.time() <= 3601
+        assert expiry.token is not None
+        assert 0 < expiry.token - time.time() <= 3601
         with pytest.raises(SecretNotFound):
             store.fetch("../roles/app")
     assert count(engine.server, "sys/leases/revoke") == 1
@@ -189,43 +197,6 @@ def test_static_roles_have_no_lease(openbao_server: OpenBao, database: Postgres)
 
 
 # --- other engines ---
-
-
-@pytest.fixture(scope="session")
-def pki(openbao_server: OpenBao) -> str:
-    path = openbao_server.mount("pki", type="pki")
-    openbao_server.call("POST", f"{path}/root/generate/internal", {"common_name": "root.example", "ttl": "24h"})
-    issue = {"allow_any_name": True, "enforce_hostnames": False}
-    openbao_server.call("POST", f"{path}/roles/leased", {**issue, "ttl": "1h", "generate_lease": True})
-    openbao_server.call("POST", f"{path}/roles/web", {**issue, "ttl": "1h", "generate_lease": False})
-    openbao_server.call("POST", f"{path}/roles/short", {**issue, "ttl": "2s", "not_before_duration": "1s"})
-    return path
-
-
-@pytest.mark.parametrize("role", ["leased", "web"])
-def test_certificates_of_pki(openbao_server: OpenBao, pki: str, role: str) -> None:
-    asked = {"vaultDynamicPath": "issue", "vaultDynamicParameters": '{"common_name": "app.example"}'}
-    properties = {"vaultAddr": openbao_server.address, "vaultToken": openbao_server.token, "enginePath": pki}
-    openbao_server.forget()
-    with opened(TYPE, {**properties, "vaultEngineType": "dynamic", **asked}) as store:
-        assert {"leased", "web"} <= store.names("").secrets
-        first = store.fetch(role)
-        assert {"certificate", "private_key", "issuing_ca", "serial_number"} <= set(first.values)
-        assert store.fetch(role) is first
-        assert count(openbao_server, f"{pki}/issue/{role}") == 1
-    assert count(openbao_server, "sys/leases/revoke") == (role == "leased")
-
-
-def test_a_certificate_is_replaced_before_it_ends(openbao_server: OpenBao, pki: str) -> None:
-    asked = {"vaultDynamicPath": "issue", "vaultDynamicParameters": '{"common_name": "app.example"}'}
-    properties = {"vaultAddr": openbao_server.address, "vaultToken": openbao_server.token, "enginePath": pki}
-    changed = threading.Event()
-    with opened(TYPE, {**properties, "vaultEngineType": "dynamic", **asked}) as store:
-        assert isinstance(store, DynamicStore)
-        store.watch(lambda _: changed.set())
-        first = store.fetch("short")
-        assert changed.wait(PATIENCE)
-        assert store.fetch("short").version != first.version
 
 
 def test_passwords_of_ssh(openbao_server: OpenBao) -> None:

@@ -123,6 +123,8 @@ def test_a_host_that_takes_no_connection() -> None:
         (401, b"", AccessDenied, "permission denied (401)"),
         (403, b'{"errors":["permission denied"]}', AccessDenied, "permission denied (403)"),
         (404, b'{"errors":[]}', SecretNotFound, "not found (404)"),
+        (404, b'{"errors":["namespace not found"]}', AccessDenied, "there is no such namespace (404)"),
+        (404, b'{"errors":["no handler for route"]}', AccessDenied, "no engine is mounted there (404)"),
         (405, b"", MalformedAnswer, "unexpected status (405)"),
         (412, b"", StoreUnavailable, "precondition failed (412)"),
         (429, b"", StoreUnavailable, "too many requests (429)"),

@@ -79,6 +79,17 @@ def test_the_value_type_decides_the_shape(text: str, expected: Any) -> None:
         assert store.multi_valued is expected
 
 
+def test_slashes_and_blanks_around_a_namespace_and_an_engine_do_no_harm() -> None:
+    given = settings(vaultNamespace=" /team/payments/ ", enginePath="/teams/payments/kv/")
+    assert (given.namespace, given.engine) == ("team/payments", "teams/payments/kv")
+
+
+@pytest.mark.parametrize("text", ["t\xe9am", "team\nX-Vault-Token: other"])
+def test_a_namespace_is_what_a_header_can_carry(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="vaultNamespace: it has characters that no HTTP header can carry"):
+        settings(vaultNamespace=text)
+
+
 def test_a_token_is_needed() -> None:
     assert refusal() == "store: token mount path and token not set"
     assert refusal(vaultToken="", vaultTokenMountPath="") == "store: token mount path and token not set"
