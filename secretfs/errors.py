@@ -13,6 +13,7 @@
     ├── AppRemoved              an open file of an app that has been removed     ESTALE
     ├── TooLarge                a request to .secretfs/refresh over the limit    EFBIG
     ├── TooManyRequests         requests of one app that wait, over the limit    EAGAIN
+    ├── RecordLost              an open that cannot be recorded, and must be     EPERM
     └── StoreError              a secret store could not give an answer          EIO     exit 4
         ├── SecretNotFound      the store says there is no such secret           ENOENT
         ├── AccessDenied        the store knows us and refuses, or does not      EACCES
@@ -23,7 +24,9 @@
         │   └── TLSFailure      one side refuses the other's certificate         EIO
         ├── MalformedAnswer     the store answered something we cannot read      EBADMSG
         ├── AmbiguousNames      two secrets want the same shell variable         ENOTUNIQ
-        └── NotRepresentable    a value that the asked format cannot carry       EILSEQ
+        ├── NotRepresentable    a value that the asked format cannot carry       EILSEQ
+        └── RenderingFailed     a file cannot be made of its secrets             EBADMSG
+            └── PartMissing     because one of them is not there, or hidden      EBADMSG
 
 The errno is a class attribute: this file is the only place that decides one. A message names stores, secrets, files and
 fields; it never carries a value, nor the text of a backend's answer, which may hold one.
@@ -189,6 +192,19 @@ class NotRepresentable(StoreError):
     errno = errno.EILSEQ
 
 
+class RenderingFailed(StoreError):
+    """A rendered file cannot be made: its template is at fault, or does not fit what its secrets are."""
+
+    errno = errno.EBADMSG
+    meaning = "a file cannot be rendered; the log has the reason"
+
+
+class PartMissing(RenderingFailed):
+    """A secret or a folder that a rendered file asks for is not there, or hidden, which must look the same."""
+
+    meaning = "a secret that a file asks for is not there, or hidden"
+
+
 class NoSuchEntry(SecretFSError):
     """A path that does not exist for this app: unknown, out of scope or hidden, which must look the same."""
 
@@ -233,6 +249,12 @@ class TooManyRequests(SecretFSError):
     """Too many requests of one app wait already."""
 
     errno = errno.EAGAIN
+
+
+class RecordLost(SecretFSError):
+    """What a program does cannot be written to the audit log, and must be (``--audit-fail-closed``)."""
+
+    errno = errno.EPERM
 
 
 def log_defect(logger: logging.Logger, error: BaseException) -> None:

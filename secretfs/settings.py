@@ -78,6 +78,14 @@ def setting(
     return field(default=default, metadata={"setting": spec})
 
 
+def every_property() -> Any:
+    """Declare the only field of a ``Settings`` dataclass that takes all properties: name, as written, to value.
+
+    For a store that does not know what properties there are.
+    """
+    return field(default_factory=dict, metadata={"every property": True})
+
+
 def specs(settings: type) -> dict[str, SettingSpec]:
     """Map the dataclass field names of ``settings`` to what they declare, in order."""
     return {f.name: f.metadata["setting"] for f in fields(settings) if "setting" in f.metadata}
@@ -104,6 +112,9 @@ def decode(
     Raises `ConfigurationError` naming file, line and field for a duplicate, a value that does not parse, or a required
     setting that is missing; ``source`` is where the component is declared, for what is not there at all.
     """
+    everything = _field_of_every_property(settings)
+    if everything:
+        return settings(**{everything: {prop.name: prop.value for prop in properties}}), []
     given = _by_lowercase_name(properties)
     declared = specs(settings)
     values: dict[str, Any] = {}
@@ -122,11 +133,17 @@ def decode(
 
 def unknown_properties(settings: type, properties: Iterable[Named]) -> list[Notice]:
     """Return a notice for each property that nothing reads, with the nearest name that would be."""
+    if _field_of_every_property(settings):
+        return []
     properties = list(properties)
     given = {prop.name.lower() for prop in properties}
     owners = {name: spec for spec in specs(settings).values() for name in (spec.name, *spec.aliases)}
     known = {name.lower() for name in owners}
     return [_unknown(prop, owners, given) for prop in properties if prop.name.lower() not in known]
+
+
+def _field_of_every_property(settings: type) -> str:
+    return next((f.name for f in fields(settings) if "every property" in f.metadata), "")
 
 
 def _unknown(prop: Named, owners: Mapping[str, SettingSpec], given: Set[str]) -> Notice:

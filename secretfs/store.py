@@ -11,9 +11,12 @@ and bounded concurrency are the business of `secretfs.cache.store_cache`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from secretfs.errors import StoreError
+
+LARGEST_LISTING: Final = 1_000_000
+"""Names: no store lists more. One that is listed page by page stops there, as pages may lead to pages without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,9 @@ class Secret:
     """When this version was written upstream, in seconds since the epoch; None if the store does not report it."""
     stages: tuple[str, ...] = ()
     """The labels that the store has on this version, such as AWSCURRENT."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What people have written down about the secret beside its values. Not confidential: everybody sees it who may
+    see the secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,10 @@ class Names:
     """Full names, ``team/db`` and not ``db``. Names with further "/" imply the folders on the way."""
     folders: frozenset[str] = frozenset()
     """Full names, without a trailing "/", of folders the store has not looked into; `SecretStore.names` will."""
+
+
+def ignore_loan(event: str, name: str, loan: str) -> None:
+    """Ignore what a backend has lent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +61,11 @@ class StoreContext:
     deadline: float = 5.0
     """Seconds. No single network wait may be longer: a thread that outlives the reader's patience holds a place."""
     annotations: Mapping[str, str] = field(default_factory=dict)
-    """Those of the component that the store's module names in ``ANNOTATIONS``, a frozenset."""
+    """Those of the component that the store's module names in ``ANNOTATIONS``, a frozenset; templates are filled in."""
+    tell_loan: Callable[[str, str, str], None] = ignore_loan
+    """Told that a credential was ``issued`` or ``revoked``, the secret if that is known, and the id of the lease.
+
+    It may be called from any thread."""
 
 
 class SecretStore(Protocol):
@@ -65,7 +79,8 @@ class SecretStore(Protocol):
     def multi_valued(self) -> bool:
         """Whether a secret of this store is a map of keys (a directory) or one value (a file).
 
-        Declared, never discovered from data (Dapr's feature MULTIPLE_KEY_VALUES_PER_SECRET).
+        Declared, never discovered from data (Dapr's feature MULTIPLE_KEY_VALUES_PER_SECRET). Whoever has to ask for it
+        does so when it is read for the first time, which is in a worker thread, and may raise a `StoreError`.
         """
 
     def check(self) -> None:
@@ -139,6 +154,24 @@ class BatchingStore(SecretStore, Protocol):
 
 
 @runtime_checkable
+class VersionedStore(SecretStore, Protocol):
+    """A store that keeps older versions of a secret, and gives each of them by its name."""
+
+    @property
+    def keeps_versions(self) -> bool:
+        """Whether there may be older versions, with the settings of this store. False means that it is like any other.
+
+        Asks nobody. A store that is multi-valued shows them; a file has no place for them.
+        """
+
+    def fetch_version(self, name: str, version: str) -> Secret:
+        """Read one version of a secret, by what `Secret.version` calls it: what it holds never changes.
+
+        Raises `SecretNotFound` for a version that there never was, or is not any more: deleted or destroyed.
+        """
+
+
+@runtime_checkable
 class NamespacedStore(SecretStore, Protocol):
     """A store whose secrets have namespaces of their own, which references mean and paths need not show."""
 
@@ -177,6 +210,26 @@ class LeasingStore(SecretStore, Protocol):
 
     def hand_over(self) -> None:
         """Release connections, and give nothing back: the next process resumes. Called instead of `close`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """When what a backend has lent ends unless it is renewed. Times are seconds since the epoch."""
+
+    token: float | None = None
+    """Our token; None for one that never ends, that is not known to end, or that is not there."""
+    leases: int = 0
+    """How many leases of credentials there are."""
+    next_lease: float | None = None
+    """When the first of them ends."""
+
+
+@runtime_checkable
+class ExpiringStore(SecretStore, Protocol):
+    """A store that knows when what its backend has lent it ends."""
+
+    def expiry(self) -> Expiry:
+        """Return when that is. Asks nobody, and waits for nobody."""
 
 
 @runtime_checkable

@@ -34,7 +34,7 @@ from typing import ClassVar
 import pytest
 
 from secretfs.errors import AccessDenied, DeadlineExceeded, SecretNotFound, StoreError, StoreUnavailable
-from secretfs.store import BatchingStore, Names, SecretStore, reads_have_effects
+from secretfs.store import BatchingStore, Names, SecretStore, VersionedStore, reads_have_effects
 
 Seed = Callable[[str, Mapping[str, bytes]], None]
 """Puts a secret into the backend, or a new version of it: the name, then all its values."""
@@ -236,6 +236,22 @@ class StoreContract:
             }
             assert len(alone) in (0, len(names))
             assert isinstance(found.get(other, SecretNotFound()), SecretNotFound)
+
+    def test_versions_stay_what_they_were(self, store: SecretStore, seed: Seed) -> None:
+        """Each is found by the name that it had when it was the newest, and by no other."""
+        seed("kept", self.values("kept"))
+        first = store.fetch("kept")
+        if not (isinstance(store, VersionedStore) and store.keeps_versions):
+            pytest.skip("the store keeps no versions")
+        seed("kept", self.values("kept", "second"))
+        second = store.fetch("kept")
+        assert second.version != first.version
+        for secret in (first, second, first):
+            found = store.fetch_version("kept", secret.version)
+            assert (found.values, found.version) == (secret.values, secret.version)
+        for name, version in (("kept", "9999"), ("kept", ""), ("kept", "no version"), (self.missing, first.version)):
+            with pytest.raises(SecretNotFound):
+                store.fetch_version(name, version)
 
     def test_an_empty_value(self, store: SecretStore, seed: Seed) -> None:
         """Empty is not missing."""

@@ -3,17 +3,14 @@
 A call has an answer, which may be "no such secret" or "forbidden", or it fails. Whatever a store raises that is not a
 `StoreError` is a defect of that store, and counts as a failure of it: it never leaves this module as anything else.
 After three consecutive failures the circuit breaker opens and calls fail at once; a probe closes it again.
-
-Belongs to one trio thread; nothing here is thread-safe but the calls into the store.
 """
 
 import contextlib
 import copy
 import logging
-import math
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final, TypeVar
 
@@ -23,9 +20,10 @@ from secretfs.cache.answers import checked, fetched, is_failure
 from secretfs.cache.batch import Batch, Batches, gather
 from secretfs.cache.deadlines import TimeLimit
 from secretfs.cache.health import CallStats, CircuitBreaker, FailureLog, Kind, State, Statistics
-from secretfs.cache.threads import call_in_thread
+from secretfs.cache.limits import DEFAULT, Limits, StoreLimits
+from secretfs.cache.threads import call_in_thread, counted_call
 from secretfs.cache.ttl_cache import CachedAnswer
-from secretfs.cache.turns import NO_APP, ONLY_APP, Turn, TurnQueue
+from secretfs.cache.turns import OverrunLog, Turn, TurnQueue
 from secretfs.errors import (
     AccessDenied,
     DeadlineExceeded,
@@ -35,7 +33,16 @@ from secretfs.errors import (
     StoreUnavailable,
     as_store_error,
 )
-from secretfs.store import BatchingStore, CachedRead, Names, NamespacedStore, RevalidatingStore, Secret, SecretStore
+from secretfs.store import (
+    BatchingStore,
+    CachedRead,
+    Names,
+    NamespacedStore,
+    RevalidatingStore,
+    Secret,
+    SecretStore,
+    VersionedStore,
+)
 
 T = TypeVar("T")
 
@@ -49,9 +56,6 @@ SHORTEST_TTL: Final = 0.1
 """Seconds that an answer lives from when it arrives, whatever ttl says. The kernel repeats a call once when a file was
 superseded; an answer that had expired by then would end it with ESTALE."""
 
-REMIND: Final = 60.0
-"""Seconds after which the log has again that an app asks for more than the store answers."""
-
 log = logging.getLogger(__name__)
 
 
@@ -63,11 +67,20 @@ class StoreClient:
     that hangs slows down no other store, and cannot pile up threads. `keep_probing` has to run beside the calls.
     """
 
-    def __init__(self, component: str, store: SecretStore, ttl: float, deadline: float, store_type: str = "") -> None:
+    def __init__(
+        self,
+        component: str,
+        store: SecretStore,
+        ttl: float,
+        deadline: float,
+        store_type: str = "",
+        limits: Limits = DEFAULT,
+    ) -> None:
         self.component = component
         self.store = store
         self.store_type = store_type
         self.stats = CallStats()
+        self.limits = StoreLimits(component, limits)
         self._ttl, self._deadline = ttl, deadline
         self.turns = TurnQueue(CONCURRENCY)
         self._calls: dict[tuple[Kind, str], Turn] = {}
@@ -81,8 +94,7 @@ class StoreClient:
         self._opened = trio.Event()
         """Set when the circuit breaker opens, until it is probed."""
         self._defects: frozenset[tuple[str, str, int]] = frozenset()
-        self._overrun: dict[str, float] = {}
-        """When it was logged of an app that it asks for more than the store answers."""
+        self._overruns = OverrunLog(component)
         self._ended = False
         self._refusal: StoreError | None = None
         """Why nothing is asked at all."""
@@ -127,6 +139,7 @@ class StoreClient:
             dict(stats.asked),
             dict(stats.failures),
             self.turns.work,
+            self._breaker.openings,
         )
 
     async def names(self, folder: str) -> CachedAnswer[Names | StoreError]:
@@ -158,6 +171,13 @@ class StoreClient:
         if is_failure(answer):
             raise copy.copy(answer)
         return self._kept(answer, batch.asked, batch.asked_at)
+
+    async def fetch_version(self, key: str, name: str, version: str) -> CachedAnswer[Secret | StoreError]:
+        """Call `VersionedStore.fetch_version`, unless the circuit breaker is open. `share` knows it by ``key``."""
+        store = self.store
+        if not isinstance(store, VersionedStore):
+            raise StoreError("this store keeps no versions")
+        return await self._guarded(Kind.FETCH, lambda _: store.fetch_version(name, version), key)
 
     @property
     def largest_batch(self) -> int:
@@ -266,14 +286,15 @@ class StoreClient:
         answer: T | StoreError
         turn = self._calls[kind, argument] = self.turns.turn()
         try:
-            answer = await self._in_thread(lambda: checked(kind, call(argument)), turn)
+            made = self._in_thread(lambda: checked(kind, call(argument), self.limits), turn)
+            answer = await counted_call(self.stats.calls, kind.value, turn, made)
         except (SecretNotFound, AccessDenied) as error:
             answer = error
         except NoTurn as error:
             if kind is Kind.CHECK:  # those before it hang
                 self._note_failure(kind, error, asked)
-            else:
-                self._log_overrun(turn, error)
+            elif not self.in_doubt:
+                self._overruns.missed(turn, error)
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it costs this store, not the mount
             failure = self._as_failure(error)
@@ -292,10 +313,12 @@ class StoreClient:
         """Have the store read a batch, when it is its turn. All that goes wrong is told to those who wait for it."""
         try:
             await gather()
-            batch.found = await self._in_thread(lambda: fetched(store, tuple(batch.names)), batch.turn)
+            made = self._in_thread(lambda: fetched(store, tuple(batch.names), self.limits), batch.turn)
+            batch.found = await counted_call(self.stats.calls, Kind.FETCH.value, batch.turn, made)
             self._note_outcome(batch)
         except NoTurn as error:
-            self._log_overrun(batch.turn, error)
+            if not self.in_doubt:  # else it is the store that fails
+                self._overruns.missed(batch.turn, error)
             batch.error = error
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it costs this store, not the mount
             batch.error = self._as_failure(error)
@@ -344,14 +367,6 @@ class StoreClient:
         ttl = min(self._ttl, REFUSAL_TTL) if isinstance(answer, AccessDenied) else self._ttl
         return CachedAnswer(answer, asked, max(asked + ttl, trio.current_time() + SHORTEST_TTL), asked_at)
 
-    def _log_overrun(self, turn: Turn, error: NoTurn) -> None:
-        """Log once in a while which app asks for more than the store answers, unless it is the store that fails."""
-        app, now = next(iter(turn.apps)), trio.current_time()
-        if not self.in_doubt and now >= self._overrun.get(app, -math.inf) + REMIND:
-            self._overrun[app] = now
-            whose = {ONLY_APP: "", NO_APP: " in the background"}.get(app, f" of app {app}")
-            log.warning("%s: a call%s did not get its turn: %s", self.component, whose, error)
-
     def _as_failure(self, error: BaseException) -> StoreError:
         """Make a failure of whatever was raised. The log gets the place of each defect once: a probe meets it again."""
         *_, (frame, line) = traceback.walk_tb(error.__traceback__)
@@ -380,21 +395,3 @@ class StoreClient:
             if not turn.begun:
                 raise NoTurn(f"{error}: {CONCURRENCY} calls at once were not enough for all that was asked") from None
             raise
-
-
-async def in_parallel(work: Callable[[], Awaitable[None]], tasks: int = CONCURRENCY) -> None:
-    """Run ``work`` in several tasks at once; the first error of a store ends all and is raised."""
-    errors: list[StoreError] = []
-
-    async def until_error() -> None:
-        try:
-            await work()
-        except StoreError as error:
-            errors.append(error)
-            nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(tasks):
-            nursery.start_soon(until_error)
-    if errors:
-        raise errors[0]

@@ -21,7 +21,7 @@ class _Request(NamedTuple):
     """Whether it concerns a whole store."""
 
 
-_request: ContextVar[_Request] = ContextVar("_request")
+_request: ContextVar[_Request | None] = ContextVar("_request", default=None)
 
 
 @contextlib.contextmanager
@@ -30,8 +30,18 @@ def shared_deadline(*, bulk: bool = False) -> Iterator[None]:
 
     Within another one, that one goes on to count.
     """
-    request = _request.get(_Request(trio.current_time(), bulk=bulk))
-    token = _request.set(request)
+    request = _request.get()
+    token = _request.set(_Request(trio.current_time(), bulk=bulk) if request is None else request)
+    try:
+        yield
+    finally:
+        _request.reset(token)
+
+
+@contextlib.contextmanager
+def own_deadlines() -> Iterator[None]:
+    """Let each wait for a store within have a deadline of its own, whatever the request of this task is."""
+    token = _request.set(None)
     try:
         yield
     finally:
@@ -66,7 +76,7 @@ class TimeLimit:
 
 def request_limit(freshness: Freshness) -> TimeLimit:
     """Wait for a store no longer than the request of this task may."""
-    request = _request.get(None)
+    request = _request.get()
     if request is None:
         return TimeLimit(freshness.deadline, trio.current_time())
     deadline = freshness.deadline

@@ -4,12 +4,13 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple
 
 from secretfs.cache.turns import Work
 from secretfs.errors import AccessDenied, StoreError
+from secretfs.histogram import Histograms
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,32 @@ class Failure(NamedTuple):
     """What went wrong. It names no secret."""
 
 
+class Readers(NamedTuple):
+    """What readers of a store met, since this process began to serve it."""
+
+    hits: int = 0
+    """Requests for values that nobody waited for."""
+    waits: int = 0
+    """Those that a reader waited for."""
+    waiting: int = 0
+    """Readers that wait now."""
+    rotated: int = 0
+    """Known values that have changed."""
+    last_rotation: float | None = None
+
+
+NO_READERS: Final = Readers()
+
+
+class FileHealth(NamedTuple):
+    """A rendered file that somebody has read lately."""
+
+    rendered: float | None
+    """When it was, last; None if it could not be."""
+    failure: Failure | None
+    """Why it could not be when that was last tried."""
+
+
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """A store at one moment: no names and no values, only how many."""
@@ -63,6 +90,10 @@ class Statistics:
     failed: Mapping[Kind, int]
     work: Mapping[str, Work]
     """Calls that wait and run, by app."""
+    breaker_openings: int
+    readers: Readers = NO_READERS
+    files: Mapping[str, FileHealth] = field(default_factory=dict)
+    """Of rendered files, those that are known, by their names."""
 
 
 class CallStats:
@@ -71,6 +102,8 @@ class CallStats:
     def __init__(self) -> None:
         self.asked: Counter[Kind] = Counter()
         self.failures: Counter[Kind] = Counter()
+        self.calls = Histograms()
+        """How long calls took, by kind and outcome (`secretfs.cache.outcomes`)."""
         self.last_success: float | None = None
         self.last_error: Failure | None = None
         self.last_refused = False
@@ -91,10 +124,10 @@ class CallStats:
         self.asked[kind] += 1
         self.failures[kind] += 1
         message = str(error) if kind is Kind.CHECK else error.meaning  # what was asked for is part of the error's text
-        self.last_error = Failure(at, _public_class(error), message)
+        self.last_error = Failure(at, public_class(error), message)
 
 
-def _public_class(error: StoreError) -> str:
+def public_class(error: StoreError) -> str:
     """Return the name of the class of an error; a store may have raised one of its own, which nobody else knows."""
     return next(known.__name__ for known in type(error).__mro__ if known.__module__ == StoreError.__module__)
 
@@ -111,6 +144,8 @@ class CircuitBreaker:
     def __init__(self) -> None:
         self.failures = 0
         """Failures in a row."""
+        self.openings = 0
+        """How often it has opened."""
         self._error: StoreError | None = None
         self.retry_at = 0.0
         """When to probe the store."""
@@ -148,6 +183,7 @@ class CircuitBreaker:
         pause = min(LONGEST, SHORTEST * 2.0 ** max(0, self.failures - FAILURES - 1))
         self.pause = pause * random.uniform(0.75, 1.25)  # noqa: S311 - spreads load, hides nothing
         self.retry_at = now + self.pause
+        self.openings += self.failures == FAILURES
         return self.failures == FAILURES
 
     def resume(self, failures: int, error: StoreError, note: Callable[[int], None]) -> None:
@@ -188,7 +224,7 @@ class FailureLog:
     def refused(self, question: Question, error: StoreError) -> None:
         """Log that a call is refused."""
         if self._remember(question, str(error)):
-            log.warning("%s: %s", self._component, error)
+            self._warn(question, error)
 
     def failed(self, question: Question, error: StoreError) -> None:
         """Log that a call failed, unless it is one failure of an outage that is logged already.
@@ -199,7 +235,7 @@ class FailureLog:
         reason = _reason(error)
         if reason != self._outage and self._remember(question, reason):
             self._outage = reason
-            log.warning("%s: %s", self._component, error)
+            self._warn(question, error)
 
     def known(self, question: Question, error: StoreError) -> None:
         """Take note of a failure that is in the log already, or of a refusal."""
@@ -217,7 +253,11 @@ class FailureLog:
         """Log that the store answers again, if it was logged that it does not."""
         if self._outage:
             self._outage = ""
-            log.info("%s: answers again", self._component)
+            log.info("%s: answers again", self._component, extra={"store": self._component})
+
+    def _warn(self, question: Question, error: StoreError) -> None:
+        context = {"store": self._component, "operation": question[0], "error": public_class(error)}
+        log.warning("%s: %s", self._component, error, extra=context)
 
     def _remember(self, question: Question, reason: str) -> bool:
         """Note why a call fails. Returns whether that is new."""

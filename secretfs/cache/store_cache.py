@@ -15,21 +15,27 @@ Belongs to one trio thread; nothing here is thread-safe.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import trio
 
-from secretfs.cache.answers import given
+from secretfs.cache.answers import given, if_secret
 from secretfs.cache.change import Announce, Change, discard
-from secretfs.cache.client import StoreClient, in_parallel
+from secretfs.cache.client import StoreClient
 from secretfs.cache.deadlines import request_limit
-from secretfs.cache.forgotten import Forgotten, changed_keys, is_refusal, keys_of
+from secretfs.cache.eviction import evict
+from secretfs.cache.forgotten import changed_keys, is_refusal, keys_of
 from secretfs.cache.freshness import Freshness
 from secretfs.cache.health import Kind, Statistics
+from secretfs.cache.listing_budget import ListingBudget
+from secretfs.cache.measures import LISTING, VALUE, ReaderStats, ValueCounts, count_names, count_values, listed
+from secretfs.cache.parallel import in_parallel
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.cache.turns import NO_APP, asking_for
+from secretfs.cache.versions import CachedVersions
 from secretfs.cache.warm_restart import NOTHING_KEPT, StoreMemory
 from secretfs.cache.withheld import WithheldNames
 from secretfs.errors import StoreError
@@ -69,8 +75,12 @@ class CachedStore:
         kept = None if has_effects(client.store) else memory.secrets  # such a store keeps what it was lent
         self._names = TTLCache(self._load_names, nursery, self._names_loaded, memory.names)
         self._secrets = TTLCache[str, Secret | StoreError](client.fetch, nursery, self._secret_loaded, kept)
+        self.versions = CachedVersions(client, nursery, memory.versions, self._serve)
         client.go_on(memory.failures, memory.note_failures)
+        self.readers = ReaderStats()
         self._withheld = WithheldNames()
+        self.limits = client.limits
+        self._listings = ListingBudget(client.component, client.limits)
         self._nursery = nursery
         self._ended = False
         self._token = trio.lowlevel.current_trio_token()
@@ -111,7 +121,7 @@ class CachedStore:
             return given(await self._serve(self._names, folder))
         if trio.current_time() > answer.fetched + max_age and not self._client.in_doubt:
             with contextlib.suppress(StoreError):  # logged where it happened; the listing that we have still counts
-                answer = await self._load(self._names, folder)
+                answer = await self._wait_for(self._names, folder)
         return given(answer)
 
     def recall_names(self, folder: str) -> CachedAnswer[Names] | None:
@@ -125,8 +135,7 @@ class CachedStore:
 
     def peek(self, name: str) -> CachedAnswer[Secret] | None:
         """Return the secret if it may be served at once."""
-        answer = self._secrets.peek(name)
-        return cast("CachedAnswer[Secret]", answer) if answer and isinstance(answer.value, Secret) else None
+        return if_secret(self._secrets.peek(name))
 
     def recall(self, name: str) -> CachedAnswer[Secret] | None:
         """`fetch`, if that takes no waiting; else None. Raises a refusal that is known."""
@@ -165,6 +174,7 @@ class CachedStore:
         if self.reads_have_effects:
             for name in filter(concerned, self._secrets):
                 self._secrets.expire(name)  # its next user asks
+        self.versions.expire(concerned)
         caches = (self._names,) if self.reads_have_effects else (self._names, self._secrets)
         known = [(cache, key) for cache in caches for key in cache if concerned(key)]
         await self._reload(known or [(self._names, "")])
@@ -187,7 +197,18 @@ class CachedStore:
                 cached += len(answer.value.values)
                 if answer.stale or (self._client.in_doubt and not answer.remaining):
                     stale += len(answer.value.values)
-        return self._client.statistics(names=self._count_names(visible), cached=cached, stale=stale)
+        statistics = self._client.statistics(names=count_names(self._names, visible), cached=cached, stale=stale)
+        return replace(statistics, readers=self.readers.now(self._secrets.hits))
+
+    @property
+    def hits(self) -> Mapping[str, tuple[int, int]]:
+        """How often readers did not have to wait, and how often of that for an answer that had expired, by what for."""
+        names, secrets = self._names, self._secrets
+        return {VALUE: (secrets.hits, secrets.stale_hits), LISTING: (names.hits, names.stale_hits)}
+
+    async def count_values(self) -> ValueCounts:
+        """Count the values in memory, without keeping other tasks waiting."""
+        return await count_values(self._secrets, self._freshness.idle, lambda: self._client.in_doubt)
 
     async def _reload(self, asked: list[tuple[TTLCache[str, Any], str]]) -> None:
         if self._client.down:
@@ -204,16 +225,7 @@ class CachedStore:
 
     def known_names(self) -> frozenset[str]:
         """Return the names of all secrets that have been listed or asked for."""
-        return self._listed().union(self._secrets)
-
-    def _count_names(self, visible: Callable[[str], bool] | None) -> int:
-        if visible is None:  # at no cost for a store with 100,000 names
-            return sum(len(each.value.secrets) for _, each in self._names.answers() if isinstance(each.value, Names))
-        return sum(map(visible, self._listed()))
-
-    def _listed(self) -> frozenset[str]:
-        listings = [answer.value for _, answer in self._names.answers() if isinstance(answer.value, Names)]
-        return frozenset[str]().union(*(names.secrets for names in listings))
+        return listed(self._names).union(self._secrets)
 
     def inherit(self, before: "CachedStore") -> None:
         """Ask again for what another store knew, and tell how it differs here. Nothing of it is ever served."""
@@ -244,25 +256,13 @@ class CachedStore:
     async def _keep_renewing(self) -> None:
         while True:
             await trio.sleep(min(5.0, self._freshness.ttl / 16))
-            for cache in (self._names, self._secrets):
-                self._evict(cache)
+            evict(self._names, self._freshness, lambda folder: folder not in self._withheld)
+            evict(self._secrets, self._freshness, lambda _: True)
+            evict(self.versions.answers, self._freshness, lambda _: True)
             self._withheld.retain(lambda folder: self._names.known(folder) is not None)
             if not self._client.in_doubt:
                 await self._renew(self._names)
                 await self._renew(self._secrets)
-
-    def _evict(self, cache: TTLCache[str, Any]) -> None:
-        """Drop what nobody has asked for within ``idle``, refusals that have expired, and values past ``max_stale``."""
-        cache.drop_idle(self._freshness.idle)
-        for key in list(cache):
-            known = cache.known(key)
-            if known is None or known.remaining or isinstance(known.value, Forgotten):
-                continue
-            if isinstance(known.value, Secret):
-                if trio.current_time() >= known.fetched + self._freshness.max_stale:
-                    cache.keep(key, replace(known, value=Forgotten(known.value)))
-            elif isinstance(known.value, StoreError) and (cache is self._secrets or key not in self._withheld):
-                cache.drop(key)
 
     async def _serve(self, cache: TTLCache[str, T | StoreError], key: str) -> CachedAnswer[T | StoreError]:
         answer = cache.access(key)
@@ -271,12 +271,16 @@ class CachedStore:
         if answer is not None:
             return answer
         try:
-            return await self._load(cache, key)
+            return await self._wait_for(cache, key)
         except StoreError:
             answer = self._stale(cache, key)
             if answer is None:
                 raise
             return answer
+
+    async def _wait_for(self, cache: TTLCache[str, T], key: str) -> CachedAnswer[T]:
+        with self.readers.wait(LISTING if cache is self._names else VALUE):
+            return await self._load(cache, key)
 
     def _stale(self, cache: TTLCache[str, T | StoreError], key: str) -> CachedAnswer[T | StoreError] | None:
         """Extend an answer that has expired, if it may be served while the store fails."""
@@ -284,17 +288,12 @@ class CachedStore:
         now = trio.current_time()
         if known is None or isinstance(known.value, StoreError) or now >= known.fetched + self._freshness.max_stale:
             return None
-        stale = replace(known, expires=now + STALE_TTL, stale=True)
-        cache.keep(key, stale)
+        cache.keep(key, stale := replace(known, expires=now + STALE_TTL, stale=True))
         return stale
 
     async def _renew(self, cache: TTLCache[str, Any]) -> None:
         """Load again what is due. A refusal is not kept fresh: the next reader asks whether it still stands."""
-        due = [
-            key
-            for key in cache.due(self._freshness.idle)
-            if (known := cache.known(key)) and not is_refusal(known.value)
-        ]
+        due = [key for key in cache.due(self.idle) if (known := cache.known(key)) and not is_refusal(known.value)]
         if cache is self._secrets and self.reads_have_effects:
             return
         if due and cache is self._secrets and isinstance(self._client.store, RevalidatingStore):
@@ -348,13 +347,15 @@ class CachedStore:
 
     def _names_loaded(self, folder: str, known: NamesAnswer | None, answer: NamesAnswer) -> None:
         """Announce how a listing differs from the last one."""
-        names = self._withheld.changed(folder, known.value if known else None, answer.value)
-        self._notify(Change(self.component, names=names))
+        before = known.value if known else None
+        self._notify(Change(self.component, names=self._withheld.changed(folder, before, answer.value)))
+        self._listings.loaded(self._names, folder)
 
     def _secret_loaded(self, name: str, known: SecretAnswer | None, answer: SecretAnswer) -> None:
         """Announce which keys of a secret have other values than before."""
         if known is not None:
             keys = changed_keys(known.value, answer.value)
+            self.readers.rotation(len(keys), time.time())
             self._notify(Change(self.component, values=frozenset((name, key) for key in keys)))
 
     def _notify(self, change: Change) -> None:

@@ -5,14 +5,16 @@ calls, and waits for a limiter before it waits for the thread.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from functools import partial
 from typing import NoReturn, TypeVar
 
 import trio
 
+from secretfs.cache.outcomes import Outcome, outcome_of
 from secretfs.cache.turns import Turn
+from secretfs.histogram import Histograms
 
 T = TypeVar("T")
 
@@ -41,6 +43,7 @@ async def call_in_thread(call: Callable[[], T], turn: Turn) -> T:
             token.run_sync_soon(returned, unwrap)
 
     def begin() -> None:
+        turn.began = trio.current_time()
         try:
             trio.lowlevel.start_thread_soon(work, lambda outcome: deliver(outcome.unwrap))
         except BaseException as error:  # noqa: BLE001 - no thread to be had: that is for the task that waits for it
@@ -56,6 +59,21 @@ async def call_in_thread(call: Callable[[], T], turn: Turn) -> T:
     turn.take(begin)
     await trio.lowlevel.wait_task_rescheduled(abandon)
     return result()
+
+
+async def counted_call(calls: Histograms, kind: str, turn: Turn, call: Awaitable[T]) -> T:
+    """Make a call; count how it ended, and how long it took from when its turn began. One without a turn was none."""
+    outcome = Outcome.FAILED
+    try:
+        answer = await call
+        outcome = outcome_of(answer)
+    except (Exception, SystemExit) as error:
+        outcome = outcome_of(error)
+        raise
+    finally:
+        if turn.begun:
+            calls.observe((kind, outcome.value), trio.current_time() - turn.began)
+    return answer
 
 
 def _raise(error: BaseException) -> NoReturn:

@@ -23,6 +23,9 @@ EARLY = (0.70, 0.90)
 """The part of its life after which an answer in use is due to be loaded again; random, so that a thousand that were
 loaded together do not stay together."""
 
+NOTED_EVERY = 1.0
+"""Seconds between two notes for the next process of when an answer was used: an open should not pay for a note."""
+
 RETRY = 2.0
 """Seconds after which an answer that could not be loaded is due again."""
 
@@ -76,6 +79,8 @@ class _Entry(Generic[T]):
     used: float
     """When it was last in use; long ago if it never was."""
     due: float
+    noted: float
+    """When the memory was last told of these times."""
 
 
 class _PendingLoad(Generic[T]):
@@ -134,8 +139,10 @@ class TTLCache(Generic[K, T]):
         self._entries: dict[K, _Entry[T]] = {}
         self._pending: dict[K, _PendingLoad[T]] = {}
         self._memory: AnswerMemory[K, T] = memory or AnswerMemory()
+        self.hits = self.stale_hits = 0
+        """How often an answer was there; and it had expired, but the store did not answer."""
         for key, (answer, accessed, used) in self._memory.restored().items():
-            self._entries[key] = _Entry(answer, accessed, used, _due(answer))
+            self._entries[key] = _Entry(answer, accessed, used, _due(answer), accessed)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -155,15 +162,22 @@ class TTLCache(Generic[K, T]):
         if entry is None:
             return None
         entry.accessed = trio.current_time()
-        self._memory.touch(key, entry.accessed, entry.used)
-        return entry.answer if entry.answer.remaining else None
+        if entry.accessed >= entry.noted + NOTED_EVERY:
+            self._note(key, entry)
+        if not entry.answer.remaining:
+            return None
+        self.hits += 1
+        self.stale_hits += entry.answer.stale
+        return entry.answer
 
     def use(self, key: K) -> None:
         """Take note that an answer is in use, if it is known: then it is to be loaded again before it expires."""
         entry = self._entries.get(key)
         if entry is not None:
+            first = entry.used == -math.inf
             entry.accessed = entry.used = trio.current_time()
-            self._memory.touch(key, entry.accessed, entry.used)
+            if first or entry.used >= entry.noted + NOTED_EVERY:
+                self._note(key, entry)
 
     def used(self, key: K) -> float:
         """Return when an answer was last in use, on trio's clock; long ago if it never was."""
@@ -178,6 +192,10 @@ class TTLCache(Generic[K, T]):
     def answers(self) -> Iterator[tuple[K, CachedAnswer[T]]]:
         """Yield all that is `known`."""
         return ((key, entry.answer) for key, entry in self._entries.items())
+
+    def entries(self) -> list[tuple[CachedAnswer[T], float]]:
+        """Return all that is `known`, and when each was last in use, as of now."""
+        return [(entry.answer, entry.used) for entry in self._entries.values()]
 
     async def get(self, key: K) -> CachedAnswer[T]:
         """Return the answer, loading it when it is not known or has expired. Raises what the load raised."""
@@ -204,9 +222,13 @@ class TTLCache(Generic[K, T]):
         """Keep an answer. It is in use as the one before was, or since ``used``."""
         before = self._entries.get(key)
         accessed, used = (before.accessed, before.used) if before else (trio.current_time(), used)
-        self._entries[key] = _Entry(answer, accessed, used, _due(answer))
+        self._entries[key] = _Entry(answer, accessed, used, _due(answer), accessed)
         same = before is not None and before.answer.value is answer.value
         self._memory.keep(key, answer, accessed, used, same=same)
+
+    def _note(self, key: K, entry: _Entry[T]) -> None:
+        entry.noted = entry.accessed
+        self._memory.touch(key, entry.accessed, entry.used)
 
     def _replaced(self, key: K, pending: _PendingLoad[T]) -> bool:
         """Whether the answer of a load that is done expired before those who waited for it woke up."""

@@ -8,15 +8,26 @@ Belongs to one trio thread.
 """
 
 import contextlib
+import logging
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
+import trio
+
+from secretfs.errors import NoTurn
+
 ONLY_APP: Final = ""
 """Who asks in a mount for a single app. Nobody else is there, so it may take all places."""
 NO_APP: Final = ".background"
 """Who asks when no reader waits. No app has a name that begins with a dot."""
+
+REMIND: Final = 60.0
+"""Seconds after which the log has again that an app asks for more than the store answers."""
+
+log = logging.getLogger(__name__)
 
 _asker: ContextVar[str] = ContextVar("_asker", default=ONLY_APP)
 
@@ -111,7 +122,7 @@ class TurnQueue:
 class Turn:
     """The turn of one call, for all apps that wait for its answer."""
 
-    __slots__ = ("_begin", "_queue", "app", "apps")
+    __slots__ = ("_begin", "_queue", "app", "apps", "began")
 
     def __init__(self, queue: TurnQueue, app: str) -> None:
         self._queue = queue
@@ -121,6 +132,8 @@ class Turn:
         """Who waits for the answer."""
         self.app: str | None = None
         """For whom it runs; None while it waits."""
+        self.began = 0.0
+        """When its call began, on trio's clock."""
 
     @property
     def begun(self) -> bool:
@@ -149,3 +162,20 @@ class Turn:
     def end(self) -> None:
         """End the turn: the thread has ended, maybe long after everybody gave up; or nobody waits for it any more."""
         self._queue.leave(self)
+
+
+class OverrunLog:
+    """Logs which app asks for more than a store answers, once in a while."""
+
+    def __init__(self, component: str) -> None:
+        self._component = component
+        self._logged: dict[str, float] = {}
+
+    def missed(self, turn: Turn, error: NoTurn) -> None:
+        """Take note of a call that did not get its turn."""
+        app, now = next(iter(turn.apps)), trio.current_time()
+        if now >= self._logged.get(app, -math.inf) + REMIND:
+            self._logged[app] = now
+            whose = {ONLY_APP: "", NO_APP: " in the background"}.get(app, f" of app {app}")
+            context = {"store": self._component, "app": app}
+            log.warning("%s: a call%s did not get its turn: %s", self._component, whose, error, extra=context)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import time
 from abc import abstractmethod
 from collections import defaultdict
@@ -31,7 +32,9 @@ DIGEST: Final = 16
 """Bytes of a digest."""
 _OWNER: Final = 8
 
-_CONTENT, _NAMES, _SECRET, _HEALTH = b"c", b"n", b"s", b"h"
+_CONTENT, _NAMES, _SECRET, _HEALTH, _VERSION = b"c", b"n", b"s", b"h", b"v"
+
+_NEWLINE: Final = re.compile(rb"\n")
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +75,12 @@ class WarmMemory:
         self._unclaimed: defaultdict[bytes, list[Record]] = defaultdict(list)
         self._full = False
         for record in arena.records() if arena else ():
-            if record.text[:1] == _CONTENT:
-                self._contents[record.text[1 : 1 + DIGEST]] = _Content(record.slot)
+            with self.view(record.slot) as text:
+                head = bytes(text[: 1 + DIGEST])
+            if head[:1] == _CONTENT:
+                self._contents[head[1:]] = _Content(record.slot)
             else:
-                self._unclaimed[record.text[1 : 1 + _OWNER]].append(record)
+                self._unclaimed[head[: 1 + _OWNER]].append(record)
 
     @property
     def keeps(self) -> bool:
@@ -111,12 +116,13 @@ class WarmMemory:
         known = self._contents.get(digest)
         if known is None or self._arena is None:
             return None
-        return self._arena.text(known.slot)[1 + DIGEST :]
+        with self._arena.view(known.slot) as text:
+            return bytes(text[1 + DIGEST :])
 
     def store(self, component: str, declaration: str) -> "StoreMemory":
         """Return the place for what is known of a store, with what a predecessor knew if it was declared the same."""
         owner = hashlib.blake2b(f"{component}\0{declaration}".encode(), key=self._key, digest_size=_OWNER).digest()
-        return StoreMemory(self, owner, self._unclaimed.pop(owner, []))
+        return StoreMemory(self, owner)
 
     def sweep(self) -> None:
         """Drop what a predecessor has kept and nobody has claimed. To be called when everything is restored."""
@@ -149,9 +155,13 @@ class WarmMemory:
                 )
             return 0
 
-    def text(self, slot: int) -> bytes:
-        """Return the text of a record."""
-        return self._arena.text(slot) if self._arena else b""
+    def view(self, slot: int) -> memoryview:
+        """Return the text of a record, without a copy. Release it before anything is dropped."""
+        return self._arena.view(slot) if self._arena else memoryview(b"")
+
+    def claim(self, prefix: bytes) -> list[Record]:
+        """Return what a predecessor has kept that begins so, with kind and owner. Returns it once."""
+        return self._unclaimed.pop(prefix, [])
 
     def mark(self, slot: int, index: int, value: float) -> None:
         """Change a mark of a record."""
@@ -172,17 +182,17 @@ NOTHING_KEPT: Final = WarmMemory()
 
 
 class StoreMemory:
-    """What is known of one store: its names, its secrets, and whether it failed."""
+    """What is known of one store: its names, its secrets, versions of them, and whether it failed."""
 
-    def __init__(self, memory: WarmMemory, owner: bytes, records: list[Record]) -> None:
+    def __init__(self, memory: WarmMemory, owner: bytes) -> None:
         self._memory = memory
         self.failures = 0
         """How many calls in a row had failed when the process before ended."""
-        health = [record for record in records if record.text[:1] == _HEALTH]
-        self.names = _NamesMemory(memory, _NAMES + owner, records)
-        self.secrets = _SecretsMemory(memory, _SECRET + owner, records)
+        self.names = _NamesMemory(memory, _NAMES + owner)
+        self.secrets = _SecretsMemory(memory, _SECRET + owner)
+        self.versions = _SecretsMemory(memory, _VERSION + owner)
         self._health = memory.add(_HEALTH + owner, 0.0)
-        for record in health:
+        for record in memory.claim(_HEALTH + owner):
             self.failures = int(record.marks[0])
             memory.drop(record.slot)
 
@@ -195,6 +205,7 @@ class StoreMemory:
         """Drop everything, and keep nothing more: another store takes the place of this one."""
         self.names.end()
         self.secrets.end()
+        self.versions.end()
         if self._health:
             self._memory.drop(self._health)
             self._health = 0
@@ -203,16 +214,15 @@ class StoreMemory:
 class _AnswerMemory(AnswerMemory[str, T], Generic[T]):
     """Answers of one kind, by name. A record has a line of JSON, and for a secret its values after that."""
 
-    def __init__(self, memory: WarmMemory, prefix: bytes, records: list[Record]) -> None:
+    def __init__(self, memory: WarmMemory, prefix: bytes) -> None:
         self._memory = memory
         self._prefix = prefix
         self._slots: dict[str, int] = {}
         self._restored: dict[str, RestoredAnswer[T]] = {}
         self._ended = not memory.keeps
         self._ahead = trio.current_time() - memory.clock()  # trio's begins anew with each process
-        for record in records:
-            if record.text.startswith(prefix):
-                self._inherit(record)
+        for record in memory.claim(prefix):
+            self._inherit(record)
 
     def restored(self) -> Mapping[str, RestoredAnswer[T]]:
         """Return what a predecessor has kept. Returns it once."""
@@ -232,7 +242,7 @@ class _AnswerMemory(AnswerMemory[str, T], Generic[T]):
             return
         written = None if answer.fetched == -math.inf else self._write(key, answer.value)
         text = self._prefix + (written or b"")
-        if before is not None and self._memory.text(before) == text:
+        if before is not None and self._is(before, text):
             self._note_age(before, answer)
             return
         times = (answer.fetched, answer.expires, accessed, used)
@@ -260,19 +270,26 @@ class _AnswerMemory(AnswerMemory[str, T], Generic[T]):
         for key in list(self._slots):
             self.drop(key)
 
+    def _is(self, slot: int, text: bytes) -> bool:
+        with self._memory.view(slot) as kept:
+            return kept == text
+
     def _note_age(self, slot: int, answer: CachedAnswer[T]) -> None:
         self._memory.mark(slot, _Mark.FETCHED, answer.fetched - self._ahead)
         self._memory.mark(slot, _Mark.EXPIRES, answer.expires - self._ahead)
 
     def _inherit(self, record: Record) -> None:
         """Take over what a predecessor has kept. Of two answers about one name the later one counts."""
-        line, _, rest = record.text[len(self._prefix) :].partition(b"\n")
-        key, *written = json.loads(line)
+        with self._memory.view(record.slot) as text:
+            newline = _NEWLINE.search(text, start := len(self._prefix))
+            end = newline.start() if newline else len(text)
+            key, *written = json.loads(bytes(text[start:end]))
+            value = self._read(written, text[end + 1 :])
         self.drop(key)
         self._slots[key] = record.slot
         fetched, expires, accessed, used = (time + self._ahead for time in record.marks)
         fetched_at = time.time() - (trio.current_time() - fetched)
-        answer = CachedAnswer(self._read(written, rest), fetched, expires, fetched_at)
+        answer = CachedAnswer(value, fetched, expires, fetched_at)
         self._restored[key] = RestoredAnswer(answer, accessed, used)
 
     @abstractmethod
@@ -280,8 +297,8 @@ class _AnswerMemory(AnswerMemory[str, T], Generic[T]):
         """Return what is written down of an answer; None if it is not worth it."""
 
     @abstractmethod
-    def _read(self, written: list[Any], rest: bytes) -> T:
-        """Return the answer that was written down."""
+    def _read(self, written: list[Any], rest: memoryview) -> T:
+        """Return the answer that was written down. ``rest`` is gone afterwards."""
 
 
 class _NamesMemory(_AnswerMemory[Names | StoreError]):
@@ -290,7 +307,7 @@ class _NamesMemory(_AnswerMemory[Names | StoreError]):
             return None
         return json.dumps([key, list(value.secrets), list(value.folders)]).encode()
 
-    def _read(self, written: list[Any], rest: bytes) -> Names | StoreError:
+    def _read(self, written: list[Any], rest: memoryview) -> Names | StoreError:
         secrets, folders = written
         return Names(frozenset(secrets), frozenset(folders))
 
@@ -305,12 +322,14 @@ class _SecretsMemory(_AnswerMemory[Secret | StoreError]):
         line = json.dumps(
             [key, value.version, value.modified, value.stages, list(value.values), list(map(len, values))]
         )
-        return b"\n".join([line.encode(), b"".join(values)])
+        metadata = json.dumps(dict(value.metadata)).encode() if value.metadata else b""
+        return b"\n".join([line.encode(), b"".join(values)]) + metadata  # where versions that do not know it look not
 
-    def _read(self, written: list[Any], rest: bytes) -> Secret | StoreError:
+    def _read(self, written: list[Any], rest: memoryview) -> Secret | StoreError:
         if len(written) == 1:
             return SecretNotFound(written[0])
         version, modified, stages, keys, lengths = written
         ends = accumulate(lengths)
-        values = {key: rest[end - length : end] for key, length, end in zip(keys, lengths, ends, strict=True)}
-        return Secret(values, version, modified, tuple(stages))
+        values = {key: bytes(rest[end - length : end]) for key, length, end in zip(keys, lengths, ends, strict=True)}
+        metadata = bytes(rest[sum(lengths) :])
+        return Secret(values, version, modified, tuple(stages), json.loads(metadata) if metadata else {})

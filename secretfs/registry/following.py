@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from secretfs.errors import (
     AccessDenied,
+    SecretNotFound,
     StoreError,
     StoreUnavailable,
     TLSFailure,
@@ -32,11 +33,14 @@ from secretfs.store import (
     BatchingStore,
     CachedRead,
     ClockedStore,
+    ExpiringStore,
+    Expiry,
     LeasingStore,
     Names,
     RevalidatingStore,
     Secret,
     SecretStore,
+    VersionedStore,
     WatchingStore,
 )
 from secretfs.store import reads_have_effects as has_effects
@@ -113,6 +117,24 @@ class FollowingStore:
         return self._ask(("fetch", name), lambda store: store.fetch(name))
 
     @property
+    def keeps_versions(self) -> bool:
+        """`VersionedStore.keeps_versions`; until it is open there may be some, unless it issues what it gives."""
+        if self._current is None:
+            return not self._known_effects
+        store = self._current.store
+        return isinstance(store, VersionedStore) and store.keeps_versions
+
+    def fetch_version(self, name: str, version: str) -> Secret:
+        """`VersionedStore.fetch_version`, if the store keeps versions."""
+
+        def fetch(store: SecretStore) -> Secret:
+            if not isinstance(store, VersionedStore):
+                raise SecretNotFound(f"secret {name}: the store keeps no versions")
+            return store.fetch_version(name, version)
+
+        return self._ask(("fetch", f"{name}, version {version}"), fetch)
+
+    @property
     def largest_batch(self) -> int:
         """`BatchingStore.largest_batch`; 1 until the store is open, and if it reads no batches."""
         store = self._current.store if self._current is not None else None
@@ -159,6 +181,11 @@ class FollowingStore:
         """`ClockedStore.clock_skew`, if the store reports it."""
         store = self._current.store if self._current is not None else None
         return store.clock_skew() if isinstance(store, ClockedStore) else None
+
+    def expiry(self) -> Expiry:
+        """`ExpiringStore.expiry`, if the store knows it."""
+        store = self._current.store if self._current is not None else None
+        return store.expiry() if isinstance(store, ExpiringStore) else Expiry()
 
     def close(self) -> None:
         """Close the store, and open none any more."""
@@ -257,7 +284,8 @@ class FollowingStore:
             if reason != self._reported:  # logged once: they are read again and again
                 self._reported = reason
                 as_store_error(log, error)  # logs the place of a defect
-                log.warning("%s: its credentials cannot be read again: %s", self._component, reason)
+                text, context = "%s: its credentials cannot be read again: %s", {"store": self._component}
+                log.warning(text, self._component, reason, extra=context)
             return
         self._reported = ""
         self._properties = properties
@@ -276,7 +304,7 @@ class FollowingStore:
             _close(before.store if installed else store)
         if installed:
             self._watch(store)
-            log.info("%s: opened with new credentials", self._component)
+            log.info("%s: opened with new credentials", self._component, extra={"store": self._component})
 
     def _watch(self, store: SecretStore) -> None:
         if self._changed is None or not isinstance(store, WatchingStore):
@@ -318,6 +346,15 @@ class UnopenedStore:
 
     def fetch(self, name: str) -> Secret:
         """`SecretStore.fetch`."""
+        raise copy.copy(self.error)
+
+    @property
+    def keeps_versions(self) -> bool:
+        """`VersionedStore.keeps_versions`: nobody can say that there are none, unless it issues what it gives."""
+        return not self.reads_have_effects
+
+    def fetch_version(self, name: str, version: str) -> Secret:
+        """`VersionedStore.fetch_version`."""
         raise copy.copy(self.error)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ import mmap
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from functools import cached_property
 from typing import Final
 
@@ -22,6 +23,14 @@ _PAGE: Final = 4096
 _LENGTH_BITS: Final = 32
 
 log = logging.getLogger(__name__)
+
+
+TellLoan = Callable[[str, str, str, str], None]
+"""Told what a component's backend lends and takes back: see `secretfs.store.StoreContext`."""
+
+
+def ignore_loan_of(component: str, event: str, name: str, loan: str) -> None:
+    """Ignore what a backend has lent."""
 
 
 class LeaseFile:

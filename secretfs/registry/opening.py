@@ -19,6 +19,7 @@ from secretfs.cache.client import StoreClient
 from secretfs.cache.freshness import Freshness
 from secretfs.dapr.component import Component
 from secretfs.dapr.references import ReadSecret, TemplateContext, component_references, resolve
+from secretfs.durations import show_duration
 from secretfs.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -29,9 +30,9 @@ from secretfs.errors import (
     as_store_error,
     log_defect,
 )
-from secretfs.registry.annotations import freshness, store_annotations
+from secretfs.registry.annotations import freshness, limits, own_annotations, resolved_annotations
 from secretfs.registry.following import FollowingStore, UnopenedStore
-from secretfs.registry.lease_file import LeaseFile
+from secretfs.registry.lease_file import LeaseFile, TellLoan, ignore_loan_of
 from secretfs.settings import Property, decode
 from secretfs.store import LeasingStore, Secret, SecretStore, StoreContext
 from secretfs.stores import load_store_type
@@ -56,7 +57,8 @@ class OpenedStore:
         cls, component: Component, store: SecretStore, freshness: Freshness, source: "OpenedStore | None" = None
     ) -> "OpenedStore":
         """Give a store its client."""
-        client = StoreClient(component.name, store, freshness.ttl, freshness.deadline, component.type)
+        own = limits(component)
+        client = StoreClient(component.name, store, freshness.ttl, freshness.deadline, component.type, own)
         return cls(component, client, freshness, source)
 
     @property
@@ -70,7 +72,9 @@ class OpenedStore:
         own = self.component
         items = [(item.name, item.value, item.env_ref, item.secret_key_ref) for item in own.items]
         source = self.source.declaration if self.source else ""
-        text = repr((own.type.lower(), own.version, own.namespace, own.secret_store, own.app_id, items, source))
+        who = (own.app_id, own.tokens) if own.tokens else (own.app_id,)
+        notes = own_annotations(own)
+        text = repr((own.type.lower(), own.version, own.namespace, own.secret_store, *who, items, *notes, source))
         return hashlib.blake2b(text.encode(errors="surrogatepass")).hexdigest()
 
     @property
@@ -123,6 +127,8 @@ class Registry:
     """Where stores keep what their backends have lent them; None if nobody takes over."""
     hands_over: bool = False
     """Whether another process goes on with that when we end; else it is given back."""
+    tell_loan: TellLoan = ignore_loan_of
+    """Told what backends lend and take back, by component: see `secretfs.store.StoreContext`."""
 
     @property
     def open(self) -> list[OpenedStore]:
@@ -150,6 +156,7 @@ def open_store(
     *,
     multi_valued: bool | None = None,
     reads_have_effects: bool = False,
+    tell_loan: TellLoan = ignore_loan_of,
 ) -> tuple[SecretStore, list[Notice]]:
     """Resolve a component's properties and open its store. Blocks while ``read`` reads what they refer to.
 
@@ -158,7 +165,13 @@ def open_store(
     `ConfigurationError` with the place for whatever is wrong with the component, and any `StoreError` of ``read``.
     """
     module = load_store_type(component.type, component.version, component.source)
-    context = StoreContext(component.name, component.namespace, chosen.deadline, store_annotations(component))
+    context = StoreContext(
+        component.name,
+        component.namespace,
+        chosen.deadline,
+        resolved_annotations(component, templates),
+        partial(tell_loan, component.name),
+    )
     remarks: list[Notice] = []
 
     def read_properties() -> list[Property]:
@@ -172,8 +185,6 @@ def open_store(
             store: SecretStore = module.open_store(settings, context)
         except ConfigurationError as error:
             raise ConfigurationError(error.args[0], error.source or component.source) from None
-        if not isinstance(store.multi_valued, bool):
-            raise StoreError("the store does not say whether it is multi-valued")
         return store
 
     if read is None:
@@ -192,6 +203,7 @@ async def open_registry(
     opened: Callable[[Component], None] = lambda _: None,
     known: Mapping[str, KnownStore] = MappingProxyType({}),
     leases: LeaseFile | None = None,
+    tell_loan: TellLoan = ignore_loan_of,
 ) -> AsyncIterator[Registry]:
     """Open all components side by side, call ``opened`` as each is done, and close them all at the end.
 
@@ -199,7 +211,7 @@ async def open_registry(
     answer later. What cannot be opened of those, and of those that are ``known`` by name, because another process has
     served them until a moment ago, stays as a store that answers with the reason.
     """
-    registry = Registry(leases=leases)
+    registry = Registry(leases=leases, tell_loan=tell_loan)
     mistakes = check_references(components)
     broken = {failure.component.name for failure in mistakes}
     for failure in mistakes:
@@ -265,7 +277,8 @@ class _Opening:
             with trio.fail_after(component.init_timeout):
                 await self._open(component)
         except trio.TooSlowError:
-            self._fail(component, DeadlineExceeded(f"init timeout for component {component.log_name}"))
+            within = f"no answer within {show_duration(component.init_timeout)} (initTimeout)"
+            self._fail(component, DeadlineExceeded(f"init timeout for component {component.log_name}: {within}"))
         except SecretFSError as error:
             self._fail(component, error)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a defect of one store must not keep others from opening
@@ -288,9 +301,11 @@ class _Opening:
             read,
             multi_valued=multi_valued,
             reads_have_effects=effects,
+            tell_loan=self._registry.tell_loan,
         )
         store, remarks = await trio.to_thread.run_sync(opening, abandon_on_cancel=True)
         self.remarks[component.name] = remarks
+        await trio.to_thread.run_sync(_require_kind, store, abandon_on_cancel=True)
         self._registry.stores[component.name] = OpenedStore.of(component, store, chosen, source)
         if known is None:
             await trio.to_thread.run_sync(store.check, abandon_on_cancel=True)
@@ -331,6 +346,12 @@ def note_failure(
     opened = OpenedStore.of(component, store, default)
     opened.client.refuse_all(error)
     registry.stores[component.name] = opened
+
+
+def _require_kind(store: SecretStore) -> None:
+    """Raise `StoreError` unless a store says whether it is multi-valued. One in another process is asked for it."""
+    if not isinstance(store.multi_valued, bool):
+        raise StoreError("the store does not say whether it is multi-valued")
 
 
 def _reader(source: OpenedStore, namespace: str) -> ReadSecret:

@@ -98,6 +98,11 @@ class StoreSet:
         """What is shown: by component name, and with apps by ``APP/COMPONENT``."""
         return {name: self._running[store.component] for name, store in self._shown.items()}
 
+    @property
+    def running(self) -> Mapping[str, RunningStore]:
+        """All stores that are served, by component name: each once, however many apps see it."""
+        return self._running
+
     async def start(self, declaration: Declaration) -> dict[str, ScopedStore]:
         """Begin to serve what the registry has opened."""
         for name, opened in self._registry.stores.items():
@@ -119,7 +124,8 @@ class StoreSet:
         if fatal:
             raise ConfigurationError(str(fatal[0]))
         kept = self._unchanged(declaration)
-        registry = Registry({name: self._running[name].opened for name in kept})
+        opened = {name: self._running[name].opened for name in kept}
+        registry = Registry(opened, tell_loan=self._registry.tell_loan)
         for mistake in mistakes:
             note_failure(registry, mistake, self._default)
         done = kept | {mistake.component.name for mistake in mistakes}

@@ -17,8 +17,8 @@ from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce
 from tests.support.cached import use
 from tests.support.canary import secret
-from tests.support.held_memory import KEY, HeldMemory, memory
-from tests.support.memory_store import IssuingMemoryStore, MemoryStore
+from tests.support.held_memory import KEY, HeldMemory, memory, texts
+from tests.support.memory_store import IssuingMemoryStore, MemoryStore, VersionedMemoryStore
 
 __all__ = ["memory"]
 
@@ -172,9 +172,9 @@ async def test_what_is_dropped_is_not_found_any_more(
 ) -> None:
     async with process.run() as cached:
         await cached.fetch("db")
-        assert len([record for record in memory.arena().records() if VALUE in record.text]) == 1
+        assert len([text for text in texts(memory.arena()) if VALUE in text]) == 1
         await trio.sleep(700)  # longer than idle
-        assert [record for record in memory.arena().records() if VALUE in record.text] == []
+        assert [text for text in texts(memory.arena()) if VALUE in text] == []
 
 
 async def test_a_value_past_max_stale_leaves_this_memory_too(
@@ -187,7 +187,7 @@ async def test_a_value_past_max_stale_leaves_this_memory_too(
         for _ in range(8):
             await trio.sleep(500)
             cached.use("db")
-        assert [record for record in memory.arena().records() if VALUE in record.text] == []
+        assert [text for text in texts(memory.arena()) if VALUE in text] == []
 
 
 async def test_it_is_idle_as_long_as_before(process: Process, autojump_clock: MockClock) -> None:
@@ -226,7 +226,7 @@ async def test_values_of_a_store_that_is_declared_otherwise_are_dropped(
         await cached.fetch("db")
     async with process.run("another address") as cached:
         assert cached.peek("db") is None
-        assert [record for record in memory.arena().records() if VALUE in record.text] == []
+        assert [text for text in texts(memory.arena()) if VALUE in text] == []
 
 
 async def test_a_store_that_was_replaced_keeps_nothing(
@@ -243,7 +243,7 @@ async def test_issued_credentials_are_not_kept(memory: HeldMemory, autojump_cloc
     process = Process(memory, IssuingMemoryStore({"role": {"password": VALUE}}))
     async with process.run() as cached:
         await cached.fetch("role")
-        assert [record for record in memory.arena().records() if VALUE in record.text] == []
+        assert [text for text in texts(memory.arena()) if VALUE in text] == []
 
 
 async def test_what_cannot_be_kept_is_asked_for_again(
@@ -285,3 +285,20 @@ class TestContents:
         warm = WarmMemory(KEY)
         assert not warm.hold(warm.digest(VALUE), VALUE)
         assert warm.content(warm.digest(VALUE)) is None
+
+
+async def test_versions_and_what_is_written_down_about_a_secret_are_known(memory: HeldMemory) -> None:
+    store = VersionedMemoryStore({"db": {"password": VALUE}})
+    store.secrets["db"] = Secret({"password": VALUE, "empty": b""}, "2", metadata={"owner": "ünïcode", "empty": ""})
+    process = Process(memory, store)
+    async with process.run() as cached:
+        await cached.fetch("db")
+        await cached.versions.fetch("db", "1")
+    calls = dict(store.calls)
+    async with process.run() as cached:
+        assert (await cached.fetch("db")).value == store.secrets["db"]
+        assert (await cached.versions.fetch("db", "1")).value.values == {"password": VALUE}
+        assert store.calls == calls
+        process.known.end()
+    async with process.run() as cached:
+        assert cached.versions.peek("db", "1") is None

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import pytest
 
-from secretfs.errors import AccessDenied, StoreError, StoreUnavailable
+from secretfs.errors import AccessDenied, SecretNotFound, StoreError, StoreUnavailable
 from secretfs.registry import following
-from secretfs.registry.following import FollowingStore
+from secretfs.registry.following import FollowingStore, UnopenedStore
 from secretfs.settings import Property
-from secretfs.store import BatchingStore, CachedRead, Secret, SecretStore
+from secretfs.store import BatchingStore, CachedRead, Secret, SecretStore, VersionedStore
 from tests.conftest import ExpectLog
 from tests.support.canary import secret as canary
-from tests.support.memory_store import BatchingMemoryStore, MemoryStore, WatchingMemoryStore
+from tests.support.memory_store import BatchingMemoryStore, MemoryStore, VersionedMemoryStore, WatchingMemoryStore
 
 
 class Upstream:
@@ -117,6 +117,49 @@ def test_batches_are_passed_on(store: FollowingStore, upstream: Upstream) -> Non
     store.refresh_references()
     assert store.largest_batch == 20
     assert store.fetch_many(("db", "db"))["db"] == Secret({"k": b"v"}, "1")
+
+
+class _Versioned(_Guarded, VersionedMemoryStore):
+    pass
+
+
+def test_versions_are_passed_on_and_follow_a_rotation(upstream: Upstream, clock: Clock) -> None:
+    upstream.kind = _Versioned
+    store = FollowingStore("store", upstream.resolve, upstream.reopen)
+    assert isinstance(store, VersionedStore)
+    assert store.keeps_versions
+    assert store.fetch_version("db", "1") == store.fetch("db")
+    upstream.rotate()
+    assert store.fetch_version("db", "1").values == {"k": b"v"}
+    with pytest.raises(SecretNotFound):
+        store.fetch_version("db", "2")
+
+
+def test_a_store_without_versions_has_none_for_those_who_follow(store: FollowingStore) -> None:
+    assert not store.keeps_versions
+    with pytest.raises(SecretNotFound, match="the store keeps no versions"):
+        store.fetch_version("db", "1")
+
+
+def test_before_it_is_opened_nobody_says_that_there_are_no_versions(upstream: Upstream) -> None:
+    upstream.kind = _Versioned
+    for multi_valued in (True, False):  # the Secrets API gives versions of secrets that are one file
+        store = FollowingStore("store", upstream.resolve, upstream.reopen, multi_valued=multi_valued)
+        upstream.opened.clear()
+        assert store.keeps_versions
+        assert upstream.opened == []
+        assert store.fetch_version("db", "1").values == {"k": b"v"}
+    issuing = FollowingStore("store", upstream.resolve, upstream.reopen, multi_valued=True, reads_have_effects=True)
+    assert not issuing.keeps_versions
+
+
+def test_what_could_not_be_opened_says_why_and_not_that_there_are_no_versions() -> None:
+    store = UnopenedStore(StoreUnavailable("no token"), multi_valued=True)
+    assert isinstance(store, VersionedStore)
+    assert store.keeps_versions
+    with pytest.raises(StoreUnavailable, match="no token"):
+        store.fetch_version("db", "1")
+    assert not UnopenedStore(StoreUnavailable("no"), multi_valued=True, reads_have_effects=True).keeps_versions
 
 
 def test_a_batch_that_is_refused_reads_the_references_again(upstream: Upstream, clock: Clock) -> None:

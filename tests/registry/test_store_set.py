@@ -15,7 +15,7 @@ from secretfs.dapr.component import Component
 from secretfs.dapr.declaration import Declaration, DeclaredStore, load
 from secretfs.dapr.references import TemplateContext
 from secretfs.errors import ConfigurationError, DeadlineExceeded, NoSuchEntry, StoreError, StoreUnavailable
-from secretfs.fs.view import views_of
+from secretfs.fs.content import views_of
 from secretfs.registry.opening import KnownStore, OpenedStore, Registry, open_registry
 from secretfs.registry.store_set import ReloadResult, RunningStore, ScopedStore, StoreSet
 from tests.conftest import ExpectLog
