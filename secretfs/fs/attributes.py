@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from stat import S_IFDIR, S_IFLNK, S_IFREG
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from secretfs.fs.inode import Directory, Version
@@ -22,6 +23,9 @@ from secretfs.fs.keys import (
     SecretBulkKey,
     SecretKey,
     ValueKey,
+    VersionKey,
+    VersionsKey,
+    VersionValueKey,
     app_of,
 )
 from secretfs.permissions import PermissionRule, Permissions, ViewPermissions
@@ -30,12 +34,22 @@ FOREVER: Final = 1e8
 """Seconds for which the kernel may keep what never changes: three years."""
 
 _CONTROL_DIRECTORY_MODE: Final = 0o500
-_CONTROL_FILE_MODES: Final = {control: 0o400 if control is Control.STATUS else 0o200 for control in Control}
+_READABLE: Final = (Control.STATUS, Control.METRICS)
+_CONTROL_FILE_MODES: Final = {control: 0o400 if control in _READABLE else 0o200 for control in Control}
 _LINKS: Final = (Control.REFRESH_LINK, Control.RELOAD_LINK)
 
 
 _APPS_MODE: Final = 0o711
 """The mode of the root of a mount for many apps: a user who knows an app finds its directory; only root lists them."""
+
+
+class FilePermissions(NamedTuple):
+    """Who may read the rendered files."""
+
+    files: Mapping[tuple[str, str], Permissions] = MappingProxyType({})
+    """By where their directory is shown, and their name in it."""
+    searchable: frozenset[str] = frozenset()
+    """The directories, and the apps (none for the root), in which a file is for somebody else than the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +68,7 @@ class PermissionPolicy:
     """In a mount for a single app."""
     apps: Mapping[str, ViewPermissions] | None = None
     """What is different for an app, in a mount for many."""
+    rendered: FilePermissions = field(default_factory=FilePermissions)
     default: ViewPermissions = field(init=False, repr=False)
     """What holds for the only app, and for apps that say nothing. Made once: a listing needs it for each entry."""
 
@@ -65,7 +80,7 @@ class PermissionPolicy:
     def of(self, key: DirectoryKey | LeafKey) -> Permissions:
         """Return owner, group and mode of what is at a place."""
         match key:
-            case ValueKey() | PinnedValueKey():  # first, because a listing has nothing else
+            case ValueKey() | PinnedValueKey() | VersionValueKey():  # first, because a listing has nothing else
                 return self._of_value(key)
             case ControlsKey():
                 return Permissions(os.getuid(), os.getgid(), _CONTROL_DIRECTORY_MODE)
@@ -83,7 +98,9 @@ class PermissionPolicy:
             return self.apps[app]
         return self.default
 
-    def _of_value(self, key: ValueKey | PinnedValueKey) -> Permissions:
+    def _of_value(self, key: ValueKey | PinnedValueKey | VersionValueKey) -> Permissions:
+        if self.rendered.files and (key.component, key.name) in self.rendered.files:
+            return self.rendered.files[key.component, key.name]
         if self.apps is None and not self.rules:
             return self.default.default
         view = self.view(app_of(key.component))
@@ -92,12 +109,28 @@ class PermissionPolicy:
         path = (key.component.rpartition("/")[2], key.name, *(() if key.key == key.name else (key.key,)))
         return view.of_file("/".join(path))
 
-    def _of_directory(self, key: RootKey | AppKey | FolderKey | SecretKey | PinnedSecretKey) -> Permissions:
+    def _of_directory(
+        self, key: RootKey | AppKey | FolderKey | SecretKey | PinnedSecretKey | VersionsKey | VersionKey
+    ) -> Permissions:
         """Directories that belong to us are writable for us: we rename there, and may not be root."""
         app = None if isinstance(key, RootKey) else key.app if isinstance(key, AppKey) else app_of(key.component)
         permissions = self.view(app).of_directory()
+        if self.rendered.searchable and _name_of(key) in self.rendered.searchable:
+            permissions = permissions._replace(mode=permissions.mode | 0o111)
         ours = app is None or permissions.uid == os.getuid()
         return permissions._replace(mode=permissions.mode | 0o200) if ours else permissions
+
+
+def _name_of(key: DirectoryKey) -> str | None:
+    """Return what `FilePermissions.searchable` calls a directory."""
+    match key:
+        case RootKey():
+            return ""
+        case AppKey(app):
+            return app
+        case FolderKey(component):
+            return component
+    return None
 
 
 class Attributes(NamedTuple):

@@ -4,7 +4,8 @@ A program may watch a file that nobody reads. What the kernel knows of each file
 knows. A store is asked only for what is due, or was not kept for us: of one whose component was edited, nothing was.
 """
 
-from collections.abc import Awaitable, Callable
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
@@ -41,15 +42,22 @@ class _Question:
 async def catch_up(changes: Changes, announce: Announce) -> None:
     """Find what has changed in each store since the process before us looked, and announce it."""
     async with trio.open_nursery() as nursery:
-        for component in changes.components:
-            files = [key for key in changes.inherited(component) if isinstance(key, ValueKey)]
-            if not files:
-                continue
-            folders = changes.known_names(component).items()
-            questions = [_Question(partial(changes.change_of_names, folder, names)) for folder, names in folders]
-            questions += [_Question(partial(changes.change_of_value, key)) for key in files]
+        for questions in (await _questions(changes)).values():
             for _ in range(min(BACKGROUND, len(questions))):
                 nursery.start_soon(_ask, questions, announce)
+
+
+async def _questions(changes: Changes) -> Mapping[str, list[_Question]]:
+    """Return what is to be found out, by the store that is asked: a thousand apps that see one ask in turn."""
+    found: defaultdict[str, list[_Question]] = defaultdict(list)
+    for component, store in changes.stores().items():
+        await trio.lowlevel.checkpoint()
+        files = [key for key in changes.inherited(component) if isinstance(key, ValueKey)]
+        if files:
+            folders = changes.known_names(component).items()
+            found[store] += [_Question(partial(changes.change_of_names, folder, names)) for folder, names in folders]
+            found[store] += [_Question(partial(changes.change_of_value, key)) for key in files]
+    return found
 
 
 async def _ask(questions: list[_Question], announce: Announce) -> None:

@@ -16,7 +16,7 @@ from secretfs.fs.attributes import AttributePolicy, Attributes
 from secretfs.fs.content import UNREAD, Content, Contents
 from secretfs.fs.control_files import LISTED, LISTED_READ_ONLY
 from secretfs.fs.handles import PollWaiters
-from secretfs.fs.inode import Directory, Inode, Version, is_of
+from secretfs.fs.inode import Directory, Inode, Version
 from secretfs.fs.inodes import Tree
 from secretfs.fs.keys import (
     AppKey,
@@ -35,10 +35,12 @@ from secretfs.fs.keys import (
     SecretBulkKey,
     SecretKey,
     ValueKey,
+    VersionKey,
+    VersionsKey,
+    VersionValueKey,
 )
-from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL, DATA, encode, split
+from secretfs.fs.names import CONTROL, DATA, VERSIONS, encode, split
 
-_BULK_NAMES: Final = {Bulk.JSON: BULK_JSON, Bulk.ENV: BULK_ENV}
 _CONTROL_NAMES: Final[dict[Control, bytes]] = {
     control: name for names in (LISTED_READ_ONLY, LISTED) for name, control in names.items()
 }
@@ -56,14 +58,13 @@ class Changes:
         self._polls = polls
         self._attributes = attributes
 
-    @property
-    def components(self) -> list[str]:
-        """The stores."""
-        return list(self._contents.views)
+    def stores(self) -> dict[str, str]:
+        """Return the component that is opened for each store that is shown."""
+        return {component: view.store_name for component, view in self._contents.views.items()}
 
     def reads_have_effects(self, key: DirectoryKey | LeafKey) -> bool:
         """Whether to read what is at a place may issue a credential."""
-        return isinstance(key, ValueKey) and self._contents.view(key.component).reads_have_effects
+        return isinstance(key, ValueKey | SecretBulkKey) and self._contents.view(key.component).issues(key.name)
 
     def is_current(self, directory: Directory) -> bool:
         """Whether a directory of a single version, if the kernel still has it, is that of the last one known."""
@@ -74,7 +75,7 @@ class Changes:
         """Whether somebody may know directories of single versions of a secret, or watch for them."""
         if not self._contents.view(secret.component).multi_valued:
             return False
-        return self._tree.known(secret) is not None or bool(self._tree.pinned.versions(secret))
+        return self._tree.known(secret) is not None or bool(self._tree.inodes.pinned.versions(secret))
 
     def known(self, key: DirectoryKey | LeafKey) -> Inode | None:
         """Return the inode of a place if the kernel may know it."""
@@ -103,8 +104,8 @@ class Changes:
     def entries(self) -> list[tuple[int, bytes]]:
         """Return where the kernel may have versions that are to be confirmed: inode of the directory, and name."""
         found: dict[tuple[int, bytes], None] = {}
-        for version in self._tree.bound():
-            if not (version.in_doubt and version.linked):
+        for version in self._tree.in_doubt():
+            if not (version.digest and version.linked):
                 continue
             with suppress(NoSuchEntry):  # its store is gone, and its directory with that
                 segment, parent = self.place(version.key)
@@ -120,7 +121,7 @@ class Changes:
         version, content = self._tree.successor(key), self._peek(key)
         if content is not None:
             self._tree.has_content(version, content.data, content.modified)
-            version.answer = content.serial
+            version.answer, version.label = content.serial, content.label
         return version
 
     def entry_of(self, inode: Inode) -> Attributes:
@@ -130,7 +131,8 @@ class Changes:
             return self._attributes.of_directory(inode, trio.current_time())
         content = self._peek(inode.key)
         fresh = content is not None and content.serial == inode.answer
-        remaining = max(0.0, content.expires - trio.current_time()) if content and fresh else 0.0
+        renamed = isinstance(inode.key, ValueKey)  # whenever it changes; a bulk file is looked up each time
+        remaining = max(0.0, content.expires - trio.current_time()) if content and fresh and renamed else 0.0
         inode.entry_expires = max(inode.entry_expires, trio.current_time() + remaining)
         return self._attributes.of_file(inode, remaining)
 
@@ -173,7 +175,7 @@ class Changes:
 
     def outdate(self, secret: SecretKey, pin: PinnedSecretKey | None) -> None:
         """Wake those who poll files of other versions of a secret than this one, or of all if it is gone."""
-        for directory, version in self._tree.pinned.files(secret):
+        for directory, version in self._tree.inodes.pinned.files(secret):
             version.outdated = directory != pin
             if version.outdated:
                 self._polls.wake(version.number)
@@ -192,8 +194,17 @@ class Changes:
             version.size, version.digest = 0, b""
         return files
 
-    async def content(self, key: ValueKey) -> Content | None:
-        """Return what a value is now; None if it is gone. Where a read has effects the next reader finds out."""
+    def bulk_files(self, holder: FolderKey | SecretKey) -> list[BulkKey | SecretBulkKey]:
+        """Return the bulk files of a store or of a secret, of those that the kernel may know."""
+        files: list[BulkKey | SecretBulkKey]
+        if isinstance(holder, SecretKey):
+            files = [SecretBulkKey(holder.component, holder.name, form) for form in Bulk]
+        else:
+            files = [BulkKey(holder.component, form) for form in Bulk]
+        return [key for key in files if self._tree.known(key) is not None]
+
+    async def content(self, key: FileKey) -> Content | None:
+        """Return what is in a file now; None if it is gone. Where a read has effects the next reader finds out."""
         try:
             if self.reads_have_effects(key):
                 return self._contents.peek(key) or UNREAD
@@ -210,7 +221,7 @@ class Changes:
         found: list[Inode] = []
         now = trio.current_time()
         files = [v for v in self._tree.holding(component) if self._tree.is_current(v) and v.entry_expires <= now]
-        candidates: list[Inode] = [*files, *self._tree.pinned.directories(component)]
+        candidates: list[Inode] = [*files, *self._tree.inodes.pinned_directories(component)]
         for inode in candidates:
             key = inode.key
             if not isinstance(key, FileKey | PinnedSecretKey):
@@ -262,14 +273,14 @@ class Changes:
     def place(self, key: LeafKey) -> tuple[bytes, DirectoryKey]:
         """Return the path segment of a file and the directory it is in. Raises `NoSuchEntry` if its store is gone."""
         match key:
-            case PinnedValueKey():
+            case PinnedValueKey() | VersionValueKey():
                 return encode(key.key), key.directory
             case ControlKey(control):
                 return _CONTROL_NAMES[control], ControlsKey()
             case BulkKey(component, form):
-                return _BULK_NAMES[form], FolderKey(component)
+                return form.segment, FolderKey(component)
             case SecretBulkKey(component, name, form):
-                return _BULK_NAMES[form], SecretKey(component, name)
+                return form.segment, SecretKey(component, name)
             case ValueKey():
                 return self._place_of_value(key)
 
@@ -281,18 +292,7 @@ class Changes:
 
     def path(self, key: DirectoryKey) -> bytes:
         """Return the path of a directory below the mount point."""
-        match key:
-            case AppKey(app):
-                return encode(app)
-            case FolderKey(component, segments):
-                return b"/".join(map(encode, (*component.split("/"), *segments)))
-            case SecretKey(component, name):
-                return b"/".join(map(encode, (*component.split("/"), *split(name))))
-            case PinnedSecretKey():
-                return self.path(key.secret) + b"/" + DATA
-            case ControlsKey():
-                return CONTROL
-        return b""
+        return b"/".join(segment for segment, _ in _steps(key))
 
     def way(self, key: DirectoryKey) -> dict[tuple[int, bytes], Directory]:
         """Return the directories on the way to one that the kernel knows, by the inode above each and its name."""
@@ -305,16 +305,18 @@ class Changes:
             known[above.number, segment] = above = directory
         return known
 
+    def way_to(self, number: int) -> dict[tuple[int, bytes], Directory]:
+        """Return the directories on the `way` to one, by its number."""
+        directory = self.directory(number)
+        return {} if directory is None else self.way(directory.key)
+
     def inherited(self, component: str) -> list[LeafKey]:
         """Return the files of a store that were in use before the takeover: opened less than ``idle`` seconds ago.
 
-        Returns them once: later changes are announced by the cache.
+        Returns them once: later changes are announced by the cache. Returns none of a store that is gone.
         """
-        view, now = self._contents.view(component), time.time()
-        mine = {key: used for key, used in self._tree.inherited.items() if is_of(component, key)}
-        for key in mine:
-            del self._tree.inherited[key]
-        return [key for key, used in mine.items() if used > now - view.idle]
+        view, mine = self._contents.views.get(component), self._tree.inherited.pop(component, {})
+        return [key for key, used in mine.items() if view is not None and used > time.time() - view.idle]
 
     async def change_of_value(self, key: ValueKey) -> Change:
         """Return how a file differs from what the kernel knows of it. Raises what prevents the comparison."""
@@ -329,7 +331,7 @@ class Changes:
         if self._tree.superseded(key):
             return False  # a reader was faster than we
         bound = version if isinstance(version, Version) and version.digest else None
-        pins = self._tree.pinned.versions(secret)
+        pins = self._tree.inodes.pinned.versions(secret)
         if not (bound or pins) or self.reads_have_effects(key):  # where it has, the next reader finds out
             return True
         try:
@@ -353,7 +355,7 @@ class Changes:
     def known_names(self, component: str) -> Mapping[FolderKey, Sequence[str]]:
         """Return the names of the secrets and folders of a store that the kernel knows, by the folder they are in."""
         names: dict[FolderKey, list[str]] = {}
-        for name in self._tree.known_names(component):
+        for name in self._tree.inodes.names(component):
             names.setdefault(FolderKey(component, split(name)[:-1]), []).append(name)
         return names
 
@@ -370,8 +372,10 @@ def _steps(key: DirectoryKey) -> list[tuple[bytes, DirectoryKey]]:
         case SecretKey(component, name):
             *above, own = split(name)
             segments, below = tuple(above), [(encode(own), key)]
-        case PinnedSecretKey():
-            return [*_steps(key.secret), (DATA, key)]
+        case PinnedSecretKey() | VersionsKey():
+            return [*_steps(key.secret), (DATA if isinstance(key, PinnedSecretKey) else VERSIONS, key)]
+        case VersionKey(version=version):
+            return [*_steps(key.above), (encode(version), key)]
         case _:
             return []
     *apps, own = component.split("/")

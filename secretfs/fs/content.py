@@ -6,15 +6,18 @@ Knows the stores of one app, by component, and which of them has been replaced w
 import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
 
 import trio
 
 from secretfs.cache.change import Change
 from secretfs.cache.deadlines import shared_deadline
+from secretfs.cache.store_cache import CachedStore
 from secretfs.cache.ttl_cache import CachedAnswer, TTLCache
 from secretfs.errors import DeadlineExceeded, NoSuchEntry, SecretFSError, StoreError, Superseded
-from secretfs.fs.bulk import render_env, render_json, render_secret
+from secretfs.fs.bulk import render, render_secret
 from secretfs.fs.keys import (
     AppKey,
     Bulk,
@@ -27,17 +30,24 @@ from secretfs.fs.keys import (
     SecretBulkKey,
     SecretKey,
     ValueKey,
+    VersionKey,
+    VersionValueKey,
     parent_of,
 )
 from secretfs.fs.names import encode
 from secretfs.fs.pinned import PinnedSecrets
 from secretfs.fs.view import StoreView
+from secretfs.scopes import SecretScope
 from secretfs.store import Secret
 
 T = TypeVar("T")
 
 BULK_IDLE = 60.0
 """Seconds that the bulk file of a store stays in memory without a reader."""
+FRESH_IN_BULK: Final = 1000
+"""Secrets of a store up to which a bulk file that is in use has them all kept fresh, as if each had been opened."""
+BULK_USED_EVERY: Final = 1.0
+"""Seconds between two notes that they are in use."""
 
 
 log = logging.getLogger(__name__)
@@ -51,10 +61,33 @@ class Content(NamedTuple):
     expires: float
     """Until when it may be served, on trio's clock."""
     serial: int
+    label: str = ""
+    """What the store calls this version of the secret; empty where it has none."""
 
 
 UNREAD: Final = Content(b"", 0.0, 0.0, 0)
 """Stands for a content that nobody may ask for now, because that might issue a credential."""
+
+
+def views_of(
+    stores: Mapping[str, tuple[CachedStore, SecretScope]], before: Mapping[str, StoreView] = MappingProxyType({})
+) -> dict[str, StoreView]:
+    """Return the views of stores, by where they are shown: each store behind its scope.
+
+    A view ``before`` that shows the same goes on, with what was made of the store's names.
+    """
+    views: dict[str, StoreView] = {}
+    for name, (store, scope) in stores.items():
+        view = before.get(name)
+        views[name] = view if view is not None and view.shows(store, scope) else StoreView(store, scope, name)
+    return views
+
+
+class _Bulk(NamedTuple):
+    """A bulk file, and the secrets in it."""
+
+    data: bytes
+    names: Collection[str]
 
 
 class Contents:
@@ -71,7 +104,9 @@ class Contents:
         self.views = dict(views)
         """By where they are shown."""
         self._tops = _tops(views, apps)
-        self._bulks = TTLCache[BulkKey, bytes](self._render, nursery)
+        self._bulks = TTLCache[BulkKey, _Bulk](self._render, nursery)
+        self._bulks_used: dict[BulkKey, float] = {}
+        """When the secrets in them were last noted as used, on trio's clock."""
         self._unrenderable: dict[BulkKey, str] = {}
 
     def observe(self, change: Change) -> Change:
@@ -91,9 +126,9 @@ class Contents:
 
     def replace(self, views: Mapping[str, StoreView], apps: Collection[str] | None = None) -> list[str]:
         """Show other stores from now on. Returns those whose files may have other contents now."""
-        for component in {*self.views, *views}:
+        different = [name for name, view in self.views.items() if views.get(name) is not view]
+        for component in different:
             self._expire_bulks(component)
-        different = [name for name, view in self.views.items() if not view.shows_the_same_as(views.get(name))]
         self.views = dict(views)
         self._tops = _tops(views, apps)
         return different
@@ -169,6 +204,10 @@ class Contents:
         self.view(key.component).require(key.name)
         return self._pinned.get(key)
 
+    async def version(self, key: VersionKey) -> CachedAnswer[Secret]:
+        """Return one version of a secret, by its name. Raises `SecretNotFound` if it is not there (any more)."""
+        return await self.ask(key.component, lambda view: view.versions.get(key.name, key.version))
+
     def is_outdated(self, key: PinnedSecretKey) -> bool:
         """Whether it is known that a secret has another version by now."""
         view = self.views.get(key.component)
@@ -186,6 +225,8 @@ class Contents:
                 return _bulk_content(await self._bulks.get(key))
         if isinstance(key, PinnedValueKey):
             return _content_of(key, await self.pinned(key.directory))
+        if isinstance(key, VersionValueKey):
+            return _content_of(key, await self.version(key.directory))
         secret = await self.recall_or_ask(
             key.component, lambda view: view.recall(key.name), lambda view: view.secret(key.name)
         )
@@ -194,21 +235,37 @@ class Contents:
     def reads_have_effects(self, key: SecretKey | ValueKey) -> bool:
         """Whether fetching a secret may issue a credential."""
         view = self.views.get(key.component)
-        return view is not None and view.reads_have_effects
+        return view is not None and view.issues(key.name)
 
     def use(self, key: FileKey | PinnedSecretKey) -> None:
         """Take note that a file is in use: somebody opens it, or has it open. Likewise a single version."""
         if isinstance(key, BulkKey):
-            self._bulks.use(key)
+            self._use_bulk(key)
+        elif key.component in self.views and isinstance(key, VersionValueKey):
+            self.views[key.component].versions.use(key.name, key.version)
         elif key.component in self.views:
             self.views[key.component].use(key.name)
+
+    def _use_bulk(self, key: BulkKey) -> None:
+        self._bulks.use(key)
+        bulk, view = self._bulks.known(key), self.views.get(key.component)
+        now = trio.current_time()
+        if bulk is None or view is None or now < self._bulks_used.get(key, -math.inf) + BULK_USED_EVERY:
+            return
+        self._bulks_used[key] = now
+        for name in bulk.value.names if len(bulk.value.names) <= FRESH_IN_BULK else ():
+            view.use(name)
 
     def idle_for(self, key: FileKey | PinnedSecretKey) -> float:
         """Return for how long nobody has asked for a file, as a part of the time after which it leaves memory."""
         if isinstance(key, BulkKey):
             return self._bulks.idle_for(key) / BULK_IDLE
         view = self.views.get(key.component)
-        return view.idle_for(key.name) / view.idle if view else math.inf
+        if view is None:
+            return math.inf
+        if isinstance(key, VersionValueKey):
+            return view.versions.idle_for(key.name, key.version) / view.idle
+        return view.idle_for(key.name) / view.idle
 
     def peek(self, key: FileKey) -> Content | None:
         """Return what is in a file if that may be served without waiting."""
@@ -217,6 +274,8 @@ class Contents:
             return _bulk_content(bulk) if bulk else None
         if isinstance(key, PinnedValueKey):
             secret = self.peek_pinned(key.directory)
+        elif isinstance(key, VersionValueKey):
+            secret = self.view(key.component).versions.peek(key.name, key.version)
         else:
             secret = self.view(key.component).peek(key.name)
         return _content_of(key, secret) if secret else None
@@ -225,7 +284,7 @@ class Contents:
         """Return the secret that a value is part of if it may be served without waiting; None for any other file."""
         return self.view(key.component).peek(key.name) if isinstance(key, ValueKey) else None
 
-    async def _render(self, key: BulkKey) -> CachedAnswer[bytes]:
+    async def _render(self, key: BulkKey) -> CachedAnswer[_Bulk]:
         """Render a bulk file from one snapshot of its store, in a thread: the store may be large."""
         view = self.view(key.component)
         try:
@@ -234,23 +293,21 @@ class Contents:
             self._log_once(key, f".bulk.{key.form.value} is not complete: {error}")
             raise
 
-        def render() -> bytes:
-            if key.form is Bulk.JSON:
-                return render_json(secrets.value)
-            return render_env(secrets.value, multi_valued=view.multi_valued)
-
         try:
-            rendered = await trio.to_thread.run_sync(render)
+            rendered = await trio.to_thread.run_sync(
+                partial(render, secrets.value, key.form, multi_valued=view.multi_valued)
+            )
         except StoreError as error:  # not the store's fault, so nobody has logged it
             self._log_once(key, str(error))
             raise
         self._unrenderable.pop(key, None)
-        return CachedAnswer(rendered, secrets.fetched, secrets.expires, secrets.fetched_at, secrets.stale)
+        bulk = _Bulk(rendered, tuple(secrets.value))
+        return CachedAnswer(bulk, secrets.fetched, secrets.expires, secrets.fetched_at, secrets.stale)
 
     def _log_once(self, key: BulkKey, reason: str) -> None:
         if self._unrenderable.get(key) != reason:
             self._unrenderable[key] = reason
-            log.warning("%s: %s", key.component, reason)
+            log.warning("%s: %s", key.component, reason, extra={"store": key.component})
 
     def _expire_bulks(self, component: str) -> None:
         for form in Bulk:
@@ -270,7 +327,9 @@ def _tops(
     return tops
 
 
-def _content_of(key: ValueKey | PinnedValueKey | SecretBulkKey, secret: CachedAnswer[Secret]) -> Content:
+def _content_of(
+    key: ValueKey | PinnedValueKey | VersionValueKey | SecretBulkKey, secret: CachedAnswer[Secret]
+) -> Content:
     """Cut a file out of a secret. Raises `NoSuchEntry` if this version of the secret has no such key."""
     if isinstance(key, SecretBulkKey):
         data = render_secret(secret.value, key.form)
@@ -278,8 +337,9 @@ def _content_of(key: ValueKey | PinnedValueKey | SecretBulkKey, secret: CachedAn
         data = secret.value.values[key.key]
     else:
         raise NoSuchEntry(key.key)
-    return Content(data, secret.value.modified or secret.fetched_at, secret.expires, secret.serial)
+    modified = secret.value.modified or secret.fetched_at
+    return Content(data, modified, secret.expires, secret.serial, secret.value.version)
 
 
-def _bulk_content(bulk: CachedAnswer[bytes]) -> Content:
-    return Content(bulk.value, bulk.fetched_at, bulk.expires, bulk.serial)
+def _bulk_content(bulk: CachedAnswer[_Bulk]) -> Content:
+    return Content(bulk.value.data, bulk.fetched_at, bulk.expires, bulk.serial)

@@ -8,7 +8,7 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -17,7 +17,7 @@ import trio
 
 import secretfs
 from secretfs.cache.deadlines import shared_deadline
-from secretfs.cache.health import Kind, State, Statistics
+from secretfs.cache.health import Failure, Kind, State, Statistics
 from secretfs.cache.turns import NO_APP
 from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, SecretFSError, SecretNotFound, TooLarge
 from secretfs.fs.kernel import WarmReads
@@ -25,6 +25,7 @@ from secretfs.fs.keys import Control, ControlKey
 from secretfs.fs.names import encode
 from secretfs.fs.requests import Work
 from secretfs.fs.view import StoreView
+from secretfs.linux.confinement import protections
 
 LISTED: Final = {b"refresh": Control.REFRESH, b"reload": Control.RELOAD, b"status.json": Control.STATUS}
 """What is in the directory of a mount that can be written to, by path segment."""
@@ -32,6 +33,8 @@ LISTED_READ_ONLY: Final = {**LISTED, b"refresh": Control.REFRESH_LINK, b"reload"
 """What is in that of a read-only one."""
 BEHIND_LINKS: Final = {b".refresh": Control.REFRESH, b".reload": Control.RELOAD}
 """What the links lead to, and what is not listed."""
+METRICS: Final = {b"metrics": Control.METRICS}
+"""Where there are metrics, this can be found. It is not listed, as it takes a moment to make."""
 LINKS: Final = {Control.REFRESH_LINK: b".refresh", Control.RELOAD_LINK: b".reload"}
 
 LARGEST_REQUEST: Final = 65536
@@ -45,6 +48,9 @@ Path = tuple[bytes, ...]
 
 class RenderedFile(ABC):
     """A control file whose content is made each time that it is looked up."""
+
+    async def prepare(self) -> None:  # noqa: B027 - most have nothing to do
+        """Do what takes time before a look-up is answered with `render`."""
 
     @abstractmethod
     def render(self) -> bytes:
@@ -78,7 +84,9 @@ class MountStatus:
     takeovers: int
     """How many processes have served the mount before this one."""
     requests: Mapping[str, Work]
-    """The kernel's requests that wait, by app, in a mount for many apps."""
+    """The kernel's requests that wait, by app, or by user where there are no apps and others may enter."""
+    all_requests: Work
+    """All of them, in any mount."""
     warm_reads: WarmReads
     """Who answers them."""
 
@@ -139,6 +147,7 @@ class StatusFile(RenderedFile):
                     "answered_by": "kernel" if mount.warm_reads.by_kernel else "secretfs",
                     "reason": mount.warm_reads.reason,
                 },
+                "protections": {name: {"holds": holds, "how": how} for name, holds, how in protections()},
             },
             "declaration": {
                 "apps": declared.apps,
@@ -147,18 +156,35 @@ class StatusFile(RenderedFile):
                 "error": declared.error or None,
             },
             "calls": _calls(stores.values(), mount.app_id),
-            "requests": {app: work._asdict() for app, work in mount.requests.items()},
+            "requests": {asker.removeprefix("app "): work._asdict() for asker, work in mount.requests.items()},
             "stores": {name: _store(statistics) for name, statistics in sorted(stores.items())},
+            "files": {name: _files(view.statistics()) for name, view in sorted(self._views().items()) if view.rendered},
         }
         return json.dumps(document, indent=2).encode() + b"\n"
 
     def _statistics(self, declared: DeclarationStatus) -> dict[str, Statistics]:
         """Return the health of each store, once: a thousand apps may see the same."""
-        views = self._views()
+        views = {name: view for name, view in self._views().items() if not view.rendered}
         if declared.apps is None:
             return {name: view.statistics() for name, view in views.items()}
         stores = {view.store_name: view for view in views.values()}
         return {name: view.store_statistics() for name, view in stores.items()}
+
+
+class MetricsFile(RenderedFile):
+    """``metrics``: numbers for Prometheus."""
+
+    def __init__(self, page: Callable[[], Awaitable[bytes]]) -> None:
+        self._make_page = page
+        self._page = b""
+
+    async def prepare(self) -> None:
+        """Make the page."""
+        self._page = await self._make_page()
+
+    def render(self) -> bytes:
+        """Return the page that was made last."""
+        return self._page
 
 
 class ControlDirectory:
@@ -171,6 +197,7 @@ class ControlDirectory:
         declared: Declared,
         *,
         read_only: bool = False,
+        metrics: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
         self._files: dict[Control, ControlFile] = {
             Control.STATUS: StatusFile(mount, views, declared.status),
@@ -180,15 +207,26 @@ class ControlDirectory:
         }
         self.listed: Mapping[bytes, Control] = LISTED_READ_ONLY if read_only else LISTED
         """What is listed, by path segment."""
-        self.names: Mapping[bytes, Control] = {**self.listed, **BEHIND_LINKS} if read_only else LISTED
+        self.names: dict[bytes, Control] = {**self.listed, **BEHIND_LINKS} if read_only else dict(LISTED)
         """What can be found, by path segment."""
+        if metrics is not None:
+            self._files[Control.METRICS] = MetricsFile(metrics)
+            self.names.update(METRICS)
 
     def __getitem__(self, control: Control) -> ControlFile:
+        if control not in self._files:
+            raise NoSuchEntry(control.value)
         return self._files[control]
+
+    async def prepare(self, control: Control) -> None:
+        """Do what a file has to do before it is looked up."""
+        file = self._files.get(control)
+        if isinstance(file, RenderedFile):
+            await file.prepare()
 
     def request_file(self, key: object) -> RequestFile | None:
         """Return the file at a place, if it takes requests."""
-        file = self._files[key.control] if isinstance(key, ControlKey) else None
+        file = self._files.get(key.control) if isinstance(key, ControlKey) else None
         return file if isinstance(file, RequestFile) else None
 
     def link_target(self, key: object) -> bytes:
@@ -286,21 +324,41 @@ def _calls(stores: Iterable[Statistics], only_app: str) -> dict[str, Any]:
 
 
 def _store(statistics: Statistics) -> dict[str, Any]:
-    error = statistics.last_error
+    readers = statistics.readers
     return {
         "type": statistics.store_type,
         "state": statistics.state.value,
         "last_success": _timestamp(statistics.last_success),
-        "last_error": error and {"at": _timestamp(error.at), "class": error.error, "message": error.message},
+        "last_error": _failure(statistics.last_error),
         "names": statistics.names,
         "cached_values": statistics.cached,
         "stale_values": statistics.stale,
         "breaker": {"open": statistics.state is State.DOWN, "next_try": _timestamp(statistics.next_try)},
+        "readers": {"hits": readers.hits, "waits": readers.waits, "waiting": readers.waiting},
+        "rotations": {"values": readers.rotated, "last": _timestamp(readers.last_rotation)},
         "calls": {
             kind.value: {"made": statistics.asked.get(kind, 0), "failed": statistics.failed.get(kind, 0)}
             for kind in Kind
         },
     }
+
+
+def _files(statistics: Statistics) -> dict[str, Any]:
+    """Return how the rendered files of a directory are: ``failing`` could not be rendered when that was last tried."""
+    return {
+        "declared": statistics.names,
+        "rendered": statistics.cached,
+        "failing": statistics.stale,
+        "last_error": _failure(statistics.last_error),
+        "known": {
+            name: {"rendered": _timestamp(file.rendered), "error": _failure(file.failure)}
+            for name, file in sorted(statistics.files.items())
+        },
+    }
+
+
+def _failure(failure: Failure | None) -> dict[str, Any] | None:
+    return failure and {"at": _timestamp(failure.at), "class": failure.error, "message": failure.message}
 
 
 def _timestamp(seconds: float | None) -> str | None:

@@ -6,6 +6,7 @@ expires; here it is ended at once, when names change.
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import trio
 
@@ -15,10 +16,10 @@ from secretfs.fs.content import Contents
 from secretfs.fs.control_files import ControlDirectory
 from secretfs.fs.entries import list_directory
 from secretfs.fs.handles import DirectoryHandles, directory_of, locate, position
-from secretfs.fs.inode import Directory, is_of
+from secretfs.fs.inode import Directory
 from secretfs.fs.inodes import Tree
 from secretfs.fs.kernel import Kernel
-from secretfs.fs.keys import AppKey, DirectoryKey, FolderKey, RootKey, SecretKey, parent_of
+from secretfs.fs.keys import DirectoryKey, FolderKey, RootKey, SecretKey, parent_of
 from secretfs.fs.listing import Key, Listing
 from secretfs.fs.names import split
 
@@ -33,11 +34,6 @@ class Directories:
         self._kernel = kernel
         self._born = born
         self._handles = DirectoryHandles()
-
-    @property
-    def apps(self) -> frozenset[str]:
-        """The apps whose directories the kernel may know."""
-        return frozenset(key.app for key in self._tree.directories if isinstance(key, AppKey))
 
     async def open(self, number: int) -> int:
         """Take a snapshot of a directory; returns a handle for `read` and `close`."""
@@ -90,17 +86,18 @@ class Directories:
         self._handles.drop_idle(trio.current_time())
 
     def note(self, change: Change) -> None:
-        """Have the kernel list anew what a change concerns."""
-        for key in _concerned(change):
+        """Have the kernel list anew what a change concerns. The time of a directory tells no app of what is hidden."""
+        view = self._contents.views.get(change.component)
+        names = change.names if view is None else frozenset(filter(view.may_show, change.names))
+        for key in _concerned(replace(change, names=names)):
             directory = self._tree.known(key)
             if isinstance(directory, Directory):
                 self._change(directory)
 
     def note_all(self, component: str) -> None:
         """Have the kernel list every directory of a store anew: another one is shown there, or another part of it."""
-        for key, directory in self._tree.directories.items():
-            if is_of(component, key):
-                self._change(directory)
+        for directory in self._tree.inodes.directories_of(component):
+            self._change(directory)
 
     def _change(self, directory: Directory) -> None:
         directory.change(time.time(), self._born)
@@ -120,6 +117,7 @@ def _concerned(change: Change) -> set[DirectoryKey]:
         path = split(name)
         keys.update(FolderKey(change.component, path[:depth]) for depth in range(len(path)))
     if change.whole:
-        above = parent_of(change.component)
-        keys |= {above, RootKey()}
+        keys.add(parent_of(change.component))
+        if change.component.endswith("/"):  # an app; of its stores no other app is to see anything
+            keys.add(RootKey())
     return keys

@@ -5,6 +5,7 @@ and never listed.
 """
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import trio
 
@@ -15,7 +16,6 @@ from secretfs.fs.control_files import ControlDirectory
 from secretfs.fs.inode import DIRECTORY_TIMEOUT
 from secretfs.fs.keys import (
     AppKey,
-    Bulk,
     BulkKey,
     ControlKey,
     ControlsKey,
@@ -27,11 +27,14 @@ from secretfs.fs.keys import (
     RootKey,
     SecretBulkKey,
     SecretKey,
+    VersionKey,
+    VersionsKey,
+    VersionValueKey,
 )
 from secretfs.fs.listing import Listing, make_listing
-from secretfs.fs.names import BULK_ENV, BULK_JSON, CONTROL, DATA, encode
+from secretfs.fs.names import BULK_FORMS, CONTROL, DATA, VERSIONS, decode, encode, is_probe
 
-_BULK_FORMS = {BULK_JSON: Bulk.JSON, BULK_ENV: Bulk.ENV}
+K = TypeVar("K", bound=DirectoryKey | LeafKey)
 
 
 async def find(
@@ -45,8 +48,8 @@ async def find(
             if segment not in controls.names:
                 raise NoSuchEntry(segment.decode(errors="replace"))
             return ControlKey(controls.names[segment]), DIRECTORY_TIMEOUT
-        case FolderKey(component, ()) if segment in _BULK_FORMS:
-            return BulkKey(component, _BULK_FORMS[segment]), DIRECTORY_TIMEOUT
+        case FolderKey(component, ()) if segment in BULK_FORMS:
+            return BulkKey(component, BULK_FORMS[segment]), DIRECTORY_TIMEOUT
         case FolderKey(component, segments):
             return await contents.recall_or_ask(
                 component,
@@ -55,8 +58,8 @@ async def find(
             )
         case SecretKey():
             return await _find_in_secret(contents, parent, segment)
-        case PinnedSecretKey():
-            return await _find_pinned(contents, parent, segment), FOREVER
+        case PinnedSecretKey() | VersionsKey() | VersionKey():
+            return await _find_in_version(contents, parent, segment)
 
 
 async def _find_in_secret(
@@ -65,19 +68,28 @@ async def _find_in_secret(
     component, name = parent.component, parent.name
     if segment == DATA:
         return await contents.pin(parent), 0.0  # no rename tells the kernel that another version is there
-    if segment in _BULK_FORMS:
+    if segment == VERSIONS:
+        if not contents.view(component).versions.exist_of(name):
+            raise NoSuchEntry("..versions")
+        return VersionsKey(component, name), DIRECTORY_TIMEOUT
+    if segment in BULK_FORMS:
         secret = await contents.ask(component, lambda view: view.secret(name))
-        return SecretBulkKey(component, name, _BULK_FORMS[segment]), secret.remaining
+        return SecretBulkKey(component, name, BULK_FORMS[segment]), secret.remaining
     return await contents.recall_or_ask(
         component, lambda view: view.recall_value(name, segment), lambda view: view.value(name, segment)
     )
 
 
-async def _find_pinned(contents: Contents, parent: PinnedSecretKey, segment: bytes) -> PinnedValueKey:
-    found = (await _pinned_values(contents, parent)).get(segment)
-    if found is None:
-        raise NoSuchEntry(segment.decode(errors="replace"))
-    return found
+async def _find_in_version(
+    contents: Contents, parent: PinnedSecretKey | VersionsKey | VersionKey, segment: bytes
+) -> tuple[DirectoryKey | LeafKey, float]:
+    match parent:
+        case PinnedSecretKey():
+            return _entry(await _pinned_values(contents, parent), segment), FOREVER
+        case VersionsKey():
+            return await _find_version(contents, parent, segment)
+    found, remaining = await _values_of_version(contents, parent)
+    return _entry(found, segment), remaining
 
 
 async def _pinned_values(contents: Contents, directory: PinnedSecretKey) -> Mapping[bytes, PinnedValueKey]:
@@ -87,13 +99,34 @@ async def _pinned_values(contents: Contents, directory: PinnedSecretKey) -> Mapp
     return {encode(key): PinnedValueKey(*at, key) for key in secret.value.values}
 
 
-def _find_top(contents: Contents, parent: RootKey | AppKey, segment: bytes) -> DirectoryKey:
-    if segment == CONTROL and isinstance(parent, RootKey):
-        return ControlsKey()
-    found = contents.top(parent).get(segment)
+async def _find_version(contents: Contents, parent: VersionsKey, segment: bytes) -> tuple[VersionKey, float]:
+    version = decode(segment)
+    if version is None or is_probe(segment):
+        raise NoSuchEntry(segment.decode(errors="replace"))
+    key = VersionKey(parent.component, parent.name, version)
+    return key, (await contents.version(key)).remaining
+
+
+async def _values_of_version(
+    contents: Contents, directory: VersionKey
+) -> tuple[Mapping[bytes, VersionValueKey], float]:
+    """Return what is in the directory of a version, and for how many seconds it holds: the version may be deleted."""
+    secret = await contents.version(directory)
+    at = (directory.component, directory.name, directory.version)
+    return {encode(key): VersionValueKey(*at, key) for key in secret.value.values}, secret.remaining
+
+
+def _entry(entries: Mapping[bytes, K], segment: bytes) -> K:
+    found = entries.get(segment)
     if found is None:
         raise NoSuchEntry(segment.decode(errors="replace"))
     return found
+
+
+def _find_top(contents: Contents, parent: RootKey | AppKey, segment: bytes) -> DirectoryKey:
+    if segment == CONTROL and isinstance(parent, RootKey):
+        return ControlsKey()
+    return _entry(contents.top(parent), segment)
 
 
 async def list_directory(
@@ -112,6 +145,8 @@ async def list_directory(
             found = {name: ControlKey(control) for name, control in controls.listed.items()}
         case PinnedSecretKey():
             found = await _pinned_values(contents, directory)
+        case VersionKey():
+            found, remaining = await _values_of_version(contents, directory)
         case SecretKey(component, name):
             found, remaining = await contents.ask(component, lambda view: view.values(name))
     expires = trio.current_time() + remaining

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Final
 
+from secretfs.errors import AppRemoved
 from secretfs.fs.keys import AppKey, ControlKey, ControlsKey, DirectoryKey, LeafKey, RootKey
 
 DIRECTORY_TIMEOUT: Final = 60.0
@@ -73,6 +74,8 @@ class Version:
     """Identity of the content; empty while unbound. Keyed, so that it tells nothing about the content."""
     answer: int = 0
     """Serial of the newest answer that was found to have this content."""
+    label: str = ""
+    """What the store calls the version of the secret, in the newest answer that had this content."""
     size: int = 0
     modified: float = 0.0
     """Seconds since the epoch."""
@@ -105,6 +108,12 @@ Inode = Directory | Version
 def is_known(inode: Inode) -> bool:
     """Whether the kernel holds a reference. It does for as long as the inode is open, mapped or watched."""
     return inode.lookups > 0
+
+
+def require_app(inode: Inode) -> None:
+    """Raise `AppRemoved` for what belongs to an app that has been removed."""
+    if inode.revoked:
+        raise AppRemoved(f"inode {inode.number} belongs to an app that has been removed")
 
 
 def is_of(component: str, key: DirectoryKey | LeafKey) -> bool:

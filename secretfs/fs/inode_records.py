@@ -50,7 +50,7 @@ class InodeRecords:
         """Return an inode of the process before, and whether a path leads to it. Raises `JournalUnreadable`."""
         try:
             key = key_from_text(record.text, record.pin)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise JournalUnreadable(f"inode {record.number} is of no kind that is known here") from None
         revoked = bool(record.flags & Flag.REVOKED)
         current = not revoked if record.pin else bool(record.flags & Flag.CURRENT)

@@ -12,28 +12,25 @@ What the kernel knows is in the journal before it knows it, so that a process wh
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from secretfs.cache.warm_restart import WarmMemory
 from secretfs.errors import JournalUnreadable
-from secretfs.fs.inode import Directory, Inode, Version, is_known, is_of
+from secretfs.fs.inode import Directory, Inode, Version, is_known
 from secretfs.fs.inode_numbers import InodeNumbers
 from secretfs.fs.inode_records import InodeRecords
+from secretfs.fs.inode_table import InodeTable
 from secretfs.fs.journal import Journal, Record
 from secretfs.fs.keys import (
-    ControlKey,
-    ControlsKey,
     DirectoryKey,
     FolderKey,
     LeafKey,
     PinnedSecretKey,
     PinnedValueKey,
     RootKey,
-    SecretKey,
     ValueKey,
     app_of_key,
 )
-from secretfs.fs.pinned import PinnedInodes
 
 ROOT_INODE = 1
 
@@ -47,17 +44,19 @@ class Tree:
         self._numbers = InodeNumbers(self._journal)
         self._memory = memory or WarmMemory(self._journal.digest_key)
         self._records = InodeRecords(self._journal, self._memory)
-        self._inodes: dict[int, Inode] = {}
-        self._holding: defaultdict[str, set[Version]] = defaultdict(set)
-        """The versions whose content is in memory, by component; without control files and what is pinned."""
-        self.pinned = PinnedInodes()
-        """Those of single versions of a secret."""
-        self._directories: dict[DirectoryKey, Directory] = {}
-        self._current: dict[LeafKey, Version] = {}
+        self.inodes = InodeTable()
+        """All of them."""
+        self._doubted: set[str] = set()
+        """The stores of which there may be versions in doubt."""
+        self._revoked: set[Version] = set()
+        self._directories = self.inodes.directories
+        self._current = self.inodes.current
         self._superseded: defaultdict[LeafKey, list[Version]] = defaultdict(list)
         """The versions that are linked and not current any more, oldest first."""
-        self.inherited: dict[LeafKey, float] = {}
-        """The files that were opened while another worker kept the journal, and when, in seconds since the epoch."""
+        self.inherited: defaultdict[str, dict[LeafKey, float]] = defaultdict(dict)
+        """The files that were opened while another worker kept the journal, by component.
+
+        And when, in seconds since the epoch."""
         for record in self._journal.records():
             self._restore(record)
         self._memory.sweep()
@@ -68,29 +67,25 @@ class Tree:
             raise JournalUnreadable("it has no root")
 
     def __len__(self) -> int:
-        return len(self._inodes)
+        return len(self.inodes)
 
     def __contains__(self, number: int) -> bool:
-        return number in self._inodes
-
-    def count(self) -> int:
-        """Return the number of inodes, without those of control files."""
-        return sum(not isinstance(inode.key, ControlsKey | ControlKey) for inode in self._inodes.values())
+        return number in self.inodes.by_number
 
     def inode(self, number: int) -> Inode:
         """Return an inode that is known. Raises KeyError for any other number."""
-        return self._inodes[number]
+        return self.inodes.by_number[number]
 
     def require_directory(self, number: int) -> Directory:
         """Return a directory. The kernel asks for nothing else where there must be one."""
-        inode = self._inodes[number]
+        inode = self.inodes.by_number[number]
         if not isinstance(inode, Directory):
             raise NotADirectoryError(number)
         return inode
 
     def require_version(self, number: int) -> Version:
         """Return a version of a file. The kernel asks for nothing else where there must be one."""
-        inode = self._inodes[number]
+        inode = self.inodes.by_number[number]
         if not isinstance(inode, Version):
             raise IsADirectoryError(number)
         return inode
@@ -100,18 +95,8 @@ class Tree:
         directory = self._directories.get(key)
         if directory is None:
             directory = self._directories[key] = Directory(self._numbers.take(key), key)
-            self._add(directory)
+            self.inodes.add(directory)
         return directory
-
-    def _add(self, inode: Inode) -> None:
-        self._inodes[inode.number] = inode
-        if inode.key.pin:
-            self.pinned.add(inode)
-
-    @property
-    def directories(self) -> Mapping[DirectoryKey, Directory]:
-        """The directories that the kernel may know, by place."""
-        return self._directories
 
     def current(self, key: LeafKey) -> Version:
         """Return the version that the path to this place leads to, made unbound on first use."""
@@ -122,16 +107,6 @@ class Tree:
         if isinstance(key, DirectoryKey):
             return self._directories.get(key)
         return self._current.get(key)
-
-    def known_names(self, component: str) -> set[str]:
-        """Return the names of all secrets and folders of a store whose place the kernel knows."""
-        names = {key.name for key in self._current if isinstance(key, ValueKey) and key.component == component}
-        for key in self._directories:
-            if isinstance(key, SecretKey) and key.component == component:
-                names.add(key.name)
-            elif isinstance(key, FolderKey) and key.component == component and key.segments:
-                names.add("/".join(key.segments))
-        return names
 
     def is_current(self, version: Version) -> bool:
         """Whether the path to its place still leads to this version."""
@@ -196,19 +171,31 @@ class Tree:
 
     def invalidate(self, component: str) -> None:
         """Take no content of a store's files for right any more, until an answer says so again."""
-        for inode in self._inodes.values():
-            if isinstance(inode, Version) and is_of(component, inode.key):
-                inode.in_doubt, inode.answer = True, 0
+        self._doubted.add(component)
+        for version in self.inodes.files(component):
+            version.in_doubt, version.answer = True, 0
+
+    def in_doubt(self) -> list[Version]:
+        """Return the versions that are in doubt."""
+        found: list[Version] = []
+        for component in list(self._doubted):
+            doubted = [version for version in self.inodes.files(component) if version.in_doubt]
+            found += doubted
+            if not doubted:
+                self._doubted.discard(component)
+        return found
 
     def detach_store(self, component: str) -> list[Version]:
         """Let no path lead to what is in the directory of a store that has gone. Returns its files."""
-        for key, directory in list(self._directories.items()):
-            if key == FolderKey(component):
-                directory.outdated = True
-                self._mark(directory)
-            elif is_of(component, key):
-                self.unlink(directory)
-        files = [version for key, version in self._current.items() if is_of(component, key)]
+        files: list[Version] = []
+        for inode in filter(self.inodes.is_in_place, self.inodes.of_store(component)):
+            if isinstance(inode, Version):
+                files.append(inode)
+            elif inode.key == FolderKey(component):
+                inode.outdated = True
+                self._mark(inode)
+            else:
+                self.unlink(inode)
         for version in files:
             self.unlink(version)
         return files
@@ -218,9 +205,10 @@ class Tree:
         self._numbers.forget(apps)
         unreported = self._journal.kernel_opens  # the report of an open may be on its way
         opened = 0
-        for inode in [inode for inode in self._inodes.values() if app_of_key(inode.key) in apps]:
+        for inode in self.inodes.of_apps(apps):
             if isinstance(inode, Version):
                 inode.revoked, inode.content = True, None
+                self._revoked.add(inode)
                 self._let_go(inode)
                 opened += (inode.opened or unreported) and is_known(inode)
             elif isinstance(inode.key, PinnedSecretKey):
@@ -230,8 +218,7 @@ class Tree:
 
     def revoked(self) -> list[tuple[str, Version]]:
         """Return the files of apps that have been removed and whose bytes the kernel may have, each with its app."""
-        files = [inode for inode in self._inodes.values() if isinstance(inode, Version) and inode.revoked]
-        return [(app_of_key(version.key), version) for version in files if version.digest]
+        return [(app_of_key(version.key), version) for version in self._revoked if version.digest]
 
     def discard(self, inode: Inode) -> None:
         """Drop an inode that was made for the kernel, and that the kernel did not take."""
@@ -255,18 +242,20 @@ class Tree:
     def open(self, version: Version) -> None:
         """Take note that a program opens a version now."""
         version.opened = True
-        if version.key in self.inherited:
-            self.inherited[version.key] = time.time()
+        inherited = self.inherited.get(version.key.component)
+        if inherited and version.key in inherited:
+            inherited[version.key] = time.time()
         if version.slot:
             self._journal.note_use(version.slot)
 
     def holding(self, component: str) -> list[Version]:
         """Return the versions of a store's files whose content is in memory."""
-        return list(self._holding[component])
+        held = (file for file in self.inodes.files(component) if file.lookups and file.content is not None)
+        return [version for version in held if not version.key.pin]
 
     def bound(self) -> list[Version]:
         """Return all versions of files that have content, or had in the process before us."""
-        return [inode for inode in self._inodes.values() if isinstance(inode, Version) and inode.digest]
+        return [inode for inode in self.inodes if isinstance(inode, Version) and inode.digest]
 
     def add_ref(self, inode: Inode) -> None:
         """Count a reference that the kernel takes: a lookup, or an entry of a directory listing.
@@ -275,8 +264,8 @@ class Tree:
         """
         inode.lookups += 1
         if inode.lookups == 1:
-            if inode.number not in self._inodes:
-                self._add(inode)
+            if inode.number not in self.inodes.by_number:
+                self.inodes.add(inode)
             if isinstance(inode, Directory):
                 self._directories.setdefault(inode.key, inode)
             else:
@@ -287,7 +276,7 @@ class Tree:
 
     def drop_refs(self, number: int, lookups: int) -> None:
         """Take back references that the kernel gave up."""
-        inode = self._inodes[number]
+        inode = self.inodes.by_number[number]
         inode.lookups -= lookups
         if inode.slot:
             self._journal.count(inode.slot, inode.lookups)
@@ -303,16 +292,22 @@ class Tree:
             if current:
                 self._directories[inode.key] = inode
         elif current:
-            key, age = inode.key, self._age
-            self._current[key] = max(inode, self._current.get(key, inode), key=age)
+            key = inode.key
+            before = self._current.get(key)
+            self._current[key] = inode if before is None else max(inode, before, key=self._age)
             if isinstance(key, PinnedValueKey):  # what has to be found out is what its secret is now
                 key = ValueKey(key.component, key.name, key.key)
-            self.inherited[key] = max(record.used, self.inherited.get(key, 0.0))
+            inherited = self.inherited[key.component]
+            inherited[key] = max(record.used, inherited.get(key, 0.0))
         elif inode.linked:
             self._superseded[inode.key] = sorted([*self._superseded[inode.key], inode], key=self._age)
         if isinstance(inode, Version):
             self._keep(inode)
-        self._add(inode)
+            if inode.in_doubt:
+                self._doubted.add(inode.key.component)
+            if inode.revoked:
+                self._revoked.add(inode)
+        self.inodes.add(inode)
 
     def _age(self, inode: Inode) -> int:
         return self._numbers.age(inode.number)
@@ -371,17 +366,13 @@ class Tree:
         """Take note that a version has content, and keep that for the next process: if the kernel knows it."""
         if version.lookups and version.content is not None:
             version.kept = version.kept or self._memory.hold(version.digest, version.content)
-            if not isinstance(version.key, ControlKey | PinnedValueKey):
-                self._holding[version.key.component].add(version)
 
     def _remove(self, inode: Inode) -> None:
-        self._inodes.pop(inode.number, None)
-        if inode.key.pin:
-            self.pinned.discard(inode)
+        self.inodes.remove(inode)
+        if isinstance(inode, Version):
+            self._revoked.discard(inode)
 
     def _let_go(self, version: Version) -> None:
-        if not isinstance(version.key, ControlKey):
-            self._holding[version.key.component].discard(version)
         if version.kept:
             version.kept = False
             self._memory.release(version.digest)
@@ -395,5 +386,5 @@ class Tree:
 
     def _new_version(self, key: LeafKey) -> Version:
         version = Version(self._numbers.take(key), key)
-        self._add(version)
+        self.inodes.add(version)
         return version

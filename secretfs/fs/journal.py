@@ -9,6 +9,7 @@ the next: a record is valid once its number is written, which happens last.
 """
 
 import json
+import math
 import mmap
 import os
 import secrets
@@ -16,7 +17,7 @@ import struct
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
@@ -36,6 +37,7 @@ _NOTE: Final = 2**64 - 1  # number of a record that is no inode, as is the next
 _WAITER: Final = 2**64 - 2
 _LONGEST_INIT: Final = 256  # bytes; FUSE_INIT has 104 (protocol 7.45)
 _DIGEST: Final = 16
+_LAST: Final = float(1 << 41)  # seconds since the epoch; no answer has a time that is as far away
 _DETAILS: Final = ""  # no component has this name; versions that know nothing of it take it for one that is gone
 
 
@@ -136,11 +138,13 @@ class Journal:
         self.close = weakref.finalize(self, os.close, self.file)
         """Close the descriptor. The memory exists as long as another process has it open."""
         self._free: defaultdict[int, list[int]] = defaultdict(list)
+        self._note_slots: Sequence[int] | None = None
         if fresh:
             self._begin()
         if self._words[_Head.MAGIC] != _MAGIC or self._words[_Head.FORMAT] not in (FORMAT, FORMAT_KERNEL_OPENS):
             raise JournalUnreadable("it is of another version of secretfs")
-        if not _Head.END <= self._words[_Head.USED] <= len(self._words):
+        used, init = self._words[_Head.USED], self._words[_Head.INIT_LENGTH]
+        if not (_Head.END <= used <= len(self._words) and init <= _LONGEST_INIT and math.isfinite(self.born)):
             raise JournalUnreadable("it is damaged")
 
     def _begin(self) -> None:
@@ -207,14 +211,19 @@ class Journal:
     def _slots(self) -> Iterator[int]:
         slot = int(_Head.END)
         while slot < self._words[_Head.USED]:
-            yield slot
-            if not self._words[slot]:
+            words = self._words[slot]
+            if words <= _Field.TEXT or slot + words > self._words[_Head.USED]:
                 raise JournalUnreadable("it is damaged")
-            slot += self._words[slot]
+            yield slot
+            slot += words
 
     def _record(self, slot: int) -> Record:
         words = self._words
         length, pinned = words[slot + _Field.LENGTH], words[slot + _Field.FLAGS] & Flag.PINNED
+        modified, used = _float(words[slot + _Field.MODIFIED]), _float(words[slot + _Field.USED])
+        too_long = _behind(slot, length) + (PIN // _WORD if pinned else 0) > slot + words[slot]
+        if too_long or not (abs(modified) < _LAST and abs(used) < _LAST):
+            raise JournalUnreadable("it is damaged")
         return Record(
             slot,
             words[slot + _Field.NUMBER],
@@ -222,8 +231,8 @@ class Journal:
             words[slot + _Field.OPENS],
             Flag(words[slot + _Field.FLAGS]),
             words[slot + _Field.SIZE],
-            _float(words[slot + _Field.MODIFIED]),
-            _float(words[slot + _Field.USED]),
+            modified,
+            used,
             self._get(slot + _Field.DIGEST, _DIGEST),
             self._get(slot + _Field.TEXT, length),
             self._get(_behind(slot, length), PIN if pinned else 0),
@@ -284,9 +293,12 @@ class Journal:
     @property
     def stores(self) -> dict[str, StoreRecord]:
         """The stores that were served last, by component."""
-        known = json.loads(self._note() or b"{}")
-        details = known.pop(_DETAILS, {})
-        return {name: StoreRecord(multi_valued, *details.get(name, ())) for name, multi_valued in known.items()}
+        try:
+            known = json.loads(self._note() or b"{}")
+            details = known.pop(_DETAILS, {})
+            return {name: StoreRecord(multi_valued, *details.get(name, ())) for name, multi_valued in known.items()}
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            raise JournalUnreadable("it does not say which stores were served") from None
 
     @stores.setter
     def stores(self, stores: Mapping[str, StoreRecord]) -> None:
@@ -298,16 +310,22 @@ class Journal:
 
     def _note(self) -> bytes:
         """Return the text that `_store_note` wrote last."""
-        notes = [self._record(slot) for slot in self._slots() if self._words[slot + _Field.NUMBER] == _NOTE]
-        return max(notes, key=lambda note: note.lookups).text if notes else b""
+        return max(map(self._record, self._notes()), key=lambda note: note.lookups).text if self._notes() else b""
 
     def _store_note(self, text: bytes) -> None:
         """Store a text that is about no inode, in the place of the one before."""
-        before = [slot for slot in self._slots() if self._words[slot + _Field.NUMBER] == _NOTE]
+        before = self._notes()
         serial = max((self._words[slot + _Field.LOOKUPS] for slot in before), default=0) + 1
-        self.add(_NOTE, text, serial)
+        # One that is a little longer than the last fits all the same: else each would leave a gap that nothing fits.
+        self._note_slots = [self.add(_NOTE, text.ljust(1 << len(text).bit_length()), serial)]
         for slot in before:
             self.drop(slot)
+
+    def _notes(self) -> Sequence[int]:
+        """Return where notes are: after a kill in the middle of `_store_note` there may be two."""
+        if self._note_slots is None:
+            self._note_slots = [slot for slot in self._slots() if self._words[slot + _Field.NUMBER] == _NOTE]
+        return self._note_slots
 
     def _room(self, words: int) -> int:
         """Return a slot of a length in words, a free one or one at the end."""

@@ -10,10 +10,18 @@ PIN: Final = 16
 
 
 class Bulk(Enum):
-    """The two forms of a store's bulk file."""
+    """The forms of a store's bulk file. The value is the end of its name."""
 
     JSON = "json"
     ENV = "env"
+    EXPORT = "export.env"
+    PROPERTIES = "properties"
+    YAML = "yaml"
+
+    @property
+    def segment(self) -> bytes:
+        """The name of the file."""
+        return b".bulk." + self.value.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +134,56 @@ class PinnedValueKey:
         return PinnedSecretKey(self.component, self.name, self.pin)
 
 
+@dataclass(frozen=True, slots=True)
+class VersionsKey:
+    """The directory ``..versions`` of a multi-valued secret."""
+
+    component: str
+    name: str
+    pin: ClassVar[bytes] = b""
+
+    @property
+    def secret(self) -> SecretKey:
+        """The secret, in its newest version."""
+        return SecretKey(self.component, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionKey:
+    """The directory of one version of a secret, by what the store calls it. What it holds never changes."""
+
+    component: str
+    name: str
+    version: str
+    pin: ClassVar[bytes] = b""
+
+    @property
+    def above(self) -> VersionsKey:
+        """The directory it is in."""
+        return VersionsKey(self.component, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionValueKey:
+    """One value of one version of a secret."""
+
+    component: str
+    name: str
+    version: str
+    key: str
+    pin: ClassVar[bytes] = b""
+
+    @property
+    def directory(self) -> VersionKey:
+        """The directory it is in."""
+        return VersionKey(self.component, self.name, self.version)
+
+
 class Control(Enum):
     """The files of the control directory."""
 
     STATUS = "status"
+    METRICS = "metrics"
     REFRESH = "refresh"
     RELOAD = "reload"
     REFRESH_LINK = "refresh-link"
@@ -154,9 +208,9 @@ class ControlKey:
     pin: ClassVar[bytes] = b""
 
 
-FileKey = ValueKey | PinnedValueKey | BulkKey | SecretBulkKey
+FileKey = ValueKey | PinnedValueKey | VersionValueKey | BulkKey | SecretBulkKey
 """A file whose content comes from a store."""
-DirectoryKey = RootKey | AppKey | FolderKey | SecretKey | PinnedSecretKey | ControlsKey
+DirectoryKey = RootKey | AppKey | FolderKey | SecretKey | PinnedSecretKey | VersionsKey | VersionKey | ControlsKey
 LeafKey = FileKey | ControlKey
 
 _KINDS: Final[dict[str, Any]] = {
@@ -167,6 +221,9 @@ _KINDS: Final[dict[str, Any]] = {
     "value": ValueKey,
     "bulk": BulkKey,
     "secret-bulk": SecretBulkKey,
+    "versions": VersionsKey,
+    "version": VersionKey,
+    "version-value": VersionValueKey,
     "controls": ControlsKey,
     "control": ControlKey,
 }
@@ -207,6 +264,18 @@ def _unpinned(key: DirectoryKey | LeafKey) -> DirectoryKey | LeafKey:
     return ValueKey(key.component, key.name, key.key) if isinstance(key, PinnedValueKey) else key
 
 
+def _name(part: object) -> str:
+    if not isinstance(part, str):
+        raise TypeError(f"a name is a {type(part).__name__}")
+    return part
+
+
+def _path(part: object) -> tuple[str, ...]:
+    if not isinstance(part, list):
+        raise TypeError(f"a path is a {type(part).__name__}")
+    return tuple(map(_name, part))
+
+
 def key_from_text(text: bytes, pin: bytes = b"") -> DirectoryKey | LeafKey:
     """Return the key that `key_to_text` wrote. Raises ValueError, TypeError or KeyError for anything else."""
     kind_name, *parts = json.loads(text)
@@ -214,7 +283,7 @@ def key_from_text(text: bytes, pin: bytes = b"") -> DirectoryKey | LeafKey:
     given: list[Any] = []
     for name, part in zip(kind.__match_args__, parts, strict=True):
         enum = _ENUMS.get(name)
-        given.append(enum(part) if enum else tuple(part) if isinstance(part, list) else part)
+        given.append(enum(part) if enum else _path(part) if name == "segments" else _name(part))
     key: DirectoryKey | LeafKey = kind(*given)
     if pin and isinstance(key, SecretKey):
         return PinnedSecretKey(key.component, key.name, pin)

@@ -7,13 +7,16 @@ store and in slices, between which other tasks run. No request waits for more th
 import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from heapq import merge
 from typing import Final, TypeVar
 
 import trio
 
+from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.fs.keys import DirectoryKey, FolderKey, LeafKey, SecretKey, ValueKey
 from secretfs.fs.names import encode, split
+from secretfs.store import Names
 
 Name = TypeVar("Name", str, bytes)
 
@@ -79,9 +82,10 @@ class Listing(Mapping[bytes, Key]):
         """Return the keys of the entries from one place on, before another."""
         return [self._entries[segment] for segment in self._order[start:end]]
 
-    async def without_values(self) -> "Listing":
-        """Return the same listing without the values in it."""
-        return await make_listing({at: key for at, key in self.items() if not isinstance(key, ValueKey)})
+    async def without(self, unwanted: Callable[[str], bool]) -> "Listing":
+        """Return the same listing without the values of secrets that are ``unwanted``, by name."""
+        kept = {at: key for at, key in self.items() if not (isinstance(key, ValueKey) and unwanted(key.name))}
+        return self if len(kept) == len(self) else await make_listing(kept)
 
 
 EMPTY: Final = Listing({}, (), 0)
@@ -173,6 +177,15 @@ class FolderTree:
             above[segment] = FolderKey(self._component, path[:end])
             self._folders[path[:end]] = _Folder(self._key_of)
         return self._folders[path]
+
+
+@dataclass(slots=True)
+class Arranged:
+    """The last answer of a store about one folder, arranged. One task at a time arranges it."""
+
+    tree: FolderTree
+    answer: CachedAnswer[Names] | None = None
+    lock: trio.Lock = field(default_factory=trio.Lock)
 
 
 async def make_listing(entries: Mapping[bytes, Key]) -> Listing:

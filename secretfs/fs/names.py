@@ -11,13 +11,17 @@ import re
 from collections.abc import Iterable, Sequence
 from urllib.parse import unquote_to_bytes
 
+from secretfs.fs.keys import Bulk
+
 NAME_MAX = 255
 """Bytes of one path segment: NAME_MAX of every Linux file system."""
 
-BULK_JSON = b".bulk.json"
-BULK_ENV = b".bulk.env"
+BULK_FORMS = {form.segment: form for form in Bulk}
+"""The files that hold a whole store, or all keys of one secret."""
 DATA = b"..data"
 """In the directory of a multi-valued secret: its keys, of one version. Named as in a Kubernetes volume."""
+VERSIONS = b"..versions"
+"""In the directory of a multi-valued secret: a directory for each version that its store still has."""
 CONTROL = b".secretfs"
 
 _HASH = b"%~"
@@ -28,7 +32,7 @@ _WHOLE_ESCAPES = re.compile(rb"(?:[^%]|%[0-9A-F]{2})*")
 
 def is_reserved(segment: bytes) -> bool:
     """Whether secretfs reserves a path segment, in every directory."""
-    return segment in (BULK_JSON, BULK_ENV, DATA) or segment.startswith(CONTROL)
+    return segment in BULK_FORMS or segment in (DATA, VERSIONS) or segment.startswith(CONTROL)
 
 
 def is_probe(segment: bytes) -> bool:

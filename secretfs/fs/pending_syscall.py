@@ -1,12 +1,12 @@
 """The system calls that `secretfs.fs.publish` has made on our own mount, as the kernel asks us about them. Pure."""
 
+import errno
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from secretfs.fs.inode import Directory, Inode, Version
+from secretfs.fs.inode import Inode, Version
 from secretfs.fs.names import CONTROL
 
 
@@ -26,6 +26,8 @@ class Call(Enum):
 
 FINDS_IT: Final = (Call.UNLINK, Call.RMDIR, Call.FIND)
 """The calls that find at their name what they are about."""
+OVERTAKEN: Final = (errno.ENOENT, errno.EEXIST, errno.ENOTCONN, errno.ECONNABORTED)
+"""A call that fails so was not needed: a reader has looked and the kernel knows already, or the mount is gone."""
 SHOWS_NOTHING: Final = (Call.EVICT, Call.FIND)
 """The calls that nobody sees."""
 
@@ -43,8 +45,6 @@ class PendingSyscall:
     replaced: Version | None = None
     """The version it is renamed over: the one that programs know, whatever has been found since. A watch on that file
     itself hears of it then."""
-    way: Mapping[tuple[int, bytes], Directory] = field(default_factory=dict)
-    """Directories on the way there that are answered without a store, by the inode above each and its name."""
 
 
 def pending_name() -> bytes:

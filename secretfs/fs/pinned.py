@@ -9,7 +9,7 @@ import hashlib
 from collections import defaultdict
 
 from secretfs.cache.ttl_cache import CachedAnswer
-from secretfs.fs.inode import Directory, Inode, Version
+from secretfs.fs.inode import Inode, Version
 from secretfs.fs.keys import PIN, PinnedSecretKey, PinnedValueKey, SecretKey
 from secretfs.store import Secret
 
@@ -86,8 +86,3 @@ class PinnedInodes:
             for inode in self._inodes.get(secret, ())
             if isinstance(inode, Version) and isinstance(inode.key, PinnedValueKey)
         ]
-
-    def directories(self, component: str) -> list[Directory]:
-        """Return the directories in a store."""
-        kept = [inode for key, inodes in self._inodes.items() if key.component == component for inode in inodes]
-        return [inode for inode in kept if isinstance(inode, Directory)]

@@ -10,12 +10,10 @@ The kernel comes back to us for each of these calls. `Publisher` grants exactly 
 adapter asks it only on behalf of that process: for everybody else the file system is read-only.
 """
 
-import errno
 import logging
 import math
 import os
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
@@ -23,16 +21,19 @@ from pathlib import Path
 
 import trio
 
-from secretfs.cache.change import Change
-from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError, log_defect
+from secretfs.cache.change import Change, discard
+from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.caller import Caller
+from secretfs.fs.change_log import ChangeLog
+from secretfs.fs.change_queue import ChangeQueue
 from secretfs.fs.content import Content
 from secretfs.fs.inode import Directory, Version
 from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.keys import (
     AppKey,
     DirectoryKey,
+    FileKey,
     FolderKey,
     LeafKey,
     PinnedSecretKey,
@@ -43,15 +44,9 @@ from secretfs.fs.keys import (
 )
 from secretfs.fs.listing import Slices, in_order
 from secretfs.fs.names import DATA, encode, split
-from secretfs.fs.pending_syscall import FINDS_IT, SHOWS_NOTHING, Call, PendingSyscall, pending_name
+from secretfs.fs.pending_syscall import FINDS_IT, OVERTAKEN, SHOWS_NOTHING, Call, PendingSyscall, pending_name
 from secretfs.fs.vfs import SecretVFS
 from secretfs.linux.syscall_helper import SyscallHelper, Within
-
-BACKLOG = 10_000
-"""Changes of one store that may wait to be published. Beyond that they are found out by reading, when ttl is over."""
-
-_OVERTAKEN = (errno.ENOENT, errno.EEXIST, errno.ENOTCONN, errno.ECONNABORTED)
-"""A reader has looked and the kernel knows already, or the mount is gone."""
 
 IDLE_PARTS = 8
 """How often in the time after which a file leaves memory it is looked at whether it is used."""
@@ -59,40 +54,44 @@ IDLE_PARTS = 8
 LOOK_AT_STORES = 60.0
 """Seconds between two looks at which stores there are, while there are none."""
 
-PATIENCE = 5.0
-"""Seconds for which a request to refresh waits until its results show."""
-
 log = logging.getLogger(__name__)
 
 
 class Publisher:
     """Makes the kernel's tree follow the stores: one system call at a time, and each store's changes in their order.
 
-    To look at what a store has become may mean to wait for it. That is done side by side: one that hangs must not keep
-    the changes of another from being seen. Calls ``published`` after each that shows.
+    Calls ``published`` after each that shows.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition of a mount
         self,
         vfs: SecretVFS,
         mountpoint: Path,
         helper: SyscallHelper,
         announced: trio.MemoryReceiveChannel[Change],
         published: Callable[[], None] = lambda: None,
+        seen: Callable[[Change], None] = discard,
+        expire: Callable[[Iterable[tuple[int, bytes]]], Awaitable[None]] | None = None,
         *,
         device: int | None = None,
     ) -> None:
-        """Of a read-only mount ``device`` is the minor number: calls are made within it, through another mount."""
+        """Of a read-only mount ``device`` is the minor number: calls are made within it, through another mount.
+
+        ``seen`` is called with each change that this app may see, before it is published. ``expire`` has the kernel
+        look entries up before a program uses them again: inode of the directory, and name.
+        """
+        self._expire = expire
         self._announced = announced
         self._observe = vfs.observe
         self._changes = vfs.changes
         self._helper = helper
         self._published = published
+        self._seen = seen
         self._mountpoint = os.fsencode(mountpoint)
         self._within = None if device is None else Within(self._mountpoint, device)
-        self._waiting: dict[str, deque[Change | trio.Event]] = {}
-        self._begin, self._begun = trio.open_memory_channel[str](math.inf)  # no component is in there twice
+        self.queue = ChangeQueue(announced, self._publish, self._publish_bulk_files)
         self._one_at_a_time = trio.Lock()
+        self._change_log = ChangeLog()
         self.grant: PendingSyscall | None = None
         """What is under way."""
 
@@ -100,52 +99,22 @@ class Publisher:
         """Publish what changes. Runs forever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._receive)
-            async for component in self._begun:
-                nursery.start_soon(self._publish_all, component)
+            nursery.start_soon(self._change_log.run)
+            nursery.start_soon(self.queue.run)
 
     async def _receive(self) -> None:
         async for change in self._announced:
-            visible = self._observe(change)
-            if visible:
+            if visible := self._observe(change):
+                self._seen(visible)
                 self.enqueue(visible)
 
     def enqueue(self, change: Change) -> None:
         """Take a change to be published."""
-        component = change.component
-        if component not in self._waiting:
-            self._waiting[component] = deque()
-            self._begin.send_nowait(component)
-        if len(self._waiting[component]) < BACKLOG:
-            self._waiting[component].append(change)
-        else:
-            log.warning("%s: more than %d changes at once: not all are announced", component, BACKLOG)
-
-    async def _publish_all(self, component: str) -> None:
-        """Publish what has changed in a store, until nothing more has."""
-        waiting = self._waiting[component]
-        while waiting:
-            change = waiting.popleft()
-            if isinstance(change, trio.Event):
-                change.set()
-                continue
-            try:
-                await self._publish(component, change)
-            except SecretFSError as error:  # of the store: it has been logged, and readers will find out
-                log.debug("%s: a change is not announced: %s", component, error)
-            except Exception as error:  # noqa: BLE001 - a defect here must not cost everybody the mount
-                log_defect(log, error)
-        del self._waiting[component]
+        self.queue.enqueue(change)
 
     async def caught_up(self) -> None:
-        """Wait until all that has been announced by now is published, `PATIENCE` seconds at most."""
-        with trio.move_on_after(PATIENCE):
-            while self._announced.statistics().current_buffer_used:
-                await trio.lowlevel.checkpoint()
-            async with trio.open_nursery() as nursery:
-                for waiting in self._waiting.values():
-                    mark = trio.Event()
-                    waiting.append(mark)
-                    nursery.start_soon(mark.wait)
+        """Wait until all that has been announced by now is published, for a limited time."""
+        await self.queue.caught_up()
 
     async def evict_idle(self) -> None:
         """Have the kernel forget files that nobody uses, so that their values leave memory in time. Runs forever.
@@ -181,11 +150,10 @@ class Publisher:
         async with self._one_at_a_time:
             above = self._changes.known(secret)
             parent, path = (ROOT_INODE, b"") if above is None else (above.number, self._changes.path(secret))
-            way = self._changes.way(secret)
             for call in (Call.FIND, Call.EVICT):
-                await self._call(PendingSyscall(call, parent, name, directory, way=way), path)
+                await self._call(PendingSyscall(call, parent, name, directory), path)
             if above is not None and self._changes.is_current(directory):
-                await self._call(PendingSyscall(Call.FIND, parent, DATA, directory, way=way), path)
+                await self._call(PendingSyscall(Call.FIND, parent, DATA, directory), path)
 
     async def _evict(self, inode: Version, segment: bytes, parent: DirectoryKey) -> None:
         async with self._one_at_a_time:
@@ -193,8 +161,7 @@ class Publisher:
             if directory is None:  # then there is no entry of it either, and the kernel is about to forget it
                 inode.evicting = False
                 return
-            way = self._changes.way(parent)  # for this no store is asked, least of all one that is down
-            grant = PendingSyscall(Call.EVICT, directory.number, segment, inode, way=way)
+            grant = PendingSyscall(Call.EVICT, directory.number, segment, inode)
             await self._call(grant, self._changes.path(parent))
 
     def is_asked_by(self, caller: Caller) -> bool:
@@ -206,8 +173,10 @@ class Publisher:
         grant = self.grant
         if grant is None:
             return None
-        if (parent, segment) in grant.way:
-            return self._changes.entry_of(grant.way[parent, segment])
+        # No store is asked: it may be down; and a folder that is not found is forgotten before its watchers are told.
+        way = self._changes.way_to(grant.parent)
+        if (parent, segment) in way:
+            return self._changes.entry_of(way[parent, segment])
         if grant.parent != parent:
             return None
         if segment == grant.pending or (segment == grant.segment and grant.call in FINDS_IT):
@@ -241,7 +210,8 @@ class Publisher:
             raise ReadOnly(call.value)
         return grant
 
-    async def _publish(self, component: str, change: Change) -> None:
+    async def _publish(self, change: Change) -> None:
+        component = change.component
         if change.whole:
             await self._publish_whole(component)
             return
@@ -252,10 +222,18 @@ class Publisher:
         for name, values in groupby(sorted(change.values), key=itemgetter(0)):
             for _, key in values:
                 await self._publish_value(ValueKey(component, name, key))
-            await self._publish_version(SecretKey(component, name))
+            secret = SecretKey(component, name)
+            for bulk in self._changes.bulk_files(secret):
+                await self._publish_value(bulk)
+            await self._publish_version(secret)
         if change.values:
-            log.info("%s: values changed: %d", component, len(change.values))
+            self._change_log.add(component, len(change.values))
             self._published()  # a command that has read them may be told, even if the kernel has forgotten the files
+
+    async def _publish_bulk_files(self, component: str) -> None:
+        """Publish the bulk files of a store, which are made of all its secrets."""
+        for bulk in self._changes.bulk_files(FolderKey(component)):
+            await self._publish_value(bulk)
 
     async def _publish_whole(self, component: str) -> None:
         """Publish that a store came or went, or first that its app did: an app without a store is ``APP/``."""
@@ -267,12 +245,18 @@ class Publisher:
         if own:
             await self._publish_entry(parent, encode(own), FolderKey(component))
 
-    async def _publish_value(self, key: ValueKey) -> None:
-        """Publish that a value is new, different or gone."""
+    async def _publish_value(self, key: FileKey) -> None:
+        """Publish that a value is new, different or gone, or a bulk file that holds it."""
         segment, parent = self._changes.place(key)
         if self._changes.known(parent) is None and self._changes.known(key) is None:
             return  # the kernel does not know the directory, so it has no watcher
-        content = await self._changes.content(key)
+        try:
+            content = await self._changes.content(key)
+        except SecretFSError:  # the store refuses: those who use the path from now on are to find out
+            directory = self._changes.known(parent)
+            if directory is not None and self._expire is not None:
+                await self._expire([(directory.number, segment)])
+            raise
         async with self._one_at_a_time:
             directory = self._changes.known(parent)
             if directory is not None:
@@ -282,7 +266,7 @@ class Publisher:
                 self._changes.gone(version)  # for those who poll it, if it went with its directory
 
     async def _replace(
-        self, parent: int, directory: bytes, segment: bytes, key: ValueKey, content: Content | None
+        self, parent: int, directory: bytes, segment: bytes, key: FileKey, content: Content | None
     ) -> None:
         """Have the kernel see the versions of a value one after the other, up to this content or to none."""
         overtaken = self._changes.overtaken(key)
@@ -368,7 +352,7 @@ class Publisher:
             paths = (os.path.join(base, name) for name in names)  # noqa: PTH118 - bytes
             await self._helper.call(grant.call.value, *paths, within=within)
         except OSError as error:
-            level = logging.DEBUG if error.errno in _OVERTAKEN else logging.WARNING
+            level = logging.DEBUG if error.errno in OVERTAKEN else logging.WARNING
             log.log(level, "a change is not announced: %s: %s", grant.call.value, error.strerror)
         else:
             if grant.call not in SHOWS_NOTHING:

@@ -2,17 +2,19 @@
 
 from typing import TYPE_CHECKING
 
-from secretfs.cache.store_cache import CachedStore
+from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.errors import NoSuchEntry, SecretNotFound
 from secretfs.fs.keys import FolderKey, ValueKey
 from secretfs.fs.listing import Entry
-from secretfs.fs.names import DATA, ancestors, display_name, encode, split
+from secretfs.fs.names import DATA, VERSIONS, ancestors, display_name, encode, split
+from secretfs.fs.shown_store import ShownStore
+from secretfs.store import Secret
 
 if TYPE_CHECKING:
     from secretfs.fs.view import StoreView
 
 
-async def refresh(view: "StoreView", store: CachedStore, path: tuple[bytes, ...]) -> None:
+async def refresh(view: "StoreView", store: ShownStore, path: tuple[bytes, ...]) -> None:
     """Carry out `StoreView.refresh` for a view of a store."""
     if not path:
         await store.refresh()
@@ -30,14 +32,29 @@ async def refresh(view: "StoreView", store: CachedStore, path: tuple[bytes, ...]
     if view.reads_have_effects:  # the next user of the secret has it fetched
         await store.refresh(lambda known: known in {entry.name, *ancestors(split(entry.name))})
         return
-    try:
-        secret = await store.fetch_anew(entry.name)
-    except SecretNotFound:
-        await store.list_anew(ancestors(split(entry.name)))
-        raise
-    below = below[1:] if below[:1] == (DATA,) else below
-    if below and below not in [(encode(key),) for key in secret.value.values]:
+    store.versions.expire(lambda known: known == entry.name)
+    if below[:1] == (VERSIONS,):
+        secret, below = await _version(view, entry.name, below[1:])
+    else:
+        try:
+            secret = await store.fetch_anew(entry.name)
+        except SecretNotFound:
+            await store.list_anew(ancestors(split(entry.name)))
+            raise
+        below = below[1:] if below[:1] == (DATA,) else below
+    if below and (secret is None or below not in [(encode(key),) for key in secret.value.values]):
         raise NoSuchEntry("/".join(map(display_name, path)))
+
+
+async def _version(
+    view: "StoreView", name: str, below: tuple[bytes, ...]
+) -> tuple[CachedAnswer[Secret] | None, tuple[bytes, ...]]:
+    """Fetch the version that a path below ``..versions`` leads to, if it does; with what is left of the path."""
+    if not view.versions.exist_of(name):
+        raise NoSuchEntry(f"{name}: it has no versions")
+    if not below:
+        return None, ()
+    return await view.versions.get(name, display_name(below[0])), below[1:]
 
 
 async def _follow(view: "StoreView", path: tuple[bytes, ...]) -> tuple[Entry, tuple[bytes, ...]]:

@@ -28,6 +28,6 @@ class Uses:
         for component in self._contents.views:
             for version in self._tree.holding(component):
                 self.note(version.number)
-            for directory in self._tree.pinned.directories(component):
+            for directory in self._tree.inodes.pinned_directories(component):
                 if isinstance(directory.key, PinnedSecretKey):
                     self._contents.use(directory.key)

@@ -1,7 +1,6 @@
 """What a tree of secrets is as a file system: inodes and paths, errors and freshness, but no FUSE and no store.
 
-Every method takes inode numbers the kernel knows and answers with `Attributes`, bytes or a `SecretFSError`. Names come
-from listings.
+Every method takes inode numbers the kernel knows and answers with `Attributes`, bytes or a `SecretFSError`.
 
 Freshness is in the entries: `lookup` says for how long a path leads to an inode, which is what is left of ttl. The
 kernel asks again after that, and such a look-up fetches the value. The first look-up of a name does not, because the
@@ -15,15 +14,16 @@ Content that has changed means a new inode: what the kernel knows of an inode, i
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from itertools import count
 
 import trio
 
 from secretfs.cache.change import Change
 from secretfs.cache.warm_restart import WarmMemory
-from secretfs.errors import AppRemoved, NoSuchEntry, ReadOnly, SecretFSError, Superseded
+from secretfs.errors import NoSuchEntry, ReadOnly, SecretFSError, Superseded
 from secretfs.fs.attributes import AttributePolicy, Attributes, PermissionPolicy
+from secretfs.fs.by_name import SecretsByName
 from secretfs.fs.caller import UNKNOWN, Caller
 from secretfs.fs.changes import Changes
 from secretfs.fs.content import Content, Contents
@@ -36,10 +36,11 @@ from secretfs.fs.control_files import (
     RenderedFile,
     RequestFile,
 )
+from secretfs.fs.descriptions import Descriptions
 from secretfs.fs.directories import Directories
 from secretfs.fs.entries import find
 from secretfs.fs.handles import FailedLookups, PollWaiters, directory_of
-from secretfs.fs.inode import Directory, Inode, Version
+from secretfs.fs.inode import Directory, Version, require_app
 from secretfs.fs.inodes import Tree
 from secretfs.fs.journal import Journal
 from secretfs.fs.kernel import Kernel
@@ -51,10 +52,11 @@ from secretfs.fs.keys import (
     PinnedSecretKey,
     PinnedValueKey,
     ValueKey,
+    VersionValueKey,
 )
 from secretfs.fs.listing import Key
 from secretfs.fs.pinned import PinnedSecrets
-from secretfs.fs.requests import AppRequests, RequestPlaces
+from secretfs.fs.requests import RequestPlaces, Requests
 from secretfs.fs.uses import Uses
 from secretfs.fs.view import StoreView
 from secretfs.fs.xattrs import get_xattr, list_xattrs
@@ -78,6 +80,7 @@ class SecretVFS:
         apps: Collection[str] | None = None,
         declared: Declared = UNDECLARED,
         read_only: bool = False,
+        metrics: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
         """Begin a file system, or go on with the one that a journal and a memory have. Raises `JournalUnreadable`.
 
@@ -94,22 +97,31 @@ class SecretVFS:
         self._attributes = AttributePolicy(permissions, self._journal.born)
         self.uses = Uses(self._tree, self._contents)
         """For those who hear of opens."""
+        self.secrets = SecretsByName(self._contents)
+        """For those who ask by name."""
         self.changes = Changes(self._tree, self._contents, self._polls, self._attributes)
         """For those who publish what changes."""
+        self.descriptions = Descriptions(self._tree, self._contents, app_id)
+        """For those who tell what happens."""
         self._app_id = app_id
         self._controls = ControlDirectory(
-            self._mount_status, lambda: self._contents.views, declared, read_only=read_only
+            self.status, lambda: self._contents.views, declared, read_only=read_only, metrics=metrics
         )
         self._directories = Directories(self._tree, self._contents, self._controls, self._kernel, self._journal.born)
 
-    def request(self, number: int) -> AppRequests:
-        """Return a context manager for a request about an inode: so no app takes the place of all others."""
-        return self._requests.of(self._tree.inode(number).key)
+    def request(self, handle: int, uid: int | None) -> Requests:
+        """Return a context manager for a request of a user, if it names one, so that nobody takes all places."""
+        return self._requests.of(self._tree.inode(directory_of(handle)).key, None if self._contents.apps else uid)
 
     def observe(self, change: Change) -> Change:
         """Take note of a change upstream, before it is published. Returns what of it this app may see."""
         self._directories.note(change)
         return self._contents.observe(change)
+
+    @property
+    def views(self) -> Mapping[str, StoreView]:
+        """What is shown, by ``COMPONENT`` or ``APP/COMPONENT``."""
+        return self._contents.views
 
     def doubt(self, components: Collection[str]) -> None:
         """Take nothing for right that is known of the files of stores, until they say so."""
@@ -131,7 +143,7 @@ class SecretVFS:
         changed = frozenset(self._contents.views.keys() ^ views.keys()) | others
         if permissions is not None:
             self._attributes.permissions = permissions
-        before = self._contents.apps | self._directories.apps
+        before = self._contents.apps | self._tree.inodes.apps()
         gone = before - frozenset(apps or ())
         self.doubt(self._contents.replace(views, apps))
         for version in [version for component in changed for version in self._tree.detach_store(component)]:
@@ -147,8 +159,10 @@ class SecretVFS:
     async def lookup(self, parent: int, segment: bytes, caller: Caller = UNKNOWN) -> Attributes:
         """Find an entry of a directory. The kernel holds a reference to what is returned until `forget`."""
         directory = self._tree.require_directory(parent)
-        _require_app(directory)
+        require_app(directory)
         key, remaining = await find(self._contents, self._controls, directory.key, segment)
+        if isinstance(key, ControlKey):
+            await self._controls.prepare(key.control)
         content = None if isinstance(key, DirectoryKey | ControlKey) else await self._revalidate(key, caller)
         return self._entry(key, remaining, content)
 
@@ -164,7 +178,7 @@ class SecretVFS:
     async def getattr(self, number: int, caller: Caller = UNKNOWN) -> Attributes:
         """Return attributes with the true size. Of a version that has no content yet, that means to fetch the value."""
         inode = self._tree.inode(number)
-        _require_app(inode)
+        require_app(inode)
         if isinstance(inode, Directory):
             return self._attributes.of_directory(inode, trio.current_time())
         await self._bind_unbound(inode)
@@ -172,7 +186,7 @@ class SecretVFS:
 
     async def open_directory(self, number: int, caller: Caller = UNKNOWN) -> int:
         """Take a snapshot of a directory's entries; returns a handle for `read_directory` and `close_directory`."""
-        _require_app(self._tree.require_directory(number))
+        require_app(self._tree.require_directory(number))
         return await self._directories.open(number)
 
     async def read_directory(self, handle: int, start: int) -> Iterator[tuple[int, bytes, Attributes]]:
@@ -182,7 +196,7 @@ class SecretVFS:
         yielded counts as a reference that the kernel holds; `forget` what did not reach it. Raises `Superseded` if the
         directory was opened before this process took over, and holds other names by now.
         """
-        _require_app(self._tree.require_directory(directory_of(handle)))
+        require_app(self._tree.require_directory(directory_of(handle)))
         listed, remaining = await self._directories.read(handle, start)
         return self._with_attributes(listed, remaining)
 
@@ -211,7 +225,7 @@ class SecretVFS:
             if version.content is None and isinstance(self._controls[version.key.control], RenderedFile):
                 raise Superseded("another process rendered it")
             return number
-        _require_app(version)
+        require_app(version)
         await self._bind_unbound(version)
         if version.in_doubt:
             await self._confirm(version, version.key)
@@ -239,7 +253,7 @@ class SecretVFS:
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         """Read from a version. Raises `Superseded` if its bytes were lost with the process that had them."""
         version = self._tree.require_version(handle)
-        _require_app(version)
+        require_app(version)
         if version.content is None:
             if isinstance(version.key, ControlKey):
                 raise Superseded("another process rendered it")
@@ -272,12 +286,10 @@ class SecretVFS:
         self._contents.drop_idle()
         self._directories.drop_idle()
         self._failed.drop_old(trio.current_time())
+        self._requests.forget_idle()
 
     def _entry(self, key: DirectoryKey | LeafKey, remaining: float, content: Content | None = None) -> Attributes:
-        """Count a reference and say what is known without waiting: of a value that is not at hand, only the name.
-
-        The entry is good for as long as the path leads to the same file: as the answers of the store it is made of.
-        """
+        """Count a reference and say what is known without waiting, and for how long the path leads there."""
         if not isinstance(key, ValueKey):  # which it is, a thousand times in a listing
             if isinstance(key, DirectoryKey):
                 directory = self._tree.directory(key)
@@ -296,7 +308,7 @@ class SecretVFS:
             version = self._bind(key, content) if content else self._tree.current(key)
             if content and isinstance(key, ValueKey):
                 remaining = max(0.0, min(remaining, content.expires - now))
-            elif isinstance(key, PinnedValueKey):
+            elif isinstance(key, PinnedValueKey | VersionValueKey):
                 pass  # it never leads to another one
             elif version.digest or not isinstance(key, ValueKey):  # a bulk file: nobody renames when a secret changes
                 remaining = 0.0
@@ -322,15 +334,17 @@ class SecretVFS:
         self._tree.add_ref(version)
         return self._attributes.of_file(version)
 
-    def _mount_status(self) -> MountStatus:
+    def status(self) -> MountStatus:
+        """Return how the mount does as a whole."""
         journal = self._journal
         return MountStatus(
             self._app_id,
             os.getpid(),
             journal.born,
-            self._tree.count(),
+            self._tree.inodes.count(),
             takeovers=journal.generation,
             requests=self._requests.work,
+            all_requests=self._requests.total,
             warm_reads=self._kernel.warm_reads,
         )
 
@@ -380,11 +394,7 @@ class SecretVFS:
         if isinstance(before, Version) and before.answer == content.serial:
             return before
         version = self._tree.bind(key, content.serial, content.data, content.modified)
+        version.label = content.label
         if before is not None and before is not version:
             self._polls.wake(before.number)
         return version
-
-
-def _require_app(inode: Inode) -> None:
-    if inode.revoked:
-        raise AppRemoved(f"inode {inode.number} belongs to an app that has been removed")

@@ -9,51 +9,50 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import trio
 
 from secretfs.cache.change import Change
-from secretfs.cache.client import CONCURRENCY, REFUSAL_TTL, in_parallel
+from secretfs.cache.client import CONCURRENCY, REFUSAL_TTL
 from secretfs.cache.health import Statistics
-from secretfs.cache.store_cache import CachedStore
+from secretfs.cache.parallel import in_parallel
 from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.cache.turns import ONLY_APP, asking_for
 from secretfs.errors import AccessDenied, DeadlineExceeded, NoSuchEntry, SecretNotFound
 from secretfs.fs.keys import FolderKey, SecretKey, ValueKey, app_of
-from secretfs.fs.listing import Entry, FolderTree, Listing, Path, Slices, in_order, make_keys, select
+from secretfs.fs.listing import Arranged, Entry, FolderTree, Listing, Path, Slices, in_order, make_keys, select
 from secretfs.fs.names import decode, encode, folders_of, is_probe
 from secretfs.fs.read_ahead import SequentialReads
 from secretfs.fs.refreshing import refresh
+from secretfs.fs.shown_store import Issues, ShownStore
+from secretfs.fs.versions import VersionsView
 from secretfs.scopes import SecretScope
 from secretfs.store import Names, Secret
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Arranged:
-    """The last answer of a store about one folder, arranged. One task at a time arranges it."""
-
-    tree: FolderTree
-    answer: CachedAnswer[Names] | None = None
-    lock: trio.Lock = field(default_factory=trio.Lock)
-
-
 class StoreView:
-    """A `CachedStore` behind a `SecretScope`, with its names arranged in folders."""
+    """A store behind a `SecretScope`, with its names arranged in folders."""
 
-    def __init__(self, store: CachedStore, scope: SecretScope, shown_as: str = "") -> None:
+    def __init__(self, store: ShownStore, scope: SecretScope, shown_as: str = "", issues: Issues | None = None) -> None:
+        """Show a store; of one with rendered files ``issues`` says which of them may issue a credential when read."""
         self.component = shown_as or store.component
         """Where it is shown: ``COMPONENT``, and with apps ``APP/COMPONENT``."""
         self._app = app_of(self.component) or ONLY_APP
         self._store = store
+        self.limits = store.limits
+        self._issues = issues
+        self.rendered = issues is not None
+        """Whether it shows rendered files, which only paths lead to."""
         self._scope = scope
+        self.versions = VersionsView(store, scope, self._app)
         allowed = scope.allowed_names
         self._allowed_listing = None if allowed is None else Names(secrets=allowed)
         self._doubtful_folders = folders_of(scope.denied if allowed is None else allowed)
         """Folders that may or may not hold a visible secret: the store has to say which secrets are there."""
-        self._arranged = defaultdict[str, _Arranged](lambda: _Arranged(FolderTree(self.component, self._key_of)))
+        self._arranged = defaultdict[str, Arranged](lambda: Arranged(FolderTree(self.component, self._key_of)))
         """By the folder that the store was asked for."""
         self._shadowed: set[str] = set()
         self._reads = SequentialReads()
@@ -68,6 +67,10 @@ class StoreView:
         """Whether reading a value may issue a credential. Such values are not listed, they are found by name only."""
         return self._store.reads_have_effects
 
+    def issues(self, name: str) -> bool:
+        """Whether reading this secret may issue a credential."""
+        return self._issues(name) if self._issues else self.reads_have_effects
+
     @property
     def idle(self) -> float:
         """Seconds without a reader after which a secret is dropped from memory."""
@@ -78,9 +81,13 @@ class StoreView:
         values = frozenset(value for value in change.values if self._scope.allows(value[0]))
         return replace(change, values=values)
 
-    def shows_the_same_as(self, other: "StoreView | None") -> bool:
-        """Whether another view is on the same store, with the same scope."""
-        return other is not None and (self._store, self._scope) == (other._store, other._scope)  # noqa: SLF001 - one class
+    def may_show(self, name: str) -> bool:
+        """Whether a secret or a folder of this name may be shown."""
+        return self._scope.allows(name) or name in self._doubtful_folders
+
+    def shows(self, store: ShownStore, scope: SecretScope) -> bool:
+        """Whether it is a view of this store, with this scope."""
+        return self._store is store and self._scope == scope
 
     async def secret(self, name: str) -> CachedAnswer[Secret]:
         """Return a secret at most ttl old. Raises `NoSuchEntry` for one that the scope hides."""
@@ -113,7 +120,7 @@ class StoreView:
 
     async def secret_without_effects(self, name: str) -> CachedAnswer[Secret] | None:
         """Return `secret`; None where fetching it might issue a credential."""
-        return self.peek(name) if self.reads_have_effects else await self.secret(name)
+        return self.peek(name) if self.issues(name) else await self.secret(name)
 
     async def values(self, name: str) -> tuple[Mapping[bytes, ValueKey], float]:
         """Return what a listing of a multi-valued secret shows, in no order, and for how many seconds that holds."""
@@ -167,7 +174,7 @@ class StoreView:
         """Return `entries` as a listing shows them: without values whose reads have effects."""
         entries, remaining = await self.entries(segments)
         if self.reads_have_effects and not self.multi_valued:
-            entries = await entries.without_values()
+            entries = await entries.without(self.issues)
         return entries, remaining
 
     async def entry(self, segments: Path, segment: bytes) -> tuple[Entry, float]:
@@ -224,7 +231,7 @@ class StoreView:
                 whole = whole.limited_by(secret)
 
         try:
-            await in_parallel(read_on, CONCURRENCY * self._store.largest_batch)
+            await in_parallel(read_on, min(CONCURRENCY * self._store.largest_batch, len(names.value)))
         except DeadlineExceeded as error:
             raise DeadlineExceeded(f"{len(found)} of {len(names.value)} secrets are read: {error}") from None
         return whole
@@ -309,7 +316,7 @@ class StoreView:
         arranged.answer = names  # no checkpoint in between: tree and answer belong together
         return arranged.tree
 
-    def _is_arranged(self, arranged: _Arranged, names: CachedAnswer[Names]) -> bool:
+    def _is_arranged(self, arranged: Arranged, names: CachedAnswer[Names]) -> bool:
         """Whether the tree is that of an answer. Where there are doubtful folders, each answer is arranged anew."""
         before = arranged.answer
         if before is None or before.value is not names.value:
@@ -360,8 +367,7 @@ class StoreView:
         own = decode(segment)
         if own is None:
             raise NoSuchEntry(segment.decode(errors="replace"))
-        path = (*segments, own)
-        name = "/".join(path)
+        name = "/".join(path := (*segments, own))
         try:
             if (await self.entries(path))[0]:
                 return FolderKey(self.component, path)
@@ -375,10 +381,10 @@ class StoreView:
         return self._key_of(name)
 
     async def _every_name(self) -> CachedAnswer[frozenset[str]]:
-        root = await self._names("")
+        whole = root = await self._names("")
         names, waiting = set(root.value.secrets), set(root.value.folders)
-        whole = root
         while waiting:
+            self.limits.require_names(len(names) + len(waiting))
             folder = waiting.pop()
             if not await self._shows_anything(folder):
                 continue
@@ -391,8 +397,3 @@ class StoreView:
             waiting |= listing.value.folders
             whole = whole.limited_by(listing)
         return whole.with_value(frozenset(await select(names, self._scope.allows)))
-
-
-def views_of(stores: Mapping[str, tuple[CachedStore, SecretScope]]) -> dict[str, StoreView]:
-    """Return the views of stores, by where they are shown: each store behind its scope."""
-    return {name: StoreView(store, scope, name) for name, (store, scope) in stores.items()}

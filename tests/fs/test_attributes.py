@@ -5,7 +5,7 @@ import os
 import pytest
 
 from secretfs.fs.attributes import PermissionPolicy
-from secretfs.fs.control_files import BEHIND_LINKS, LISTED, LISTED_READ_ONLY
+from secretfs.fs.control_files import BEHIND_LINKS, LISTED, LISTED_READ_ONLY, METRICS
 from secretfs.fs.keys import (
     Bulk,
     BulkKey,
@@ -49,5 +49,5 @@ def test_control_files_belong_to_who_runs_the_process() -> None:
 
 @pytest.mark.parametrize("control", Control)
 def test_every_control_file_has_a_name_and_a_mode(control: Control) -> None:
-    assert control in {*LISTED.values(), *LISTED_READ_ONLY.values(), *BEHIND_LINKS.values()}
+    assert control in {*LISTED.values(), *LISTED_READ_ONLY.values(), *BEHIND_LINKS.values(), *METRICS.values()}
     assert PermissionPolicy().of(ControlKey(control)).mode

@@ -182,6 +182,8 @@ class TestStatus:
             "cached_values": 2,
             "stale_values": 0,
             "breaker": {"open": False, "next_try": None},
+            "readers": {"hits": 0, "waits": 1, "waiting": 0},
+            "rotations": {"values": 0, "last": None},
             "calls": {
                 "check": {"made": 0, "failed": 0},
                 "compare": {"made": 0, "failed": 0},

@@ -39,9 +39,9 @@ def test_the_later_of_two_can_be_told() -> None:
     journal = Journal()
     counted = [journal.take_number() for _ in range(9)]  # by a version of secretfs that did
     numbers = InodeNumbers(journal)
-    taken = [*counted, *(numbers.take(of(app)) for app in ["orders"] * 1000)]
+    taken = [*counted, *(numbers.take(of(app)) for app in ["orders"] * 10_000)]
     assert sorted(taken, key=numbers.age) == taken
-    assert taken != sorted(taken)  # the numbers themselves do not tell
+    assert taken != sorted(taken)  # the numbers themselves do not tell: there are 40 blocks
 
 
 def test_those_of_one_app_do_not_depend_on_others() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from secretfs.errors import JournalUnreadable
 from secretfs.fs.inode import Directory, Version
 from secretfs.fs.inodes import Tree
-from secretfs.fs.journal import Flag, Journal, Record, StoreRecord
+from secretfs.fs.journal import Flag, Journal, Record, StoreRecord, _Field, _Head
 from secretfs.fs.keys import (
     Bulk,
     BulkKey,
@@ -109,7 +109,21 @@ class TestPlaces:
     def test_so_does_any_name(self, name: str, key: str) -> None:
         assert key_from_text(key_to_text(ValueKey("store", name, key))) == ValueKey("store", name, key)
 
-    @pytest.mark.parametrize("text", [b"", b"[]", b'["else"]', b'["value", "a"]', b'["bulk", "a", "xml"]', b"\xff"])
+    @pytest.mark.parametrize(
+        "text",
+        [
+            b"",
+            b"[]",
+            b'["else"]',
+            b'["value", "a"]',
+            b'["bulk", "a", "xml"]',
+            b"\xff",
+            b'["value", 1, "a", "b"]',
+            b'["value", "a", ["b"], "c"]',
+            b'["folder", "a", "b"]',
+            b'["folder", "a", [1]]',
+        ],
+    )
     def test_anything_else_is_refused(self, text: bytes) -> None:
         with pytest.raises((ValueError, TypeError, KeyError)):
             key_from_text(text)
@@ -224,6 +238,34 @@ class TestJournal:
         with pytest.raises(JournalUnreadable):
             successor(journal)
 
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            (_Field.WORDS, 1),
+            (_Field.WORDS, 1 << 20),
+            (_Field.WORDS, (1 << 64) - 1),
+            (_Field.LENGTH, 1 << 20),
+            (_Field.LENGTH, (1 << 64) - 1),
+            (_Field.MODIFIED, 0x7FF8 << 48),  # not a number
+            (_Field.USED, 0x7FF0 << 48),  # infinity
+            (_Field.TEXT, int.from_bytes(b"[1, [2]]", "little")),
+        ],
+    )
+    def test_a_record_that_cannot_be_is_refused(self, field: int, value: int) -> None:
+        journal = Journal()
+        Tree(journal)
+        slot = journal.add(300, b"a place.", lookups=1)
+        journal._words[slot + field] = value
+        with pytest.raises(JournalUnreadable):
+            Tree(successor(journal))
+
+    @pytest.mark.parametrize("note", [b"[]", b"{", b'{"vault": true, "": {"vault": 7}}', b"[" * 100_000])
+    def test_stores_that_cannot_be_are_refused(self, note: bytes) -> None:
+        journal = Journal()
+        journal._store_note(note)
+        with pytest.raises(JournalUnreadable):
+            assert successor(journal).stores == {}
+
     def test_a_record_that_is_damaged_is_refused(self) -> None:
         journal = Journal()
         slot = journal.add(1, b"x")
@@ -320,7 +362,7 @@ def test_a_tree_goes_on_where_it_was() -> None:
     assert later.has_content(restored, b"content", 0.0)
     assert not later.has_content(restored, b"another", 0.0)
     assert later.bind(scenario_keys[0], 1, b"other", 0.0) is later.inode(new.number)
-    assert set(later.inherited) == set(scenario_keys)
+    assert set(later.inherited["vault"]) == set(scenario_keys)
     assert restored.content == b"content"
     later.drop_refs(old.number, 1)
     with pytest.raises(KeyError):
@@ -337,11 +379,11 @@ def test_what_is_pinned_is_found_again() -> None:
     later = Tree(successor(journal))
     assert later.directory(PINNED).number == directory.number
     assert later.current(PINNED_VALUE).number == value.number
-    assert later.pinned.versions(PINNED.secret) == [PINNED]
-    assert [version.number for _, version in later.pinned.files(PINNED.secret)] == [value.number]
+    assert later.inodes.pinned.versions(PINNED.secret) == [PINNED]
+    assert [version.number for _, version in later.inodes.pinned.files(PINNED.secret)] == [value.number]
     for inode in (later.directory(PINNED), later.current(PINNED_VALUE)):
         later.drop_refs(inode.number, 1)
-    assert later.pinned.versions(PINNED.secret) == []
+    assert later.inodes.pinned.versions(PINNED.secret) == []
     assert len(later) == 1
 
 
@@ -381,3 +423,13 @@ def test_an_app_that_was_removed_stays_removed() -> None:
     assert [(app, version.number) for app, version in later.revoked()] == [("orders", files[0].number)]
     assert later.current(files[0].key).number != files[0].number
     assert later.directory(PinnedSecretKey("orders/vault", "db", PINNED.pin)).number != held.number
+
+
+def test_notes_of_growing_length_leave_no_gaps() -> None:
+    """A host with a thousand apps adds one after the other."""
+    journal, names = Journal(), [f"app-{number}/vault" for number in range(300)]
+    for count in range(1, len(names) + 1):
+        journal.stores = dict.fromkeys(names[:count], StoreRecord(multi_valued=True))
+    assert successor(journal).stores == journal.stores == dict.fromkeys(names, StoreRecord(multi_valued=True))
+    used = journal._words[_Head.USED] * 8
+    assert used < 6 * len(journal._note())

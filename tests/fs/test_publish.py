@@ -24,9 +24,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Announce, Change, discard
 from secretfs.cache.freshness import Freshness
+from secretfs.cache.store_cache import CachedStore
 from secretfs.errors import AccessDenied, NoSuchEntry, ReadOnly, SecretFSError, SecretNotFound, StoreUnavailable
 from secretfs.fs.attributes import Attributes, PermissionPolicy
 from secretfs.fs.caller import Caller
+from secretfs.fs.change_queue import BACKLOG
 from secretfs.fs.content import Content
 from secretfs.fs.inode import Directory, Version
 from secretfs.fs.inodes import ROOT_INODE, Tree
@@ -34,7 +36,7 @@ from secretfs.fs.journal import Journal
 from secretfs.fs.keys import FolderKey, ValueKey
 from secretfs.fs.names import CONTROL, DATA, encode, is_reserved, split
 from secretfs.fs.pending_syscall import Call, PendingSyscall
-from secretfs.fs.publish import BACKLOG, Publisher
+from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
 from secretfs.linux.syscall_helper import SyscallHelper, Within
@@ -43,7 +45,7 @@ from secretfs.scopes import ALLOW_ALL, SecretScope
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
 from tests.support.canary import secret as canary
-from tests.support.memory_store import WatchingMemoryStore
+from tests.support.memory_store import IssuingMemoryStore, WatchingMemoryStore
 from tests.support.recording_vfs import RecordingKernel
 from tests.support.work import counted
 
@@ -697,6 +699,25 @@ class TestWhatIsCalled:
         assert kernel._vfs.poll(handle, b"waiter")
         await kernel.close(handle)
 
+    async def test_a_folder_whose_entry_has_expired_is_told_after_the_values_that_went_with_it(
+        self, vault: WatchingMemoryStore, env: WatchingMemoryStore
+    ) -> None:
+        """On the way to a value that is gone the kernel asks for the folder: if it found none, nobody would be told."""
+        async with fake_kernel({"vault": vault, "env": env}, forgetful=True) as kernel:
+            await kernel.tree()
+            kernel.deaf = True
+            await delete(env, "team/prod/TOKEN")
+            kernel.deaf = False
+            name = "team/prod/TOKEN"
+            for change in (
+                Change("env", values=frozenset({(name, name)})),
+                Change("env", names=frozenset({name})),
+            ):
+                kernel.enqueue(change)
+                await wait_all_tasks_blocked()
+            assert kernel.failures == []
+            assert kernel.calls == [(Call.UNLINK, "env/team/prod/TOKEN"), (Call.RMDIR, "env/team")]
+
     @pytest.mark.parametrize("path", ["env/TOKEN", "env/team", "vault/db", "vault/team"])
     async def test_what_comes_back_is_told_as_new_even_if_somebody_holds_on_to_what_was_there(
         self, kernel: FakeKernel, vault: WatchingMemoryStore, env: WatchingMemoryStore, path: str
@@ -853,6 +874,35 @@ class TestWhatIsCalled:
         await wait_all_tasks_blocked()
         assert set(kernel.calls) == {(Call.RENAME, "env/TOKEN")}
 
+    async def test_the_bulk_file_of_each_secret_is_published_although_later_changes_wait(
+        self, kernel: FakeKernel, vault: WatchingMemoryStore
+    ) -> None:
+        for path in ("vault/db/.bulk.json", "vault/team/api/.bulk.json", "vault/.bulk.json"):
+            await kernel.cat(path)
+        kernel.deaf = True
+        await put(vault, "db", user=b"joe", password=NEW)
+        await put(vault, "team/api", **{"key": NEW, "a/b%": OLD})
+        kernel.deaf = False
+        for name, key in (("db", "password"), ("team/api", "key")):
+            kernel.enqueue(Change("vault", values=frozenset({(name, key)})))
+        await kernel.caught_up()  # that of the store is rendered in a thread
+        renamed = [path for call, path in kernel.calls if call is Call.RENAME and path.endswith(".bulk.json")]
+        assert renamed == ["vault/db/.bulk.json", "vault/team/api/.bulk.json", "vault/.bulk.json"]
+        assert NEW.decode() in (await kernel.cat("vault/db/.bulk.json")).decode()
+
+    async def test_no_file_of_a_secret_that_issues_is_published_by_reading_it(self, mock_clock: MockClock) -> None:
+        """A credential that nobody asks for is not issued because an old one ends."""
+        store = IssuingMemoryStore({"role": {"username": OLD, "password": OLD}})
+        async with fake_kernel({"database": store}) as kernel:
+            for name in ("username", ".bulk.json", ".bulk.env"):
+                await kernel.cat(f"database/role/{name}")
+            assert store.issued == 1
+            mock_clock.jump(Freshness().ttl + Freshness().idle)
+            await put(store, "role", username=NEW, password=NEW)
+            assert store.issued == 1
+            assert NEW.decode() in (await kernel.cat("database/role/.bulk.json")).decode()
+            assert store.issued == 2
+
     async def test_a_store_that_hangs_holds_up_no_other(
         self, kernel: FakeKernel, vault: WatchingMemoryStore, env: WatchingMemoryStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -877,7 +927,7 @@ class TestWhatIsCalled:
             (Call.RENAME, "vault/db/password"),
             (Call.MKDIR, "vault/db/..data"),
         ]
-        assert not kernel._waiting
+        assert not kernel.queue._waiting
 
     async def test_a_defect_costs_nobody_the_mount(
         self, kernel: FakeKernel, env: WatchingMemoryStore, monkeypatch: pytest.MonkeyPatch, expect_log: ExpectLog
@@ -913,7 +963,7 @@ class TestWhatIsCalled:
     async def test_changes_that_nobody_takes_are_dropped_with_a_warning(
         self, kernel: FakeKernel, env: WatchingMemoryStore, expect_log: ExpectLog
     ) -> None:
-        expect_log(f"env: more than {BACKLOG} changes at once: not all are announced")
+        expect_log(f"env: over {BACKLOG} changes at once: some show late")
         await kernel.ls("env")
         for _ in range(BACKLOG + 2):  # the first is taken at once
             kernel.enqueue(Change("env", names=frozenset({"not there"})))
@@ -1111,7 +1161,9 @@ class History:
         async with trio.open_nursery() as nursery:
             await self.compare(make_vfs({"s": self.store}, nursery, SCOPE), ROOT_INODE, ROOT_INODE)
             nursery.cancel_scope.cancel()
-        self.store._changed = self.kernel._vfs._contents.views["s"]._store._changed_upstream  # the other one is gone
+        shown = self.kernel._vfs._contents.views["s"]._store
+        assert isinstance(shown, CachedStore)
+        self.store._changed = shown._changed_upstream  # the other one is gone
 
     async def compare(self, vfs: SecretVFS, fresh: int, shown: int) -> None:
         handle = await vfs.open_directory(fresh)

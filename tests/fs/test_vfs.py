@@ -11,6 +11,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from secretfs.cache.change import Announce, Change
 from secretfs.cache.freshness import Freshness
+from secretfs.cache.store_cache import CachedStore
 from secretfs.errors import (
     AccessDenied,
     AmbiguousNames,
@@ -539,7 +540,7 @@ async def test_what_the_kernel_forgets_is_gone(vfs: RecordingVFS) -> None:
         for attributes in [await walk(vfs, "env/TOKEN"), *(await ls(vfs, "vault/db")).values()]:
             counts[attributes.inode] = counts.get(attributes.inode, 0) + 1
     # walk() and ls() look parents up on the way
-    for inode in list(vfs._tree._inodes.values()):
+    for inode in list(vfs._tree.inodes):
         if inode.number != ROOT_INODE:
             vfs.forget(inode.number, inode.lookups)
     assert len(vfs._tree) == 1
@@ -565,7 +566,9 @@ async def test_what_is_in_a_folder(vfs: RecordingVFS, vault: MemoryStore, expect
     assert await vfs.changes.folder(FolderKey("vault", ("nope",))) == {}
     expect_log("no list")
     vault.refused["names:"] = AccessDenied("no list")
-    vfs._contents.views["vault"]._store._names.expire("")
+    store = vfs._contents.views["vault"]._store
+    assert isinstance(store, CachedStore)
+    store._names.expire("")
     assert await vfs.changes.folder(FolderKey("vault")) is None
 
 
