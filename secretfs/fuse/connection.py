@@ -6,35 +6,24 @@ kernel to send again what was read and not answered (FUSE_NOTIFY_RESEND, Linux 6
 """
 
 import contextlib
-import errno
-import logging
 import os
 import select
 import socket
 import struct
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from secretfs.errors import MountError
 from secretfs.fs.journal import Journal
 from secretfs.fs.kernel import Kernel, WarmReads
 from secretfs.fuse import handshake, inode_for_handle
-from secretfs.linux.mount_api import NODEV, NOEXEC, NOSUID, make_read_only, new_mount, place
-from secretfs.linux.mountinfo import FSTYPE
-from secretfs.linux.preflight import DEVICE, explain, require_device, require_fusermount
 
-_LONGEST_OPTION: Final = 255  # bytes that fsconfig(2) takes
 _LARGEST: Final = 64 << 10  # bytes; no message before FUSE_INIT is answered is longer
 
 _OUT_HEADER: Final = struct.Struct("=IiQ")  # len, error, unique
 _INVAL_INODE_OUT: Final = struct.Struct("=Qqq")  # inode, offset (negative: only attributes), length
 _NOTIFY_INVAL_INODE: Final = 2
 _NOTIFY_RESEND: Final = 7
-
-
-log = logging.getLogger(__name__)
 
 
 class Connection(Kernel):
@@ -48,6 +37,8 @@ class Connection(Kernel):
         """
         self.descriptor = descriptor
         self.journal = journal
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
         self._ours: socket.socket | None = None
         self._place = -1
         self.why_asked: Callable[[], str] = lambda: "nobody serves yet"
@@ -79,13 +70,17 @@ class Connection(Kernel):
         """Who answers warm reads and listings: the kernel, if it opens files by itself."""
         hook = inode_for_handle.installed()
         if not self.kernel_may_open:
-            return WarmReads(by_kernel=False, reason="the mount was made so")
+            return WarmReads(by_kernel=False, reason="mounted with --no-kernel-answers, or where it cannot be had")
         if hook is None or not hook.requests():
             return WarmReads(by_kernel=False, reason=inode_for_handle.LACKING)
         reason = "" if self.journal.kernel_opens else self.why_asked()
         if reason:
             return WarmReads(by_kernel=False, reason=reason)
         return WarmReads(by_kernel=True, reason=f"requests get their inode as handle ({hook.name})")
+
+    def has_requests(self) -> bool:
+        """Whether there are requests that nobody has read yet."""
+        return bool(self._poll.poll(0))
 
     def open_by_itself(self) -> bool:
         """Whether to tell the kernel to open files and directories by itself. Then it is as good as told."""
@@ -155,96 +150,6 @@ def has_ended(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, 0)
     return bool(poll.poll(0))
-
-
-def connect(path: Path, source: str, *, allow_other: bool) -> int:
-    """Mount at ``path``. Returns the descriptor behind the mount. Raises `MountError` with the reason and the way out.
-
-    A process that may mount calls mount(2), any other runs fusermount3. ``source`` is the first column of the table of
-    mounts.
-    """
-    require_device()
-    descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        _mount(descriptor, path, source, allow_other=allow_other)
-    except PermissionError:
-        os.close(descriptor)
-        return _fusermount(path, source, allow_other=allow_other)
-    except OSError as error:
-        os.close(descriptor)
-        raise explain(error.strerror or "", path) from None
-    return descriptor
-
-
-def _mount(descriptor: int, path: Path, source: str, *, allow_other: bool) -> None:
-    """Mount. Raises OSError.
-
-    Root gets a mount that is read-only before anybody sees it, also in other mount namespaces: it may open every file,
-    and what it writes would be in the page cache until we refuse it. We write through a mount of our own. Another user
-    who may mount could not: requests go through /proc of a process that has more rights than that user's others.
-    """
-    fstype, _, subtype = FSTYPE.partition(".")
-    options: dict[str, str | None] = {
-        "source": os.fsdecode(os.fsencode(source)[:_LONGEST_OPTION]),
-        "subtype": subtype,
-        "fd": str(descriptor),
-        "rootmode": "40000",
-        "user_id": str(os.geteuid()),
-        "group_id": str(os.getegid()),
-        "default_permissions": None,
-    }
-    if allow_other:
-        options["allow_other"] = None
-    mount = new_mount(fstype, options, NOSUID | NODEV | NOEXEC)
-    try:
-        if os.geteuid() == 0:
-            _make_read_only(mount)
-        place(mount, os.fsencode(path))
-    finally:
-        os.close(mount)
-
-
-def _make_read_only(mount: int) -> None:
-    try:
-        make_read_only(mount)
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EPERM):  # an older kernel; the seccomp filter of a container
-            raise
-        log.info(
-            "the mount is not read-only for root (mount_setattr: %s): writes are refused one by one", error.strerror
-        )
-
-
-def _fusermount(path: Path, source: str, *, allow_other: bool) -> int:
-    """Have fusermount3 mount, which is setuid root; it sends the descriptor back through a socket."""
-    subtype = FSTYPE.removeprefix("fuse.")
-    options = f"nosuid,nodev,noexec,default_permissions,fsname={_escaped(source)},subtype={subtype}"
-    if allow_other:
-        options += ",allow_other"
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    with ours, theirs:
-        done = subprocess.run(  # noqa: S603 - no shell
-            ["fusermount3", "-o", options, "--", str(path)],  # noqa: S607 - `executable` is its path
-            executable=require_fusermount(),
-            env={"_FUSE_COMMFD": str(theirs.fileno()), "LC_ALL": "C", "PATH": os.defpath},
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        theirs.close()
-        if done.returncode == 0:
-            _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
-            if descriptors:
-                os.set_inheritable(descriptors[0], False)  # noqa: FBT003 - the library's signature
-                return descriptors[0]
-    raise explain(done.stderr, path)
-
-
-def _escaped(value: str) -> str:
-    """Escape a value for fusermount3, which takes a comma for the end of an option."""
-    return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def _read_init(descriptor: int) -> bytes:

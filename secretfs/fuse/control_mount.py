@@ -1,7 +1,8 @@
 """Where a read-only mount takes requests: another, writable mount of its control directory, which has no place.
 
-A helper holds it, and the links ``refresh`` and ``reload`` lead to it through /proc. It is held only while somebody may
-be on the way there: as long as there is a mount of a file system, the kernel does not end its connection.
+A helper holds it, and the links ``refresh`` and ``reload`` lead to it through /proc. It is held while somebody may be
+on the way there; an open file keeps it by itself. As long as there is a mount of a file system, the kernel does not end
+its connection, so it is let go when the mount that programs see is gone.
 """
 
 import logging
@@ -14,13 +15,14 @@ import trio
 from secretfs.errors import ReadOnly
 from secretfs.fs.names import CONTROL
 from secretfs.linux.mountinfo import mounts
-from secretfs.linux.syscall_helper import SyscallHelper
+from secretfs.linux.syscall_helper import Start, SyscallHelper
 from secretfs.linux.syscall_server import HELD
 
 HOLD: Final = 10.0
-"""Seconds for which the mount is held for somebody who has read a link and writes nothing."""
+"""Seconds for which the mount is held for somebody who has read a link. Requests do not tell who has arrived: one open
+file takes any number of them."""
 LOOK_EVERY: Final = 0.1
-"""Seconds between two looks at whether it is still needed."""
+"""Seconds between two looks at whether the mount that programs see is there."""
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +31,16 @@ class ControlMount:
     """A writable mount of the control directory, made when somebody follows a link there.
 
     ``device`` is the minor number of the mount. When nothing is mounted with that number any more, all is let go.
+    ``start`` starts the helper, which has the right to mount.
     """
 
-    def __init__(self, mountpoint: Path, device: int, nursery: trio.Nursery) -> None:
+    def __init__(self, mountpoint: Path, device: int, nursery: trio.Nursery, start: Start) -> None:
         self._directory = os.path.join(os.fsencode(mountpoint), CONTROL)  # noqa: PTH118 - bytes
         self._device = device
         self._nursery = nursery
-        self._helper = SyscallHelper.started_when_needed()
+        self._helper = SyscallHelper.started_when_needed(start)
         self._lock = trio.Lock()
         self._held = False
-        self._expected = 0
-        """How many writes may come of links that have been read."""
         self._until = 0.0
 
     async def path(self) -> bytes:
@@ -50,25 +51,25 @@ class ControlMount:
             except OSError as error:
                 log.warning("requests cannot be taken: %s", error.strerror)
                 raise ReadOnly("no writable mount") from None
-            self._expected += 1
             self._until = trio.current_time() + HOLD
             if not self._held:
                 self._held = True
                 self._nursery.start_soon(self._release)
         return b"/proc/%d/fd/%d" % (self._helper.pid, HELD)
 
-    def written(self) -> None:
-        """Take note that somebody has arrived: the open file keeps the mount."""
-        self._expected -= 1
+    @property
+    def helper(self) -> int:
+        """The process that holds the mount."""
+        return self._helper.pid
 
     async def _release(self) -> None:
-        """Let the mount go as soon as nobody is on the way any more."""
+        """Let the mount go when nobody is on the way any more."""
         while self._held:
             await trio.sleep(LOOK_EVERY)
             async with self._lock:
-                if self._expected <= 0 or trio.current_time() >= self._until or not self._is_mounted():
+                if trio.current_time() >= self._until or not self._is_mounted():
                     await self._helper.call("release")
-                    self._held, self._expected = False, 0
+                    self._held = False
 
     def _is_mounted(self) -> bool:
         return any(mount.minor == self._device for mount in mounts())

@@ -1,7 +1,8 @@
 """Entries that are to expire at once: before a program uses them again, the kernel looks the name up.
 
 Where the kernel opens files by itself nothing else keeps it from leading to what an entry stood for before: another
-store may be shown at that place by now, or have another value since the process before us has looked.
+store may be shown at that place by now, or have another value since the process before us has looked. And wherever a
+store refuses what it gave before, an entry would lead to that for the rest of its ttl.
 """
 
 import logging
@@ -27,27 +28,32 @@ _ROOM: Final = LARGEST // 2  # bytes of messages in one request to the helper
 
 
 class Expiry:
-    """Has entries of versions expire that are to be confirmed, where the kernel does not ask us at each open."""
+    """Has entries expire."""
 
     def __init__(self, connection: Connection, helper: SyscallHelper, changes: Changes) -> None:
         self._connection = connection
         self._helper = helper
         self._changes = changes
         self.done = trio.Event()
-        """Set when it has been done once."""
+        """Set when what is to be confirmed has expired once."""
 
     async def run(self) -> None:
-        """Have them expire.
+        """Have those expire that are to be confirmed."""
+        if self._connection.warm_reads.by_kernel:
+            await self.expire(self._changes.entries())
+        self.done.set()
+
+    async def expire(self, entries: Iterable[tuple[int, bytes]]) -> None:
+        """Have entries expire: inode of the directory, and name.
 
         The kernel waits for the lock of the directory, which somebody may hold who waits for us. Only a process that
         nobody waits for may wait so; should we be killed meanwhile, our successor lets it go on.
         """
         try:
-            for messages in _batches(self._changes.entries()) if self._connection.warm_reads.by_kernel else ():
+            for messages in _batches(entries):
                 await self._helper.call("write_each", *messages, descriptor=self._connection.descriptor)
         except OSError as error:
             log.warning("what the kernel knows of files is used until its ttl is over: %s", error.strerror)
-        self.done.set()
 
 
 def _batches(entries: Iterable[tuple[int, bytes]]) -> Iterator[list[bytes]]:

@@ -18,7 +18,8 @@ from secretfs.fs.caller import Caller
 from secretfs.fs.inode import Directory
 from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.vfs import SecretVFS
-from secretfs.linux.fanotify import OVERFLOW, opened_files
+from secretfs.fuse.open_events import OpenEvents
+from secretfs.linux.fanotify import OVERFLOW
 from secretfs.linux.syscall_helper import SyscallHelper
 
 PAUSE: Final = 0.25
@@ -71,11 +72,11 @@ class OpenWatcher(Opens):
     """Takes note of all opens of files in the directories that it has marked, with fanotify(7)."""
 
     def __init__(
-        self, vfs: SecretVFS, group: int, mountpoint: Path, helper: SyscallHelper, nursery: trio.Nursery
+        self, vfs: SecretVFS, events: OpenEvents, mountpoint: Path, helper: SyscallHelper, nursery: trio.Nursery
     ) -> None:
         self._uses = vfs.uses
         self._changes = vfs.changes
-        self._group = group
+        self._events = events
         self._mountpoint = os.fsencode(mountpoint)
         self._helper = helper
         self._nursery = nursery
@@ -95,26 +96,29 @@ class OpenWatcher(Opens):
         Marks first what the kernel knows from a process before us, unless the group is ``inherited`` with its marks.
         """
         root = self._changes.directory(ROOT_INODE)
-        if root is None or not await self._mark(root):
-            return
-        for directory in () if inherited else self._changes.directories_in_use():
-            await self._wait(directory)
-        self.reported = True
-        while True:
-            await trio.lowlevel.wait_readable(self._group)
-            await self.look()
-            await trio.sleep(PAUSE)
+        try:
+            if root is None or not await self._mark(root):
+                return
+            for directory in () if inherited else self._changes.directories_in_use():
+                await self._wait(directory)
+            self.reported = True
+            while True:
+                await self._events.wait()
+                await self.look()
+                await trio.sleep(PAUSE)
+        finally:
+            self._events.close()
 
     async def look(self) -> None:
         """Take note of what has been opened until now."""
         for _ in range(READS):
-            opened = opened_files(self._group)
+            opened = self._events.read()
             if opened is None:
                 return
             if OVERFLOW in opened:
                 log.info("more files were opened at once than the kernel can tell: all count as used")
                 self._uses.note_all()
-            for number in set(opened):
+            for number in opened:
                 self._uses.note(number)  # where it is none, nothing happens
             await trio.lowlevel.checkpoint()
 
@@ -177,7 +181,7 @@ class OpenWatcher(Opens):
         async with self._one_at_a_time:
             self._way = self._changes.way(directory.key)
             try:
-                await self._helper.call("mark_opens", path, descriptor=self._group)
+                await self._helper.call("mark_opens", path, descriptor=self._events.group)
             except OSError as error:
                 level = logging.DEBUG if error.errno in (*_GONE, self._refused) else logging.WARNING
                 if error.errno not in _GONE:

@@ -11,8 +11,8 @@ import os
 import select
 import stat
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
+from contextlib import suppress
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import pyfuse3
 from pyfuse3 import (
@@ -27,7 +27,6 @@ from pyfuse3 import (
     ReaddirToken,
     RequestContext,
     SetattrFields,
-    XAttrNameT,
 )
 
 from secretfs.errors import ReadOnly, SecretFSError, log_defect
@@ -36,12 +35,19 @@ from secretfs.fs.caller import Caller
 from secretfs.fs.names import NAME_MAX
 from secretfs.fs.pending_syscall import Call
 from secretfs.fs.publish import Publisher
+from secretfs.fs.requests import user
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.connection import Connection
 from secretfs.fuse.control_mount import ControlMount
+from secretfs.fuse.fair_share import FairShare
+from secretfs.fuse.messages import MessageStats, counted
 from secretfs.fuse.opens import Opens
+from secretfs.fuse.read_only import ReadOnlyOperations
+from secretfs.fuse.witness import Witness
 
 BLOCK_SIZE = 4096
+ENTRIES_AT_ONCE: Final = 16
+"""Entries of a directory that are worked on between two turns of others: some 0.3 ms."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -61,7 +67,11 @@ def _answers(handler: Handler[P, R]) -> Handler[P, R]:
     @functools.wraps(handler)
     async def guarded(self: "SecretOperations", /, *args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return await handler(self, *args, **kwargs)
+            try:
+                return await handler(self, *args, **kwargs)
+            except SecretFSError as error:
+                await _tell_refusal(self, handler.__name__, args, error)
+                raise
         except SecretFSError as error:
             raise pyfuse3.FUSEError(error.errno) from None
         except pyfuse3.FUSEError:
@@ -75,78 +85,47 @@ def _answers(handler: Handler[P, R]) -> Handler[P, R]:
                 log_defect(log, error)
             raise pyfuse3.FUSEError(errno.EIO) from None
 
-    return guarded
+    return counted(guarded)
+
+
+async def _tell_refusal(
+    operations: "SecretOperations", request: str, args: Sequence[Any], error: SecretFSError
+) -> None:
+    """Tell that a request of a process ends with an error. One about an open file does not say who makes it."""
+    context = args[-1]
+    if hasattr(context, "pid") and not operations.is_ours(context):
+        name = args[1] if request == "lookup" else None
+        await operations.witness.refused(request, args[0], name, _caller(context), error)
 
 
 def _takes_a_place(handler: Handler[P, R]) -> Handler[P, R]:
-    """Give a request a place among those of its app. What we ask ourselves needs none: it must not be refused."""
+    """Give a request a place among those of its app or user, and its turn.
+
+    What we ask ourselves needs neither: it must not be refused. READ and READDIR do not say who asks.
+    """
+    kind = handler.__name__
 
     @functools.wraps(handler)
     async def placed(self: "SecretOperations", /, *args: P.args, **kwargs: P.kwargs) -> R:
-        number, context = cast("int", args[0]), args[-1]
-        if not isinstance(context, int) and self._is_ours(cast("RequestContext", context)):
+        if self._share is None:
             return await handler(self, *args, **kwargs)
-        with self._place(number):
+        number, context = args[0], args[-1]
+        uid: int | None = getattr(context, "uid", None)
+        if uid is not None and self.is_ours(cast("RequestContext", context)):
+            return await handler(self, *args, **kwargs)
+        with self._share.place(number if isinstance(number, int) else pyfuse3.ROOT_INODE, uid) as asker:
+            await self._share.turn(asker or (kind if uid is None else user(uid)))
             return await handler(self, *args, **kwargs)
 
     return placed
-
-
-class ReadOnlyOperations(pyfuse3.Operations):
-    """Refuses every request that would change something, with EROFS.
-
-    The file system itself cannot be ``ro``: `secretfs.fs.publish` renames in it, and a user's mount is writable. The
-    answer of pyfuse3 is ENOSYS, which the kernel remembers and shows to programs as "not implemented".
-    """
-
-    async def setattr(
-        self, inode: InodeT, attr: EntryAttributes, fields: SetattrFields, fh: FileHandleT | None, ctx: RequestContext
-    ) -> EntryAttributes:
-        """Refuse chmod, chown, truncate and utime."""
-        _refuse()
-
-    async def mknod(
-        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
-    ) -> EntryAttributes:
-        """Refuse."""
-        _refuse()
-
-    async def create(
-        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
-    ) -> tuple[FileInfo, EntryAttributes]:
-        """Refuse."""
-        _refuse()
-
-    async def symlink(
-        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
-    ) -> EntryAttributes:
-        """Refuse."""
-        _refuse()
-
-    async def link(
-        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
-    ) -> EntryAttributes:
-        """Refuse."""
-        _refuse()
-
-    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        """Refuse."""
-        _refuse()
-
-    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
-        """Refuse."""
-        _refuse()
-
-    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
-        """Refuse."""
-        _refuse()
 
 
 class SecretOperations(ReadOnlyOperations):
     """What pyfuse3 calls. ``connection`` is where libfuse has been told to find the kernel.
 
     With ``opens``, the kernel learns of no content of a file before it reports who opens that. With ``requests``, the
-    mount is read-only. Each request about an inode is made within ``place``, which may refuse it.
+    mount is read-only. Where apps or users ``share`` it, each request takes its place there, which may be refused, and
+    waits for its turn. ``witness`` is told who opens what, and who is refused what.
     """
 
     supports_dot_lookup = False
@@ -159,12 +138,15 @@ class SecretOperations(ReadOnlyOperations):
         connection: Connection,
         opens: Opens | None = None,
         requests: ControlMount | None = None,
-        place: Callable[[int], AbstractContextManager[object]] = nullcontext,
+        share: FairShare | None = None,
+        witness: Witness | None = None,
     ) -> None:
         super().__init__()
+        self.messages = MessageStats()
         self._opens = opens or Opens()
+        self.witness = witness or Witness()
         self._requests = requests
-        self._place = place
+        self._share = share
         self._connection = connection
         self._vfs = vfs
         self._publisher = publisher
@@ -177,13 +159,15 @@ class SecretOperations(ReadOnlyOperations):
     @_takes_a_place
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """Find a name in a directory."""
-        ours = self._publisher.lookup(parent_inode, name) if self._is_ours(ctx) else None
+        ours = self._publisher.lookup(parent_inode, name) if self.is_ours(ctx) else None
         ours = ours or self._opens.lookup(parent_inode, name, _caller(ctx))
         found = ours or await self._vfs.lookup(parent_inode, name, _caller(ctx))
         if found.attr_timeout:
             await self._opens.watch(found.inode)
         else:  # nothing is known of it, and `getattr` comes next
             self._opens.begin_to_watch(found.inode)
+        if self._vfs.takes_requests(found.inode):
+            self.witness.found(found.inode, _caller(ctx))
         return self._reply(found)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
@@ -195,6 +179,7 @@ class SecretOperations(ReadOnlyOperations):
             try:
                 self._vfs.forget(inode, lookups)
                 self._opens.forget(inode)
+                self.witness.forget(inode)
             except Exception as error:  # noqa: BLE001 - a defect costs one inode, which stays in memory
                 with suppress(MemoryError):
                     log_defect(log, error)
@@ -215,15 +200,18 @@ class SecretOperations(ReadOnlyOperations):
         return await self._vfs.open_directory(inode, _caller(ctx))
 
     @_answers
+    @_takes_a_place
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List a snapshot. libfuse always answers READDIRPLUS, so each entry is a reference that the kernel takes."""
         known = 0
-        for offset, segment, attributes in await self._vfs.read_directory(fh, start_id):
+        for number, (offset, segment, attributes) in enumerate(await self._vfs.read_directory(fh, start_id), 1):
             if not pyfuse3.readdir_reply(token, segment, self._reply(attributes), offset):
                 self._vfs.forget(attributes.inode, 1)
                 break
             if attributes.attr_timeout and stat.S_ISREG(attributes.mode):
                 known = attributes.inode
+            if self._share is not None and number % ENTRIES_AT_ONCE == 0:
+                await self._share.go_on()
         if known:
             await self._opens.watch(known)
 
@@ -241,13 +229,14 @@ class SecretOperations(ReadOnlyOperations):
         a control file in its page cache, and still sends one request for each write(2), with an errno of its own.
         """
         if flags & os.O_ACCMODE == os.O_WRONLY and self._vfs.takes_requests(inode):
-            return FileInfo(
-                fh=await self._vfs.open(inode, _caller(ctx)), direct_io=True
-            )  # each write(2) gets an errno of its own
+            handle = await self._vfs.open(inode, _caller(ctx))
+            await self.witness.opened(inode, _caller(ctx))
+            return FileInfo(fh=handle, direct_io=True)  # each write(2) gets an errno of its own
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             raise ReadOnly("open")
         handle = await self._vfs.open(inode, _caller(ctx))
         self._let_kernel_open()
+        await self.witness.opened(inode, _caller(ctx))
         return FileInfo(fh=handle, keep_cache=True)
 
     @_answers
@@ -259,15 +248,15 @@ class SecretOperations(ReadOnlyOperations):
     @_answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Take a request, and answer when its results show. Nothing else may be written to."""
-        if self._requests is not None:
-            self._requests.written()
         try:
+            await self.witness.written(fh, buf)
             await self._vfs.write(fh, buf)
         finally:
             await self._publisher.caught_up()
         return len(buf)
 
     @_answers
+    @_takes_a_place
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
         """Lead to the control file that a link stands for, where it can be written to."""
         name = self._vfs.link_target(inode)
@@ -295,6 +284,7 @@ class SecretOperations(ReadOnlyOperations):
         """Close a file: a version is there for as long as the kernel knows it, whoever has it open."""
 
     @_answers
+    @_takes_a_place
     async def poll(self, inode: InodeT, fh: FileHandleT, poll_handle: PollHandle | None, ctx: RequestContext) -> int:
         """Say that it is readable, and exceptional (as /proc/mounts is) once the version is superseded."""
         waiter = self._connection.wake_up_call(poll_handle.notify) if poll_handle else None
@@ -334,6 +324,7 @@ class SecretOperations(ReadOnlyOperations):
         self._publisher.remove(Call.RMDIR, parent_inode, name)
 
     @_answers
+    @_takes_a_place
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
         """Say that the file system is empty: without an answer podman refuses to bind it into a container."""
         answer = pyfuse3.StatvfsData()
@@ -348,12 +339,15 @@ class SecretOperations(ReadOnlyOperations):
         return await self._vfs.getxattr(inode, name.decode(errors="replace"), _caller(ctx))
 
     @_answers
+    @_takes_a_place
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
         """Return the names of the extended attributes."""
         return [name.encode() for name in self._vfs.listxattr(inode)]
 
     def why_asked(self) -> str:
         """Return why the kernel has to ask at each open; nothing if it can open files by itself."""
+        if self.witness.strict:
+            return "--audit=strict has each open wait for its record"
         if self._requests is None:
             return "the mount is not read-only, and nobody but us refuses to open a file to write"
         if not self._opens.reported:
@@ -365,12 +359,12 @@ class SecretOperations(ReadOnlyOperations):
         if self._connection.open_by_itself():
             raise pyfuse3.FUSEError(errno.ENOSYS)
 
-    def _is_ours(self, ctx: RequestContext) -> bool:
+    def is_ours(self, ctx: RequestContext) -> bool:
         """Whether we ask ourselves, while we publish something."""
         return self._publisher.is_asked_by(_caller(ctx))
 
     def _require_ours(self, ctx: RequestContext) -> None:
-        if not self._is_ours(ctx):
+        if not self.is_ours(ctx):
             raise ReadOnly("a change")
 
     def _reply(self, attributes: Attributes) -> EntryAttributes:
@@ -391,7 +385,3 @@ class SecretOperations(ReadOnlyOperations):
 
 def _caller(ctx: RequestContext) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid)
-
-
-def _refuse() -> NoReturn:
-    raise pyfuse3.FUSEError(errno.EROFS)

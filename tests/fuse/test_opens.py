@@ -16,10 +16,12 @@ from secretfs.fs.inode import Directory
 from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.keys import DirectoryKey, FolderKey, RootKey
 from secretfs.fs.vfs import SecretVFS
+from secretfs.fuse.open_events import OpenEvents, ReportedOpenEvents
 from secretfs.fuse.opens import OpenWatcher
-from secretfs.linux.fanotify import mark_opens
+from secretfs.linux.fanotify import Open, mark_opens
 from secretfs.linux.syscall_helper import SyscallHelper, Within
 from tests.conftest import ExpectLog
+from tests.support.kernel_caches import Caches, drop
 from tests.support.mounted import Mounted
 from tests.support.open_fixtures import group, mount
 from tests.support.until import until
@@ -86,7 +88,7 @@ def known(mount: Mounted) -> Known:
 @pytest.fixture
 def opens(known: Known, group: int, helper: SyscallHelper, nursery: trio.Nursery) -> OpenWatcher:
     vfs = cast("SecretVFS", SimpleNamespace(uses=known, changes=known))
-    return OpenWatcher(vfs, group, known.mount, helper, nursery)
+    return OpenWatcher(vfs, OpenEvents(group), known.mount, helper, nursery)
 
 
 async def read(path: Path) -> None:
@@ -117,7 +119,7 @@ async def test_what_was_opened_while_no_process_served_is_noted_first(
     await opens.watch(known.number("A"))
     await read(known.mount / "env/A")
     vfs = cast("SecretVFS", SimpleNamespace(uses=known, changes=known))
-    next_one = OpenWatcher(vfs, group, known.mount, helper, nursery)
+    next_one = OpenWatcher(vfs, OpenEvents(group), known.mount, helper, nursery)
     await next_one.look()
     assert known.opened == [known.number("A")]
 
@@ -127,7 +129,7 @@ async def test_a_directory_that_the_kernel_forgets_is_marked_again(opens: OpenWa
     del known.directories[known.env.number]
     opens.forget(known.env.number)
     known.directories[known.env.number] = known.env
-    await trio.to_thread.run_sync(Path("/proc/sys/vm/drop_caches").write_text, "2")
+    await trio.to_thread.run_sync(drop, Caches.NAMES)
     await opens.watch(known.number("A"))
     await read(known.mount / "env/A")
     await opens.look()
@@ -178,7 +180,7 @@ async def test_a_kernel_that_reports_nothing(
     expect_log("the kernel does not report what is opened")
     no_group, other_end = os.pipe()
     vfs = cast("SecretVFS", SimpleNamespace(uses=known, changes=known))
-    opens = OpenWatcher(vfs, no_group, known.mount, helper, nursery)
+    opens = OpenWatcher(vfs, OpenEvents(no_group), known.mount, helper, nursery)
     os.close(other_end)
     await opens.run()
     os.close(no_group)
@@ -212,3 +214,50 @@ async def test_its_own_look_ups_wait_for_no_store(opens: OpenWatcher, known: Kno
     await opens.watch(known.number("A"))
     assert seen == [known.env, None, None]
     assert opens.lookup(ROOT_INODE, b"env", ours) is None  # only while it makes a mark
+
+
+@pytest.mark.root("only a group of root is told which process it was")
+async def test_a_thread_tells_of_opens_at_once(known: Known, group: int, helper: SyscallHelper) -> None:
+    mark_opens(group, os.fsencode(known.mount / "env"))
+    await read(known.mount / "env/A")  # as while no process served
+    told: list[Open] = []
+    events = ReportedOpenEvents(group, told.append)
+    assert told == [Open(known.number("A"), os.getpid())]
+    await read(known.mount / "env/B")
+    await until(lambda: len(told) == 2)
+    assert told[1] == Open(known.number("B"), os.getpid())
+    await events.wait()
+    assert events.read() == {known.number("A"), known.number("B")}
+    assert events.read() is None
+    events.close()
+
+
+async def test_opens_that_never_end_are_told_of_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Open] = []
+    untold = 0
+
+    def more(_: int) -> list[Open]:
+        nonlocal untold
+        untold = untold + 1 - len(told)
+        told.clear()
+        assert untold < 10, "what has been read is kept in memory"
+        return [Open(1, 1)]
+
+    monkeypatch.setattr("secretfs.fuse.open_events.opens", more)
+    nothing, end = os.pipe()
+    events = ReportedOpenEvents(nothing, told.append)
+    await events.wait()
+    assert events.read() == {1}
+    events.close()
+    os.close(nothing)
+    os.close(end)
+
+
+async def test_an_open_after_the_last_look_is_waited_for_no_more(known: Known, group: int) -> None:
+    mark_opens(group, os.fsencode(known.mount / "env"))
+    events = ReportedOpenEvents(group, lambda _: None)
+    for name in "AB":
+        await read(known.mount / "env" / name)
+        await events.wait()
+        assert events.read() == {known.number(name)}
+    events.close()

@@ -23,7 +23,8 @@ from secretfs.fs.pending_syscall import Call, PendingSyscall
 from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.connection import Connection
-from secretfs.fuse.operations import ReadOnlyOperations, SecretOperations
+from secretfs.fuse.operations import SecretOperations
+from secretfs.fuse.read_only import ReadOnlyOperations
 from tests.conftest import ExpectLog
 from tests.support.canary import leaked
 from tests.support.canary import secret as canary
@@ -435,6 +436,9 @@ async def test_only_our_own_hand_looks_up_what_is_being_published(
     context: Context, *, busy: bool, granted: bool
 ) -> None:
     class Vfs:
+        def takes_requests(self, inode: int) -> bool:
+            return False
+
         async def lookup(self, parent: int, segment: bytes, caller: Caller) -> Attributes:
             return Attributes(8, stat.S_IFREG | 0o400, 1000, 2000, 0, 0.0, 0.0, 1.0)
 
