@@ -1,7 +1,8 @@
 """Which files of a directory are opened, and by whom in what container or namespace does not matter: fanotify(7).
 
 A group is of the kind that every user may have (Linux 5.13). It gets the inode number of each file that is opened, and
-the process that opens it waits for nothing. On FUSE that takes Linux 6.8. Equal events are merged until they are read.
+if it was made with CAP_SYS_ADMIN the process, which waits for nothing. On FUSE that takes Linux 6.8. Equal events are
+merged until they are read.
 
 What is marked is the inode of a directory. The mark is gone when the kernel forgets the inode, and neither mark nor
 events keep a mount busy. (A mark on the whole superblock would take CAP_SYS_ADMIN. On FUSE it cannot have
@@ -13,7 +14,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 # linux/fanotify.h
 _CLOEXEC, _NONBLOCK, _UNLIMITED_MARKS, _REPORT_FID = 0x1, 0x2, 0x20, 0x200
@@ -29,6 +30,16 @@ _HANDLE: Final = struct.Struct("=III")  # the upper and the lower half of its nu
 
 OVERFLOW: Final = -1
 """Stands for files that the kernel could not remember."""
+
+
+class Open(NamedTuple):
+    """An open of a file."""
+
+    inode: int
+    """Number of the FUSE inode, or `OVERFLOW`."""
+    pid: int
+    """The process, in our namespace; 0 for one outside it, and if the group has no right to know."""
+
 
 _AT_ONCE: Final = 64 << 10  # bytes
 
@@ -59,9 +70,10 @@ def mark_opens(group: int, directory: bytes) -> None:
         _raise()
 
 
-def opened_files(group: int) -> list[int] | None:
-    """Return the numbers of FUSE inodes that have been opened since the last call: not all at once, None when no more.
+def opens(group: int) -> list[Open] | None:
+    """Return what FUSE inodes have been opened since the last call: not all at once, None when no more.
 
+    Equal opens of one process are one until they are read.
     `OVERFLOW` means that more files have been opened than the kernel remembers, 16,384 by default.
     """
     try:
@@ -71,17 +83,17 @@ def opened_files(group: int) -> list[int] | None:
     return list(_parse(events))
 
 
-def _parse(events: bytes) -> Iterator[int]:
+def _parse(events: bytes) -> Iterator[Open]:
     place = 0
     while place < len(events):
-        length, _, _, header, mask, _, _ = _EVENT.unpack_from(events, place)
+        length, _, _, header, mask, _, pid = _EVENT.unpack_from(events, place)
         if mask & _Q_OVERFLOW:
-            yield OVERFLOW
+            yield Open(OVERFLOW, 0)
         elif length >= header + _FID.size + _HANDLE.size:
             _, _, _, fsid, _, kind = _FID.unpack_from(events, place + header)
             if fsid == _FUSE_FSID and kind == _FILEID_INO64_GEN:  # else another file system has come to that path
                 upper, lower, _ = _HANDLE.unpack_from(events, place + header + _FID.size)
-                yield upper << 32 | lower
+                yield Open(upper << 32 | lower, pid)
         place += length
 
 

@@ -1,5 +1,8 @@
 """The log: to standard error, one line a message; `secretfs.linux.log_destinations` has the others.
 
+A line says for people what happened. What it is about follows as ``key=value``: see `CONTEXT`. As JSON
+(`secretfs.linux.json_lines`) a line is an object with the same in it.
+
 Logging never blocks. A line that cannot be written at once is lost; the next line that can be written says how many
 were.
 """
@@ -10,19 +13,35 @@ import os
 import select
 import stat
 import sys
+from collections.abc import Iterator
 from typing import Final
 
 PATIENCE: Final = 1.0
 """Seconds that the thread waits for a pipe to take a line, and that an end waits for the thread."""
 
+AS_JSON: Final = "json:"
+"""What a place to log to begins with, among the arguments of a supervisor, if lines shall be JSON."""
+
 FORMAT = "%(levelname)s %(message)s"
 
+CONTEXT: Final = ("mountpoint", "store", "app", "worker", "signal", "error", "operation", "values")
+"""What a line may be about: keys of ``extra``. None is the name of a secret, or a value."""
 
-def log_to_stderr() -> None:
+
+def log_to_stderr(*, as_json: bool = False) -> None:
     """Log to standard error, one line each."""
     handler = StandardError() if sys.stderr else logging.NullHandler()
-    handler.setFormatter(OneLine(FORMAT))
+    handler.setFormatter(line_format(as_json=as_json))
     log_to(handler)
+
+
+def line_format(prefix: str = "", *, as_json: bool = False) -> logging.Formatter:
+    """Return what makes lines of messages. ``prefix`` is for text."""
+    if not as_json:
+        return OneLine(f"{prefix}{FORMAT}")
+    from secretfs.linux.json_lines import JSONLine  # noqa: PLC0415 - a supervisor has no need of json otherwise
+
+    return JSONLine()
 
 
 def log_to(handler: logging.Handler) -> None:
@@ -60,9 +79,8 @@ class CountsLost(logging.Handler):
 
     def format(self, record: logging.LogRecord) -> str:
         """Add to a line how many before it are lost."""
-        lost = self.lost + getattr(record, "lost", 0)
-        text = super().format(record)
-        return f"{text} [lines lost before this one: {lost}]" if lost else text
+        record.lost = self.lost + getattr(record, "lost", 0)
+        return super().format(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Count a line that is lost."""
@@ -125,6 +143,27 @@ def _reopen(descriptor: int) -> int:
 class OneLine(logging.Formatter):
     """One line for one message, whatever names it holds; only a traceback goes on below."""
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Format it, with how many lines before it are lost."""
+        text, lost = super().format(record), getattr(record, "lost", 0)
+        return f"{text} [lines lost before this one: {lost}]" if lost else text
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """Format it, control characters as escapes."""
-        return printable(super().formatMessage(record))
+        """Format what it says and what it is about, control characters as escapes."""
+        return printable(" ".join((super().formatMessage(record), *map(_key_value, context_of(record)))))
+
+
+def context_of(record: logging.LogRecord) -> Iterator[tuple[str, str | int]]:
+    """Yield what a line is about."""
+    for key in CONTEXT:
+        value = record.__dict__.get(key)
+        if value is not None:
+            yield key, value if isinstance(value, int) else str(value)
+
+
+def _key_value(item: tuple[str, str | int]) -> str:
+    """Write ``key=value``; a value in which words could not be told apart is quoted."""
+    key, value = item[0], str(item[1])
+    plain = value and value.isprintable() and set(value).isdisjoint(' "=')
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f"{key}={value}" if plain else f'{key}="{escaped}"'

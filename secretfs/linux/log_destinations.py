@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from secretfs.errors import ConfigurationError, Notice
-from secretfs.linux.log import FORMAT, PATIENCE, CountsLost, OneLine, StandardError
+from secretfs.linux.log import PATIENCE, CountsLost, StandardError, line_format
 from secretfs.linux.regular_file import open_regular
 from secretfs.linux.runtime_directory import runtime_file
 
@@ -28,22 +28,23 @@ LIMIT: Final = 1 << 20
 _SYSLOG = "/dev/log"
 
 
-def open_log(log_file: Path) -> logging.Handler:
+def open_log(log_file: Path, *, as_json: bool = False) -> logging.Handler:
     """Open a file to log to. Raises `ConfigurationError` if it cannot be one."""
     try:
-        return _with_time(_LogFile(log_file))
+        return _with_time(_LogFile(log_file), as_json=as_json)
     except OSError as error:
         raise ConfigurationError(f"cannot log to {log_file}: {error.strerror}") from None
 
 
-def open_syslog(mountpoint: Path) -> logging.Handler:
+def open_syslog(mountpoint: Path, *, as_json: bool = False) -> logging.Handler:
     """Open syslog; if there is none, a file of that mount in the runtime directory."""
     try:
         handler = _Syslog(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
         handler.socket.getpeername()  # logging says nothing of a socket that is not there, or that nobody listens at
     except OSError:
-        return _fallback(mountpoint)
-    handler.setFormatter(OneLine(f"secretfs[%(process)d]: {FORMAT}"))
+        return _fallback(mountpoint, as_json=as_json)
+    handler.ident = f"secretfs[{os.getpid()}]: "
+    handler.setFormatter(line_format(as_json=as_json))
     return handler
 
 
@@ -64,21 +65,21 @@ def log_in_thread() -> None:
     root.addHandler(_Queue(handler))
 
 
-def _fallback(mountpoint: Path) -> logging.Handler:
+def _fallback(mountpoint: Path, *, as_json: bool) -> logging.Handler:
     path = runtime_file(mountpoint, ".log")
     try:
         _make_runtime_directory(path)
     except OSError:
         return logging.NullHandler()
-    return _with_time(_LogFile(path, LIMIT))
+    return _with_time(_LogFile(path, LIMIT), as_json=as_json)
 
 
 def _make_runtime_directory(file: Path | str) -> None:
     Path(file).parent.mkdir(mode=0o700, exist_ok=True)
 
 
-def _with_time(handler: logging.Handler) -> logging.Handler:
-    handler.setFormatter(OneLine(f"%(asctime)s {FORMAT}"))
+def _with_time(handler: logging.Handler, *, as_json: bool) -> logging.Handler:
+    handler.setFormatter(line_format("%(asctime)s ", as_json=as_json))
     return handler
 
 

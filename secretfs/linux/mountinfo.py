@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,19 +30,26 @@ class MountInfo(NamedTuple):
     """Whether the kernel lets other users in, for FUSE."""
     read_only: bool = False
     """Whether nothing can be written through this mount. Through another mount of the same file system it may."""
+    number: int = 0
+    """Its id. No two mounts of a kernel share one, in whatever namespace they are."""
+    device: str = ""
+    """Its device, MAJOR:MINOR."""
+    root: str = "/"
+    """The directory of the file system that is mounted: another one than / for a bind mount."""
+    receives: bool = False
+    """Whether it receives what is mounted in the mount that it is a copy of (a slave, mount_namespaces(7))."""
 
 
-def mounts() -> Iterator[MountInfo]:
-    """Yield the mounts of this mount namespace, bottom first (proc_pid_mountinfo(5))."""
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+def mounts(pid: int | None = None) -> Iterator[MountInfo]:
+    """Yield the mounts that a process sees, or this one, bottom first (proc_pid_mountinfo(5)). Raises OSError."""
+    for line in Path(f"/proc/{pid or 'self'}/mountinfo").read_bytes().splitlines():
         before, _, after = line.partition(b" - ")
-        _, _, device, _, point, own_options, *propagation = before.split(b" ")
-        path = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), point)
+        number, _, device, root, point, own_options, *propagation = before.split(b" ")
         fstype, _, rest = after.partition(b" ")
         options = rest.rpartition(b" ")[2]  # of the file system; what is before them is its user's to choose
         user, group = (re.search(rb"\b%s_id=(\d+)" % kind, options) for kind in (b"user", b"group"))
         yield MountInfo(
-            os.fsdecode(path),
+            _unescaped(point),
             os.fsdecode(fstype),
             int(device.partition(b":")[2]),
             int(user[1]) if user else None,
@@ -49,7 +57,32 @@ def mounts() -> Iterator[MountInfo]:
             int(group[1]) if group else None,
             b"allow_other" in options.split(b","),
             b"ro" in own_options.split(b","),
+            int(number),
+            os.fsdecode(device),
+            _unescaped(root),
+            any(field.startswith(b"master:") for field in propagation),
         )
+
+
+def _unescaped(path: bytes) -> str:
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), path))
+
+
+def binds(device: str, root: str) -> dict[int, int]:
+    """Return the bind mounts of a directory of a file system in all mount namespaces: number to a process that sees it.
+
+    One of a part of the directory counts as well. Processes that this user may not look into are passed over.
+    """
+    found: dict[int, int] = {}
+    namespaces: set[int] = set()
+    for pid in sorted(int(entry.name) for entry in Path("/proc").glob("[0-9]*")):
+        with suppress(OSError):  # it has ended, or is somebody else's
+            namespace = Path(f"/proc/{pid}/ns/mnt").stat().st_ino
+            if namespace in namespaces:
+                continue
+            namespaces.add(namespace)
+            found |= {m.number: pid for m in mounts(pid) if m.device == device and f"{m.root}/".startswith(f"{root}/")}
+    return found
 
 
 def mount_ids(pid: int) -> frozenset[bytes]:

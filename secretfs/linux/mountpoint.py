@@ -95,14 +95,14 @@ def is_empty(path: Path) -> bool:
         return True
 
 
-def clear(path: Path) -> None:
+def clear(path: Path, unmount: Callable[[], object]) -> None:
     """Unmount what a killed daemon has left at ``path``. Raises `MountError` if the mount is alive or hangs.
 
     Call it just before a new mount: until then ENOTCONN serves readers better than an empty directory.
     """
     while is_mounted(path):
         _require_dead(path)
-        unmount(path, lazy=True)
+        unmount()
         log.info("cleared a dead mount at %s", path)
 
 

@@ -28,7 +28,7 @@ def protect_memory() -> None:
     return_freed_memory()
     for notice in (forbid_dumps(), lock_memory()):
         if notice is not None:
-            log.warning("%s", notice)
+            notice.log_to(log)
 
 
 def return_freed_memory() -> None:
@@ -43,13 +43,22 @@ def return_freed_memory() -> None:
 
 
 def forbid_dumps() -> Notice | None:
-    """Forbid core dumps of this process, and ptrace by other processes of its user. Returns a notice if that fails."""
-    libc = ctypes.CDLL(None, use_errno=True)
+    """Forbid core dumps of this process and those that it starts, and ptrace by other processes of its user.
+
+    Returns a notice if that fails.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return hide_memory()
+
+
+def hide_memory() -> Notice | None:
+    """Forbid core dumps of this process alone, and ptrace by others of its user. Returns a notice if that fails."""
+    libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0:
         return None
     reason = os.strerror(ctypes.get_errno())
-    return Notice(f"cannot forbid core dumps and ptrace: {reason}", fix="let the seccomp filter here allow prctl(2)")
+    fix = "let the seccomp filter here allow prctl(2)"
+    return Notice(f"cannot forbid core dumps and ptrace: {reason}", fix=fix, unsafe=True)
 
 
 def lock_memory() -> Notice | None:
@@ -58,14 +67,14 @@ def lock_memory() -> Notice | None:
         if not has_swap():
             return None
         fix = "raise the limit for locked memory (LimitMEMLOCK=infinity)"
-        return Notice("memory may be swapped out", fix=fix)
+        return Notice("memory may be swapped out", fix=fix, unsafe=True)
     # ONFAULT: lock pages when they are touched, not the whole stack of every thread that is ever started.
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0:
         return None
-    return Notice(
-        f"cannot lock memory: {os.strerror(ctypes.get_errno())}", fix="encrypt the swap, or do without it (swapoff -a)"
-    )
+    reason = os.strerror(ctypes.get_errno())
+    fix = "encrypt the swap, or do without it (swapoff -a)"
+    return Notice(f"cannot lock memory: {reason}", fix=fix, unsafe=True)
 
 
 def has_capability(number: int) -> bool:

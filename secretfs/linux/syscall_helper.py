@@ -13,8 +13,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import trio
@@ -26,6 +25,9 @@ _PROGRAM = [sys.executable, "-P", "-m", "secretfs.linux.syscall_server"]
 _NONE = -1
 
 log = logging.getLogger(__name__)
+
+Start = Callable[[socket.socket], int]
+"""Starts a helper that serves a socket, and returns its process id. Raises OSError."""
 
 
 class Within(NamedTuple):
@@ -39,29 +41,30 @@ class Within(NamedTuple):
 class SyscallHelper:
     """The helper process as the daemon sees it. It ends when this is closed, or when the daemon ends."""
 
-    def __init__(self, pid: int, ours: socket.socket) -> None:
+    def __init__(self, pid: int, ours: socket.socket, start: Start | None = None) -> None:
         self.pid = pid
         """The kernel names this process as the caller. Changes when the helper is replaced; -1 while there is none."""
         self._socket = ours
+        self._start = start or start_program
         self._one_at_a_time: trio.Lock | None = None
 
     @classmethod
-    def fork(cls) -> "SyscallHelper":
-        """Fork a helper. Call it before there are threads or secrets."""
+    def fork(cls, start: Start | None = None) -> "SyscallHelper":
+        """Fork a helper, which ``start`` replaces if it ends. Call it before there are threads or secrets."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         gc.freeze()  # a collection would write to every page that we share with it, and each would be copied
         pid = os.fork()
         if pid == 0:
             serve(theirs)
         theirs.close()
-        return cls(pid, ours)
+        return cls(pid, ours, start)
 
     @classmethod
-    def started_when_needed(cls) -> "SyscallHelper":
+    def started_when_needed(cls, start: Start | None = None) -> "SyscallHelper":
         """Return a helper that is started, as a program of its own, by the first call."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.close()
-        return cls(_NONE, ours)
+        return cls(_NONE, ours, start)
 
     async def call(
         self, name: str, *paths: bytes, within: Within | None = None, descriptor: int | None = None
@@ -109,16 +112,9 @@ class SyscallHelper:
         self._reap(0)
         self.pid = _NONE
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        environment = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
         try:
             with theirs:
-                self.pid = os.posix_spawn(
-                    _PROGRAM[0],
-                    _PROGRAM,
-                    environment,
-                    file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)],
-                    setsigmask=[],
-                )
+                self.pid = self._start(theirs)
         except OSError:
             ours.close()
             raise
@@ -132,23 +128,17 @@ class SyscallHelper:
 
     def _reap(self, options: int) -> None:
         if self.pid != _NONE:  # an attempt to replace it has failed
-            with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored, and the kernel reaps it
+            with contextlib.suppress(ChildProcessError):  # the kernel or another process of ours reaps it
                 os.waitpid(self.pid, options)
 
 
-@dataclass(frozen=True, slots=True)
-class SyscallHelpers:
-    """Two helpers: one may have to wait for a store, and must not keep us from finding out whether we serve at all."""
-
-    publishing: SyscallHelper
-    asking: SyscallHelper
-
-    @classmethod
-    def fork(cls) -> "SyscallHelpers":
-        """Fork both. Call it before there are threads or secrets."""
-        return cls(SyscallHelper.fork(), SyscallHelper.fork())
-
-    def close(self) -> None:
-        """Let both end."""
-        self.publishing.close()
-        self.asking.close()
+def start_program(theirs: socket.socket) -> int:
+    """Start a helper that serves a socket, as a program. Returns its process id. Raises OSError."""
+    environment = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
+    return os.posix_spawn(
+        _PROGRAM[0],
+        _PROGRAM,
+        environment,
+        file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)],
+        setsigmask=[],
+    )

@@ -64,14 +64,19 @@ _NAME: Final = b"secretfs-helper"
 _PR_SET_NAME: Final = 15  # linux/prctl.h
 
 
+def leave_daemon(name: bytes, requests: socket.socket) -> None:
+    """Be a process that is called so, ends after the daemon, and has nothing open but the socket of its requests."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name, 0, 0, 0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_IGN)  # these are for the daemon
+    os.chdir("/")
+    _close_all_but(requests)
+
+
 def serve(requests: socket.socket) -> NoReturn:
     """Answer requests for `SYSCALLS` with an errno or 0. Ends the process when the other end is closed."""
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, _NAME, 0, 0, 0)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
-            signal.signal(number, signal.SIG_IGN)  # these are for the daemon; this process ends after it
-        os.chdir("/")
-        _close_all_but(requests)
+        leave_daemon(_NAME, requests)
         while (received := socket.recv_fds(requests, LARGEST, 1))[0]:
             request, descriptors, _, _ = received
             name, within, device, *paths = request.split(b"\0")

@@ -1,11 +1,12 @@
 """What is opened, as the kernel reports it: of a real mount, and of nothing else."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from secretfs.linux.fanotify import OVERFLOW, mark_opens, opened_files
+from secretfs.linux.fanotify import OVERFLOW, Open, mark_opens, opens
 from tests.support.mounted import Mounted
 from tests.support.open_fixtures import group, mount
 from tests.support.shell import run
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.mount
 def opened(group: int) -> set[int]:
     """Read all that is reported."""
     numbers: set[int] = set()
-    while (some := opened_files(group)) is not None:
-        numbers |= set(some)
+    while (some := opens(group)) is not None:
+        numbers |= {inode for inode, _ in some}
     return numbers
 
 
@@ -49,7 +50,17 @@ def test_equal_opens_are_one_until_they_are_read(mount: Mounted, group: int) -> 
     mark_opens(group, os.fsencode(mount.path / "env"))
     for _ in range(1000):
         (mount.path / "env/A").open("rb").close()
-    assert opened_files(group) == [number(mount.path / "env/A")]
+    assert opens(group) == [Open(number(mount.path / "env/A"), os.getpid())]
+
+
+@pytest.mark.root("only a group of root is told which process it was")
+def test_the_process_is_told(mount: Mounted, group: int) -> None:
+    mark_opens(group, os.fsencode(mount.path / "env"))
+    path = mount.path / "env/A"
+    with subprocess.Popen(["cat", str(path)], stdout=subprocess.DEVNULL) as reader:
+        path.read_bytes()
+        reader.wait()
+    assert set(opens(group) or ()) == {Open(number(path), pid) for pid in (os.getpid(), reader.pid)}
 
 
 def test_who_opens_does_not_matter(mount: Mounted, group: int, tmp_path: Path) -> None:

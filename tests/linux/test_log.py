@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import logging
 import os
 import re
@@ -11,13 +12,14 @@ import stat
 import subprocess
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from secretfs.errors import ConfigurationError
 from secretfs.linux import log_destinations
-from secretfs.linux.log import log_to, printable
+from secretfs.linux.log import line_format, log_to, printable
 from secretfs.linux.log_destinations import log_in_thread, open_log, open_syslog
 from secretfs.linux.runtime_directory import runtime_file
 from tests.support import fake_type
@@ -106,7 +108,8 @@ class TestNobodyWaits:
             assert not pipe.holds("takes over")
             (worker,) = daemons(point)
             os.kill(worker, signal.SIGKILL)
-            wait_until(lambda: pipe.holds("takes over [lines lost before this one: 1]"))
+            about = f"mountpoint={point} worker={worker}"
+            wait_until(lambda: pipe.holds(f"takes over {about} [lines lost before this one: 1]"))
             wait_until(lambda: pipe.holds("INFO took over the mount"))
         finally:
             process.terminate()
@@ -267,7 +270,8 @@ class TestLog:
         assert first == "what was there"
         stamp = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (INFO|WARNING) \S")
         assert [line for line in lines if not stamp.match(line)] == []
-        assert any(line.endswith("WARNING a: the fake says so") for line in lines)
+        about = "store=a error=StoreUnavailable operation=fetch"
+        assert any(line.endswith(f"WARNING a: the fake says so {about}") for line in lines)
         assert not leaked("\n".join(lines))
 
     def test_what_becomes_of_a_mount_is_in_it(self, components: Path, tmp_path: Path) -> None:
@@ -282,10 +286,10 @@ class TestLog:
             assert secretfs("unmount", point).status == 0
         lines = [line.partition(" INFO ")[2] for line in log.read_text(encoding="utf-8").splitlines()]
         assert [line for line in lines if not line.startswith("serving")] == [
-            f"mounted at {point}: app id shop, process {pid}",
-            "file: values changed: 1",
+            f"mounted at {point}: app id shop, process {pid} mountpoint={point} worker={pid}",
+            "file: values changed: 1 store=file values=1",
             "a refresh is asked for: file",
-            f"unmounted {point}",
+            f"unmounted {point} mountpoint={point}",
         ]
 
     def test_a_file_that_is_moved_away_is_followed_by_a_new_one(self, components: Path, tmp_path: Path) -> None:
@@ -436,3 +440,84 @@ END
         secretfs unmount m; kill $deaf
     """)
     assert (done.status, done.out, done.err) == (0, "value\n", "")
+
+
+class Lines(logging.StreamHandler[io.StringIO]):
+    """What is logged, as a handler writes it."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__(io.StringIO())
+        self.setFormatter(line_format(as_json=as_json))
+
+
+CONTEXTS = [
+    ({"store": "vault"}, "store=vault"),
+    ({"store": "my vault", "app": "shop"}, 'store="my vault" app=shop'),
+    ({"store": 'a"b\\', "values": 3}, r'store="a\"b\\" values=3'),
+    ({"store": "", "app": "x=y"}, 'store="" app="x=y"'),
+    ({"store": "a\nERROR forged"}, r'store="a\nERROR forged"'),
+    ({"secret": "name"}, ""),
+    ({}, ""),
+]
+
+
+@pytest.mark.parametrize(("context", "text"), CONTEXTS)
+def test_a_line_ends_with_what_it_is_about(root: logging.Logger, context: dict[str, object], text: str) -> None:
+    lines = Lines(as_json=False)
+    log_to(lines)
+    root.warning("it %s", "failed", extra=context)
+    assert lines.stream.getvalue() == f"WARNING it failed {text}".rstrip() + "\n"
+
+
+@pytest.mark.parametrize(("context", "text"), CONTEXTS)
+def test_a_line_of_json_has_the_same_in_it(root: logging.Logger, context: dict[str, object], text: str) -> None:
+    lines = Lines(as_json=True)
+    log_to(lines)
+    root.warning("it %s\nbadly", "failed", extra=context)
+    (line,) = lines.stream.getvalue().splitlines()
+    said = json.loads(line)
+    assert datetime.fromisoformat(said.pop("time")).tzinfo is not None
+    expected = {"level": "WARNING", "logger": "root", "pid": os.getpid(), "message": "it failed\nbadly"}
+    assert said == expected | (context if text else {})
+
+
+def test_a_traceback_is_in_its_line_of_json(root: logging.Logger, tmp_path: Path) -> None:
+    log_to(open_log(tmp_path / "log", as_json=True))
+    log_in_thread()
+    try:
+        int("no number")
+    except ValueError:
+        root.exception("it failed")
+    log_to(logging.NullHandler())  # waits for the thread
+    (line,) = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["traceback"].endswith("ValueError: invalid literal for int() with base 10: 'no number'")
+
+
+@pytest.mark.parametrize("foreground", [True, False])
+def test_a_mount_that_logs_json(components: Path, tmp_path: Path, *, foreground: bool) -> None:
+    """Every line of the worker and of the supervisor is an object."""
+    log, point = tmp_path / "log", tmp_path / "mnt"
+    point.mkdir()
+    place = ["-f"] if foreground else ["--log-file", str(log)]
+    with log.open("ab") as stderr:
+        command = [*SECRETFS, "mount", *place, "--log-format=json", "--resources-path", str(components), str(point)]
+        process = subprocess.Popen(command, env=environment(), stdin=subprocess.DEVNULL, stderr=stderr)
+    try:
+        wait_until(lambda: "mounted at" in log.read_text(encoding="utf-8"))
+        if not foreground:
+            assert process.wait(PATIENCE) == 0
+        (worker,) = daemons(point)
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: "took over the mount" in log.read_text(encoding="utf-8"))
+        if foreground:
+            process.terminate()
+        process.wait(PATIENCE)
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+        end_daemons(point)
+    said = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    (mounted,) = [line for line in said if line["message"].startswith("mounted at")]
+    assert (mounted["level"], mounted["mountpoint"], mounted["worker"]) == ("INFO", str(point), worker)
+    (ended,) = [line for line in said if "another takes over" in line["message"]]
+    assert (ended["logger"], ended["worker"]) == ("__main__", worker)

@@ -45,11 +45,11 @@ def test_a_user_cannot_pass_a_mount_off_as_somebody_elses() -> None:
         as_nobody mkdir m
         cat > mount.py <<-'END'
 from pathlib import Path
-from secretfs.fuse.connection import connect
+from secretfs.linux.fuse_mount import connect
 from secretfs.linux.mountinfo import secretfs_at
 path = Path("m").resolve()
 connection = connect(path, "user_id=0,group_id=0,allow_other", allow_other=False)
-print(secretfs_at(path)[3:])
+print(secretfs_at(path)[3:8])
 END
         as_nobody /mnt/python/bin/python mount.py
     """)

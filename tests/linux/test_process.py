@@ -82,7 +82,7 @@ def test_a_user_with_a_small_limit_works_without_locked_memory() -> None:
 
 def test_where_there_is_swap_he_is_warned() -> None:
     warning, *rest = as_nobody("8192", r"Filename Type Size Used Priority\n/dev/sda2 partition 1 0 -2\n")
-    assert warning == "WARNING memory may be swapped out; raise the limit for locked memory (LimitMEMLOCK=infinity)"
+    assert warning == "ERROR memory may be swapped out; raise the limit for locked memory (LimitMEMLOCK=infinity)"
     assert rest[2:] == ["locked False", "works 64"]
 
 

@@ -1,0 +1,117 @@
+"""What the worker gives up before it opens a store, for itself and for all programs that it starts.
+
+A helper process mounts for it (`secretfs.linux.mounter`). Whatever a store, a library or a hostile answer makes of the
+worker, it can neither mount nor load modules nor become another user, nor read the memory of another process.
+"""
+
+import ctypes
+import logging
+import os
+import resource
+import struct
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from secretfs.linux.process import CAP_DAC_OVERRIDE, CAP_IPC_LOCK
+from secretfs.linux.secret_memory import has_swap
+from secretfs.linux.system_calls import REFUSED, filter_system_calls
+
+CAP_DAC_READ_SEARCH: Final = 2  # linux/capability.h
+CAP_NET_BIND_SERVICE: Final = 10
+CAP_SYS_PTRACE: Final = 19
+
+NAMES: Final = {
+    CAP_DAC_OVERRIDE: "CAP_DAC_OVERRIDE",
+    CAP_DAC_READ_SEARCH: "CAP_DAC_READ_SEARCH",
+    CAP_NET_BIND_SERVICE: "CAP_NET_BIND_SERVICE",
+    CAP_IPC_LOCK: "CAP_IPC_LOCK",
+    CAP_SYS_PTRACE: "CAP_SYS_PTRACE",
+}
+"""Capabilities that a worker may have a use for: to read files and connect to sockets of any owner, and to lock memory
+beyond a limit; with some options, to serve metrics at a port below 1024, and to find out whose program opens what."""
+
+_PR_GET_DUMPABLE, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 3, 23, 24, 38  # linux/prctl.h
+_VERSION_3: Final = 0x20080522  # linux/capability.h
+_SETS: Final = struct.Struct("=6I")  # effective, permitted and inheritable; the lower halves, then the upper ones
+
+_FILTERED: Final = list[bool]()
+"""Not empty once the filter is there. The kernel tells only that there is a filter, which may be that of a unit."""
+
+log = logging.getLogger(__name__)
+
+
+class Protection(NamedTuple):
+    """What keeps the secrets of a worker, and whether it does."""
+
+    name: str
+    holds: bool
+    how: str
+    """By what it holds, or why it does not."""
+
+
+def confine(keep: Collection[int]) -> None:
+    """Give up all capabilities but those to ``keep``, every way to get one back, and the system calls of `REFUSED`.
+
+    Call it before there are threads: each has rights of its own. What cannot be done is logged.
+    """
+    try:
+        _give_up_rights(keep)
+        filter_system_calls()
+    except OSError as error:
+        log.warning("this process keeps rights that it does not need: %s", error.strerror)
+    else:
+        _FILTERED.append(True)
+
+
+def _give_up_rights(keep: Collection[int]) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = 0
+    while libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) >= 0:
+        if number not in keep:
+            libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # it takes CAP_SETPCAP; without it, the last step will do
+        number += 1
+    kept = sum(1 << number for number in keep)
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _VERSION_3, 0))
+    sets = ctypes.create_string_buffer(_SETS.size)
+    _require(libc.capget(header, sets))
+    halves = (kept & 0xFFFFFFFF, kept >> 32)
+    left = (value & halves[place // 3] for place, value in enumerate(_SETS.unpack(sets.raw[: _SETS.size])))
+    _require(libc.capset(header, ctypes.create_string_buffer(_SETS.pack(*left))))
+    _require(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def _require(result: int) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def protections() -> Iterator[Protection]:
+    """Say what protects this process now, and what does not."""
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines())
+    dumpable = ctypes.CDLL(None).prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) != 0
+    dumps = dumpable or resource.getrlimit(resource.RLIMIT_CORE) != (0, 0)
+    how = "there may be core dumps of it" if dumps else "it leaves no core dump, and may not be traced"
+    yield Protection("core_dumps", not dumps, how)
+    locked = status.get("VmLck", "0").split()[0] != "0"
+    yield Protection("memory", locked or not has_swap(), _memory(locked=locked))
+    rights = _capabilities(status["CapPrm"])
+    spare = [NAMES.get(number, str(number)) for number in sorted(rights)]
+    yield Protection("rights", rights <= NAMES.keys(), f"it has {', '.join(spare) or 'no capability'}")
+    closed = status["NoNewPrivs"] == "1"
+    how = "no program that it starts gets more" if closed else "a setuid program that it starts gets more"
+    yield Protection("no_new_privileges", closed, how)
+    how = f"{len(REFUSED)} system calls are refused" if _FILTERED else "it filters no system calls"
+    yield Protection("system_calls", bool(_FILTERED), how)
+
+
+def _memory(*, locked: bool) -> str:
+    if locked:
+        return "its memory is locked"
+    return "its memory may be swapped out" if has_swap() else "its memory is not locked, and there is no swap"
+
+
+def _capabilities(mask: str) -> set[int]:
+    bits = int(mask, 16)
+    return {number for number in range(bits.bit_length()) if bits >> number & 1}

@@ -1,0 +1,101 @@
+"""What a confined process can still do, tried out in a process of its own, and by what that starts."""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from secretfs.linux.system_calls import REFUSED
+from tests.support.command import environment, in_namespace
+
+CONFINED = """
+import ctypes, json, os, platform, subprocess, sys, threading
+from secretfs.linux.confinement import confine, protections
+from secretfs.linux.system_calls import REFUSED
+
+if "confined" in sys.argv:
+    confine({1, 14})
+column = ("x86_64", "aarch64").index(platform.machine())
+libc, found = ctypes.CDLL(None, use_errno=True), {}
+
+def attempt():
+    for name, numbers in REFUSED.items():
+        found[name] = ctypes.get_errno() if libc.syscall(numbers[column], *[ctypes.c_long(-1)] * 6) else 0
+
+thread = threading.Thread(target=attempt)
+thread.start()
+thread.join()
+status = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True).stdout
+fields = dict(line.split(":\\t", 1) for line in status.splitlines())
+print(json.dumps({
+    "errnos": found,
+    "child": [fields[name] for name in ("CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb", "NoNewPrivs")],
+    "holds": {one.name: one.holds for one in protections()},
+}))
+"""
+
+
+def tried(*arguments: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", CONFINED, *arguments], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+@pytest.mark.root("another user has no rights to give up")
+def test_what_it_gives_up_is_gone_also_for_its_threads_and_programs() -> None:
+    confined, free = tried("confined"), tried()
+    assert confined["child"] == ["0000000000004002"] * 3 + ["0" * 16] * 2 + ["1"]
+    assert int(free["child"][0], 16) & 1 << 21  # CAP_SYS_ADMIN: what it is compared with
+    assert {name: code for name, code in confined["errnos"].items() if code != 1} == {}
+    assert 1 not in free["errnos"].values()
+    for name in ("rights", "no_new_privileges", "system_calls"):
+        assert confined["holds"][name] is True
+        assert free["holds"][name] is False
+
+
+def test_a_user_is_confined_as_well() -> None:
+    done = in_namespace(f"""
+        cat > confined.py <<-'END'
+{CONFINED}
+END
+        as_nobody /mnt/python/bin/python confined.py confined
+    """)
+    assert (done.status, done.err) == (0, "")
+    found = json.loads(done.out)
+    assert found["child"][0] == "0" * 16
+    assert found["child"][-1] == "1"
+    assert set(found["errnos"].values()) == {1}
+
+
+def test_the_numbers_are_those_of_the_kernel() -> None:
+    """The headers of this machine say so; the other column is that of asm-generic, which all machines have."""
+    own = "asm/unistd_64.h" if platform.machine() == "x86_64" else "asm-generic/unistd.h"
+    for column, header in ((0, own), (1, "asm-generic/unistd.h"))[platform.machine() != "x86_64" :]:
+        code = f"#include <{header}>\n" + "".join(f"{name} __NR_{name}\n" for name in REFUSED)
+        done = subprocess.run(["cc", "-E", "-P", "-"], input=code, capture_output=True, text=True, check=True)
+        numbers = dict(re.findall(r"^(\w+) (\d+)$", done.stdout, re.MULTILINE))
+        assert numbers == {name: str(numbers[column]) for name, numbers in REFUSED.items()}
+
+
+def test_a_machine_whose_numbers_are_not_known() -> None:
+    """It serves, and says what is lacking."""
+    code = """
+import logging, platform, sys
+logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
+platform.machine = lambda: "riscv64"
+from secretfs.linux.confinement import confine, protections
+confine(())
+print(*(one.how for one in protections() if not one.holds and one.name == "system_calls"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    unknown = "the numbers of system calls are not known for riscv64"
+    assert done.stdout.splitlines() == [
+        f"WARNING this process keeps rights that it does not need: {unknown}",
+        "it filters no system calls",
+    ]

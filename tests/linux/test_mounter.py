@@ -1,0 +1,69 @@
+"""The process that keeps the right to mount: what it does, where, and for how long."""
+
+import os
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from secretfs.errors import MountError
+from secretfs.linux.mounter import Mounter
+from tests.support.mounted import fuse_mounts
+from tests.support.shell import wait_until
+
+pytestmark = [pytest.mark.mount, pytest.mark.root("only root mounts without fusermount3")]
+
+
+@pytest.fixture
+def mounter(tmp_path: Path) -> Iterator[Mounter]:
+    (tmp_path / "m").mkdir()
+    mounter = Mounter.fork(tmp_path / "m")
+    process = os.pidfd_open(mounter.pid)
+    yield mounter
+    mounter.close()
+    assert select.select([process], [], [], 10)[0], "it does not end with us"
+    os.close(process)
+    with suppress(ChildProcessError):
+        os.waitpid(mounter.pid, 0)
+
+
+def test_it_mounts_and_unmounts_at_its_place(mounter: Mounter, tmp_path: Path) -> None:
+    descriptor, notice = mounter.mount("test", allow_other=False)
+    assert (fuse_mounts()[str(tmp_path / "m")], notice) == ("fuse.secretfs", "")
+    assert not os.get_inheritable(descriptor)
+    mounter.unmount()
+    assert str(tmp_path / "m") not in fuse_mounts()
+    os.close(descriptor)
+
+
+def test_it_mounts_nowhere_else(mounter: Mounter) -> None:
+    """A request for another place is none that it knows: it ends, and with it the right to mount."""
+    with pytest.raises(MountError, match="has ended"):
+        mounter._ask("unmount", "/proc")
+    assert Path("/proc/self").is_dir()
+
+
+def test_what_fails_is_told_with_its_reason(mounter: Mounter, tmp_path: Path) -> None:
+    (tmp_path / "m").rmdir()
+    with pytest.raises(MountError, match=f"cannot mount at {tmp_path}/m: No such file or directory"):
+        mounter.mount("test", allow_other=False)
+
+
+def test_helpers_that_it_has_started_end_with_their_socket(mounter: Mounter) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        pid = mounter.start_helper(theirs)
+    assert Path(f"/proc/{pid}").exists()
+    ours.close()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())  # it has been reaped, too
+
+
+def test_when_it_has_been_killed(mounter: Mounter) -> None:
+    os.kill(mounter.pid, signal.SIGKILL)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, pytest.raises(OSError, match="has ended"):
+        mounter.start_helper(theirs)
