@@ -1,9 +1,9 @@
 """A command with secrets mounted for it alone: its daemon, its signals, its restarts and its exit status.
 
-Three processes share a mount namespace. The first is the parent of the others: single-threaded, without a secret. The
-daemon has a session of its own, so that no signal for the command reaches it; it ends when its pipe to the parent is
-closed. The command is in the process group of the parent: the terminal sends Ctrl-C and Ctrl-Z to both, so the parent
-passes on only signals that a process has sent.
+Three processes share a mount namespace. The first is the parent of the others: single-threaded, and without a secret
+unless some are variables of the command. The daemon has a session of its own, so that no signal for the command reaches
+it; it ends when its pipe to the parent is closed. The command is in the process group of the parent: the terminal sends
+Ctrl-C and Ctrl-Z to both, so the parent passes on only signals that a process has sent.
 
 Every event is a signal, and all signals are blocked and waited for: SIGCHLD when a child stops or ends, SIGIO when the
 daemon sends something, the others are for the command.
@@ -19,46 +19,55 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal, NoReturn
+from typing import Final, NoReturn
 
 import trio
 
-from secretfs.errors import CommandError
-from secretfs.linux.process import forbid_dumps
+from secretfs.daemon.masking import MaskedOutput
+from secretfs.daemon.on_change import Hook, HookRunner, OnChange
+from secretfs.daemon.variables import Variables
+from secretfs.errors import CommandError, SecretFSError
+from secretfs.linux.process import forbid_dumps, hide_memory
 
-SETTLE: Final = 0.5
-"""Seconds from a change until the command gets its signal: values that change together are noticed one by one."""
 GRACE: Final = 10.0
-"""Seconds from SIGTERM to SIGKILL for a command that is restarted, and for a daemon that has to end."""
+"""Seconds from SIGTERM to SIGKILL for a command that is restarted, and for what has to end with it."""
 
 SIGNALS: Final = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
 ENDING: Final = frozenset({signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM})
 _TERMINAL_STOPS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-
-OnChange = Literal["ignore", "restart"] | int
-"""What happens to the command when a secret changes; a number is the signal that it gets."""
 
 _READY, _CHANGED = b"ready", b"changed"
 
 log = logging.getLogger(__name__)
 
 
-def run(work: Callable[["ParentPipe"], int], command: Sequence[str], mountpoint: Path, on_change: OnChange) -> int:
+def run(
+    work: Callable[["ParentPipe"], int],
+    command: Sequence[str],
+    mountpoint: Path,
+    on_change: OnChange,
+    variables: Variables,
+    *,
+    mask: bool = False,
+) -> int:
     """Run ``work`` in the daemon and, once it is ready, the command. Returns its exit status; a signal is negative.
 
     ``work`` has to return when its `ParentPipe` ends. If it returns before it is ready, the command is not started and
-    the result is that of ``work``. Raises `CommandError` for a command that cannot be run.
+    the result is that of ``work``. Raises `CommandError` for a command that cannot be run,
+    and what `Variables.read` does. ``mask`` hides values of variables in the command's output.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    signals = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a caller that ignores it leaves us no exit status
     daemon = _Daemon.fork(work)
     try:
         failed = daemon.wait_until_ready()
         if failed is not None:
             return failed
-        environment = {**os.environb, b"SECRETFS": os.fsencode(mountpoint)}
-        return _Command(command, environment, mask, on_change, daemon).run()
+        started = _Command(command, mountpoint, variables, signals, on_change, daemon, MaskedOutput() if mask else None)
+        asked_to_end = signal.sigtimedwait(_ending(), 0)  # reading the variables may have taken some time
+        return started.run() if asked_to_end is None else -asked_to_end.si_signo
     finally:
         daemon.end()
 
@@ -124,7 +133,7 @@ class _Daemon:
 
     def wait_until_ready(self) -> int | None:
         """Wait until the daemon is ready. Returns None, or an exit status if we have to end; a signal is negative."""
-        ending = {number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN}  # nohup(1) ignores one
+        ending = _ending()
         while True:
             info = signal.sigwait({signal.SIGIO, signal.SIGCHLD, *ending})
             if info in ending:
@@ -148,12 +157,22 @@ class _Daemon:
         self._pipe.close()
         if self.over:
             return
-        process = os.pidfd_open(self.pid)
-        if not select.select([process], [], [], GRACE)[0]:
-            log.error("the daemon does not end, and is killed")
-            os.kill(self.pid, signal.SIGKILL)
-        os.close(process)
-        os.waitpid(self.pid, 0)
+        _wait_for_end(self.pid, "the daemon")
+
+
+def _ending() -> set[int]:
+    """Return the signals that are to end us before there is a command."""
+    return {number for number in ENDING if signal.getsignal(number) != signal.SIG_IGN}  # nohup(1) ignores one
+
+
+def _wait_for_end(pid: int, name: str) -> None:
+    """Wait until a child has ended that was told to, and kill it if it does not."""
+    process = os.pidfd_open(pid)
+    if not select.select([process], [], [], GRACE)[0]:
+        log.error("%s does not end, and is killed", name)
+        os.kill(pid, signal.SIGKILL)
+    os.close(process)
+    os.waitpid(pid, 0)
 
 
 def _serve(work: Callable[[ParentPipe], int], end: socket.socket) -> NoReturn:
@@ -177,20 +196,36 @@ class _Command:
     def __init__(
         self,
         command: Sequence[str],
-        environment: dict[bytes, bytes],
+        mountpoint: Path,
+        variables: Variables,
         mask: Iterable[int],
         on_change: OnChange,
         daemon: _Daemon,
+        output: MaskedOutput | None,
     ) -> None:
+        """Read the variables. Starts nothing yet."""
+        if variables:
+            hide_memory()  # from now on there are secrets in it
+        environment = {**os.environb, b"SECRETFS": os.fsencode(mountpoint)}
         self._command = command
         self._environment = environment
+        self._read_variables = partial(variables.read, mountpoint)
+        self._variables = self._read_variables()
+        self._output = output
         self._mask = mask
         self._on_change = on_change
+        self._hook = (
+            HookRunner(on_change.step, environment, mask, output.ends.get(2) if output else 2 if sys.stderr else None)
+            if isinstance(on_change.step, Hook)
+            else None
+        )
         self._daemon = daemon
         self._pid = 0
         self._status: int | None = None
         self._due: float | None = None
         """When the next step after a change is due, on the monotonic clock."""
+        self._last: float | None = None
+        """When the last step was taken."""
         self._stopped = False
         """As by Ctrl-Z."""
         self._stopping = False
@@ -201,32 +236,52 @@ class _Command:
     def run(self) -> int:
         """Run the command. Returns its exit status; a signal is negative."""
         self._start()
-        while self._status is None:
-            info = self._wait()
-            if info is None:
-                self._take_step()
-            elif info.si_signo == signal.SIGCHLD:
-                self._reap_children()
-            elif info.si_signo == signal.SIGIO and info.si_code > 0:
-                self._receive()
-            else:
-                self._pass_on(info)
+        try:
+            while self._status is None:
+                self._go_on(self._wait())
+        finally:
+            self._end_hook()
+            if self._output:
+                self._output.end(lambda: bool(signal.sigpending() & _ending()))
         return self._status
 
+    def _go_on(self, info: signal.struct_siginfo | None) -> None:
+        """Do what a signal is for; None means that a step is due."""
+        if info is None:
+            self._take_step()
+        elif info.si_signo == signal.SIGCHLD:
+            self._reap_children()
+        elif info.si_signo == signal.SIGIO and info.si_code > 0:
+            self._receive()
+        else:
+            self._pass_on(info)
+
     def _start(self) -> None:
-        """Start the command with the signals, limits and descriptors of our caller, and one more variable."""
+        """Start the command with the signals, limits and descriptors of our caller, and more variables."""
         name = self._command[0]
+        if self._output:
+            self._output.mask(self._variables.values())
         try:
             self._pid = os.posix_spawnp(
                 name,
                 list(self._command),
-                self._environment,
+                {**self._environment, **self._variables},
+                file_actions=self._output.actions if self._output else (),
                 setsigmask=self._mask,
                 setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],  # Python ignores these two
             )
         except OSError as error:
             raise CommandError(name, error) from None
         self._due, self._stopping, self._restarting, self._stopped = None, False, False, False
+
+    def _refresh_variables(self, otherwise: str) -> bool:
+        """Read the variables again. If that fails, keep them, say why and what is done, and return False."""
+        try:
+            self._variables = self._read_variables()
+        except SecretFSError as error:
+            log.warning("%s %s: %s", self._command[0], otherwise, error)
+            return False
+        return True
 
     def _wait(self) -> signal.struct_siginfo | None:
         """Wait for a signal, or until the next step is due."""
@@ -237,26 +292,32 @@ class _Command:
     def _receive(self) -> None:
         """Schedule a step for a change. Changes before the step count as one."""
         changed = _CHANGED in list(self._daemon.received())
-        if changed and self._on_change != "ignore" and self._due is None and not self._stopping:
-            self._due = time.monotonic() + SETTLE
+        if changed and self._on_change.step != "ignore" and self._due is None and not self._stopping:
+            self._due = self._on_change.due(time.monotonic(), self._last)
 
     def _take_step(self) -> None:
-        """Take the step that is due: send the signal of ``on_change``, or SIGTERM, or SIGKILL."""
+        """Take the step that is due: that of ``on_change``, or SIGKILL after the SIGTERM of a restart."""
         self._due = None
         if self._stopping:
             log.warning("%s has not ended %g s after SIGTERM, and is killed", self._command[0], GRACE)
             os.kill(self._pid, signal.SIGKILL)
-        elif isinstance(self._on_change, int):
-            os.kill(self._pid, self._on_change)
+            return
+        if self._on_change.step == "restart" and not self._refresh_variables("is not restarted"):
+            return
+        self._last = time.monotonic()
+        if isinstance(self._on_change.step, int):
+            os.kill(self._pid, self._on_change.step)
+        elif self._hook is not None:
+            self._hook.start()
         else:
             self._stopping = self._restarting = True
-            self._due = time.monotonic() + GRACE
+            self._due = self._last + GRACE
             os.kill(self._pid, signal.SIGTERM)
             os.kill(self._pid, signal.SIGCONT)  # a stopped command could not end
 
     def _pass_on(self, info: signal.struct_siginfo) -> None:
         """Pass a signal on, unless the command got it as well."""
-        if info.si_signo in ENDING and self._on_change == "restart":
+        if info.si_signo in ENDING and self._on_change.step == "restart":
             self._cancel_restart()
         from_terminal = info.si_code > 0  # to the whole group; a hang-up only to the leader of the session
         if from_terminal and not (info.si_signo == signal.SIGHUP and os.getsid(0) == os.getpid()):
@@ -290,13 +351,22 @@ class _Command:
             elif pid == self._daemon.pid and ended:
                 self._daemon.over = True
                 log.error("the daemon has ended: %s gets ENOTCONN for its secrets from now on", self._command[0])
+            elif self._hook is not None and pid == self._hook.pid and ended:
+                self._hook.ended(status)
 
     def _end(self, status: int) -> None:
         """Restart the command, or end as it did."""
         if self._restarting:
+            self._refresh_variables("is restarted with the variables that it had")
             self._start()
         else:
             self._status = os.waitstatus_to_exitcode(status)
+
+    def _end_hook(self) -> None:
+        """Let no hook outlive the command."""
+        if self._hook is not None and self._hook.pid:
+            os.kill(self._hook.pid, signal.SIGTERM)
+            _wait_for_end(self._hook.pid, "the program of --on-change")
 
 
 def _stop_too(number: int) -> None:

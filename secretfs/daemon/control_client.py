@@ -30,6 +30,15 @@ def read_status(mountpoint: Path) -> bytes:
         raise _explained(mountpoint, error) from None
 
 
+def read_metrics(mountpoint: Path) -> str:
+    """Read the metrics of a mount of this user, as OpenMetrics. Raises `MountError` with the reason and the way out."""
+    path = _control(mountpoint, "metrics")
+    try:
+        return call_with_timeout(mountpoint, partial(path.read_text, "utf-8"))
+    except OSError as error:
+        raise _explained(mountpoint, error) from None
+
+
 def _read_as_owner(mountpoint: Path, path: Path) -> bytes:
     """Read a file as the user who mounted: without --allow-other the kernel lets nobody else in, not even root.
 

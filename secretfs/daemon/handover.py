@@ -1,22 +1,26 @@
 """The handover of a live mount from one worker to the next, through systemd or our own supervisor.
 
 It stores descriptors between two workers: that of the kernel's FUSE connection, those of the memory with the journal,
-the leases and values, and what reports opens. Without a supervisor, as in ``secretfs run``, nothing is stored and the
-mount ends with its process.
+the leases and values, what reports opens, and the socket of the Secrets API. Without a supervisor, as in ``secretfs
+run``, nothing is stored and the mount ends with its process.
 """
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from secretfs.api.address import Listener
 from secretfs.cache.arena import Arena, Storage
 from secretfs.cache.warm_restart import WarmMemory
-from secretfs.daemon.supervisor import CONNECTION, VALUES
-from secretfs.errors import JournalUnreadable, MountError
+from secretfs.daemon.request import MountOptions
+from secretfs.daemon.standby import MODULES
+from secretfs.daemon.supervisor import API, CONNECTION, VALUES
+from secretfs.errors import ConfigurationError, JournalUnreadable, MountError
 from secretfs.fs.journal import Journal
 from secretfs.fuse.connection import Connection, has_ended
 from secretfs.fuse.opens import group_for_opens
@@ -54,8 +58,12 @@ class Handover:
         """What tells of opens: see `secretfs.fuse.opens`."""
         self.inherited: Connection | None = None
         """The mount of our predecessor, if it is taken over; see `inherit`."""
+        api = self._stored.pop(API, None)
+        self.api: Listener | None = None if api is None else Listener.inherit(api)
+        """Where clients of the Secrets API connect; see `listen`."""
         self.takes_over = CONNECTION in self._stored
         """Whether there was a worker before this one."""
+        self._is_kept = False  # our mount, by the supervisor
 
     @property
     def outlives_us(self) -> bool:
@@ -63,12 +71,19 @@ class Handover:
         return self._manager is not None and os.getppid() == self._parent
 
     @property
+    def mount_outlives_us(self) -> bool:
+        """Whether there is a mount that goes on when this process ends."""
+        return self.outlives_us and self._is_kept
+
+    @property
     def watchdog(self) -> float | None:
         """Seconds without a ``WATCHDOG=1`` after which this process is killed."""
         return self._manager.watchdog if self._manager else None
 
-    def inherit(self, path: Path, *, allow_other: bool) -> bool:
+    def inherit(self, path: Path, *, allow_other: bool, every_open: bool = False) -> bool:
         """Take over the mount of our predecessor at ``path``, if that is possible.
+
+        With ``every_open`` the kernel has to ask at each open of a file.
 
         If it is not, the log says why, the mount is dead from now on and its open files are lost. The dead mount stays
         until a new one replaces it, because ENOTCONN does not look like "no secrets". Returns whether there is
@@ -81,11 +96,14 @@ class Handover:
         try:
             connection = Connection(descriptor, _journal(file))
             reason = connection.obstacle or _other_options(path, allow_other=allow_other)
+            if every_open and connection.journal.kernel_opens:
+                reason = reason or "the kernel opens its files by itself, and --audit=strict needs to be asked"
         except (JournalUnreadable, MountError) as error:
             reason = str(error)
         else:
             if not reason:
                 self.inherited = connection
+                self._is_kept = True
                 if self._manager is not None and not self._has_leases:  # of a version that kept none
                     self._manager.store(LEASES, self.leases.file)
                 return True
@@ -98,8 +116,38 @@ class Handover:
             _wait_until_dead(path)
         elif self._supervised:
             log.info("%s was unmounted", path)
+            self.stop_listening()
             return False
         return True
+
+    def listen(self, options: MountOptions) -> None:
+        """Listen for clients of the Secrets API, where the options say, or go on with what our predecessor began.
+
+        Raises `ConfigurationError` if that cannot be; at a takeover the log has it, and the mount goes on without.
+        """
+        if self.api is not None and self.api.address != options.api:
+            self.stop_listening()
+        if self.api is not None or options.api is None:
+            return
+        try:
+            self.api = Listener.open(options.api, options.uid, options.gid)
+        except ConfigurationError as error:
+            if not self.takes_over:
+                raise
+            log.error("%s; the Secrets API is not served", error)  # noqa: TRY400 - not a defect
+            return
+        if self._manager is not None:
+            self._manager.store(API, self.api.socket.fileno())
+
+    def stop_listening(self) -> None:
+        """End the Secrets API: its clients are refused at once."""
+        if self.api is None:
+            return
+        if self._manager is not None:
+            with _if_it_listens():
+                self._manager.remove(API)
+        self.api.remove()
+        self.api = None
 
     def memory(self, journal: Journal) -> WarmMemory:
         """Return what is kept in memory for our successor, with what our predecessor kept of an inherited mount."""
@@ -120,6 +168,7 @@ class Handover:
 
     def keep(self, connection: Connection) -> None:
         """Have the supervisor store a mount for our successor."""
+        self._is_kept = True
         if self._manager is not None:
             self._manager.store(LEASES, self.leases.file)
             self._manager.store(JOURNAL, connection.journal.file)
@@ -135,10 +184,30 @@ class Handover:
 
     def release(self) -> None:
         """Have the supervisor drop a mount that is unmounted."""
+        self._is_kept = False
         for name in (CONNECTION, JOURNAL, LEASES, OPENS):  # in this order: a journal alone is never taken for a mount
             if self._manager is not None:
                 with _if_it_listens():
                     self._manager.remove(name)
+
+    def name_modules(self, *, renew: bool = False) -> bool:
+        """Have our own supervisor start a process that imports what we have, and stands by to be the next worker.
+
+        With ``renew`` even if there is one; the supervisor sends SIGTERM when the new one has imported all. Returns
+        whether the supervisor has been asked.
+        """
+        if self._manager is None or not self._supervised:
+            return False
+        names = [name for name, module in list(sys.modules.items()) if getattr(module, "__spec__", None)]
+        try:
+            with open(os.memfd_create(MODULES), "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
+                file.write("\n".join(names))
+                file.flush()
+                self._manager.notify(file.fileno(), FDNAME=MODULES, **({"RENEW": 1} if renew else {}))
+        except OSError as error:
+            log.debug("no process stands by: %s", error.strerror)
+            return False
+        return True
 
     def _drop_opens(self) -> None:
         if self.opens is not None:

@@ -18,7 +18,8 @@ from secretfs.linux.mountpoint import abort, is_dead, unmount
 from secretfs.linux.process import set_name
 from secretfs.linux.runtime_directory import runtime_file
 
-_PATIENCE: Final = 2.0  # seconds that they have to end by themselves, and that the kernel has to end them
+_PATIENCE: Final = 2.0  # seconds that they have to end by themselves when forced, and that the kernel has to end them
+_UNHURRIED: Final = 10.0  # seconds that they have when nobody forces them: the machine may be busy
 
 
 def set_process_name(mountpoint: Path) -> int:
@@ -54,7 +55,7 @@ def unmount_and_wait(path: Path) -> None:
     pids = daemon_pids(mount)
     unmount(path)
     clear_failure(str(path))
-    _end(mount, pids)
+    _end(mount, pids, _UNHURRIED)
 
 
 def force_unmount(path: Path) -> None:
@@ -129,9 +130,11 @@ def _seems_dead(path: Path) -> bool:
         return False
 
 
-def _end(mount: MountInfo, served: Collection[int]) -> None:
-    """Wait until the processes that served a mount have ended; kill them after a while."""
-    if not _comes_true(lambda: not daemon_pids(mount, served)) and not _comes_true(lambda: not _kill(mount, served)):
+def _end(mount: MountInfo, served: Collection[int], within: float = _PATIENCE) -> None:
+    """Wait until the processes that served a mount have ended; kill them after so many seconds."""
+    if not _comes_true(lambda: not daemon_pids(mount, served), within) and not _comes_true(
+        lambda: not _kill(mount, served)
+    ):
         left = ", ".join(map(str, daemon_pids(mount, served)))
         raise MountError(f"killed, process {left} does not end", "see what it waits for: /proc/PID/stack")
 
@@ -146,8 +149,8 @@ def _kill(mount: MountInfo, served: Collection[int]) -> list[int]:
     return pids
 
 
-def _comes_true(condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + _PATIENCE
+def _comes_true(condition: Callable[[], bool], within: float = _PATIENCE) -> bool:
+    end = time.monotonic() + within
     while not condition():
         if time.monotonic() > end:
             return False

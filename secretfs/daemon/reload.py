@@ -50,16 +50,19 @@ class Reloader(Declared):
         announce: Announce,
         apps: Collection[str] | None = None,
         shown: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+        ended: Callable[[Collection[str], str], None] = lambda _changed, _error: None,
     ) -> None:
         """``apps`` are those that are shown so far; None in a mount for a single app.
 
-        ``shown`` is called when something else is shown, and a reload ends when it has returned.
+        ``shown`` is called when something else is shown, and a reload ends when it has returned. ``ended`` is called
+        at the end of each, with the stores that came or went, or the mistake.
         """
         self._origin = origin
         self._stores = stores
         self._show = show
         self._announce = announce
         self._shown = shown
+        self._ended = ended
         self._reloading = trio.Lock()
         self._loaded = origin.loaded
         self._pause = 0.0
@@ -95,10 +98,10 @@ class Reloader(Declared):
 
     async def _reload_or_log(self, *, again: bool) -> None:
         async with self._reloading:
-            reason = ""
+            reason, changed = "", frozenset[str]()
             try:
                 async with _working_in(self._origin.directory):
-                    await self._reload(again=again)
+                    changed = await self._reload(again=again)
             except SecretFSError as error:
                 reason = str(error)
                 log.error("%s; nothing is changed", error)  # noqa: TRY400 - a mistake of a user, not of ours
@@ -106,8 +109,10 @@ class Reloader(Declared):
                 reason = f"unexpected {type(error).__name__}; the log has the place"
                 log_defect(log, error)
             self._status = replace(self._status, reloaded=time.time(), error=reason)
+            self._ended(changed, reason)
 
-    async def _reload(self, *, again: bool) -> None:
+    async def _reload(self, *, again: bool) -> frozenset[str]:
+        """Read everything again and serve it. Returns the stores that came or went."""
         self._retry_at = math.inf
         self._loaded = await trio.to_thread.run_sync(self._origin.fingerprint)
         declaration = await trio.to_thread.run_sync(self._origin.read)
@@ -115,12 +120,14 @@ class Reloader(Declared):
         for notice in declaration.notices if not again else ():
             notice.log_to(log)
         self._schedule_retry()
-        for component in sorted(self._show(declaration, replacement)):
+        changed = self._show(declaration, replacement)
+        for component in sorted(changed):
             self._announce(Change(component, whole=True))
         for change in replacement.changes:
             self._announce(change)
         await self._shown()
         self._status = replace(self._status, apps=_names(declaration.apps))
+        return changed
 
     def _schedule_retry(self) -> None:
         """Schedule the next attempt for stores that did not answer."""

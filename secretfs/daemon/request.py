@@ -7,6 +7,8 @@ from pathlib import Path
 from secretfs.cache.freshness import Freshness
 from secretfs.dapr.sources import Sources
 from secretfs.errors import Notice
+from secretfs.observe.address import Address
+from secretfs.observe.audit_options import AuditOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,15 @@ class MountOptions:
     """Permission bits of the files."""
     source: str = "secretfs"
     """What the table of mounts has as mounted. `mount -a` looks for what fstab has."""
-    kernel_answers: bool = False
-    """Have the kernel answer warm reads and listings without asking us."""
+    kernel_answers: bool = True
+    """Have the kernel answer warm reads and listings without asking us, where it can."""
+    audit: AuditOptions = field(default_factory=AuditOptions)
+    metrics_listen: Address | None = None
+    """Where to serve metrics."""
+    metrics_file: Path | None = None
+    """Which file to write them to, again and again."""
+    api: Address | None = None
+    """Where the Secrets API listens; None if it does not."""
     default: Freshness = field(default_factory=Freshness)
     """Of the stores that do not say otherwise."""
 
@@ -44,3 +53,4 @@ class Request:
     options: MountOptions
     foreground: bool = False
     log_file: Path | None = None
+    log_as_json: bool = False

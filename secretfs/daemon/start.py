@@ -13,6 +13,7 @@ from secretfs.daemon.request import Request
 from secretfs.daemon.worker_process import CHANNEL
 from secretfs.errors import ConfigurationError
 from secretfs.linux.daemonize import start_in_background
+from secretfs.linux.log import AS_JSON
 from secretfs.linux.sd_notify import service_manager, stored_descriptors
 
 
@@ -38,14 +39,17 @@ def mount(request: Request, arguments: Sequence[str]) -> int:
 
 def _require_outside(request: Request) -> None:
     """Refuse files below the mount point: the mount hides them, and the daemon would wait for itself."""
-    mountpoint = request.options.mountpoint
-    for path in filter(None, (request.log_file, *request.sources.paths)):
+    options = request.options
+    mountpoint, addresses = options.mountpoint, filter(None, (options.metrics_listen, options.api))
+    written = (request.log_file, options.audit.file, options.metrics_file, *(address.path for address in addresses))
+    for path in filter(None, (*written, *request.sources.paths)):
         if Path(os.path.abspath(path)).is_relative_to(mountpoint):  # noqa: PTH100 - follows no links: that could hang
             raise ConfigurationError(f"{path} is below the mount point {mountpoint}; name another place")
 
 
 def _supervise(request: Request, arguments: Sequence[str]) -> int:
     log_to = str(request.log_file.absolute()) if request.log_file else "-" if request.foreground else ""
+    log_to = f"{AS_JSON}{log_to}" if request.log_as_json else log_to
     program = [sys.executable, "-P", "-m"]  # -P: nothing is imported from the working directory
 
     def command(ready: int) -> list[str]:

@@ -49,17 +49,19 @@ def record_stores(journal: Journal, shown: Mapping[str, RunningStore]) -> None:
 
 
 def _records(journal: Journal, shown: Mapping[str, RunningStore]) -> dict[str, StoreRecord]:
-    return {
-        name: StoreRecord(
-            store.cached.multi_valued,
-            component.type.lower(),
-            # What nobody has opened yet counts as edited: its kind is a guess.
-            _NEVER_OPEN if store.opened.was_never_open else _declaration(component, journal),
-            store.cached.reads_have_effects,
-        )
-        for name, store in shown.items()
-        for component in (store.opened.component,)
-    }
+    records = {id(store): _record(journal, store) for store in {id(store): store for store in shown.values()}.values()}
+    return {name: records[id(store)] for name, store in shown.items()}
+
+
+def _record(journal: Journal, store: RunningStore) -> StoreRecord:
+    component = store.opened.component
+    return StoreRecord(
+        store.cached.multi_valued,
+        component.type.lower(),
+        # What nobody has opened yet counts as edited: its kind is a guess.
+        _NEVER_OPEN if store.opened.was_never_open else _declaration(component, journal),
+        store.cached.reads_have_effects,
+    )
 
 
 def _same_kind(before: StoreRecord, now: StoreRecord) -> bool:

@@ -5,10 +5,11 @@ stores the descriptors that the worker sends, and passes them to the next worker
 readers wait. The supervisor holds no secret, needs no library and has no thread. It imports nothing late: by then the
 machine may be out of memory, or the package may be half upgraded.
 
-It is a program of its own, ``python -m secretfs.daemon.supervisor READY LOG MOUNTPOINT WORKER...``. READY is a
-descriptor that gets a byte when the mount answers, or -1 for a supervisor that stays in the foreground. LOG is a file,
-"-" for standard error, or empty for syslog. WORKER is the command line of a worker; a live mount of an older version
-runs that command of the version that is installed now, so its meaning must not change.
+It is a program of its own, ``python -m secretfs.daemon.supervisor [--follow SOCKET] READY LOG MOUNTPOINT WORKER...``.
+READY is a descriptor that gets a byte when the mount answers, or -1 for a supervisor that stays in the foreground. LOG
+is a file, "-" for standard error, or empty for syslog; with "json:" before it, lines are JSON. WORKER is the command
+line of a worker; a live mount of an older version runs that command of the version that is installed now, so its
+meaning must not change. With SOCKET it goes on where the supervisor there ends: `secretfs.daemon.succession`.
 """
 
 import contextlib
@@ -28,10 +29,12 @@ from typing import Final
 
 from secretfs.daemon.processes import record_failure, set_process_name
 from secretfs.daemon.restarts import End, Restarts
-from secretfs.daemon.worker_process import CHANNEL, WorkerProcess
+from secretfs.daemon.standby import MODULES, Standby
+from secretfs.daemon.succession import Succession
+from secretfs.daemon.worker_process import CHANNEL, WorkerProcess, open_working_directory
 from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux.daemonize import leave_terminal
-from secretfs.linux.log import log_to, log_to_stderr, printable, say
+from secretfs.linux.log import AS_JSON, log_to, log_to_stderr, printable, say
 from secretfs.linux.log_destinations import describe_fallback, open_log, open_syslog
 from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import unmount
@@ -40,6 +43,8 @@ from secretfs.linux.process import set_name
 CONNECTION: Final = "connection"
 """Name of the descriptor that is the mount itself: a worker removes it when the mount is gone. Of the others only
 workers know, each version of its own."""
+API: Final = "api"
+"""Name of the socket at which clients of the Secrets API connect: they do not wait for a mount that is given up."""
 VALUES: Final = "values-"
 """What the names of descriptors of memory with values begin with: they do not outlive a mount that is given up."""
 WATCHDOG: Final = 20.0
@@ -64,16 +69,25 @@ log = logging.getLogger(__name__)
 class Supervisor:
     """Starts one worker after another with ``command``. Logs to ``handler`` as soon as the first one is ready."""
 
-    def __init__(self, command: list[str], mountpoint: str, ready: int, handler: logging.Handler | None) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        mountpoint: str,
+        ready: int,
+        handler: logging.Handler | None,
+        succession: Succession,
+    ) -> None:
         self._command = command
+        self._standby = Standby(command, self._execute)
         self._log = handler
         self._mountpoint = mountpoint
         self._ready_descriptor = ready
-        self._directory = _working_directory()
-        self._stored: dict[str, int] = {}
+        self._directory = open_working_directory()
+        self._succession = succession
+        self._stored = succession.inherited
         self._stopping = False
         self._restarts = Restarts()
-        self._was_ready = False
+        self._was_ready, self._announced = CONNECTION in self._stored, False
         self._device = -1
         """Minor device number of our mount, which another mount at the same place does not have; -1 if unknown."""
         self._signals, wakeup = socket.socketpair()
@@ -90,6 +104,12 @@ class Supervisor:
 
     def run(self) -> int:
         """Keep a worker running until the mount is gone. Returns the exit status."""
+        try:
+            return self._run()
+        finally:
+            self._standby.end()
+
+    def _run(self) -> int:
         while True:
             worker = self._start_when_possible()
             if worker is None:
@@ -122,27 +142,33 @@ class Supervisor:
         return None
 
     def _start(self) -> WorkerProcess:
-        environment = os.environ | {"WATCHDOG_USEC": str(int(WATCHDOG * 1e6))}
         stored = {**self._stored, CHANNEL: self._workers_end.fileno()}
-        return WorkerProcess.start(self._command, environment, self._directory, stored, (*_STOP, signal.SIGHUP))
+        return self._standby.become_worker(stored) or self._execute(self._command, stored)
+
+    def _execute(self, command: list[str], stored: Mapping[str, int]) -> WorkerProcess:
+        environment = os.environ | {"WATCHDOG_USEC": str(int(WATCHDOG * 1e6))}
+        return WorkerProcess.start(command, environment, self._directory, stored, (*_STOP, signal.SIGHUP))
 
     def _watch(self, worker: WorkerProcess) -> int:
         """Handle messages and signals until a worker has ended. Returns its wait status."""
         poll = select.poll()
         for source in (worker.descriptor, self._channel.fileno(), self._signals.fileno()):
             poll.register(source, select.POLLIN)
+        self._succession.watch(poll)
         poll.register(self._mounts, select.POLLPRI)  # something was mounted or unmounted (proc_pid_mountinfo(5))
         ended: int | None = None
         while ended is None:
             left = self._timeout(worker) - (time.monotonic() - worker.heard_at)
             happened = dict(poll.poll(None if left == math.inf else max(0.0, left) * 1000))
             self._handle_signals(worker)
+            if self._succession.accept(poll):
+                worker.ask_to_end()
             if self._mounts in happened and not worker.disconnected and self._is_disconnected():
                 worker.disconnected, worker.heard_at = True, time.monotonic()
             ended = worker.reap()  # before its messages are read: the last ones count
             self._receive_messages(worker)
             if left <= 0 and ended is None and not worker.killed_by_us:
-                log.error("process %d does not answer: it is killed", worker.pid)
+                log.error("process %d does not answer: it is killed", worker.pid, extra={"worker": worker.pid})
                 worker.kill()
         os.close(worker.descriptor)
         return ended
@@ -159,6 +185,8 @@ class Supervisor:
         """Decide what follows the end of a worker: an exit status, or None for another worker."""
         if self._was_ready and CONNECTION not in self._stored and (code == 0 or worker.disconnected):
             return 0  # it was unmounted
+        if self._succession.hand_over(self._stored):
+            return 0
         if self._stopping:
             return self._unmount()
         if not self._was_ready:
@@ -170,7 +198,8 @@ class Supervisor:
         if worker.killed_by_us:
             reason = "it did not answer"
         if not self._restarts.given_up:
-            log.warning("process %d ended (%s): another takes over", worker.pid, reason)
+            context = {"mountpoint": self._mountpoint, "worker": worker.pid}
+            log.warning("process %d ended (%s): another takes over", worker.pid, reason, extra=context)
             return None
         return self._give_up(code, reason)
 
@@ -179,7 +208,7 @@ class Supervisor:
 
         What stores were lent is kept: a later worker goes on with it. Values are not: nobody would drop them in time.
         """
-        for name in [name for name in self._stored if name == CONNECTION or name.startswith(VALUES)]:
+        for name in [name for name in self._stored if name in (CONNECTION, API) or name.startswith(VALUES)]:
             self._remove(name)
         record_failure(self._mountpoint, reason)
         if code == MountError.exit_code:
@@ -216,14 +245,25 @@ class Supervisor:
                 descriptors += struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
             lines = (line.partition("=") for line in message.decode(errors="replace").splitlines())
             state = {name: value for name, _, value in lines}
-            if "FDSTORE" in state and len(descriptors) == 1:
+            if state.get("FDNAME") == MODULES and descriptors:
+                worker.waits = "RENEW" in state
+                starts = not (self._stopping or self._succession.has_heir) and self._standby.start(
+                    descriptors[0], self._workers_end.fileno(), renew=worker.waits
+                )
+                if worker.waits and not starts:
+                    worker.ask_to_end()
+            elif "FDSTORE" in state and len(descriptors) == 1:
                 self._store(state.get("FDNAME", ""), descriptors.pop())
             for descriptor in descriptors:
                 os.close(descriptor)
             self._handle_message(worker, state)
 
     def _handle_message(self, worker: WorkerProcess, state: Mapping[str, str]) -> None:
-        if not worker.disconnected:
+        if "STANDS_BY" in state:
+            if worker.waits:
+                worker.ask_to_end()
+            return
+        if not worker.disconnected and not self._stopping:  # a worker that has to end gets no more time by its messages
             worker.heard_at = time.monotonic()
         if not worker.ready or "READY" not in state:
             worker.status = state.get("STATUS", worker.status)
@@ -235,8 +275,9 @@ class Supervisor:
         if "READY" in state and not worker.ready:
             worker.ready, worker.ready_at = True, time.monotonic()
             self._set_name()
-            if not self._was_ready:
-                self._was_ready = True
+            self._was_ready = True
+            if not self._announced:
+                self._announced = True
                 self._announce()
 
     def _store(self, name: str, descriptor: int) -> None:
@@ -324,17 +365,6 @@ def _exit_status(code: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _working_directory() -> int:
-    """Open the working directory for all workers. Its path may lead through the mount.
-
-    If it has been removed, the root takes its place: absolute paths still lead to the same files.
-    """
-    try:
-        return os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
 def _protect() -> None:
     """Protect the environment, which may hold credentials, from core dumps and from other processes of this user."""
     libc = ctypes.CDLL(None)
@@ -342,23 +372,27 @@ def _protect() -> None:
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def _open_log(log_file: str, mountpoint: Path) -> logging.Handler | None:
+def _open_log(place: str, mountpoint: Path) -> logging.Handler | None:
+    as_json, log_file = place.startswith(AS_JSON), place.removeprefix(AS_JSON)
     if log_file == "-":
+        log_to_stderr(as_json=as_json)
         return None
-    return open_log(Path(log_file)) if log_file else open_syslog(mountpoint)
+    return open_log(Path(log_file), as_json=as_json) if log_file else open_syslog(mountpoint, as_json=as_json)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run as a program. Returns the exit status."""
-    ready, log_file, mountpoint, *command = arguments
+    follows = arguments[0] == "--follow"
+    ready, log_file, mountpoint, *command = arguments[2:] if follows else arguments
     log_to_stderr()
     try:
         handler = _open_log(log_file, Path(mountpoint))
-    except ConfigurationError as error:
+        succession = Succession(Path(arguments[1]) if follows else None)
+    except (ConfigurationError, MountError) as error:
         say(f"secretfs: {printable(str(error))}")
         return error.exit_code
     _protect()
-    return Supervisor(command, mountpoint, int(ready), handler).run()
+    return Supervisor(command, mountpoint, int(ready), handler, succession).run()
 
 
 if __name__ == "__main__":

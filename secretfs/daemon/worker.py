@@ -8,11 +8,14 @@ import logging
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from typing import Final
 
 import trio
 
 from secretfs.daemon.audience import require_rights
+from secretfs.daemon.auditing import tell_loan
 from secretfs.daemon.handover import Handover
 from secretfs.daemon.processes import clear_failure
 from secretfs.daemon.request import MountOptions, Request
@@ -21,13 +24,18 @@ from secretfs.daemon.store_records import known_stores
 from secretfs.dapr.declaration import Declaration
 from secretfs.dapr.load import ConfigSource, declare
 from secretfs.errors import ConfigurationError, SecretFSError
+from secretfs.linux.confinement import CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE, CAP_SYS_PTRACE, confine
 from secretfs.linux.daemonize import leave_terminal
 from secretfs.linux.log import log_to
 from secretfs.linux.log_destinations import log_in_thread, open_log, open_syslog
+from secretfs.linux.mounter import HelperProcesses
 from secretfs.linux.mountpoint import prepare
-from secretfs.linux.process import protect_memory
-from secretfs.linux.syscall_helper import SyscallHelpers
+from secretfs.linux.process import CAP_DAC_OVERRIDE, CAP_IPC_LOCK, has_capability, protect_memory
+from secretfs.observe.audit import audit_log
+from secretfs.observe.audit_options import AuditMode
 from secretfs.registry.opening import open_registry
+
+_FIRST_FREE_PORT: Final = 1024  # net.ipv4.ip_unprivileged_port_start
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +51,9 @@ def work(
     After ``end`` the mount stays, dead, for the programs that still use it.
     """
     try:
-        _work(request, handover, observer or Observer(partial(_become_ready, request, handover)), end)
+        audit = audit_log(request.options.audit, request.options.mountpoint)
+        observer = replace(observer or Observer(partial(_become_ready, request, handover)), audit=audit)
+        _work(request, handover, observer, end)
     except (SecretFSError, BaseExceptionGroup) as error:
         handover.notify(STATUS=_reason(error))
         raise
@@ -56,16 +66,18 @@ def _work(request: Request, handover: Handover, observer: Observer, end: Callabl
     if handover.takes_over:  # there is no terminal any more
         with suppress(ConfigurationError):  # without its log file the mount is served all the same
             _log_as_asked(request)
-    if not handover.inherit(options.mountpoint, allow_other=options.allow_other):
+    strict = options.audit.mode is AuditMode.STRICT
+    if not handover.inherit(options.mountpoint, allow_other=options.allow_other, every_open=strict):
         return
     if handover.inherited is None:
+        observer.audit.require()
         prepare(options.mountpoint, allow_other=options.allow_other, nonempty=options.nonempty)
     declaration, origin = declare(request.sources)
     require_rights(options, declaration)
     for notice in (*declaration.notices, *options.notices):
         notice.log_to(log)
     protect_memory()
-    helpers = SyscallHelpers.fork()
+    helpers = HelperProcesses.fork(options.mountpoint)
 
     async def serve_until_end() -> None:
         async with trio.open_nursery() as nursery:
@@ -78,23 +90,33 @@ def _work(request: Request, handover: Handover, observer: Observer, end: Callabl
         scope.cancel()
 
     try:
+        handover.listen(options)
+        confine(_needed(options))
         trio.run(serve_until_end)
     finally:
+        observer.audit.close()
         helpers.close()
+        if not handover.mount_outlives_us:
+            handover.stop_listening()
 
 
 async def _serve(
     declaration: Declaration,
     origin: ConfigSource,
     options: MountOptions,
-    helpers: SyscallHelpers,
+    helpers: HelperProcesses,
     handover: Handover,
     observer: Observer,
 ) -> None:
     components = declaration.components
     known = known_stores(handover.inherited.journal, declaration) if handover.inherited else {}
     async with open_registry(
-        components, declaration.context, options.default, known=known, leases=handover.leases
+        components,
+        declaration.context,
+        options.default,
+        known=known,
+        leases=handover.leases,
+        tell_loan=partial(tell_loan, observer.audit),
     ) as registry:
         for notice in registry.notices:
             notice.log_to(log)
@@ -104,6 +126,16 @@ async def _serve(
             ignored = "ignoreErrors" if failure.component.ignore_errors else "its files are EIO"
             log.warning("%s (%s)", failure, ignored)
         await serve(registry, declaration, origin, options, helpers, handover, observer)
+
+
+def _needed(options: MountOptions) -> set[int]:
+    """Return the capabilities that a worker has a use for, if it has them: see `NAMES`."""
+    needed = {CAP_DAC_OVERRIDE if has_capability(CAP_DAC_OVERRIDE) else CAP_DAC_READ_SEARCH, CAP_IPC_LOCK}
+    if options.audit.mode is not AuditMode.OFF:
+        needed.add(CAP_SYS_PTRACE)
+    if options.metrics_listen is not None and 0 < options.metrics_listen.port < _FIRST_FREE_PORT:
+        needed.add(CAP_NET_BIND_SERVICE)
+    return needed
 
 
 def _become_ready(request: Request, handover: Handover) -> None:
@@ -118,9 +150,9 @@ def _become_ready(request: Request, handover: Handover) -> None:
 
 def _log_as_asked(request: Request) -> None:
     if request.log_file:
-        log_to(open_log(request.log_file))
+        log_to(open_log(request.log_file, as_json=request.log_as_json))
     elif not request.foreground:
-        log_to(open_syslog(request.options.mountpoint))
+        log_to(open_syslog(request.options.mountpoint, as_json=request.log_as_json))
 
 
 def _reason(error: BaseException) -> str:

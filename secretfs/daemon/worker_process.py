@@ -1,5 +1,6 @@
 """A worker as its supervisor sees it: a process that gets the stored descriptors when it starts."""
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -29,6 +30,8 @@ class WorkerProcess:
         """The kernel has ended the connection, as an unmount does, so the worker has to end."""
         self.leaving = False
         """The mount is gone, and the worker gives back what the stores were lent. Nobody waits for that."""
+        self.waits = False
+        """It ends as soon as another process stands by."""
 
     @classmethod
     def start(
@@ -62,6 +65,11 @@ class WorkerProcess:
             os.waitpid(pid, 0)
             raise
 
+    def ask_to_end(self) -> None:
+        """Ask a worker to end, which may have done so already and may have been reaped."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.descriptor, signal.SIGTERM)
+
     def kill(self) -> None:
         """Kill a worker that does not answer."""
         self.killed_by_us = True
@@ -79,6 +87,17 @@ class WorkerProcess:
                 return status
             if pid == self.pid:
                 status = exited
+
+
+def open_working_directory() -> int:
+    """Open the working directory for all workers. Its path may lead through the mount.
+
+    If it has been removed, the root takes its place: absolute paths still lead to the same files.
+    """
+    try:
+        return os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _become_worker(

@@ -2,7 +2,7 @@
 
 import os
 import signal
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tests.support.command import in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, mounted
 from tests.support.shell import stop
+from tests.support.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -89,11 +90,17 @@ class TestCommands:
             os.kill(mount.worker, signal.SIGCONT)
 
     def test_a_store_that_takes_its_time_is_waited_for(self, mount: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
-        def slowly() -> int:
-            time.sleep(0.1)
+        statvfs, asked = os.statvfs, threading.Event()
+
+        def ask(path: Path) -> os.statvfs_result:
+            asked.set()
+            return statvfs(path)
+
+        def slowly() -> int:  # until it is asked whether the mount is alive
+            assert asked.wait(PATIENCE)
             return 7
 
-        monkeypatch.setattr(mountpoint, "_PATIENCE", 0.02)
+        monkeypatch.setattr(os, "statvfs", ask)
         assert mountpoint.call_with_timeout(mount.path, slowly, while_alive=True) == 7
 
     @pytest.mark.parametrize("options", ["", "--allow-other --mode 0444"])

@@ -20,8 +20,8 @@ from secretfs.dapr.declaration import Declaration, load
 from secretfs.dapr.load import ConfigSource, Fingerprint, fingerprint, working_directory
 from secretfs.errors import ConfigurationError, NoSuchEntry, Superseded
 from secretfs.fs.attributes import PermissionPolicy
+from secretfs.fs.content import views_of
 from secretfs.fs.inodes import ROOT_INODE
-from secretfs.fs.view import views_of
 from secretfs.registry.opening import open_registry
 from secretfs.registry.store_set import ReloadResult, StoreSet
 from tests.conftest import ExpectLog
@@ -376,7 +376,9 @@ async def app(fakes: Fakes, config: Path | None = None) -> AsyncIterator[App]:
         stores = StoreSet(registry, Freshness(), nursery, lambda change: vfs.record(change))  # noqa: PLW0108 - not yet
         scoped = await stores.start(declaration)
         vfs = RecordingVFS(lambda _: views_of(scoped), PermissionPolicy(), nursery)
-        reloader = Reloader(origin, stores, lambda _, new: vfs.replace(views_of(new.stores), new.replaced), vfs.record)
+        reloader = Reloader(
+            origin, stores, lambda _, new: vfs.replace(views_of(new.stores, vfs.views), new.replaced), vfs.record
+        )
         yield App(reloader, stores, vfs)
         nursery.cancel_scope.cancel()
 

@@ -13,7 +13,7 @@ import trio
 from secretfs.cache.freshness import Freshness
 from secretfs.dapr.declaration import load
 from secretfs.errors import NoSuchEntry
-from secretfs.fs.view import views_of
+from secretfs.fs.content import views_of
 from secretfs.linux.mountinfo import mounts
 from secretfs.registry.opening import open_registry
 from secretfs.registry.store_set import StoreSet

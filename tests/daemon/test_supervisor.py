@@ -206,7 +206,7 @@ def test_giving_up_loses_the_mount_and_not_what_its_stores_were_lent(tmp_path: P
     """A later worker goes on with it, and can give it back."""
     worker = f"""
         if lives == 1:
-            for name in ("connection", "leases"):
+            for name in ("connection", "api", "leases"):
                 file = os.memfd_create(name); os.write(file, name.encode()); manager.store(name, file)
             manager.notify(READY=1)
         if lives < 8:
@@ -288,6 +288,65 @@ def test_a_worker_that_does_not_end_when_asked_is_killed(tmp_path: Path) -> None
         wait_until((tmp_path / "up").exists)
         s.process.send_signal(signal.SIGTERM)
         assert s.process.wait(PATIENCE) == 0
+
+
+def test_a_worker_that_goes_on_talking_gets_no_more_time_to_end(tmp_path: Path) -> None:
+    worker = f"""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        manager.notify(READY=1)
+        open({str(tmp_path / "up")!r}, "w").close()
+        while True:
+            manager.notify(WATCHDOG=1)
+            time.sleep(0.05)
+    """
+    with supervised(tmp_path, worker, settings="s.STOP_TIMEOUT = 1.0") as s:
+        wait_until((tmp_path / "up").exists)
+        s.process.send_signal(signal.SIGTERM)
+        assert s.process.wait(PATIENCE) == 0
+        assert "does not answer: it is killed" in s.log.read_text(encoding="utf-8")
+
+
+def test_a_worker_that_would_wait_for_the_next_one_ends_when_there_is_to_be_none(tmp_path: Path) -> None:
+    worker = f"""
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        open({str(tmp_path / "up")!r}, "w").close()
+        signal.pause()
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        manager.notify(os.memfd_create("modules"), FDNAME="modules", RENEW=1)
+        while True: time.sleep(0.05)
+    """
+    with supervised(tmp_path, worker) as s:
+        wait_until((tmp_path / "up").exists)
+        s.process.send_signal(signal.SIGTERM)
+        assert s.process.wait(PATIENCE) == 0
+        assert "is killed" not in s.log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("last", ["os.memfd_create('modules'), FDNAME='modules', RENEW=1", "STANDS_BY=1"])
+def test_a_worker_that_has_ended_before_its_last_words_are_read(tmp_path: Path, last: str) -> None:
+    worker = f"""
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        manager.notify(READY=1)
+        if lives > 1: sys.exit(1)
+        supervisor = os.getppid()
+        open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))
+        manager.notify(os.memfd_create("modules"), FDNAME="modules", RENEW=1)
+        signal.sigwait({{signal.SIGTERM}})
+        def wait_until(state):
+            while f") {{state}} " not in open(f"/proc/{{supervisor}}/stat").read(): time.sleep(0.001)
+        wait_until("S")
+        os.kill(supervisor, signal.SIGSTOP)
+        wait_until("T")
+        manager.notify({last})
+        os._exit(1)
+    """
+    with supervised(tmp_path, worker, settings=NO_PAUSES) as s:
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(encoding="ascii"))
+        stat = Path(f"/proc/{(tmp_path / 'pid').read_text(encoding='ascii')}/stat")
+        wait_until(lambda: ") Z" in stat.read_text(encoding="ascii"))
+        s.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: s.count > 1 or s.process.poll() is not None)
+        assert s.process.poll() is None, s.log.read_text(encoding="utf-8")
 
 
 def test_nobody_else_is_listened_to(tmp_path: Path) -> None:
