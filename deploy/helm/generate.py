@@ -1,0 +1,67 @@
+"""Write the templates of the chart from the base of kustomize: ``python deploy/helm/generate.py``, when that changes.
+
+Templates are text and no YAML, so what a value of the chart decides is put in after YAML has been written.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+BASE = HERE.parent / "kubernetes/base"
+TEMPLATES = HERE / "secretfs/templates"
+
+_IMAGE = re.compile(r"ghcr\.io/secretfs/secretfs:\S+")
+_HAS_TOKENS = "{{ not (empty .Values.tokenRequests) }}"
+_MARK = re.compile(r"^( *)((?:- )?\S+): '?@(\S+)@'?$", re.MULTILINE)
+
+
+def templates() -> dict[str, str]:
+    """Return the text of each template by the name of its file."""
+    names = yaml.safe_load((BASE / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
+    return {name: _template(BASE / name) for name in names if name != "namespace.yaml"}  # Helm makes the namespace
+
+
+def _template(path: Path) -> str:
+    documents = [_marked(document) for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
+    text = "---\n".join(yaml.dump(document, Dumper=_Plain, sort_keys=False, width=1000) for document in documents)
+    text = _IMAGE.sub('"{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"', text)
+    text = text.replace("/var/lib/kubelet", "{{ .Values.kubeletDir }}")
+    text = re.sub(r"namespace: secretfs$", "namespace: {{ .Release.Namespace }}", text, flags=re.MULTILINE)
+    text = _MARK.sub(_block, text)
+    return text.replace(f"'{_HAS_TOKENS}'", _HAS_TOKENS)
+
+
+def _marked(document: dict[str, Any]) -> dict[str, Any]:
+    """Put marks where a value of the chart is a whole block."""
+    if document["kind"] == "ConfigMap":
+        document["data"] = "@components@"
+    if document["kind"] == "CSIDriver":
+        document["spec"] |= {"tokenRequests": "@tokenRequests@", "requiresRepublish": _HAS_TOKENS}
+    if document["kind"] == "DaemonSet":
+        pod = document["spec"]["template"]["spec"]
+        pod |= {"nodeSelector": "@nodeSelector@", "tolerations": "@tolerations@"}
+        for container in pod["containers"]:
+            container["resources"] = "@resources@"
+    return document
+
+
+def _block(match: re.Match[str]) -> str:
+    indent, key, name = match.groups()
+    width = len(indent) + (4 if key.startswith("- ") else 2)
+    return f"{indent}{key}: {{{{- toYaml .Values.{name} | nindent {width} }}}}"
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes everything out, without anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+if __name__ == "__main__":
+    TEMPLATES.mkdir(exist_ok=True)
+    for name, text in templates().items():
+        (TEMPLATES / name).write_text(text, encoding="utf-8")

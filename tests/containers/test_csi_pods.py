@@ -1,0 +1,99 @@
+"""What the driver reads of a pod, from a real API server with a service account that may do no more than that."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from secretfs.containers.csi.attributes import document, read_volume, reads_pod
+from secretfs.containers.csi.failures import FailedPrecondition, Unavailable
+from secretfs.containers.csi.messages import PublishRequest
+from secretfs.containers.csi.pods import ApiServer, Pod
+from tests.support.kube_fixtures import Namespace, kube, namespace
+from tests.support.servers.ports import free_ports
+
+__all__ = ["kube", "namespace"]
+
+
+@pytest.fixture
+def account(namespace: Namespace, tmp_path: Path) -> Path:
+    """Give the files that a pod of the driver has, with the right to get pods in one namespace."""
+    namespace.kubectl("create", "serviceaccount", "driver")
+    namespace.kubectl("create", "role", "driver", "--verb=get", "--resource=pods")
+    namespace.kubectl("create", "rolebinding", "driver", "--role=driver", f"--serviceaccount={namespace.name}:driver")
+    (tmp_path / "token").write_text(namespace.server.service_account_token(namespace.name, "driver") + "\n")
+    (tmp_path / "ca.crt").write_bytes(namespace.server.ca.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def api(namespace: Namespace, account: Path) -> ApiServer:
+    return ApiServer("127.0.0.1", namespace.server.port, account)
+
+
+@pytest.fixture
+def pod(namespace: Namespace) -> Pod:
+    """Give a pod with annotations, as the kubelet would name it. No node runs it."""
+    annotations = {"dapr.io/app-id": "orders", "dapr.io/config": "strict"}
+    container = {"name": "c", "image": "localhost/busybox:1"}
+    body = {"metadata": {"name": "orders-0", "annotations": annotations}, "spec": {"containers": [container]}}
+    made = namespace.server.call("POST", f"/api/v1/namespaces/{namespace.name}/pods", body)
+    return Pod(namespace.name, "orders-0", made["metadata"]["uid"], "account")
+
+
+def spec_of(pod: Pod, api: ApiServer, attributes: dict[str, str]) -> dict[str, str]:
+    context = {
+        "csi.storage.k8s.io/pod.name": pod.name,
+        "csi.storage.k8s.io/pod.namespace": pod.namespace,
+        "csi.storage.k8s.io/pod.uid": pod.uid,
+        "csi.storage.k8s.io/serviceAccount.name": pod.service_account,
+    }
+    volume = read_volume(PublishRequest("v", "/target", has_capability=True, context=context | attributes))
+    annotations = api.annotations_of(pod) if reads_pod(volume) else {}
+    spec: dict[str, str] = json.loads(document(volume, annotations))["spec"]
+    return {name: spec.get(name, "") for name in ("appId", "configuration")}
+
+
+def test_annotations_of_the_pod(api: ApiServer, pod: Pod) -> None:
+    """csi-6: App id and configuration come from the attributes, else from Dapr's annotations, else from the account."""
+    assert spec_of(pod, api, {}) == {"appId": "orders", "configuration": "strict"}
+    assert spec_of(pod, api, {"appId": "mine"}) == {"appId": "mine", "configuration": "strict"}
+    assert spec_of(pod, api, {"configuration": "wide"}) == {"appId": "orders", "configuration": "wide"}
+    (port,) = free_ports(1)
+    nowhere = ApiServer("127.0.0.1", port)
+    assert spec_of(pod, nowhere, {"appId": "a", "configuration": "b"}) == {"appId": "a", "configuration": "b"}
+
+
+def test_a_pod_without_annotations(api: ApiServer, namespace: Namespace, pod: Pod) -> None:
+    """Its service account is the app id (csi-6)."""
+    path = f"/api/v1/namespaces/{namespace.name}/pods/{pod.name}"
+    plain = namespace.server.call("GET", path)
+    del plain["metadata"]["annotations"]
+    namespace.server.call("PUT", path, plain)
+    assert spec_of(pod, api, {}) == {"appId": "account", "configuration": ""}
+
+
+def test_another_pod_of_that_name(api: ApiServer, pod: Pod) -> None:
+    """A pod that has been made anew under the same name is another one: nothing of it is believed (csi-6)."""
+    with pytest.raises(Unavailable, match="is another one by now"):
+        api.annotations_of(Pod(pod.namespace, pod.name, "another"))
+    with pytest.raises(Unavailable, match="the API server answers with status 404"):
+        api.annotations_of(Pod(pod.namespace, "nobody", pod.uid))
+
+
+def test_a_pod_that_cannot_be_read(api: ApiServer, pod: Pod, account: Path) -> None:
+    """Without an answer a volume is not published as somebody else's: the kubelet asks again (csi-6)."""
+    with pytest.raises(FailedPrecondition, match=r"needs the right to get pods; or give the volume attributes"):
+        api.annotations_of(Pod("default", pod.name, pod.uid))
+    (port,) = free_ports(1)
+    with pytest.raises(Unavailable, match=r"cannot ask the API server at .*: Connection refused"):
+        ApiServer("127.0.0.1", port, account).annotations_of(pod)
+    (account / "token").unlink()
+    with pytest.raises(Unavailable, match=r"cannot ask the API server at .*: No such file or directory"):
+        api.annotations_of(pod)
+
+
+def test_where_the_api_server_is() -> None:
+    """Outside a cluster there is none (csi-6)."""
+    assert ApiServer.of_this_pod({}) is None
+    assert ApiServer.of_this_pod({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "KUBERNETES_SERVICE_PORT": "443"})

@@ -1,0 +1,123 @@
+"""What is in deploy/: the manifests for kustomize, the chart for Helm, and the examples."""
+
+import importlib.util
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import secretfs
+from tests.support.command import ROOT
+from tests.support.kube_fixtures import kube
+from tests.support.servers.kube_apiserver import KUBECTL, KubeApiserver
+
+__all__ = ["kube"]
+
+DEPLOY = ROOT / "deploy"
+CHART = DEPLOY / "helm/secretfs"
+
+
+def kustomize(directory: Path) -> list[dict[str, Any]]:
+    done = subprocess.run([KUBECTL, "kustomize", directory], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def rendered(**more: Any) -> list[dict[str, Any]]:
+    """Render the chart with its own values, or with others, as far as its templates use Helm's language."""
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8")) | more
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+
+    def value(name: str) -> Any:
+        found = values
+        for part in name.split("."):
+            found = found[part]
+        return found
+
+    def block(match: re.Match[str]) -> str:
+        indent = " " * int(match[2])
+        lines = yaml.safe_dump(value(match[1]), sort_keys=False).rstrip().splitlines()
+        return "".join(f"\n{indent}{line}" for line in lines)
+
+    documents: list[dict[str, Any]] = []
+    for path in sorted((CHART / "templates").iterdir()):
+        text = path.read_text(encoding="utf-8")
+        text = re.sub(r" \{\{- toYaml \.Values\.(\S+) \| nindent (\d+) \}\}", block, text)
+        text = text.replace("{{ .Release.Namespace }}", "secretfs")
+        text = text.replace("{{ .Values.image.tag | default .Chart.AppVersion }}", chart["appVersion"])
+        text = re.sub(r"\{\{ not \(empty \.Values\.(\S+)\) \}\}", lambda match: json.dumps(bool(value(match[1]))), text)
+        text = re.sub(r"\{\{ \.Values\.(\S+) \}\}", lambda match: str(value(match[1])), text)
+        assert "{{" not in text, f"{path.name} has a template that this test does not know"
+        documents += yaml.safe_load_all(text)
+    return documents
+
+
+def _key(document: dict[str, Any]) -> tuple[str, str]:
+    return document["kind"], document["metadata"]["name"]
+
+
+def test_the_chart_with_its_own_values_is_the_base() -> None:
+    base = {_key(document): document for document in kustomize(DEPLOY / "kubernetes/base")}
+    del base["Namespace", "secretfs"]  # helm install --create-namespace
+    assert {_key(document): document for document in rendered()} == base
+
+
+def test_tokens_of_pods_are_values_of_the_chart() -> None:
+    """With audiences the kubelet is asked to pass on renewed tokens as well."""
+    requests = [{"audience": "vault", "expirationSeconds": 3600}, {"audience": "sts.amazonaws.com"}]
+    (driver,) = [each for each in rendered(tokenRequests=requests) if each["kind"] == "CSIDriver"]
+    assert (driver["spec"]["tokenRequests"], driver["spec"]["requiresRepublish"]) == (requests, True)
+
+
+def test_an_api_server_knows_every_field(kube: KubeApiserver) -> None:
+    """One that is older than most: of fields that came later, the manifests have none."""
+    kube.kubectl("create", "namespace", "secretfs")
+    kube.kubectl("apply", "--dry-run=server", "--validate=true", "-k", str(DEPLOY / "kubernetes/overlay"))
+
+
+def test_the_templates_are_as_they_are_generated() -> None:
+    spec = importlib.util.spec_from_file_location("generate", DEPLOY / "helm/generate.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = {path.name: path.read_text(encoding="utf-8") for path in (CHART / "templates").iterdir()}
+    assert written == module.templates(), "run: python deploy/helm/generate.py"
+
+
+def test_versions_are_those_of_the_project() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["appVersion"] == secretfs.__version__
+    text = (DEPLOY / "kubernetes/base/daemonset.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"image: \S+:(\S+)", text)) == {secretfs.__version__}
+
+
+def test_metrics_are_an_addition_to_any_overlay(tmp_path: Path) -> None:
+    """The driver serves them inside of the pod, and the proxy outside."""
+    for path in DEPLOY.glob("kubernetes/*/*.yaml"):
+        copy = tmp_path / path.relative_to(DEPLOY)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    with (tmp_path / "kubernetes/overlay/kustomization.yaml").open("a", encoding="utf-8") as file:
+        file.write("components: [../monitoring]\n")
+    found = {_key(document): document for document in kustomize(tmp_path / "kubernetes/overlay")}
+    assert ("PodMonitor", "secretfs") in found
+    containers = {
+        each["name"]: each for each in found["DaemonSet", "secretfs"]["spec"]["template"]["spec"]["containers"]
+    }
+    command = containers["csi"]["command"]
+    assert command[:3] == ["secretfs", "csi", "--metrics-listen=127.0.0.1:9469"]
+    assert command.index("--") > 3
+    assert "--upstream=http://127.0.0.1:9469/" in containers["metrics"]["args"]
+
+
+@pytest.mark.parametrize("path", sorted((DEPLOY / "kubernetes/examples").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_example_asks_for_a_volume_that_cannot_be_written(path: Path) -> None:
+    (pod,) = [each for each in yaml.safe_load_all(path.read_text(encoding="utf-8")) if each["kind"] == "Pod"]
+    (volume,) = [each for each in pod["spec"]["volumes"] if "csi" in each]
+    assert volume["csi"]["driver"] == "csi.secretfs.dev"
+    assert volume["csi"]["readOnly"] is True
