@@ -1,32 +1,26 @@
 """``secretfs apps``: add, remove and list the apps of a mount, with an answer to wait for."""
 
-import fcntl
-import json
-import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 
-from secretfs.cli.options import PATH
-from secretfs.daemon.control_client import read_status, reload
+from secretfs.cli.options import DIRECTORY, PATH
+from secretfs.daemon.app_documents import (
+    change,
+    declared_apps,
+    document_directory,
+    document_of,
+    locked,
+    require_shown,
+)
 from secretfs.dapr.app import App, apps_in_text, is_app_name
 from secretfs.dapr.goyaml import read_text, split_documents
-from secretfs.errors import ConfigurationError, MountError, SecretFSError
+from secretfs.errors import ConfigurationError
 from secretfs.linux.log import printable
-from secretfs.linux.mountpoint import call_with_timeout, resolve
-
-DIRECTORY = click.option(
-    "--dir",
-    "directory",
-    type=PATH,
-    metavar="DIR",
-    help="The directory for the documents.  [default: the last one that --apps names for the mount]",
-)
+from secretfs.linux.mountpoint import resolve
 
 
 @click.group("apps")
@@ -48,7 +42,7 @@ def list_command(mountpoint: Path) -> None:
       2  the mount shows a single app
       3  there is no secretfs, it was killed, hangs, or is somebody else's
     """  # noqa: D301
-    for app in _declared(resolve(mountpoint))["apps"]:
+    for app in declared_apps(resolve(mountpoint))["apps"]:
         click.echo(printable(app))
 
 
@@ -66,14 +60,14 @@ def apply_command(mountpoint: Path, files: tuple[Path, ...], directory: Path | N
       3  there is no secretfs, it was killed, hangs, or is somebody else's
     """  # noqa: D301
     place = resolve(mountpoint)
-    target = directory or _directory(place)
+    target = directory or document_directory(place)
     documents = {app.name: text for file in files for app, text in _documents(file)}
     if not documents:
         raise ConfigurationError(f"no app is declared in {', '.join(map(str, files))}: a document with kind: App")
-    with _locked(target):
-        _change(place, {target / f"{name}.yaml": text.encode() for name, text in documents.items()})
+    with locked(target):
+        change(place, {document_of(target, name): text.encode() for name, text in documents.items()})
     for name in documents:
-        _require_shown(place, name)
+        require_shown(place, name)
     sys.exit(0)
 
 
@@ -91,13 +85,13 @@ def remove_command(mountpoint: Path, names: tuple[str, ...], directory: Path | N
       3  there is no secretfs, it was killed, hangs, or is somebody else's
     """  # noqa: D301
     place = resolve(mountpoint)
-    target = directory or _directory(place)
-    with _locked(target):
-        files = {name: target / f"{name}.yaml" for name in names}
+    target = directory or document_directory(place)
+    with locked(target):
+        files = {name: document_of(target, name) for name in names}
         for name, file in files.items():
             if not is_app_name(name) or not file.is_file():
                 raise ConfigurationError(f"app {name} is not declared in {file}")
-        _change(place, dict.fromkeys(files.values()))
+        change(place, dict.fromkeys(files.values()))
     sys.exit(0)
 
 
@@ -106,73 +100,3 @@ def _documents(file: Path) -> Iterator[tuple[App, str]]:
     for line, text in split_documents(read_text(file)):
         for app in apps_in_text(text, str(file), line):
             yield app, text
-
-
-def _declared(mountpoint: Path) -> Mapping[str, Any]:
-    """Return what a mount says of its apps. Raises `ConfigurationError` for a mount that shows a single app."""
-    declared: Mapping[str, Any] = json.loads(read_status(mountpoint)).get("declaration", {"apps": None})
-    if declared["apps"] is None:
-        raise ConfigurationError(f"the mount at {mountpoint} shows a single app; mount with --apps DIR")
-    return declared
-
-
-def _directory(mountpoint: Path) -> Path:
-    return Path(_declared(mountpoint)["app_directories"][-1])
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Let nobody else change the documents of a directory meanwhile."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise ConfigurationError(f"{directory}: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _change(mountpoint: Path, documents: Mapping[Path, bytes | None]) -> None:
-    """Write documents, or remove those that are None, and have the mount read them. Undo it all after a mistake."""
-    before = {path: _read(path) for path in documents}
-    try:
-        _write(documents)
-        reason = reload(mountpoint)
-    except SecretFSError:
-        _write(before)
-        raise
-    if reason:
-        _write(before)
-        reload(mountpoint)
-        raise ConfigurationError(reason)
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _write(documents: Mapping[Path, bytes | None]) -> None:
-    for path, text in documents.items():
-        new = path.with_name(f".{path.name}.new")  # a reload passes over what begins with a dot
-        try:
-            if text is None:
-                path.unlink(missing_ok=True)
-            else:
-                new.write_bytes(text)
-                new.replace(path)
-        except OSError as error:
-            raise ConfigurationError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _require_shown(mountpoint: Path, app: str) -> None:
-    try:
-        call_with_timeout(mountpoint, partial(os.stat, mountpoint / app))
-    except OSError as error:
-        raise MountError(f"the mount does not show app {app}: {error.strerror}") from None

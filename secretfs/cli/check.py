@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +14,8 @@ import trio
 
 from secretfs.cache.freshness import Freshness
 from secretfs.cache.store_cache import CachedStore
+from secretfs.cli.file_check import needs, places
+from secretfs.cli.name_tree import Branch, draw, names_below
 from secretfs.cli.options import sources, take_sources
 from secretfs.cli.output import progress, warn, wrap
 from secretfs.cli.rule_check import RuleCheck
@@ -22,8 +24,7 @@ from secretfs.dapr.component import Component
 from secretfs.dapr.declaration import Declaration
 from secretfs.dapr.load import load_declaration
 from secretfs.dapr.references import component_references
-from secretfs.errors import AccessDenied, ConfigurationError, NoSuchEntry, Notice, StoreError, as_store_error
-from secretfs.fs.keys import FolderKey, ValueKey
+from secretfs.errors import ConfigurationError, Notice, StoreError, as_store_error
 from secretfs.fs.view import StoreView
 from secretfs.linux.log import printable
 from secretfs.registry.annotations import freshness
@@ -43,9 +44,6 @@ log = logging.getLogger(__name__)
 
 EXIT_WARNINGS = 1
 
-Branch = Mapping[str, "Branch | None"]
-"""A directory as it is shown: entries by name, None for a file."""
-
 
 @click.command("check")
 @sources
@@ -60,7 +58,8 @@ def check_command(
     """Load everything as `mount` would, and show the tree that the app would see: names, never values.
 
     Without --connect nothing leaves this machine: manifests, configuration, settings and references are checked, and
-    the stores shown. With it, each store has to answer, and its names are listed.
+    the stores shown. With it, each store has to answer, and its names are listed. Of each rendered file a line says
+    which values it needs.
 
     \b
     Exit codes:
@@ -70,9 +69,9 @@ def check_command(
       4  a store does not answer, or refuses
     """  # noqa: D301
     declaration = load_declaration(take_sources(flags))
-    with progress(len(declaration.components), shown=connect) as step:
+    with progress(2 * len(declaration.components), shown=connect) as step:
         found = trio.run(partial(examine, declaration, Freshness(), connect=connect, step=step))
-    _print_found(found)
+    print_found(found)
     sys.exit(found.exit_code(strict=strict))
 
 
@@ -83,6 +82,8 @@ class Report:
     notices: list[Notice] = field(default_factory=list)
     failures: list[OpenFailure] = field(default_factory=list)
     tree: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    """What each rendered file needs."""
 
     def exit_code(self, *, strict: bool) -> int:
         """0 for ok, 1 for warnings, else that of the first error; ``strict`` makes a warning an error."""
@@ -111,19 +112,23 @@ async def examine(declaration: Declaration, default: Freshness, *, connect: bool
             step()
     failed = {failure.component.name for failure in report.failures}
     marked = frozenset(name for name, store in declaration.stores.items() if store.component in failed)
-    report.tree = ["/", *_lines(_placed(stores, declaration), marked)]
+    report.tree = ["/", *draw(placed(stores, declaration), marked)]
+    report.files = await needs(declaration, report.notices)
     return report
 
 
-def _placed(stores: Mapping[str, Branch | None], declaration: Declaration) -> Branch:
+def placed(stores: Mapping[str, Branch | None], declaration: Declaration) -> Branch:
     """Put stores where a mount shows them: at the root, or in the directories of apps."""
-    if declaration.apps is None:
-        return {name: entries or {} for name, entries in stores.items()}
-    apps: dict[str, dict[str, Branch | None]] = {app: {} for app in declaration.apps}
+    root: dict[str, Any] = {app: {} for app in declaration.apps or ()}
     for shown, entries in stores.items():
-        app, _, name = shown.partition("/")
-        apps[app][name] = entries or {}
-    return apps
+        *app, name = shown.split("/")
+        (root[app[0]] if app else root)[name] = entries or {}
+    for *directories, name in places(declaration):
+        branch = root
+        for directory in directories:
+            branch = branch.setdefault(directory, {})
+        branch[name] = None
+    return root
 
 
 def _inspect(component: Component, declaration: Declaration, default: Freshness, report: Report) -> None:
@@ -159,7 +164,7 @@ async def _connect(
         try:
             for name in shown[component.name]:
                 view = StoreView(cached, declaration.scope(name), name)
-                stores[name] = await _names(view, (), unlistable)
+                stores[name] = await names_below(view, (), unlistable)
         except StoreError as error:
             report.failures.append(OpenFailure(component, error))
         else:
@@ -206,36 +211,11 @@ async def _scoped(opened: OpenedStore, name: str, scope: SecretScope, *, empty: 
     return []
 
 
-async def _names(view: StoreView, segments: tuple[str, ...], unlistable: list[str]) -> Branch:
-    """Return all names from a folder down. A folder that may not be listed shows as empty, and is noted."""
-    branch: dict[str, Branch | None] = {}
-    try:
-        entries, _ = await view.entries(segments)
-    except AccessDenied:
-        unlistable.append("/".join((view.component, *segments)))
-        return branch
-    except NoSuchEntry:  # gone since its parent was listed
-        return branch
-    for segment, entry in sorted(entries.items(), key=lambda item: item[0]):
-        shown = segment.decode(errors="backslashreplace")
-        if isinstance(entry, FolderKey):
-            branch[shown] = await _names(view, entry.segments, unlistable)
-        else:
-            branch[shown] = None if isinstance(entry, ValueKey) else {}
-    return branch
-
-
-def _lines(branch: Branch, failed: frozenset[str], place: str = "", indent: str = "") -> Iterator[str]:
-    """Draw a tree as tree(1) does, a "/" after what is a directory. Mark the stores that ``failed``, by their paths."""
-    for number, (name, below) in enumerate(branch.items(), 1):
-        last = number == len(branch)
-        mark = "  (cannot be read, see below)" if place + name in failed else ""
-        yield f"{indent}{'└── ' if last else '├── '}{name}{'' if below is None else '/'}{mark}"
-        yield from _lines(below or {}, failed, f"{place}{name}/", indent + ("    " if last else "│   "))
-
-
-def _print_found(found: Report) -> None:
+def print_found(found: Report) -> None:
+    """Print the tree, and on standard error what to warn of and to mend."""
     for line in found.tree:
+        click.echo(printable(line))
+    for line in found.files:
         click.echo(printable(line))
     for notice in found.notices:
         warn(str(notice))

@@ -129,7 +129,7 @@ def to_json(findings: Sequence[Finding]) -> str:
 
 
 def examine_machine(
-    mountpoint: Path | None, *, allow_other: bool, nonempty: bool, kernel_answers: bool = False
+    mountpoint: Path | None, *, allow_other: bool, nonempty: bool, kernel_answers: bool = True
 ) -> Iterator[Finding]:
     """Look at the kernel, at what this user may do in it, and at the place of the mount, if one is named."""
     yield _kernel(platform.release())
@@ -141,7 +141,7 @@ def examine_machine(
     yield _unless(forbid_dumps(), "core dumps", "none is made of a process that holds secrets, and none may trace it")
     yield _unless(lock_memory(), "memory", "no secret is swapped out")
     yield _packages()
-    yield _warm_reads(session.HOOK, kernel_answers=kernel_answers)
+    yield _warm_reads(session.HOOK, kernel_answers=kernel_answers, is_root=os.geteuid() == 0)
     if mountpoint is not None:
         yield from _place(mountpoint, nonempty=nonempty)
 
@@ -186,16 +186,18 @@ def _packages() -> Finding:
     return Finding("packages", f"secretfs {secretfs.__version__}, Python {platform.python_version()}, {versions}")
 
 
-def _warm_reads(hook: inode_for_handle.Hook | None, *, kernel_answers: bool) -> Finding:
+def _warm_reads(hook: inode_for_handle.Hook | None, *, kernel_answers: bool, is_root: bool) -> Finding:
     """Say who will answer warm reads and listings."""
     check = "warm reads"
-    if kernel_answers and hook is None:
-        fix = "install a C compiler, and secretfs again; or leave --kernel-answers out"
-        return Finding.warn(check, f"the daemon answers each, by two messages: {inode_for_handle.LACKING}", fix)
-    if kernel_answers:
-        return Finding(check, f"the kernel answers them: requests get their inode as handle ({hook and hook.name})")
-    can = "can be had" if hook else "cannot be had here"
-    return Finding(check, f"the daemon answers each, by two messages; --kernel-answers {can}")
+    asked = "the daemon answers each, by two messages"
+    if not kernel_answers:
+        return Finding(check, f"{asked}: --no-kernel-answers")
+    if not is_root:
+        return Finding(check, f"{asked}; the kernel answers them where root mounts")
+    if hook is None:
+        fix = "install a C compiler, and secretfs again; or give --no-kernel-answers"
+        return Finding.warn(check, f"{asked}: {inode_for_handle.LACKING}", fix)
+    return Finding(check, f"the kernel answers them: requests get their inode as handle ({hook.name})")
 
 
 def _version(package: str) -> str:

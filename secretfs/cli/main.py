@@ -5,6 +5,7 @@ import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Final, NoReturn, cast
 
 import click
@@ -15,13 +16,23 @@ from secretfs.errors import ConfigurationError
 
 COMMANDS: Final[Mapping[str, str]] = {
     "apps": "Add, remove and list the apps of a mount.",
+    "cat": "Print secrets without a mount.",
     "check": "Check everything that a mount loads, and show its tree.",
+    "csi": "Serve the apps of a mount as volumes of Kubernetes.",
     "doctor": "Say whether a mount would come up here, and what to do if not.",
+    "get": "Print one secret, or all keys of one, without a mount.",
+    "init": "Write a first component, commented, and check it.",
+    "install-units": "Install units of systemd, mount.secretfs and manual pages.",
     "mount": "Mount the secrets at a directory.",
     "refresh": "Ask stores again now, without waiting for ttl.",
+    "render": "Show what a rendered file would be, with asterisks for values.",
     "run": "Run a command with secrets mounted for it alone.",
     "status": "Show the health of a mount and its stores, or of all mounts.",
+    "top": "Watch stores, readers and rotations live.",
+    "tree": "Print names without a mount, and never a value.",
     "unmount": "Unmount, and end the process that serves it.",
+    "volume-plugin": "Serve the apps of a mount as volumes of Docker and Podman.",
+    "watch": "Run a program when secrets change.",
 }
 """Every command in a line. It is in the module of its name."""
 
@@ -45,8 +56,9 @@ class _Commands(click.Group):
 
 def command(name: str) -> click.Command:
     """Import the command of a name in `COMMANDS`."""
-    module = importlib.import_module(f"secretfs.cli.{name}")
-    found = cast("click.Command", getattr(module, f"{name}_command"))
+    module_name = name.replace("-", "_")
+    module = importlib.import_module(f"secretfs.cli.{module_name}")
+    found = cast("click.Command", getattr(module, f"{module_name}_command"))
     found.short_help = COMMANDS[name]
     return found
 
@@ -86,11 +98,13 @@ def is_for_mount(arguments: Sequence[str]) -> bool:
 
 def main() -> NoReturn:
     """Run the command line. Whatever goes wrong ends as a line on standard error, and an exit code."""
-    if is_for_mount(sys.argv[1:]):
+    by_name = PurePath(sys.argv[0]).name == "mount.secretfs"  # a link to a command that is one file
+    if by_name or is_for_mount(sys.argv[1:]):
         mount_secretfs()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a locale without the lines of a tree is no error
-    sys.exit(reporting(lambda: cli(sys.argv[1:], standalone_mode=False, obj=sys.argv[1:]) or 0))
+    color = False if os.environ.get("NO_COLOR") else None  # no-color.org; None: on a terminal
+    sys.exit(reporting(lambda: cli(sys.argv[1:], standalone_mode=False, obj=sys.argv[1:], color=color) or 0))
 
 
 def mount_secretfs() -> NoReturn:
@@ -104,9 +118,12 @@ def mount_secretfs() -> NoReturn:
 
 
 def _mount_as_asked() -> int:
-    from secretfs.cli.mount_helper import translate  # noqa: PLC0415 - nobody else waits for it
+    from secretfs.cli.mount_helper import asks_for_help, help_text, translate  # noqa: PLC0415 - nobody else waits
 
     mount_command = command("mount")
+    if asks_for_help(sys.argv[1:]):
+        click.echo(help_text(mount_command), nl=False)
+        return 0
     asked = translate(sys.argv[1:], mount_command)
     try:
         with mount_command.make_context("mount", asked.flags, obj=asked.again) as context:

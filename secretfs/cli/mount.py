@@ -7,12 +7,17 @@ from typing import Any, NoReturn
 import click
 
 from secretfs.cli.options import (
+    API,
     KERNEL_ANSWERS,
+    LOG_FORMAT,
     NONEMPTY,
     PATH,
     audience,
+    auditing,
     freshness,
+    metrics,
     sources,
+    take_audit,
     take_freshness,
     take_sources,
 )
@@ -33,8 +38,12 @@ from secretfs.linux.process import require_owner
     metavar="FILE",
     help="The regular file to log to.  [default: syslog, or with -f standard error]",
 )
+@LOG_FORMAT
+@metrics
 @NONEMPTY
 @KERNEL_ANSWERS
+@API
+@auditing
 @audience
 @click.argument("mountpoint", type=PATH)
 def mount_command(
@@ -42,6 +51,7 @@ def mount_command(
     *,
     foreground: bool,
     log_file: Path | None,
+    log_format: str,
     mode: int,
     **flags: Any,
 ) -> NoReturn:
@@ -57,10 +67,12 @@ def mount_command(
       3  the mount point or FUSE refuses
       4  a store does not answer, or refuses
     """  # noqa: D301
-    log_to_stderr()
+    as_json = log_format == "json"
+    log_to_stderr(as_json=as_json and foreground)  # else it is read by the user who mounts, until the mount is ready
     named = take_sources(flags)
     default = take_freshness(flags)
-    options = MountOptions(resolve(mountpoint), mode=mode, default=default, **flags)
+    audit = take_audit(flags, foreground=foreground)
+    options = MountOptions(resolve(mountpoint), mode=mode, default=default, audit=audit, **flags)
     require_owner(options.uid)
-    request = Request(named, options, foreground, log_file)
+    request = Request(named, options, foreground, log_file, as_json)
     sys.exit(start.mount(request, click.get_current_context().obj))

@@ -8,14 +8,37 @@ The options are the flags of the command, read off the command itself: a new fla
 
 import getopt
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import click
 
 from secretfs.errors import ConfigurationError
 from secretfs.settings import nearest
+
+USAGE: Final = "SPEC DIRECTORY [-sfnv] [-o OPTION,...] [-t TYPE]"
+HELP: Final = """\
+Mount the secrets at DIRECTORY, an existing empty directory, as mount(8) and fstab(5) ask for it.
+
+SPEC is the directory of the manifests, as an absolute path, or `none` if the option resources-path names it.
+
+\b
+  mount -t secretfs /etc/secretfs/components /srv/secrets -o app-id=shop,allow-other
+  /etc/secretfs/components  /srv/secrets  secretfs  app-id=shop,allow-other,_netdev,nofail  0 0
+
+Each option of secretfs-mount(1) is an option, without its leading dashes; `_` may stand for `-`. Quote a value that
+contains a comma. Options of mount(8) and systemd.mount(5), such as _netdev, nofail, noauto, user and x-systemd.*, mean
+what they say there; rw, dev, suid and exec have no effect. An unknown option is refused, unless -s is given. With -f
+everything is checked, and nothing is mounted.
+
+\b
+Exit codes:
+  0   mounted
+  32  a mistake, a refusal, or a store that does not answer; standard error says which
+"""
+"""What ``mount.secretfs --help`` and ``mount.secretfs(8)`` say, as click reads it."""
 
 _NO_DIRECTORY = ("", "none", "secretfs")
 _FIRST_FIELD = "name the directory of the manifests, as an absolute path, or `none`"
@@ -57,13 +80,50 @@ def translate(arguments: Sequence[str], mount: click.Command) -> MountRequest:
     except getopt.GetoptError as error:
         raise ConfigurationError(str(error)) from None
     if len(positional) != 2:
-        raise ConfigurationError("usage: mount.secretfs SPEC DIRECTORY [-sfnv] [-o OPTION,...] [-t TYPE]")
+        raise ConfigurationError(f"usage: mount.secretfs {USAGE}")
     spec, directory = positional
     given = {name for name, _ in switches}
     options = ",".join(value for name, value in switches if name == "-o") or "defaults"
     flags = [*_resources(spec), *_flags(options, mount, sloppy="-s" in given), "--", directory]
     again = [spec, directory, "-o", options, *given & {"-s"}]
     return MountRequest(flags, spec or "secretfs", again, pretend="-f" in given)
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether a request is one for help: ``--help``, ``-h`` or the mount option ``help``."""
+    values = [value for before, value in pairwise(arguments) if before == "-o"]
+    return bool({"-h", "--help"} & set(arguments)) or any("help" in _OPTION.findall(value) for value in values)
+
+
+def mount_options(mount: click.Command) -> list[tuple[str, str]]:
+    """Return every mount option of ours, as it is written, with its help."""
+    with click.Context(mount, info_name="mount") as context:
+        records = [option.get_help_record(context) for option in _by_name(mount).values()]
+    names = [f"{name} {option.metavar or ''}".strip().replace(" ", "=") for name, option in _by_name(mount).items()]
+    return [(name, record[1]) for name, record in zip(names, records, strict=True) if record]
+
+
+def help_text(mount: click.Command) -> str:
+    """Return what ``mount.secretfs --help`` prints."""
+    command = click.Command("mount.secretfs", help=HELP, options_metavar=None, add_help_option=False)
+    with click.Context(command, info_name="mount.secretfs", max_content_width=100) as context:
+        formatter = context.make_formatter()
+        formatter.write_usage("mount.secretfs", USAGE)
+        command.format_help_text(context, formatter)
+        with formatter.section("Mount options"):
+            formatter.write_dl(mount_options(mount))
+        return formatter.getvalue()
+
+
+def _by_name(mount: click.Command) -> Mapping[str, click.Option]:
+    """Return the options of the command, each by every mount option that stands for it."""
+    return {
+        spelling.removeprefix("--"): parameter
+        for parameter in mount.params
+        if isinstance(parameter, click.Option)
+        for spelling in parameter.opts
+        if spelling.startswith("--")
+    }
 
 
 def _resources(spec: str) -> list[str]:
@@ -76,13 +136,7 @@ def _resources(spec: str) -> list[str]:
 
 def _flags(options: str, mount: click.Command, *, sloppy: bool) -> Iterator[str]:
     """Yield the flags that a list of options, as in fstab, stands for."""
-    known = {
-        spelling.removeprefix("--"): parameter
-        for parameter in mount.params
-        if isinstance(parameter, click.Option)
-        for spelling in parameter.opts
-        if spelling.startswith("--")
-    }
+    known = _by_name(mount)
     for option in _OPTION.findall(options):
         name, equals, value = option.partition("=")
         if name in _FOR_OTHERS or name.startswith(_COMMENT):

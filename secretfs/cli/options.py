@@ -9,12 +9,23 @@ from typing import Any, TypeVar
 
 import click
 
-from secretfs.cache.freshness import Freshness
+from secretfs.api.address import parse_api_address
+from secretfs.cache.freshness import FRESHNESS_HELP, Freshness
 from secretfs.dapr.sources import DEFAULT_CONFIG, DEFAULT_RESOURCES, Sources
 from secretfs.durations import parse_duration, show_duration
 from secretfs.errors import ConfigurationError
+from secretfs.observe.address import Address, parse_address
+from secretfs.observe.audit_options import AuditMode, AuditOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _address(text: str) -> Address:
+    """Read where to serve metrics."""
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} {error}") from None
 
 
 class _Path(click.Path):
@@ -28,6 +39,7 @@ PATH = _Path()
 """A path as a flag or an argument."""
 
 
+_NEVER_ZERO = ("deadline", "idle", "ttl")
 _LARGEST_ID = 2**32 - 2  # the next one means "nobody in particular" to the kernel
 
 
@@ -82,27 +94,34 @@ def _time(text: str) -> float:
     return seconds
 
 
+def _api_address(text: str) -> Address:
+    """Read where the Secrets API listens."""
+    try:
+        return parse_api_address(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} {error}") from None
+
+
 def freshness(command: F) -> F:
     """Add the flags that are the defaults of the annotations of the same names."""
-    idle = "Time after its last use for which a value stays in memory."
-    return _freshness(_duration_flag(command, "idle", idle, show_duration(Freshness().idle)))
+    return _freshness(duration_flag(command, "idle", _default_of("idle"), show_duration(Freshness().idle)))
 
 
 def freshness_for_a_command(command: F) -> F:
     """Add the same flags; but what a command has read stays in memory, None, as long as it runs."""
-    idle = "Time after its last use for which a value stays in memory.  [default: until the command ends]"
-    return _freshness(_duration_flag(command, "idle", idle, None))
+    idle = f"{_default_of('idle')}  [default: until the command ends]"
+    return _freshness(duration_flag(command, "idle", idle, None))
 
 
 def _freshness(command: F) -> F:
-    for name, help_text in (
-        ("deadline", "Maximum time that a reader waits for a store."),
-        ("max-stale", "Maximum age of a value that is served while its store fails."),
-        ("ttl", "Maximum age of a value that is served without asking the store."),
-    ):
+    for name in ("deadline", "max-stale", "ttl"):
         seconds = getattr(Freshness(), name.replace("-", "_"))
-        command = _duration_flag(command, name, help_text, show_duration(seconds))
+        command = duration_flag(command, name, _default_of(name), show_duration(seconds))
     return command
+
+
+def _default_of(name: str) -> str:
+    return f"Default of secretfs/{name}, {FRESHNESS_HELP[name.replace('-', '_')]}."
 
 
 def take_freshness(flags: dict[str, Any]) -> Freshness:
@@ -110,10 +129,11 @@ def take_freshness(flags: dict[str, Any]) -> Freshness:
     return Freshness(**{field.name: flags.pop(field.name) for field in fields(Freshness) if field.name in flags})
 
 
-def _duration_flag(command: F, name: str, help_text: str, default: str | None) -> F:
+def duration_flag(command: F, name: str, help_text: str, default: str | None) -> F:
+    """Add a flag that is a time."""
     option = click.option(
         f"--{name}",
-        type=_duration if name == "max-stale" else _time,
+        type=_time if name in _NEVER_ZERO else _duration,
         default=default,
         metavar="TIME",
         show_default=default is not None,
@@ -163,17 +183,109 @@ def sources(command: F) -> F:
     return command
 
 
+DIRECTORY = click.option(
+    "--dir",
+    "directory",
+    type=PATH,
+    metavar="DIR",
+    help="The directory for documents of apps.  [default: the last one that --apps names for the mount]",
+)
+
+
 NONEMPTY = click.option(
     "--nonempty", is_flag=True, help="Mount over a directory that is not empty, and hide what is in it."
+)
+
+
+METRICS_LISTEN = click.option(
+    "--metrics-listen",
+    type=_address,
+    metavar="ADDRESS",
+    help="Serve metrics for Prometheus at unix:PATH, 127.0.0.1:PORT or [::1]:PORT.",
+)
+
+
+def metrics(command: F) -> F:
+    """Add the flags that say where metrics go."""
+    for option in (
+        click.option(
+            "--metrics-file",
+            type=PATH,
+            metavar="FILE",
+            help="Write metrics to a file for node_exporter, whose name ends in .prom, every 15 s.",
+        ),
+        METRICS_LISTEN,
+    ):
+        command = option(command)
+    return command
+
+
+LOG_FORMAT = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Write each line of the log for people, or as a JSON object.",
 )
 
 
 KERNEL_ANSWERS = click.option(
     "--kernel-answers/--no-kernel-answers",
     envvar="SECRETFS_KERNEL_ANSWERS",
-    default=False,
-    help="Have the kernel answer warm reads and listings without asking the daemon.",
+    default=True,
+    help="Have the kernel answer warm reads and listings without asking the daemon, where root mounts.  [default: yes]",
 )
+
+
+API = click.option(
+    "--api",
+    type=_api_address,
+    metavar="ADDRESS",
+    help="Serve Dapr's Secrets API too, at unix:/PATH or, with the token in DAPR_API_TOKEN, at 127.0.0.1:PORT.",
+)
+
+
+def auditing(command: F) -> F:
+    """Add the flags of the audit log."""
+    for option in (
+        click.option(
+            "--audit-names",
+            type=click.Choice(["plain", "hash"]),
+            default="plain",
+            show_default=True,
+            help="Write the names of secrets, or keyed hashes in their place.",
+        ),
+        click.option(
+            "--audit-fail-closed",
+            is_flag=True,
+            help="With --audit=strict: refuse an open (EPERM) whose record cannot be written.",
+        ),
+        click.option(
+            "--audit-to",
+            default="",
+            metavar="SINK",
+            help="Where audit records go: a FILE, journal, syslog, or - for standard output.",
+        ),
+        click.option(
+            "--audit",
+            type=click.Choice([mode.value for mode in AuditMode]),
+            default=AuditMode.OFF.value,
+            show_default=True,
+            help="Record who opens which secret. With strict, each open waits for its record.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def take_audit(flags: dict[str, Any], *, foreground: bool) -> AuditOptions:
+    """Take the values of these flags out of all that a command was given. Raises `ConfigurationError`."""
+    mode, to, fail_closed, names = (
+        flags.pop(name) for name in ("audit", "audit_to", "audit_fail_closed", "audit_names")
+    )
+    options = AuditOptions(AuditMode(mode), to, fail_closed, names == "hash")
+    options.require(foreground=foreground)
+    return options
 
 
 def take_sources(flags: dict[str, Any]) -> Sources:

@@ -40,7 +40,7 @@ def report(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, SecretFSError):
         for line in str(error).splitlines():
-            say(wrap(f"secretfs: {printable(line)}", sys.stderr))
+            complain(line)
         return error.exit_code
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return _INTERRUPTED
@@ -51,6 +51,11 @@ def report(error: BaseException) -> int:
         log_defect(log, error)
         return os.EX_SOFTWARE
     raise error
+
+
+def complain(text: str) -> None:
+    """Say on standard error what is wrong."""
+    say(wrap(f"secretfs: {printable(text)}", sys.stderr))
 
 
 def warn(text: str) -> None:
@@ -72,9 +77,9 @@ def wrap(text: str, stream: TextIO, indent: str = "") -> str:
 
 
 @contextmanager
-def progress(components: int, *, shown: bool = True) -> Iterator[Callable[[], None]]:
-    """Show on a terminal how far the stores are, in two steps for each; leave nothing of it there."""
-    steps, done = 2 * components, 0
+def progress(steps: int, *, shown: bool = True) -> Iterator[Callable[[], None]]:
+    """Show on a terminal how far the stores are, in so many steps; leave nothing of it there."""
+    done = 0
 
     def step() -> None:
         nonlocal done
@@ -88,8 +93,8 @@ def progress(components: int, *, shown: bool = True) -> Iterator[Callable[[], No
     if not (shown and sys.stderr.isatty()):
         yield lambda: None
         return
-    show()
     try:
+        show()
         yield step
     finally:
         click.echo("\r\033[K", nl=False, err=True)

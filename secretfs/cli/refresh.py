@@ -24,7 +24,7 @@ def refresh_command(mountpoint: Path, paths: tuple[str, ...]) -> NoReturn:
     \b
     Exit codes:
       0  asked and answered
-      2  a PATH that is not in the mount
+      2  a mistake in flags, or a PATH that is not below MOUNTPOINT
       3  there is no secretfs, it was killed, hangs, or is somebody else's
       4  a store does not answer, or refuses, or has no such secret
     """  # noqa: D301

@@ -1,6 +1,6 @@
 """Permission rules that match no secret: most often a typo, which shows as a program that may not read its file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -19,7 +19,8 @@ class RuleCheck:
 
     def __init__(self, declaration: Declaration) -> None:
         self._declaration = declaration
-        self._rules = {shown: _rules_for(declaration, shown) for shown in declaration.stores}
+        rules = declaration.rules()
+        self._rules = {shown: _rules_for(declaration, rules, shown) for shown in declaration.stores}
         self._used: dict[str, set[int]] = {}
         """By what is shown: the rules that match something there, by id, since two apps may have equal ones. What is
         missing is not known."""
@@ -46,11 +47,13 @@ def _all_rules(declaration: Declaration) -> Sequence[PermissionRule]:
     return [*own, *(rule for component in declaration.components for rule in component.rules)]
 
 
-def _rules_for(declaration: Declaration, shown: str) -> Sequence[PermissionRule]:
+def _rules_for(
+    declaration: Declaration, rules: Mapping[str, Sequence[PermissionRule]], shown: str
+) -> Sequence[PermissionRule]:
     """Return the rules that may be about a store that is shown."""
     app, _, name = shown.rpartition("/")
     own = declaration.apps[app].rules if declaration.apps else ()
-    return [rule for rule in (*own, *declaration.rules_of(app or None)) if _leads_to(rule.match, [name])]
+    return [rule for rule in (*own, *rules.get(app, ())) if _leads_to(rule.match, [name])]
 
 
 def _used(store: SecretStore, name: str, scope: SecretScope, rules: Sequence[PermissionRule]) -> list[PermissionRule]:

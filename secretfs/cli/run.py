@@ -3,14 +3,16 @@
 import logging
 import math
 import os
-import signal
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
+from secretfs.cli.on_change import on_change, take_on_change
 from secretfs.cli.options import (
+    API,
     KERNEL_ANSWERS,
+    LOG_FORMAT,
     NONEMPTY,
     PATH,
     audience,
@@ -20,7 +22,8 @@ from secretfs.cli.options import (
     take_sources,
 )
 from secretfs.cli.output import reporting
-from secretfs.daemon.command import OnChange, ParentPipe, end_as, run
+from secretfs.cli.variables import take_variables, variables
+from secretfs.daemon.command import ParentPipe, end_as, run
 from secretfs.daemon.handover import Handover
 from secretfs.daemon.request import MountOptions, Request
 from secretfs.daemon.serve import Observer
@@ -31,33 +34,6 @@ from secretfs.linux.log_destinations import log_in_thread, open_log
 from secretfs.linux.mountpoint import require_directory, resolve
 from secretfs.linux.namespace import empty_directory, enter
 from secretfs.linux.preflight import require_device
-from secretfs.settings import nearest
-
-
-def _on_change(text: str) -> OnChange:
-    """Read what happens when a secret changes: a word, or a signal with or without SIG, or its number."""
-    if text == "ignore":
-        return "ignore"
-    if text == "restart":
-        return "restart"
-    if text.isdecimal() and int(text) in signal.valid_signals():
-        return int(text)
-    name = text.upper().removeprefix("SIG")
-    known = {member.removeprefix("SIG"): number for member, number in signal.Signals.__members__.items()}
-    if name not in known:
-        hint = nearest(name, ["ignore", "restart", *known])
-        raise click.BadParameter(f"{text!r} is not ignore, restart or a signal such as HUP{hint}")
-    return known[name]
-
-
-_ON_CHANGE = click.option(
-    "--on-change",
-    type=_on_change,
-    default="ignore",
-    metavar="ignore|restart|SIGNAL",
-    show_default=True,
-    help="What happens to the command when a secret that it has read changes.",
-)
 
 
 @click.command(
@@ -67,7 +43,8 @@ _ON_CHANGE = click.option(
 )
 @sources
 @freshness_for_a_command
-@_ON_CHANGE
+@on_change("What happens to the command when a secret that it has read changes.")
+@variables
 @click.option(
     "--at",
     type=PATH,
@@ -76,15 +53,17 @@ _ON_CHANGE = click.option(
 )
 @NONEMPTY
 @KERNEL_ANSWERS
+@API
 @click.option("--log-file", type=PATH, metavar="FILE", help="Where to log.  [default: warnings, to standard error]")
+@LOG_FORMAT
 @audience
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def run_command(
     command: tuple[str, ...],
     *,
-    on_change: OnChange,
     at: Path | None,
     log_file: Path | None,
+    log_format: str,
     **flags: Any,
 ) -> NoReturn:
     """Run COMMAND with the secrets mounted where nobody else sees them. Its variable SECRETFS says where.
@@ -101,11 +80,17 @@ def run_command(
       126  the command cannot be run
       127  there is no such command
     """  # noqa: D301 - a real backspace keeps click from wrapping what follows
-    log_to_stderr()
+    as_json = log_format == "json"
+    log_to_stderr(as_json=as_json)
     logging.getLogger().setLevel(logging.WARNING)
-    handler = open_log(log_file) if log_file else None
+    handler = open_log(log_file, as_json=as_json) if log_file else None
     flags["idle"] = math.inf if flags["idle"] is None else flags["idle"]
     default = take_freshness(flags)
+    step = take_on_change(flags)
+    mask = flags.pop("mask")
+    wanted = take_variables(flags)
+    if mask and not wanted:
+        raise ConfigurationError("--mask hides values of --env and --env-from: give one of them")
     named = take_sources(flags)
     place = _private_place(at, nonempty=flags["nonempty"], uid=flags["uid"], gid=flags["gid"])
     options = MountOptions(place, default=default, **flags)
@@ -120,7 +105,7 @@ def run_command(
 
         return work(request, Handover(), Observer(ready, line.changed), line.ended)
 
-    end_as(run(lambda line: reporting(lambda: serve(line)), command, place, on_change))
+    end_as(run(lambda line: reporting(lambda: serve(line)), command, place, step, wanted, mask=mask))
 
 
 def _private_place(at: Path | None, *, nonempty: bool, uid: int | None, gid: int | None) -> Path:

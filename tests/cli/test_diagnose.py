@@ -95,16 +95,30 @@ class TestMachine:
         assert (found.level.value, release in found.text) == (level, True)
 
     @pytest.mark.parametrize(
-        ("hook", "kernel_answers", "level", "text"),
+        ("hook", "kernel_answers", "is_root", "level", "text"),
         [
-            (Hook("compiled", int), True, "PASS", "the kernel answers them"),
-            (Hook("compiled", int), False, "PASS", "--kernel-answers can be had"),
-            (None, False, "PASS", "--kernel-answers cannot be had here"),
-            (None, True, "WARN", "neither a compiled step nor a patched one"),
+            (Hook("compiled", int), True, True, "PASS", "the kernel answers them"),
+            (
+                Hook("compiled", int),
+                True,
+                False,
+                "PASS",
+                "the daemon answers each, by two messages; the kernel answers",
+            ),
+            (
+                Hook("compiled", int),
+                False,
+                True,
+                "PASS",
+                "the daemon answers each, by two messages: --no-kernel-answers",
+            ),
+            (None, False, True, "PASS", "by two messages: --no-kernel-answers"),
+            (None, True, False, "PASS", "where root mounts"),
+            (None, True, True, "WARN", "neither a compiled step nor a patched one"),
         ],
     )
-    def test_warm_reads(self, hook: Hook | None, level: str, text: str, *, kernel_answers: bool) -> None:
-        found = _warm_reads(hook, kernel_answers=kernel_answers)
+    def test_warm_reads(self, hook: Hook | None, level: str, text: str, *, kernel_answers: bool, is_root: bool) -> None:
+        found = _warm_reads(hook, kernel_answers=kernel_answers, is_root=is_root)
         assert (found.level.value, text in found.text, bool(found.fix)) == (level, True, level == "WARN")
 
     def test_what_a_user_lacks(self) -> None:

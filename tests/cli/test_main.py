@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import secretfs as package
+from secretfs.cli import main as commands
 from secretfs.cli.main import main
 from tests.support import fake_type
 from tests.support.canary import secret
@@ -22,7 +23,10 @@ from tests.support.waiting import PATIENCE
 
 __all__ = ["components"]
 
-COMMANDS: tuple[list[str], ...] = ([], ["mount"], ["unmount"], ["check"], ["status"], ["refresh"], ["doctor"], ["run"])
+COMMANDS: tuple[list[str], ...] = (
+    *([], *([name] for name in commands.COMMANDS)),
+    *(["apps", name] for name in ("apply", "list", "remove")),
+)
 SOURCES = ["--resources-path", "--config", "--app-id", "--apps", "--disable-builtin-k8s-secret-store"]
 
 
@@ -66,6 +70,7 @@ class TestHelp:
         done = inside(*command, "--help", COLUMNS=str(columns))
         assert (done.status, done.err) == (0, "")
         assert max(map(len, done.out.splitlines())) <= columns
+        assert not re.search(r"\w-$", done.out, re.MULTILINE), "a flag or another word is broken"
         assert "\\b" not in done.out
         assert "\b" not in done.out
 
@@ -83,7 +88,11 @@ class TestHelp:
         [
             *(("mount", "0 2 3 4"), ("check", "0 1 2 4"), ("status", "0 1 2 3"), ("refresh", "0 2 3 4")),
             *(("doctor", "0 1 2 3 4"), ("unmount", "0 2 3"), ("", "0 1 2 3 4 70 74 130")),
-            ("run", "2 3 4 126 127"),
+            *(("run", "2 3 4 126 127"), ("top", "0 2 3"), ("volume-plugin", "0 2 3"), ("csi", "0 2 3")),
+            ("render", "0 2 4"),
+            *(("cat", "0 1 2 4"), ("get", "0 1 2 4"), ("tree", "0 1 2 4"), ("init", "0 1 2 4")),
+            *(("install-units", "0 2"), ("watch", "0 2")),
+            *(("apps apply", "0 2 3"), ("apps list", "0 2 3"), ("apps remove", "0 2 3")),
         ],
     )
     def test_lists_every_exit_code(self, inside: Inside, command: str, codes: str) -> None:
@@ -97,19 +106,38 @@ class TestHelp:
                 "mount",
                 [
                     *(*SOURCES, "--ttl", "--max-stale", "--deadline", "--idle", "--foreground", "--log-file"),
-                    *("--nonempty", "--kernel-answers", "--allow-other", "--uid", "--gid", "--mode", "--help"),
+                    *("--log-format", "--metrics-listen", "--metrics-file"),
+                    *("--nonempty", "--kernel-answers", "--api", "--allow-other", "--uid", "--gid", "--mode", "--help"),
+                    *("--audit", "--audit-to", "--audit-fail-closed", "--audit-names"),
                 ],
             ),
             (
                 "run",
                 [
                     *(*SOURCES, "--ttl", "--max-stale", "--deadline", "--idle", "--on-change", "--at", "--log-file"),
-                    *("--nonempty", "--kernel-answers", "--allow-other", "--uid", "--gid", "--mode", "--help"),
+                    *("--on-change-delay", "--on-change-interval", "--on-change-splay"),
+                    *("--env", "--env-from", "--env-prefix", "--mask"),
+                    *(
+                        "--log-format",
+                        "--nonempty",
+                        "--kernel-answers",
+                        "--api",
+                        "--allow-other",
+                        "--uid",
+                        "--gid",
+                        "--mode",
+                        "--help",
+                    ),
                 ],
             ),
             ("check", [*SOURCES, "--strict", "--connect", "--help"]),
+            ("cat", [*SOURCES, "--help"]),
+            ("get", [*SOURCES, "--format", "--help"]),
+            ("tree", [*SOURCES, "--help"]),
+            ("init", ["--store", "--name", "--set", "--no-connect", "--help"]),
             ("unmount", ["--force", "--help"]),
-            ("status", ["--json", "--help"]),
+            ("status", ["--json", "--watch", "--help"]),
+            ("top", ["--help"]),
             ("refresh", ["--help"]),
         ],
     )
@@ -302,6 +330,16 @@ class TestMistakes:
         reason = f"no secret store for app id shop in {components}: env is scoped to web and other"
         assert done == Done(2, "", f"secretfs: {reason}\n")
 
+    def test_a_kind_that_nobody_knows(self, inside: Inside, tmp_path: Path) -> None:
+        """As in Dapr it may be anything; but where nothing else is, it is told what is looked for."""
+        _yaml(
+            tmp_path / "components", HEADER.replace("Component", "Componnt") + "spec: {type: secretstores.local.env}\n"
+        )
+        reason = "no document there has kind: Component and a spec.type secretstores.*"
+        done = inside("check", "--resources-path", tmp_path / "components", "--app-id", "shop")
+        where = f"no secret store for app id shop in {tmp_path}/components"
+        assert done == Done(2, "", f"secretfs: {where}: {reason}\n")
+
     def test_a_name_cannot_steer_the_terminal(self, tmp_path: Path) -> None:
         _yaml(
             tmp_path / "components",
@@ -357,7 +395,7 @@ class TestStoresThatFail:
             [
                 (
                     f"secretfs: {fakes.directory}/slow.yaml:1: component slow:"
-                    " init timeout for component slow (secretstores.fake/v1)"
+                    " init timeout for component slow (secretstores.fake/v1): no answer within 50ms (initTimeout)"
                 )
             ],
         )

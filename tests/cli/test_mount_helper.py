@@ -5,7 +5,7 @@ import pytest
 
 from secretfs.cli.main import is_for_mount
 from secretfs.cli.mount import mount_command
-from secretfs.cli.mount_helper import translate
+from secretfs.cli.mount_helper import asks_for_help, help_text, mount_options, translate
 from secretfs.errors import ConfigurationError
 
 OPTIONS = [option for option in mount_command.params if isinstance(option, click.Option)]
@@ -118,3 +118,29 @@ def test_what_mount_would_not_ask_is_refused(arguments: list[str]) -> None:
 )
 def test_a_request_is_told_from_a_command(arguments: list[str], *, is_one: bool) -> None:
     assert is_for_mount(arguments) == is_one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asks"),
+    [
+        (["none", "/m", "-o", "help"], True),
+        (["none", "/m", "-o", "rw,help"], True),
+        (["--help"], True),
+        (["-h"], True),
+        (["none", "/m", "-o", "app-id=help"], False),
+        (["help", "/m"], False),
+    ],
+)
+def test_a_request_for_help(arguments: list[str], *, asks: bool) -> None:
+    assert asks_for_help(arguments) == asks
+
+
+def test_help_has_every_option_as_it_is_written() -> None:
+    text = help_text(mount_command)
+    assert text.startswith("Usage: mount.secretfs SPEC DIRECTORY")
+    assert {name.partition("=")[0] for name, _ in mount_options(mount_command)} == {
+        max(option.opts, key=len).removeprefix("--") for option in OPTIONS
+    }
+    for written in ("app-id=ID", "allow-other", "ttl=TIME"):
+        assert f"  {written} " in text
+    assert "\b" not in text

@@ -47,6 +47,34 @@ MOUNT = {
 }
 
 
+FILES: dict[str, Any] = {
+    "files": {
+        "declared": 5,
+        "rendered": 1,
+        "failing": 1,
+        "last_error": None,
+        "known": {
+            "sub/a": {"rendered": moment(-5), "error": None},
+            "z": {
+                "rendered": None,
+                "error": {
+                    "at": moment(-12),
+                    "class": "PartMissing",
+                    "message": "a secret that a file asks for is not there, or hidden",
+                },
+            },
+        },
+    },
+    "tls": {
+        "declared": 1,
+        "rendered": 1,
+        "failing": 0,
+        "last_error": None,
+        "known": {"site": {"rendered": moment(-90), "error": None}},
+    },
+}
+
+
 def shown(**stores: dict[str, Any]) -> StatusReport:
     return show({"mount": MOUNT, "stores": stores}, Path("/mnt/secrets"), NOW)
 
@@ -111,6 +139,41 @@ class TestShow:
         ]
         assert told.exit_code == 0
 
+    def test_rendered_files_have_lines_those_that_fail_first(self) -> None:
+        told = show({"mount": MOUNT, "stores": {"env": WELL}, "files": FILES}, Path("/mnt/secrets"), NOW)
+        assert told.exit_code == 1
+        assert [line.text for line in told.lines[:-2]] == [
+            "files/z cannot be rendered: PartMissing, 12s ago: a secret that a file asks for is not there, or hidden",
+            "",
+            "STORE  STATE  NAMES  CACHED  STALE  CALLS  FAILED  SUCCESS  ERROR",
+            "env    ok        12       3      0     33       0  30s ago  -",
+            "",
+            "FILE         STATE    RENDERED   ERROR",
+            "files/z      failing  never      12s ago",
+            "files/sub/a  ok       5s ago     -",
+            "tls/site     ok       1m30s ago  -",
+            "rendered files that nobody has read lately: 3",
+        ]
+        assert [line.severity for line in told.lines[:-2]] == [1, 0, 0, 0, 0, 0, 1, 0, 0, 0]
+
+    def test_of_many_rendered_files_there_are_some(self) -> None:
+        error = {"at": moment(-1), "class": "PartMissing", "message": "it is so"}
+        known: dict[str, Any] = {
+            f"f{number:02}": {"rendered": moment(-5), "error": error} for number in range(status.MOST_FILES)
+        }
+        known |= {f"g{number}": {"rendered": moment(-5), "error": None} for number in range(3)}
+        files = {"files": {"declared": len(known), "rendered": 3, "failing": 20, "last_error": None, "known": known}}
+        told = show({"mount": MOUNT, "stores": {"env": WELL}, "files": files}, Path("/mnt/secrets"), NOW)
+        texts = [line.text for line in told.lines]
+        assert (
+            sum(" failing " in text for text in texts) == sum(" cannot be " in text for text in texts) == len(known) - 3
+        )
+        assert "3 more rendered files, 0 of them failing: secretfs status --json" in texts
+
+    def test_a_status_without_rendered_files_says_nothing_of_them(self) -> None:
+        told = show({"mount": MOUNT, "stores": {"env": WELL}, "files": {}}, Path("/mnt/secrets"), NOW)
+        assert not any("FILE" in line.text or "rendered" in line.text for line in told.lines)
+
     def test_a_table_of_names_of_ten_characters_fits_a_terminal(self) -> None:
         assert len(shown(store_name=WELL | {"state": "in doubt"}).lines[3].text) <= 80
 
@@ -136,12 +199,20 @@ class TestShowAll:
         assert [line.severity for line in report.lines] == [2, 0, 0, 2, 1, 0]
         assert report.exit_code == 3
 
+    def test_directories_of_files_that_fail_are_not_well(self) -> None:
+        report = show_all([Health(Path("/m"), {"mount": MOUNT, "stores": {"a": WELL}, "files": FILES})])
+        assert report.lines[-1].text.split() == ["/m", "in", "doubt", "shop", "1", "files"]
+        assert report.exit_code == 1
+
     @pytest.mark.parametrize(("store", "code"), [(WELL, 0), (DOWN, 1)])
     def test_the_worst_decides(self, store: dict[str, Any], code: int) -> None:
         mounts = [Health(Path("/m"), {"mount": MOUNT, "stores": {"a": one}}) for one in (WELL, store)]
         assert show_all(mounts).exit_code == code
 
-    @pytest.mark.parametrize("answer", [b"", b"\xff", b"[]", b"{}", b'{"stores": 1}', b'{"stores": {"a": {}}}'])
+    @pytest.mark.parametrize(
+        "answer",
+        [b"", b"\xff", b"[]", b"{}", b'{"stores": 1}', b'{"stores": {"a": {}}}', b'{"stores": {}, "files": {"a": 1}}'],
+    )
     def test_an_answer_that_is_no_status(self, answer: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
         """A program of any user may call itself secretfs: it must not keep root from seeing the other mounts."""
         monkeypatch.setattr(status, "read_status", lambda _: answer)
