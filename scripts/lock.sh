@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pins and hashes everything that setup.sh installs. Versions younger than a week wait (pyproject.toml, tool.uv).
+# Pins and hashes everything that setup.sh and docs.sh install. Versions younger than a week wait (pyproject.toml, tool.uv).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,5 +18,7 @@ compile() {
 
 compile lock requirements/lock.in
 compile build requirements/build.in
+compile archive requirements/archive.in
+compile docs requirements/docs.in
 compile run pyproject.toml --extra all
 compile dev pyproject.toml --extra all --group dev --constraints requirements/run.txt

@@ -24,26 +24,62 @@ packages=(
     python3-venv
 )
 dev_packages=(
+    age           # age-keygen: keys for files that SOPS encrypts
+    pipx          # which README names for installing it
     attr          # getfattr
     dbus          # the systemd that the tests boot: this, and the two below
     systemd
     systemd-container
     gnome-keyring # a keyring, and secret-tool to put secrets into it: this, and the next
     libsecret-tools
-    dpkg-dev      # scripts/build-kube-apiserver: this, and the next two
+    build-essential # make deb: dpkg-buildpackage does nothing without it; this, and lintian complains of what was built
+    debhelper
+    lintian
+    mmdebstrap    # a clean Debian to install it in, and what scripts/build-image builds in
+    mandoc        # shows manual pages, and complains
+    dpkg-dev      # scripts/build-kubernetes: this, and the two below
     jq
     make
     postgresql    # what OpenBao's database engine makes users in
     inotify-tools # inotifywait
-    nginx-light   # the fastest way to ask a local process for a secret, for `make bench`
+    haproxy       # docs/pairs.md says how it takes a new certificate: this, and the two below
+    socat
+    nginx-light   # and the fastest way to ask a local process for a secret, for `make bench`
+    docker.io     # what volumes of containers are tested with: this, and the ten below
+    containerd
+    containernetworking-plugins
+    docker-compose
+    podman
+    crun
+    fuse-overlayfs
+    slirp4netns
+    uidmap
+    bubblewrap
+    busybox-static
+    prometheus    # promtool checks metrics, alert rules and their tests
     runc          # a container with the mount in it
     rsync         # read secrets as users do: this, and the two below
     tar
     tree
+    curl          # the recipes of docs/index.md: this, and the three below
+    default-jdk-headless # 0.25 GB; a source file is run as it stands, which takes the compiler
+    openssh-server
+    redis-server
     procps        # pgrep
     shellcheck
+    iproute2      # ip, in the network namespaces of tests
     util-linux    # nsenter, setpriv, umount, unshare
 )
+
+# A plug-in in JavaScript. Who has Node.js from elsewhere has npm with it.
+command -v npm >/dev/null || dev_packages+=(nodejs npm)
+
+# Since Debian 13 the command `docker` is in a package of its own.
+# shellcheck source=/dev/null
+case $(. /etc/os-release 2>/dev/null && echo "$ID ${VERSION_ID:-sid}") in
+    "debian 12") ;;
+    "debian "*) dev_packages+=(docker-cli) ;;
+esac
 
 say() { echo "setup: $*"; }
 
@@ -73,7 +109,14 @@ install_packages() {
     fi
     say "installing Debian packages: ${missing[*]}"
     keep_postgresql_quiet
-    keep_nginx_quiet
+    keep_quiet nginx-light nginx.service
+    keep_quiet docker.io docker.{service,socket}
+    keep_quiet containerd containerd.service
+    keep_quiet podman podman{,-auto-update,-restart}.service podman.socket podman-auto-update.timer
+    keep_quiet prometheus prometheus.service
+    keep_quiet haproxy haproxy.service
+    keep_quiet redis-server redis-server.service
+    keep_quiet openssh-server ssh.service ssh.socket
     export DEBIAN_FRONTEND=noninteractive
     apt_get install "${missing[@]}" 2>/dev/null && return
     say "fetching the package lists"
@@ -89,14 +132,15 @@ keep_postgresql_quiet() {
     echo "create_main_cluster = false" >"$config"
 }
 
-# The benchmark starts nginx when it needs it: neither now nor after the next boot is it to run because of us.
-keep_nginx_quiet() {
-    local policy=/usr/sbin/policy-rc.d unit=/etc/systemd/system/nginx.service
-    [[ " ${missing[*]} " == *" nginx-light "* ]] || return 0
-    if [[ ! -e $unit ]]; then
-        mkdir -p "${unit%/*}"
-        ln -s /dev/null "$unit"
-    fi
+# The tests and the benchmark start these programs when they need them: neither now nor after the next boot are their
+# services to run because of us. Takes a package, and its units.
+keep_quiet() {
+    local package=$1 policy=/usr/sbin/policy-rc.d units=/etc/systemd/system unit
+    [[ " ${missing[*]} " == *" $package "* ]] || return 0
+    mkdir -p "$units"
+    for unit in "${@:2}"; do
+        [[ -e $units/$unit ]] || ln -s /dev/null "$units/$unit"
+    done
     if [[ ! -e $policy ]]; then
         trap 'rm -f /usr/sbin/policy-rc.d' EXIT
         printf '#!/bin/sh\nexit 101\n' >"$policy"

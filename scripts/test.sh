@@ -2,7 +2,7 @@
 # Runs the tests with empty temporary directories, and fails when they leave anything behind.
 #
 #   test.sh                 all of them: suites that know nothing of each other, as many at once as there are processors
-#   test.sh quick           those that need no mount, no server and no process of their own, one after the other
+#   test.sh quick           those that need no mount, no server and no process of their own
 #   test.sh ARGUMENT...     those that pytest finds for these arguments
 #
 # A suite is one pytest process. The same tests run in the same order in it every time, however many suites run at once.
@@ -10,27 +10,35 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Nothing that starts a server, or a process for each test.
-quick=(tests/{cache,dapr,fs,fuse,registry,stores/_http} tests/stores/test_*.py tests/vectors tests/test_{durations,scopes,settings}.py)
+# Nothing that starts a server, or a process for each test: two parts that take as long as each other.
+only='not mount and not root'
+quick=(tests/{fs,fuse,fuzz,vectors,stores/_http})
+quick_too=(tests/{cache,dapr,registry} tests/stores/test_*.py tests/test_{durations,scopes,settings}.py)
 
-# What differs where the kernel answers by itself (--kernel-answers) is tested once more, in the suite "kernel".
-again=(tests/behaviour/test_{access,apps,control,reload,rotation,takeover,use}.py)
+# What differs where the daemon answers each open and listing (--no-kernel-answers) is tested once more, in the suite "messages".
+again=(tests/behaviour/test_{access,apps,audit,control,life,reload,rotation,takeover,use}.py)
 
 # The longest first: name, then what pytest is given. The last one has whatever the others have not.
 suites=(
     "behaviour tests/behaviour --ignore=tests/behaviour/test_systemd.py"
-    "kernel ${again[*]}"
+    "messages ${again[*]}"
     "stores tests/stores"
+    "containers tests/containers"
+    "kubernetes tests/kubernetes"
     "daemon tests/daemon tests/linux"
     "systemd tests/behaviour/test_systemd.py"
-    "others tests --ignore=tests/behaviour --ignore=tests/stores --ignore=tests/daemon --ignore=tests/linux"
+    "others tests --ignore=tests/behaviour --ignore=tests/stores --ignore=tests/daemon --ignore=tests/linux --ignore=tests/containers --ignore=tests/kubernetes"
 )
 
 scratch=$(mktemp -d -t secretfs-test.XXXXXX) # not exported: it is by this that processes of the tests are known
 
 build_servers() {
-    scripts/build-kube-apiserver >/dev/null && return
-    echo "The Kubernetes API server that the tests talk to could not be built." >&2
+    scripts/build-kubernetes >/dev/null || stop "The Kubernetes that the tests talk to could not be built."
+    scripts/install-node-packages >/dev/null || stop "The npm packages of the tests could not be installed."
+}
+
+stop() {
+    echo "$1" >&2
     exit 1
 }
 
@@ -39,19 +47,21 @@ build_servers() {
 run_suite() {
     local scratch=$1 name=$2 status=0
     mkdir "$scratch/$name"
-    [[ $name != kernel ]] || export SECRETFS_KERNEL_ANSWERS=1
+    [[ $name != messages ]] || export SECRETFS_KERNEL_ANSWERS=0
     TMPDIR=$scratch/$name COVERAGE_FILE=$scratch/coverage.$name .venv/bin/python -m pytest \
-        --basetemp="$scratch/$name/pytest" -o cache_dir="$scratch/$name/cache" --cov --cov-report= "${@:3}" \
+        --basetemp="$scratch/$name/pytest" -o cache_dir="$scratch/$name/cache" "${@:3}" \
         >"$scratch/$name.log" 2>&1 || status=$?
     { echo && echo "=== $name ===" && cat "$scratch/$name.log"; } | flock "$scratch" cat
     return "$status"
 }
 export -f run_suite
 
+# Takes suites. Not with "&": what a shell starts so ignores SIGINT, and the tests send it.
+run_suites() { printf '%s\n' "$@" | xargs -P "${JOBS:-$(nproc)}" -L 1 bash -c 'run_suite "$@"' bash "$scratch"; }
+
 run_all() {
     local status=0
-    # Not with "&": what a shell starts so ignores SIGINT, and the tests send it.
-    printf '%s\n' "${suites[@]}" | xargs -P "${JOBS:-$(nproc)}" -L 1 bash -c 'run_suite "$@"' bash "$scratch" || status=$?
+    run_suites "${suites[@]/%/ --cov --cov-report=}" || status=$?
     .venv/bin/coverage combine --quiet "$scratch"/coverage.* && .venv/bin/coverage report
     return "$status"
 }
@@ -84,7 +94,13 @@ before=$(traces)
 status=0
 case ${1:-} in
     "") build_servers && run_all || status=$? ;;
-    quick) run_some "${quick[@]}" -m "not mount and not root" "${@:2}" || status=$? ;;
+    quick)
+        if (($# > 1)); then # a choice, which one part may have nothing of
+            run_some "${quick[@]}" "${quick_too[@]}" -m "$only" "${@:2}" || status=$?
+        else
+            run_suites "quick -m '$only' ${quick[*]}" "quick_too -m '$only' ${quick_too[*]}" || status=$?
+        fi
+        ;;
     *) build_servers && run_some "$@" --cov || status=$? ;;
 esac
 left=$(comm -13 <(sort <<<"$before") <(traces | sort))

@@ -5,6 +5,7 @@ import errno
 import inspect
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -22,8 +23,10 @@ from tests.support.command import ROOT, SECRETFS, background, environment, run
 from tests.support.manifests import component
 
 PACKAGE = ROOT / "secretfs"
+UNITS = {f"secretfs/install/systemd/{path.parent.name}/{path.name}" for path in PACKAGE.glob("install/systemd/*/*")}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
-SDKS = ("hvac", "requests", "urllib3", "azure", "msal", "kubernetes")
+DATA = {"secretfs/py.typed", *(f"secretfs/cli/starters/{path.name}" for path in PACKAGE.glob("cli/starters/*.yaml"))}
+SDKS = ("hvac", "requests", "urllib3", "azure", "msal", "kubernetes", "grpc")
 
 
 def imported_by(code: str, *prefixes: str) -> list[str]:
@@ -70,11 +73,18 @@ class TestImports:
     def test_the_command_that_mounts_imports_nothing_of_the_worker(self) -> None:
         everything = imported_by("import secretfs.cli.main, secretfs.cli.mount", "secretfs", "trio", "pyfuse3", "yaml")
         packages = {name.split(".")[1] for name in everything if name.count(".") == 2}
-        assert packages == {"cache", "cli", "daemon", "dapr", "linux"}
+        assert packages == {"api", "cache", "cli", "daemon", "dapr", "linux", "observe"}
         assert [name for name in everything if not name.startswith("secretfs")] == []
-        assert [name for name in everything if name.startswith(("secretfs.cache.", "secretfs.dapr."))] == [
+        assert [
+            name
+            for name in everything
+            if name.startswith(("secretfs.api.", "secretfs.cache.", "secretfs.dapr.", "secretfs.observe."))
+        ] == [
+            "secretfs.api.address",
             "secretfs.cache.freshness",
             "secretfs.dapr.sources",
+            "secretfs.observe.address",
+            "secretfs.observe.audit_options",
         ]
 
     def test_the_supervisor_imports_no_library_and_nothing_that_reads_source(self) -> None:
@@ -87,6 +97,14 @@ class TestImports:
         component(tmp_path / "c", "env", "local.env")
         component(tmp_path / "c", "file", "local.file", {"secretsFile": tmp_path / "s.json"})
         assert imported_by(running("check", "--connect", "--resources-path", str(tmp_path / "c")), *SDKS) == []
+
+    def test_a_plug_in_imports_grpc_and_no_other_sdk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DAPR_COMPONENTS_SOCKETS_FOLDER", str(tmp_path))
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(tmp_path / "example.sock"))
+            code = "from secretfs.stores import load_store_type; load_store_type('secretstores.example')"
+            found = imported_by(code, "google", "trio", *SDKS)
+        assert {name.partition(".")[0] for name in found} == {"grpc"}
 
     @pytest.mark.mount
     def test_a_daemon_of_local_stores_maps_no_sdk(self, tmp_path: Path) -> None:
@@ -173,12 +191,14 @@ def wheel(source: Path) -> Iterator[zipfile.ZipFile]:
 class TestDistributions:
     """What ``pip install`` brings."""
 
-    def test_the_wheel_holds_the_package_and_nothing_else(self, wheel: zipfile.ZipFile) -> None:
+    def test_the_wheel_holds_the_package_with_the_units_and_nothing_else(self, wheel: zipfile.ZipFile) -> None:
+        assert "secretfs/install/systemd/system/secretfs@.service" in UNITS
         information = f"secretfs_fuse-{secretfs.__version__}.dist-info"
         metadata = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
         assert set(wheel.namelist()) == {
             *(f"secretfs/{module}" for module in MODULES),
-            "secretfs/py.typed",
+            *DATA,
+            *UNITS,
             *(f"{information}/{name}" for name in metadata),
         }
 
@@ -208,9 +228,9 @@ class TestDistributions:
     def test_the_source_distribution_holds_the_package(self, source: Path) -> None:
         with tarfile.open(_built(source, "build_sdist")) as archive:
             names = {name.partition("/")[2] for name in archive.getnames()}
-        shipped = {name for name in names if name.startswith("secretfs/") and name.endswith((".py", ".typed"))}
-        assert shipped == {*(f"secretfs/{module}" for module in MODULES), "secretfs/py.typed"}
-        assert {"pyproject.toml", "LICENSE", "README.md", "PKG-INFO"} <= names
+        shipped = {name for name in names if name.startswith("secretfs/") and name.endswith((".py", ".typed", ".yaml"))}
+        assert shipped == {*(f"secretfs/{module}" for module in MODULES), *DATA}
+        assert {"pyproject.toml", "LICENSE", "README.md", "PKG-INFO", *UNITS} <= names
 
 
 def _built(source: Path, hook: str) -> Path:
