@@ -22,6 +22,8 @@ from benchmarks.servers import bao, nginx, openbao_proxy
 from benchmarks.vault import Vault
 from benchmarks.warm import BARE, TMPFS, local_store
 from tests.support.manifests import component
+from tests.support.mounted import stands_by
+from tests.support.shell import wait_until
 
 NGINX, PROXY, BAO, TTL, START = "nginx", "OpenBao proxy", "bao kv get", "the ttl", "python -c pass"
 
@@ -179,7 +181,8 @@ def _changes(fixtures: Fixtures, effort: Effort, server: Vault) -> Iterator[Sect
 
 
 def _pause(mount: Mount, path: Path) -> float:
-    """Kill the worker, and return the seconds until a secret that nobody has read yet is read."""
+    """Kill the worker when a process stands by. Return the seconds until a secret that nobody has read yet is read."""
+    wait_until(partial(stands_by, mount.path))
     os.kill(mount.of_worker().pid, signal.SIGKILL)
     started = time.perf_counter()
     path.read_bytes()

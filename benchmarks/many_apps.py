@@ -8,6 +8,8 @@ which a Configuration for it allows, of N that the store has. Needs root: nobody
 
 import argparse
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -38,16 +40,20 @@ class Row:
     """Reads of the store."""
     added: float
     """Seconds that ``secretfs apps apply`` takes for one more."""
+    back: float
+    """Seconds from a kill -9 of the worker until every app has read a value again."""
+    wrong: int
+    """Of all values of all apps, those that are not as they were after the kill."""
 
     def show(self, first: "Row") -> str:
         """Return it as a line of the table."""
         return (
             f"{self.apps:6}  {self.start:8.2f} s  {self.empty / 1e6:8.1f} MB  {self.full / 1e6:8.1f} MB"
-            f"  {self.full / first.full:5.2f}  {self.calls:6}  {self.added:8.2f} s"
+            f"  {self.full / first.full:5.2f}  {self.calls:6}  {self.added:8.2f} s  {self.back:6.2f} s  {self.wrong:5}"
         )
 
 
-HEADER = "  apps    start-up      mounted     all read  ratio   reads     add one"
+HEADER = "  apps    start-up      mounted     all read  ratio   reads     add one  all back  wrong"
 
 
 def main() -> int:
@@ -99,7 +105,19 @@ def _measure(fixtures: Fixtures, count: int, values: int, secrets_in_all: int) -
         _declare(more, count, own=bool(secrets_in_all))
         began = time.perf_counter()
         fixtures.run("-m", "secretfs", "apps", "apply", str(mount.path), str(more))
-        return Row(count, start, empty, full, calls, time.perf_counter() - began)
+        added = time.perf_counter() - began
+        os.kill(mount.pid, signal.SIGKILL)
+        began = time.perf_counter()
+        wrong = _wrong(mount, [names[:1] for names in visible[:count]])
+        back = time.perf_counter() - began
+        wrong += _wrong(mount, visible[:count])
+        return Row(count, start, empty, full, calls, added, back, wrong)
+
+
+def _wrong(mount: Mount, visible: Sequence[Sequence[str]]) -> int:
+    """Read the values of each app. Returns how many are wrong."""
+    read = ((name, mount.path / f"app-{number}/file" / name) for number, names in enumerate(visible) for name in names)
+    return sum(path.read_bytes() != f"{name:{SIZE}}".encode() for name, path in read)
 
 
 def _visible(names: Sequence[str], number: int, values: int) -> Sequence[str]:

@@ -25,7 +25,7 @@ def main() -> int:
     reports: list[Report] = []
     with booted() as system:
         system.output("chmod", "o+x", *ROOT.parents)
-        system.output(ROOT / "scripts/install.sh", "install")
+        system.output(ROOT / ".venv/bin/secretfs", "install-units")
         install(system)
         try:
             with participants(system, reports):

@@ -35,13 +35,13 @@ def measure(fixtures: Fixtures, effort: Effort) -> list[Section]:
             write_files(fixtures.tmpfs / STORE, dict(zip(file_names(effort.names), _values(effort.names), strict=True)))
         stores = {name: mount.path / STORE for name, mount in mounts.items()} | {TMPFS: fixtures.tmpfs / STORE}
         for store in stores.values():
-            _read_all(_paths(store, effort.names))
+            read_all(_paths(store, effort.names))
         with step("warm reads"):
             _time_files(timing, stores, effort)
         with step(f"ls of {effort.names} names"):
             _time_listings(timing, stores, effort)
         with step(f"{_READERS} readers at once"):
-            samples = _race_readers(fixtures, stores, effort)
+            samples = race_readers(fixtures, stores, effort)
             timing.add(f"open, read, close by {_READERS} processes at once", samples)
         with step("counting requests"):
             _count(counting, mounts)
@@ -70,14 +70,14 @@ def _paths(store: Path, names: int) -> list[str]:
 def _time_files(section: Section, stores: Mapping[str, Path], effort: Effort) -> None:
     paths = {name: _paths(store, effort.names) for name, store in stores.items()}
     for title, operation, times in (
-        ("open, fstat, read, close", _read, 100),
+        ("open, fstat, read, close", read, 100),
         ("stat", os.stat, 1000),
     ):
         repeats = {name: times * _REPEATED.get(name, 1) for name in stores}
         contestants = {name: partial(_repeat, operation, paths[name][0], repeats[name]) for name in stores}
         samples = race(contestants, rounds=effort.rounds)
         section.add(title, {name: [each / repeats[name] for each in samples[name]] for name in samples})
-    contestants = {name: partial(_read_all, paths[name]) for name in stores}
+    contestants = {name: partial(read_all, paths[name]) for name in stores}
     rounds = max(3, effort.rounds // 2)
     section.add(
         f"open, read, close of {effort.names} files, each", race(contestants, rounds=rounds, operations=effort.names)
@@ -95,14 +95,16 @@ def _repeat(operation: Callable[[str], object], path: str, times: int) -> None:
         operation(path)
 
 
-def _read(path: str) -> None:
+def read(path: str) -> None:
+    """Read a file as a program does that wants to know its size."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fstat(descriptor)
     os.read(descriptor, 4096)
     os.close(descriptor)
 
 
-def _read_all(paths: list[str]) -> None:
+def read_all(paths: list[str]) -> None:
+    """Read files."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         os.read(descriptor, 4096)
@@ -115,7 +117,7 @@ def _scan(path: str) -> None:
             entry.is_dir()  # known without asking anybody
 
 
-def _race_readers(fixtures: Fixtures, stores: Mapping[str, Path], effort: Effort) -> dict[str, list[float]]:
+def race_readers(fixtures: Fixtures, stores: Mapping[str, Path], effort: Effort) -> dict[str, list[float]]:
     """Let processes read a file each; returns seconds per read of all of them together."""
     rounds = max(1, effort.rounds // 4)
     samples: dict[str, list[float]] = {name: [] for name in stores}
@@ -158,7 +160,7 @@ def _count(section: Section, mounts: Mapping[str, Mount]) -> None:
     The daemon writes once to /dev/fuse for each request that wants an answer. The bare file system counts its requests
     itself: unless both numbers agree there, nothing is reported.
     """
-    for title, operation in (("open, fstat, read, close", _read), ("stat", os.stat)):
+    for title, operation in (("open, fstat, read, close", read), ("stat", os.stat)):
         counts: dict[str, list[float]] = {}
         for name, mount in mounts.items():
             path = str(mount.path / STORE / next(file_names(1)))
