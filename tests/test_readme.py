@@ -125,9 +125,25 @@ def test_with_vault(place: Place) -> None:
 @pytest.mark.mount
 def test_for_one_command(place: Place) -> None:
     place.program("shopd", 'test "$1" = --password-file && cat "$2"')
-    console, _ = [*blocks("console", "For one command"), *blocks("sh", "For one command")]
+    console, _, environment = [*blocks("console", "For one command"), *blocks("sh", "For one command")]
     done = place.shell(console.removeprefix("$ "))
     assert (done.status, done.out, done.err) == (0, "correct horse battery staple", "")
+    place.program("shopd", 'echo "$PGPASSWORD, $DB_username, $DB_password"')
+    done = place.shell(environment)
+    assert (done.status, done.err) == (0, "")
+    assert done.out == "correct horse battery staple, shop, correct horse battery staple\n"
+
+
+def test_without_a_mount(place: Place) -> None:
+    """What is typed answers what is shown; the tree has more, because other tests of this page have more secrets."""
+    (console,) = blocks("console", "Without a mount")
+    typed = [line.removeprefix("$ ") for line in console.splitlines() if line.startswith("$ ")]
+    shown = [line for line in console.splitlines() if not line.startswith("$ ")]
+    done = place.shell("; echo; ".join(typed))
+    assert (done.status, done.err) == (0, "")
+    said = [line for line in done.out.splitlines() if line]
+    assert said[0] == shown[0]
+    assert [line for line in said if "db/" in line or "battery" in line] == [shown[1].replace("└", "├"), *shown[2:]]
 
 
 @pytest.mark.mount
@@ -206,7 +222,7 @@ secretfs unmount /srv/secrets/shop
 @pytest.mark.root("only root makes containers")
 def test_in_a_container(place: Place) -> None:
     """Another user reads in a container that starts later, and in one that was there before both mounts."""
-    mount, container = blocks("sh", "In a container")[0].splitlines()
+    mount, container = blocks("sh", "In containers")[1].splitlines()
     docker, path = container.split(" cat ")
     scene = SCENE.format(early=f"{docker} sh", mount=mount, container=container, path=path)
     place.program("docker", DOCKER)
@@ -238,7 +254,9 @@ def test_the_table_of_flags() -> None:
                 told[flag].add("doctor")
     found: dict[str, set[str]] = {}
     for name in COMMANDS:
-        for parameter in command(name).params:
+        found_in = command(name)
+        parts = [found_in, *(found_in.commands.values() if isinstance(found_in, click.Group) else ())]
+        for parameter in (parameter for part in parts for parameter in part.params):
             if isinstance(parameter, click.Option) and not parameter.hidden:
                 (long,) = [flag for flag in parameter.opts if flag.startswith("--")]
                 found.setdefault(long, set()).add(name)
@@ -246,7 +264,7 @@ def test_the_table_of_flags() -> None:
 
 
 def test_the_table_of_stores_and_annotations() -> None:
-    assert {type_.strip("`") for type_, *_ in rows("`spec.type`")} == set(BUILTIN)
+    assert {type_.strip("`") for type_, *_ in rows("`spec.type`")} == {*BUILTIN, "any other: a plug-in of Dapr's"}
     assert {name.strip("`") for name, *_ in rows("Annotation")} == set(FRESHNESS)
 
 

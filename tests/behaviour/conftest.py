@@ -31,5 +31,5 @@ def system() -> Iterator[System]:
     """Boot a systemd for the tests of a module, and install secretfs in it."""
     with booted() as system:
         system.output("chmod", "o+x", *ROOT.parents)  # in the copy: so that every user reaches the command
-        system.output(ROOT / "scripts/install.sh", "install")
+        system.output(ROOT / ".venv/bin/secretfs", "install-units")
         yield system

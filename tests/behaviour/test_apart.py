@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.app_host import BILLING, ORDERS, Host, host
+from tests.support.app_host import BILLING, ORDERS, SECRETS, Host, host
 from tests.support.canary import CANARY, secret
-from tests.support.manifests import configuration, scope
+from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import Mounted, mounted, processes
-from tests.support.secrets_file import file
+from tests.support.secrets_file import SecretsFile, file
+from tests.support.shell import wait_until
 
 __all__ = ["file", "host"]
 
@@ -110,6 +111,26 @@ def test_directories_and_the_file_system_count_nothing(mount: Mounted) -> None:
     assert {name: getattr(orders, name) for name in known} == {name: getattr(billing, name) for name in known}
     assert os.statvfs(mount.path / "orders") == os.statvfs(mount.path / "billing") == os.statvfs(mount.path)
     assert os.statvfs(mount.path).f_files == 0
+
+
+def test_times(host: Host, mount: Mounted, file: SecretsFile) -> None:
+    """No time that an app sees depends on what is rotated for another, or on the stores of another (app-15)."""
+    own = [mount.path, mount.path / "orders", mount.path / "orders/file", mount.path / "orders/file/tls"]
+    other = mount.path / "billing/file/db/password"
+    other.read_bytes()
+    before, listed = [times(path) for path in own], times(other.parent)
+    file.write({**SECRETS, "db": {"password": secret("new"), "user": secret("user"), "more": secret("more")}})
+    wait_until(lambda: other.read_text() == secret("new"))
+    wait_until(lambda: times(other.parent) != listed)
+    component(host.components, "second", "local.file", {"secretsFile": file.path}, scopes=["billing"])
+    (mount.path / ".secretfs/reload").write_text("*")
+    assert os.listdir(mount.path / "billing") == ["file", "second"]  # noqa: PTH208 - names are what counts
+    assert [times(path) for path in own] == before
+
+
+def times(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_atime_ns
 
 
 def test_the_status_is_for_who_mounted(mount: Mounted) -> None:

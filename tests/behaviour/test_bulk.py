@@ -173,7 +173,7 @@ def test_run_with(mount: Mounted) -> None:
 
 
 def test_of_one_secret(mount: Mounted) -> None:
-    """bulk-11: In the directory of a multi-valued secret the two files hold the keys of that secret, of one version."""
+    """bulk-11: In the directory of a multi-valued secret, the bulk files hold its keys, all of one version."""
     directory = mount.path / "vault/team/db"
     assert json.loads((directory / ".bulk.json").read_bytes()) == {"pass-word": secret("db"), "user": "joe"}
     assert (directory / ".bulk.env").read_text() == f"pass_word='{secret('db')}'\nuser='joe'\n"

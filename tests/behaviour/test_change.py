@@ -80,7 +80,7 @@ def sources(scratch: Path, own_server: OpenBao) -> Iterator[dict[str, Source]]:
         component(
             scratch / "manifests", f"{prefix}vault", "hashicorp.vault", folder.metadata(), annotations=annotations
         )
-    with mounted(scratch / "manifests") as mount:
+    with mounted(scratch / "manifests", options=["--deadline=2m"]) as mount:
         yield {
             "file": Source(
                 file.put,
@@ -157,13 +157,15 @@ def read_until(paths: Sequence[Path], versions: int) -> list[Exception]:
     wait_until(lambda: all(there(path) for path in paths))
     seen: set[int] = set()
     failures: list[Exception] = []
-    end = time.monotonic() + PATIENCE
 
     def read_on() -> None:
         try:
+            known, since = 0, time.monotonic()
             while len(seen) < versions and not failures:
                 seen.update(read_once(path) for path in paths)
-                assert time.monotonic() < end, f"only {len(seen)} versions were seen"
+                if len(seen) > known:
+                    known, since = len(seen), time.monotonic()
+                assert time.monotonic() < since + PATIENCE, f"only {known} versions were seen"
         except (AssertionError, OSError, ValueError) as error:
             failures.append(error)
 

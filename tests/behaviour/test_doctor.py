@@ -104,7 +104,7 @@ def test_it_changes_nothing(kv: Folder, tmp_path: Path, point: Path) -> None:
     assert [path for operation, path in kv.requests() if operation == "read" and path.startswith("data/")] == []
     helps = (secretfs(name, "--help").out for name in ("mount", "doctor"))
     mount, doctor = (re.findall(r"^ +(?:-\w, )?(--[\w-]+)", text, re.MULTILINE) for text in helps)
-    assert set(doctor) == {*mount, "--json"}
+    assert set(doctor) == {*mount, "--json", "--container"}
 
 
 OBSTACLES = {

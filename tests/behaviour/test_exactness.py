@@ -240,7 +240,7 @@ def shelves(scratch: Path, own_server: OpenBao) -> Iterator[Shelves]:
     environment = {
         f"SHELF_{program}/{size}": os.fsdecode(value) for program in programs for size, value in noises.items()
     }
-    with mounted(scratch / "manifests", env=environment) as mount:
+    with mounted(scratch / "manifests", options=["--deadline=2m"], env=environment) as mount:
         encoded = {size: value.encode() for size, value in texts.items()}
         yield Shelves(mount, {"file": encoded, "vault": encoded, "env": noises})
 

@@ -1,5 +1,6 @@
 """mount(8) and fstab, in a booted systemd. The parsing of options is tested in tests/cli/test_mount_helper.py."""
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -52,10 +53,11 @@ def workers(system: System) -> list[str]:
     """Return the processes that serve: neither the supervisor nor a helper."""
     found = system.run("pgrep", "--full", "--", f"-m secretfs .*{POINT}( |$)").stdout.decode().split()
     commands = {pid: system.run("ps", "-o", "comm=,args=", "-p", pid).stdout.decode() for pid in found}
+    others = ("secretfs-helper", "secretfs-mount")
     return [
         pid
         for pid, command in commands.items()
-        if command.strip() and not command.startswith("secretfs-helper") and "secretfs.daemon.supervisor" not in command
+        if command.strip() and not command.startswith(others) and "secretfs.daemon.supervisor" not in command
     ]
 
 
@@ -106,6 +108,22 @@ def test_flags_are_options(system: System) -> None:
     assert system.run("cat", POINT / "file/password", user=3000).returncode == 1
     assert system.run("cat", POINT / "file/password", user=1000).stdout.decode() == secret("fstab")
     assert "mounted at" in system.path("/var/log/secretfs.log").read_text(encoding="utf-8")
+
+
+def test_many_apps(system: System) -> None:
+    """A line of fstab may declare many apps, each with its owner (fstab-3, app-1)."""
+    apps = system.path("/etc/secretfs/apps")
+    apps.mkdir(exist_ok=True)
+    for app, owner in {"orders": 1000, "billing": 2000}.items():
+        spec = {"owner": str(owner)}
+        document = {"apiVersion": "secretfs/v1alpha1", "kind": "App", "metadata": {"name": app}, "spec": spec}
+        (apps / f"{app}.yaml").write_text(json.dumps(document), encoding="utf-8")
+    fstab(system, f"{MANIFESTS} secretfs apps=/etc/secretfs/apps,allow_other")
+    system.output("mount", "--all")
+    orders = POINT / "orders/file/password"
+    assert system.run("cat", orders, user=1000).stdout.decode() == secret("fstab")
+    assert system.run("cat", orders, user=2000).returncode == 1
+    assert system.path(POINT / "billing").stat().st_uid == 2000
 
 
 @pytest.mark.parametrize(
@@ -169,7 +187,7 @@ def test_killed(system: System) -> None:
 def test_a_mount_that_is_needed(system: System) -> None:
     """fstab-7: A unit with `RequiresMountsFor=` of the mount point is started after the mount, and triggers it."""
     fstab(system, f"{MANIFESTS} secretfs noauto,_netdev")
-    example = (ROOT / "systemd/examples/client-of-fstab.service").read_text(encoding="utf-8")
+    example = (ROOT / "examples/systemd/client-of-fstab.service").read_text(encoding="utf-8")
     client = system.path("/run/systemd/system/client.service")
     client.write_text(example.replace("vault/db/password", "file/password"), encoding="utf-8")
     system.systemctl("daemon-reload")

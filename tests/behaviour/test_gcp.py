@@ -25,8 +25,8 @@ FIELDS = (
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Gcp]:
-    with Gcp() as server:
+def server(scratch: Path) -> Iterator[Gcp]:
+    with Gcp(scratch) as server:
         for number in range(40):
             server.put(f"many-{number:02}", secret(f"{number}").encode())
         server.put("db-password", secret("1").encode())
@@ -49,6 +49,7 @@ def resources(scratch: Path, server: Gcp) -> Path:
         "spec": {
             "type": "secretstores.gcp.secretmanager",
             "version": "v1",
+            "initTimeout": "1m",
             "metadata": [{"name": name, "value": login[name]} for name in FIELDS],
         },
     }

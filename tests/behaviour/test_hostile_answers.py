@@ -73,7 +73,7 @@ def shop(tmp_path: Path) -> Iterator[Shop]:
     with KeepAlive(answer) as server:
         properties = {"vaultAddr": server.address, "vaultToken": secret("token")}
         component(tmp_path / "res", "hostile", "hashicorp.vault", properties, annotations=PATIENT)
-        component(tmp_path / "res", "local", "local.file", {"secretsFile": file})
+        component(tmp_path / "res", "local", "local.file", {"secretsFile": file}, annotations=PATIENT)
         with mounted(tmp_path / "res", expect_log=["hostile: "]) as mount:
             yield Shop(mount, server, answers)
 

@@ -18,6 +18,7 @@ import pytest
 
 from secretfs.fuse.inode_for_handle import CHOICE
 from tests.support.canary import secret
+from tests.support.kernel_caches import Caches, drop, kept
 from tests.support.lacking import cannot_test
 from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import Mounted, mounted, processes
@@ -70,7 +71,7 @@ def answering(
 ) -> Iterator[Mounted]:
     """Mount, and wait until the kernel has been told to open files and directories by itself."""
     env = {CHOICE: way} if way else {}
-    flags = ["--kernel-answers", *options]
+    flags = ["--kernel-answers", *options]  # also where the tests are run without
     with mounted(components, options=flags, config=config, env=env, expect_log=expect_log) as mount:
         wait_until(lambda: warm_reads(mount)["answered_by"] == "kernel")
         assert way in warm_reads(mount)["reason"]
@@ -126,32 +127,48 @@ def listed(directory: Path) -> set[str]:
 
 
 def test_nobody_is_asked(tmp_path: Path, file: SecretsFile, way: str) -> None:
-    """kernel-1: With `--kernel-answers`, warm reads and listings go on while all processes of the mount are stopped."""
+    """kernel-1: Warm reads and listings go on while all processes of the mount are stopped."""
     file.write(MANY)
     local_file(tmp_path / "components", file)
-    with answering(tmp_path / "components", way) as mount:
-        assert warmed(mount.path / "file") == MANY
-        with stopped(mount):
-            assert use(mount.path / "file") == MANY
+    with answering(tmp_path / "components", way, "does not answer", ENDED) as mount, kept():
+
+        def are_there() -> bool:
+            assert warmed(mount.path / "file") == MANY
+            try:
+                with stopped(mount):
+                    return use(mount.path / "file", timeout=20) == MANY
+            except subprocess.TimeoutExpired:  # the kernel has dropped some: it may whenever it likes
+                return False
+
+        wait_until(are_there)
 
 
 def test_everybody_is_killed(tmp_path: Path, file: SecretsFile) -> None:
     """What was read is there for the rest of its ttl, also when nobody serves any more (kernel-1)."""
     file.write({"token": OLD, "cold": OLD})
     local_file(tmp_path / "components", file)
-    with answering(tmp_path / "components") as mount:
-        path = mount.path / "file/token"
-        assert path.read_text() == OLD
-        listed(mount.path / "file")
-        listed(mount.path / "file")
-        mount.kill()
-        assert path.read_text() == OLD
-        assert listed(mount.path / "file") == {"token", "cold"}
-        assert errno_of((mount.path / "file/never-asked-for").stat) == "ENOTCONN"
+
+    def are_there() -> bool:
+        found: list[object] = []
+        with answering(tmp_path / "components") as mount, kept():
+            path = mount.path / "file/token"
+            assert path.read_text() == OLD
+            for _ in range(2):
+                listed(path.parent)
+            mount.kill()
+            errors = {
+                errno_of(lambda: found.append(path.read_text())),
+                errno_of(lambda: found.append(listed(path.parent))),
+            }
+            assert errors <= {"", "ENOTCONN"}  # the kernel has dropped some: it may whenever it likes
+            assert errno_of((path.parent / "never-asked-for").stat) == "ENOTCONN"
+        return found == [OLD, {"token", "cold"}]
+
+    wait_until(are_there)
 
 
 def test_no_longer_than_ttl(tmp_path: Path, file: SecretsFile, way: str) -> None:
-    """kernel-2: They do so for what is left of `ttl`, and no longer: then a program waits for the next daemon."""
+    """kernel-2: They do so for what is left of `ttl`, a minute at most: then a program waits for the next daemon."""
     ttl = 1.0
     file.write({"token": OLD})
     local_file(tmp_path / "components", file, f"{ttl:.0f}s")
@@ -165,6 +182,7 @@ def test_no_longer_than_ttl(tmp_path: Path, file: SecretsFile, way: str) -> None
                 began.append((start, (mount.path / "file/token").read_text(), listed(mount.path / "file")))
 
         reader = threading.Thread(target=read_on)
+        warmed(mount.path / "file")
         with stopped(mount):
             since = time.monotonic()
             file.write({"token": NEW, "more": NEW})
@@ -311,11 +329,13 @@ def test_a_thousand_rotations(tmp_path: Path, own_server: OpenBao, way: str) -> 
                 wait_until(told)
                 if number % (rotations // 10) == 0:
                     held[number] = path.open("rb", buffering=0)
-                    Path("/proc/sys/vm/drop_caches").write_text("1")
+                    drop(Caches.PAGES)
+                    done = readers.done
+                    wait_until(lambda done=done: readers.done > done + 2)  # type: ignore[misc]  # one began after this
             count = f"key MOVED_TO {path.parent}/"
             wait_until(lambda: watch.events().count(count) == rotations)
         assert readers.failures == []
-        assert len(seen) > 10
+        assert seen >= held.keys() - {0}
         for number, descriptor in held.items():
             with descriptor:
                 assert unsealed(descriptor.read()) == number
@@ -342,7 +362,7 @@ def attributes_of(path: Path) -> Callable[[], bool]:
 
 
 def test_requests_have_an_errno_each(tmp_path: Path, file: SecretsFile, way: str) -> None:
-    """kernel-5: Control files are as without the flag: a new snapshot for each open, an errno for each write."""
+    """kernel-5: Control files are as in any other mount: a new snapshot for each open, an errno for each write."""
     file.write({"token": OLD})
     local_file(tmp_path / "components", file)
     with answering(tmp_path / "components", way) as mount:
@@ -357,8 +377,8 @@ def test_requests_have_an_errno_each(tmp_path: Path, file: SecretsFile, way: str
         before = inodes(mount)
         (mount.path / "file/token").read_text()
         assert inodes(mount) > before
-        text = (control / "status.json").read_bytes()
-        assert len(text) == (control / "status.json").stat().st_size
+        with (control / "status.json").open("rb", 0) as status:
+            assert len(status.read()) == os.fstat(status.fileno()).st_size
 
 
 def inodes(mount: Mounted) -> int:
@@ -390,7 +410,7 @@ def test_it_is_taken_over(tmp_path: Path, file: SecretsFile, way: str) -> None:
 
 
 def test_where_it_cannot_be_had(tmp_path: Path, file: SecretsFile) -> None:
-    """kernel-7: Where it cannot be had, `--kernel-answers` changes nothing; `status` and `doctor` say why."""
+    """kernel-7: Where it cannot be had, the daemon answers each; `status` and `doctor` say why."""
     file.write({"token": OLD})
     local_file(tmp_path / "components", file)
     with mounted(tmp_path / "components", options=["--kernel-answers"], env={CHOICE: "none"}) as mount:
@@ -404,10 +424,13 @@ def test_where_it_cannot_be_had(tmp_path: Path, file: SecretsFile) -> None:
 
 
 def test_what_was_mounted_without_it(tmp_path: Path, file: SecretsFile) -> None:
-    """A mount without `--kernel-answers` says so (kernel-7)."""
+    """A mount with `--no-kernel-answers` says so (kernel-7)."""
     file.write({"token": OLD})
     local_file(tmp_path / "components", file)
     with mounted(tmp_path / "components", options=["--no-kernel-answers"]) as mount:
         assert (mount.path / "file/token").read_text() == OLD
-        expected: Any = {"answered_by": "secretfs", "reason": "the mount was made so"}
+        expected: Any = {
+            "answered_by": "secretfs",
+            "reason": "mounted with --no-kernel-answers, or where it cannot be had",
+        }
         assert warm_reads(mount) == expected

@@ -63,7 +63,7 @@ def tree(scratch: Path, openbao_server: OpenBao) -> Iterator[Mounted]:
         json.dumps({"db": {"password": secret("password")}, "folder/inner": secret("inner")})
     )
     component(scratch / "tree", "file", "local.file", {"secretsFile": scratch / "tree.json"})
-    component(scratch / "tree", "env", "local.env", {"prefix": "LISTING_"})
+    component(scratch / "tree", "env", "local.env", {"prefix": "LISTING_"}, init_timeout="")  # as most are written
     component(scratch / "tree", "vault", "hashicorp.vault", folder.metadata())
     with mounted(scratch / "tree", env={"LISTING_TOKEN": secret("token")}) as mount:
         yield mount
@@ -75,9 +75,11 @@ def thousand(scratch: Path, openbao_server: OpenBao) -> Iterator[tuple[Path, Fol
     folder = Folder(openbao_server, "thousand")
     for number in range(COUNT):
         folder.put(f"folder/secret-{number:04}", {"key": secret(str(number))})
-    component(scratch / "thousand", "map", "hashicorp.vault", folder.metadata())
-    component(scratch / "thousand", "text", "hashicorp.vault", folder.metadata(vaultValueType="text"))
-    with mounted(scratch / "thousand") as mount:
+    fresh = {"secretfs/ttl": "1h"}  # on a busy machine `ls -l` takes its time, and nothing is to be refreshed meanwhile
+    for name, kind in (("map", "map"), ("text", "text")):
+        properties = folder.metadata(vaultValueType=kind)
+        component(scratch / "thousand", name, "hashicorp.vault", properties, annotations=fresh)
+    with mounted(scratch / "thousand", options=["--deadline=2m"]) as mount:  # it takes time to start many processes
         yield mount.path, folder
 
 

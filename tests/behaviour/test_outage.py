@@ -18,6 +18,7 @@ import pytest
 import trustme
 
 from tests.support.canary import secret
+from tests.support.command import secretfs
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, mounted
 from tests.support.servers.faulty import Faulty
@@ -563,6 +564,25 @@ def test_refused(scratch: Path, openbao_server: OpenBao) -> None:
         assert (mount.path / "vault/mine/key").read_text() == secret("mine")
         for path in ("vault/theirs", "vault/theirs/key", "vault/never-there"):
             assert errno_of((mount.path / path).stat) == "EACCES"
+
+
+def test_refused_from_now_on(scratch: Path, openbao_server: OpenBao) -> None:
+    """error-16: A secret that a store gave and then refuses is EACCES once that is known, not when `ttl` is over."""
+    folder = Folder(openbao_server, "withdrawn")
+    folder.put("mine", {"key": secret("mine"), "other": secret("mine")})
+    token = openbao_server.limited_token(**{"secret/*": "read list"})
+    properties = folder.metadata(vaultToken=token)
+    component(scratch / "withdrawn", "vault", "hashicorp.vault", properties, annotations={"secretfs/ttl": "1h"})
+    with mounted(scratch / "withdrawn", expect_log=[r"permission denied|\(403\)|invalid token"]) as mount:
+        path = mount.path / "vault/mine/key"
+        with path.open("rb", buffering=0) as opened:
+            assert path.read_text() == secret("mine")
+            openbao_server.call("POST", "auth/token/revoke", {"token": token})
+            assert path.read_text() == secret("mine")  # nobody knows yet
+            assert secretfs("refresh", mount.path, "vault/mine").status != 0
+            assert errno_of(path.read_bytes) == "EACCES"
+            assert errno_of((mount.path / "vault/mine/other").stat) == "EACCES"
+            assert opened.read() == secret("mine").encode()
 
 
 def test_malformed(shop: Shop) -> None:

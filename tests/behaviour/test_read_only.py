@@ -176,7 +176,8 @@ def test_helpers_that_die_are_replaced(mount: Mounted, file: SecretsFile, tmp_pa
     directory = mount.path / "file"
     (directory / "token").read_bytes()
     (mount.path / ".secretfs/refresh").write_text("*")
-    for pid in lines("pgrep", "-P", str(mount.worker)):
+    (mounter,) = lines("pgrep", "-P", str(mount.worker), "secretfs-mount")
+    for pid in lines("pgrep", "-P", f"{mount.worker},{mounter}", "secretfs-helper"):
         os.kill(int(pid), signal.SIGKILL)
     (mount.path / ".secretfs/refresh").write_text("*")
     with watching(tmp_path / "watch", directory) as watch:
@@ -187,8 +188,9 @@ def test_helpers_that_die_are_replaced(mount: Mounted, file: SecretsFile, tmp_pa
 def test_when_everything_is_killed_nothing_is_left(mount: Mounted) -> None:
     """A dead mount is what is left, which the next one replaces (life-7, life-8)."""
     (mount.path / ".secretfs/refresh").write_text("*")
-    helpers = [int(pid) for pid in lines("pgrep", "-P", str(mount.worker))]
-    assert len(helpers) == 3
+    (mounter,) = lines("pgrep", "-P", str(mount.worker), "secretfs-mount")
+    helpers = [int(pid) for pid in lines("pgrep", "-P", f"{mount.worker},{mounter}")]
+    assert len(helpers) == 4
     mount.kill()
     wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in helpers))
     assert errno_of((mount.path / "file").stat) in ("ENOTCONN", "")  # or the kernel answers from its cache

@@ -1,5 +1,6 @@
 """`secretfs run`: a command with secrets that nobody else sees; everything else is as it would be without."""
 
+import json
 import os
 import re
 import signal
@@ -134,6 +135,17 @@ def test_the_place(manifests: Path, tmp_path: Path) -> None:
         assert os.listdir(told) == []  # noqa: PTH208
 
 
+def test_for_many_apps(manifests: Path, tmp_path: Path) -> None:
+    """With `--apps` each app has a directory there too (app-1)."""
+    (tmp_path / "apps").mkdir()
+    for app in ("orders", "billing"):
+        document = {"apiVersion": "secretfs/v1alpha1", "kind": "App", "metadata": {"name": app}}
+        (tmp_path / f"apps/{app}.yaml").write_text(json.dumps(document), encoding="utf-8")
+    script = 'ls "$SECRETFS"; test "$(cat "$SECRETFS/billing/file/a")" = "$0" && echo same'
+    done = secretfs_run(manifests, "--apps", str(tmp_path / "apps"), "--", "sh", "-c", script, OLD)
+    assert (done.status, done.out, done.err) == (0, "billing\norders\nsame\n", "")
+
+
 @pytest.mark.parametrize(
     ("command", "status"),
     [
@@ -233,6 +245,145 @@ def test_a_signal_when_something_comes(manifests: Path, file: SecretsFile, tmp_p
         file.write({"a": OLD, "b": OLD, "hidden": NEW, "c": NEW})
         command.process.send_signal(signal.SIGUSR2)
         command.wait_for("a", "b", "again", "again", "told")
+
+
+def test_a_hook_at_a_change(manifests: Path, file: SecretsFile) -> None:
+    """run-14: With `--on-change=exec:COMMAND` COMMAND is run once for each change; its failure is a warning."""
+    hook = f"""exec:sh -c 'if [ "$(cat "$SECRETFS/file/a")" = "{NEW}" ]; then echo new; else echo old; exit 3; fi'"""
+    script = f'cat "$SECRETFS/file/a" "$SECRETFS/file/b" > /dev/null; echo up; {STAY}'
+    with running(manifests, script, f"--on-change={hook}") as command:
+        command.wait_for("up")
+        file.write({"a": NEW, "b": NEW})
+        wait_until(lambda: command.said == "new\n")
+        file.write({"a": OLD, "b": OLD})
+        wait_until(lambda: "3" in command.said)
+        assert command.said == "new\nold\nWARNING --on-change: sh failed with exit code 3\n"
+        assert (command.lines, command.process.poll()) == (["up"], None)
+
+
+def test_a_delay_and_an_interval(manifests: Path, file: SecretsFile) -> None:
+    """run-15: A step waits for `--on-change-delay` after a change, and `--on-change-interval` after the last step."""
+    script = f'trap "echo told" USR1; cat "$SECRETFS/file/a" > /dev/null; echo up; {STAY}'
+    flags = ("--on-change=USR1", "--on-change-delay=1s", "--on-change-interval=3s", "--on-change-splay=1ms")
+    with running(manifests, script, *flags) as command:
+        command.wait_for("up")
+        begun = time.monotonic()
+        file.write({"a": NEW, "b": OLD})
+        command.wait_for("up", "told")
+        assert time.monotonic() - begun >= 1
+        file.write({"a": OLD, "b": OLD})
+        command.wait_for("up", "told", "told")
+        assert time.monotonic() - begun >= 1 + 3
+
+
+@pytest.fixture
+def multi(manifests: Path, tmp_path: Path) -> SecretsFile:
+    """Declare a file of secrets that have keys; returns it."""
+    several = SecretsFile(tmp_path / "several.json")
+    several.write({"db": {"user": OLD, "password": NEW}})
+    properties = {"secretsFile": several.path, "multiValued": "true"}
+    component(manifests, "several", "local.file", properties, annotations={"secretfs/ttl": "200ms"})
+    return several
+
+
+def test_variables(manifests: Path, multi: SecretsFile) -> None:
+    """run-16: `--env NAME=STORE/SECRET[/KEY]` and `--env-from STORE/SECRET` set variables of the command."""
+    assert multi.path.exists()
+    flags = [
+        "--env",
+        "A=file/a",
+        "--env",
+        "PASSWORD=several/db/password",
+        "--env-from",
+        "several/db",
+        "--env-prefix=DB_",
+    ]
+    expected = {"A": OLD, "PASSWORD": NEW, "DB_user": OLD, "DB_password": NEW}
+    tests = " && ".join(f'[ "${name}" = {value!r} ]' for name, value in expected.items())
+    done = secretfs_run(
+        manifests, *flags, "--", "sh", "-c", f'{tests} && [ -d "$SECRETFS" ] && echo "$B"', env={"B": "b"}
+    )
+    assert (done.status, done.out, done.err) == (0, "b\n", "")
+
+
+def test_variables_that_cannot_be_set(manifests: Path, multi: SecretsFile, tmp_path: Path) -> None:
+    """run-17: If a variable cannot be set, the command is not started; the message names flag and nearest name."""
+    multi.write({"db": {"pass-word": OLD}, "binary": {"nul": "a\0b"}, "hidden": {"key": OLD}})
+    config = configuration(tmp_path, scope("several", denied=["hidden"]))
+    for flag, status, message in (
+        ("--env=A=file/aa", 2, "--env A=file/aa: there is no file/aa (did you mean file/a?)"),
+        ("--env=A=fil/a", 2, "--env A=fil/a: there is no fil/a (did you mean file?)"),
+        ("--env=A=several/db/pass", 2, "there is no several/db/pass (did you mean several/db/pass-word?)"),
+        ("--env=A=several/hidden/key", 2, "--env A=several/hidden/key: there is no several/hidden/key"),
+        ("--env=A=several/db", 2, "several/db is a directory, no file; its files are set by --env-from several/db"),
+        ("--env=A=file/a/b", 2, "--env A=file/a/b: file/a is a file, no directory"),
+        ("--env-from=file/a", 2, "--env-from file/a: file/a is a file, no directory"),
+        (
+            "--env-from=several/db",
+            2,
+            "'pass-word' cannot be the name of a variable; use --env NAME=several/db/pass-word",
+        ),
+        ("--env=A=several/binary/nul", 4, "--env A=several/binary/nul: several/binary/nul contains a NUL byte"),
+        ("--env=A=.secretfs/nothing", 2, "there is no .secretfs/nothing"),
+    ):
+        done = secretfs_run(manifests, "--config", str(config), flag, "--", "touch", str(tmp_path / "started"))
+        assert message in done.err
+        assert (done.status, (tmp_path / "started").exists()) == (status, False), flag
+
+
+def test_variables_are_nowhere_else(manifests: Path, tmp_path: Path) -> None:
+    """run-18: Values of variables are never in our arguments, nor in the log."""
+    flags = ("--env=A=file/a", "--env-from=file", f"--log-file={tmp_path}/log", "--on-change=restart")
+    script = f'[ "$A" = "$(cat "$SECRETFS/file/a")" ] && [ "$A" = "$a" ] && echo up; {STAY}'
+    with running(manifests, script, *flags) as command:
+        command.wait_for("up")
+        daemon, _ = children(command.process.pid)
+        for pid in (command.process.pid, daemon):
+            for what in ("cmdline", "environ"):
+                assert OLD.encode() not in Path(f"/proc/{pid}/{what}").read_bytes()
+    assert "mounted at" in (tmp_path / "log").read_text()
+    assert OLD not in (tmp_path / "log").read_text() + command.said
+
+
+def test_variables_of_a_restart(manifests: Path, file: SecretsFile) -> None:
+    """run-19: A restart sets the variables anew; if that is impossible, the command goes on without a restart."""
+    script = f'case "$A" in "{OLD}") echo old;; "{NEW}") echo new; esac; {STAY}'
+    with running(manifests, script, "--env=A=file/a", "--on-change=restart") as command:
+        command.wait_for("old")
+        file.write({"a": NEW})
+        command.wait_for("old", "new")
+        _, pid = children(command.process.pid)
+        file.write({"b": NEW})
+        wait_until(lambda: "sh is not restarted: --env A=file/a: there is no file/a" in command.said)
+        assert children(command.process.pid)[1:] == [pid]
+        file.write({"a": OLD})
+        command.wait_for("old", "new", "old")
+
+
+def test_masked_output(manifests: Path) -> None:
+    """run-20: With `--mask` values of variables are `***` in the command's output, written at once or in parts."""
+    half = len(OLD) // 2
+    script = (
+        f'printf %s "${{A%{OLD[half:]}}}"; printf %s\\\\n "{OLD[half:]}"; echo "err $A" >&2;'
+        " head -c 200000 /dev/zero; printf '\\377%s\\377' \"$A\"; kill -USR1 $$"
+    )
+    command = [
+        *SECRETFS,
+        "run",
+        "--resources-path",
+        str(manifests),
+        "--env=A=file/a",
+        "--mask",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]
+    done = subprocess.run(command, env=environment(), capture_output=True, check=False)
+    assert done.stdout == b"***\n" + bytes(200000) + b"\xff***\xff"
+    assert (done.returncode, done.stderr) == (-signal.SIGUSR1, b"err ***\n")
+    yes = f"{' '.join(command[:-3])} yes | head -n 1; echo ${{PIPESTATUS[0]}}"
+    assert subprocess.run(["bash", "-c", yes], env=environment(), capture_output=True, check=True).stdout == b"y\n141\n"
 
 
 def test_nothing_at_a_change(manifests: Path, file: SecretsFile) -> None:

@@ -2,7 +2,7 @@
 
 A promise is a list item of the document with a name: ``- <a id="size-1"></a>**size-1** The size is ...``. The test that
 keeps it begins its docstring with the name and the same words: ``size-1: The size is ...``. Further tests of a promise
-name it in brackets: ``(size-1)``. Every test of this directory keeps a promise.
+name it in brackets: ``(size-1)``. Every test of this directory keeps a promise, and so does each in ``containers``.
 """
 
 import ast
@@ -16,6 +16,7 @@ from pathlib import Path
 from secretfs.errors import SecretFSError
 
 HERE = Path(__file__).resolve().parent
+CONTAINERS = HERE.with_name("containers")
 DOCUMENT = HERE.parents[1] / "docs/SEMANTICS.md"
 
 _PROMISE = re.compile(r'^- <a id="([^"]*)"></a>\*\*([^*]*)\*\* (.*(?:\n  \S.*)*)$', re.MULTILINE)
@@ -31,8 +32,8 @@ def promises() -> list[tuple[str, str]]:
 
 
 def docstrings() -> Iterator[tuple[str, str]]:
-    """Yield the name and the docstring of every other test in this directory."""
-    for path in sorted(HERE.glob("test_*.py")):
+    """Yield the name and the docstring of every other test in this directory, and of those with container engines."""
+    for path in sorted([*HERE.glob("test_*.py"), *CONTAINERS.glob("test_*.py")]):
         if path.name == Path(__file__).name:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,6 +1,7 @@
 """The units, in a booted systemd: what an administrator does to the service, and what happens to it."""
 
 import contextlib
+import json
 import os
 import subprocess
 import threading
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.support import fake_type
+from tests.support.api_client import get_secret
 from tests.support.canary import leaked, secret
 from tests.support.command import ROOT
 from tests.support.manifests import component
 from tests.support.shell import errno_of, wait_until
 from tests.support.systemd import System
+from tests.support.volume_plugin import Engine
 from tests.support.waiting import PATIENCE
 from tests.support.watching import watching
 
@@ -24,7 +27,9 @@ pytestmark = pytest.mark.mount
 UNIT = "secretfs@srv-secrets.service"
 POINT = Path("/srv/secrets")
 PASSWORD = POINT / "file/password"
-UNITS = sorted((ROOT / "systemd").rglob("*.service"))
+INSTALLED, EXAMPLES = ROOT / "secretfs/install/systemd", ROOT / "examples/systemd"
+UNITS = sorted((*INSTALLED.rglob("*.service"), *EXAMPLES.glob("*.service")))
+CAP_DAC_OVERRIDE = "0000000000000002"
 DROP_IN = Path(f"/run/systemd/system/{UNIT}.d/test.conf")
 
 
@@ -112,9 +117,26 @@ def test_start_and_stop(service: System) -> None:
     """systemd-1: `systemctl start secretfs@srv-secrets` returns when /srv/secrets can be read; `stop` unmounts it."""
     service.systemctl("start", UNIT)
     assert password(service) == secret("unit")
+    rights = service.output("grep", "-h", "CapPrm", f"/proc/{service.show(UNIT, 'MainPID')}/status").split()
+    assert rights == ["CapPrm:", CAP_DAC_OVERRIDE]  # it has given up what it mounted with (safe-1)
     service.systemctl("stop", UNIT)
     assert list(service.path(POINT).iterdir()) == []
     assert service.show(UNIT, "Result") == "success"
+
+
+def test_the_kernel_answers(service: System) -> None:
+    """The unit has the rights that it takes to let the kernel answer warm reads, also after a kill (kernel-1)."""
+    configure(service, "--resources-path=/etc/secretfs/components --allow-other --mode=0444 --kernel-answers")
+    service.systemctl("start", UNIT)
+    wait_until(lambda: is_readable(service) and answered_by(service) == "kernel")
+    kill(service)
+    wait_until(lambda: is_readable(service) and answered_by(service) == "kernel")
+
+
+def answered_by(system: System) -> str:
+    """Say who answers warm reads."""
+    status = json.loads(system.path(f"{POINT}/.secretfs/status.json").read_text(encoding="utf-8"))
+    return str(status["mount"]["warm_reads"]["answered_by"])
 
 
 def test_stop_while_files_are_open(service: System) -> None:
@@ -125,6 +147,18 @@ def test_stop_while_files_are_open(service: System) -> None:
         assert list(service.path(POINT).iterdir()) == []
     # Its helpers end when they hear that it has ended, and systemd does not wait for them.
     wait_until(lambda: service.run("systemd-cgls", "--unit", UNIT).stdout.count(b"secretfs mount") == 0)
+
+
+def test_the_secrets_api(service: System) -> None:
+    """systemd keeps its socket as well, over a kill and a restart, and not over a stop (api-5, api-4)."""
+    configure(service, "--resources-path=/etc/secretfs/components --api=unix:/run/api.sock")
+    service.systemctl("start", UNIT)
+    path = service.path("/run/api.sock")
+    for replaced in (lambda: None, lambda: kill(service), lambda: service.systemctl("restart", UNIT)):
+        replaced()
+        assert get_secret(path, "file", "password").json == {"password": secret("unit")}
+    service.systemctl("stop", UNIT)
+    assert not path.exists()
 
 
 def test_reload(service: System) -> None:
@@ -183,11 +217,18 @@ def test_files_of_another_user(service: System, tmp_path: Path) -> None:
 
 def test_a_daemon_that_is_not_root(service: System) -> None:
     """systemd-17: With `User=` and `AmbientCapabilities=` the daemon serves as a user other than root."""
-    drop_in(service, "[Service]", "User=daemon", "AmbientCapabilities=CAP_SYS_ADMIN CAP_DAC_OVERRIDE")
+    example = (ROOT / "examples/systemd/as-a-user.conf").read_text("utf-8")
+    drop_in(service, *example.replace("User=secretfs", "User=daemon").splitlines())
     service.systemctl("start", UNIT)
     assert password(service) == secret("unit")
     pid = service.show(UNIT, "MainPID")
     assert service.output("ps", "-o", "user=", "-p", pid).strip() == "daemon"
+    kept = service.output("grep", "-h", "-E", "^(CapPrm|CapAmb|NoNewPrivs):", f"/proc/{pid}/status").split()
+    assert kept == ["CapPrm:", CAP_DAC_OVERRIDE, "CapAmb:", CAP_DAC_OVERRIDE, "NoNewPrivs:", "1"]
+    new = service.path("/etc/secretfs/secrets.new")
+    new.write_text(f'{{"password": "{secret("unit")}", "more": "{secret("more")}"}}', encoding="utf-8")
+    new.replace(service.path("/etc/secretfs/secrets"))
+    wait_until((service.path(POINT) / "file/more").exists)
     service.systemctl("restart", UNIT)
     assert password(service) == secret("unit")
     service.systemctl("stop", UNIT)
@@ -283,13 +324,24 @@ def test_stop_when_the_daemon_leaves_the_mount(service: System) -> None:
     assert list(service.path(POINT).iterdir()) == []
 
 
+def listing_ends_with(service: System, error: str) -> bool:
+    """Tell whether a listing of the mount ends so.
+
+    systemd closes what it stores of the mount after it has called the unit ended: whoever asks in between is told
+    ECONNABORTED, once.
+    """
+    found = errno_of(os.listdir, service.path(POINT))
+    assert found in (error, "ECONNABORTED")
+    return found == error
+
+
 def test_restart_when_the_daemon_leaves_the_mount(service: System) -> None:
     """systemd-8: Only a stop unmounts; a restart, a crash, or anything that may be one of them does not."""
     leave_mounted(service)
     drop_in(service, "[Service]", "KillSignal=SIGKILL", "ExecStart=", "ExecStart=/bin/false")
     assert service.run("systemctl", "restart", UNIT).returncode != 0
     service.systemctl("stop", UNIT)
-    assert errno_of(os.listdir, service.path(POINT)) == "ENOTCONN"
+    wait_until(lambda: listing_ends_with(service, "ENOTCONN"))
 
 
 @pytest.mark.parametrize(("systemctl", "then"), [("/usr/bin/systemctl", ""), ("/usr/bin/systemctl.gone", "ENOTCONN")])
@@ -303,7 +355,7 @@ def test_a_daemon_that_ends_by_itself(service: System, systemctl: str, then: str
         wait_until(lambda: "Deactivated successfully" in service.journal(UNIT).rpartition("Started ")[2])
     finally:
         service.path(systemctl).rename(service.path("/usr/bin/systemctl"))
-    assert errno_of(os.listdir, service.path(POINT)) == then
+    wait_until(lambda: listing_ends_with(service, then))
 
 
 def test_given_up(service: System) -> None:
@@ -314,7 +366,7 @@ def test_given_up(service: System) -> None:
     service.wait_for(UNIT, "active")
     kill(service)
     service.wait_for(UNIT, "failed")
-    assert errno_of(os.listdir, service.path(POINT)) == "ENOTCONN"
+    wait_until(lambda: listing_ends_with(service, "ENOTCONN"))
     service.systemctl("reset-failed", UNIT)
     service.systemctl("start", UNIT)
     assert is_readable(service)
@@ -411,7 +463,7 @@ def test_a_users_service(service: System) -> None:
 
 
 @pytest.mark.parametrize(
-    "example", sorted((ROOT / "systemd/examples").glob("client-[cs]*.service")), ids=os.path.basename
+    "example", sorted((ROOT / "examples/systemd").glob("client-[cs]*.service")), ids=os.path.basename
 )
 def test_examples(service: System, example: Path) -> None:
     """The examples of clients do what they say (systemd-10, systemd-11)."""
@@ -427,7 +479,42 @@ def test_examples(service: System, example: Path) -> None:
         service.systemctl("stop", example.name)
 
 
-EXPOSURE = {"secretfs@.service": 42, "client-credential.service": 77, "client-sandboxed.service": 54}
+VOLUMES = "secretfs-volumes@srv-secrets"
+
+
+def test_volumes(service: System) -> None:
+    """volume-11: With the units, no call fails while the plug-in is killed or restarted."""
+    service.path("/var/lib/secretfs/volumes").mkdir(parents=True)
+    configure(service, "--resources-path=/etc/secretfs/components --apps=/var/lib/secretfs/volumes --allow-other")
+    service.systemctl("start", UNIT, f"{VOLUMES}.socket")
+    assert service.show(f"{VOLUMES}.service", "ActiveState") == "inactive"
+    socket = service.path("/run/docker/plugins/secretfs.sock")
+    engine = Engine(socket)
+    assert socket.stat().st_mode & 0o777 == 0o600
+    engine.driver("Create", "orders", Opts={"uid": "65534"})
+    path = service.path(engine.driver("Mount", "orders", ID="1")["Mountpoint"])
+    assert (path / "file/password").read_text(encoding="utf-8") == secret("unit")
+    container = ["unshare", "--mount", "--propagation=private", "sh", "-c"]
+    container += ["mount --bind /srv/secrets/orders /mnt && echo && exec sleep infinity"]
+    with subprocess.Popen([*service.enter(), *container], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        for verb in (["kill", "--signal=KILL"], ["restart"]):
+            service.systemctl(*verb, f"{VOLUMES}.service")
+            assert "is mounted by 1 others" in engine.refused("Remove", "orders")
+        service.output("pkill", "--full", "^sleep infinity")
+    engine.driver("Remove", "orders")
+    assert list(service.path("/var/lib/secretfs/volumes").iterdir()) == []
+    service.systemctl("stop", f"{VOLUMES}.socket", f"{VOLUMES}.service")
+    assert not leaked(service.journal(f"{VOLUMES}.service"))
+
+
+EXPOSURE = {
+    "secretfs@.service": 42,
+    "secretfs-volumes@.service": 23,
+    "client-credential.service": 77,
+    "client-sandboxed.service": 54,
+}
 """Ten times what `systemd-analyze security` says. Of a user's unit it says nothing: a user has little to give away."""
 
 
@@ -451,8 +538,33 @@ def test_units_are_hardened(system: System, name: str, exposure: int) -> None:
 
 def shown_to_systemd(system: System, path: Path) -> Path:
     """Return where a unit is: installed, or for an example as if it were."""
-    if path.parent.name != "examples":
+    if path.parent != EXAMPLES:
         return Path("/usr/local/lib/systemd", path.parent.name, path.name)
     inside = Path("/run/systemd/system", path.name)
     system.path(inside).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
     return inside
+
+
+def test_audit_to_the_journal(service: System) -> None:
+    """audit-13: With `--audit-to=journal` records have native fields; `journalctl -u UNIT` has what a unit opens."""
+    flags = "--resources-path=/etc/secretfs/components --audit=strict --audit-to=journal"
+    configure(service, flags)
+    drop_in(service, "[Service]", "CapabilityBoundingSet=CAP_SYS_PTRACE")
+    service.systemctl("start", UNIT)
+    script = f"exec 3< {PASSWORD}; exec sleep 1000"
+    service.output("systemd-run", "--unit=opener", "sh", "-c", script)
+    try:
+        wait_until(lambda: service.output("journalctl", "--output=json", "SECRETFS_EVENT=open"))
+        (entry,) = map(json.loads, service.output("journalctl", "--output=json", "SECRETFS_EVENT=open").splitlines())
+        found = {name.removeprefix("SECRETFS_"): value for name, value in entry.items()}
+        assert (found["SECRET"], found["RESULT"], found["UNIT"], found["UID"]) == (
+            "password",
+            "ok",
+            "opener.service",
+            "0",
+        )
+        assert Path(found["EXECUTABLE"]).name in ("dash", "bash", "sh")
+        assert entry["OBJECT_PID"] == found["PID"] == service.show("opener.service", "MainPID")
+        assert "open file/password/password: result ok" in service.journal("opener.service")
+    finally:
+        service.systemctl("stop", "opener.service")

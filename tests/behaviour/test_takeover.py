@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from secretfs.linux.mountinfo import require_mounted
 from tests.support.canary import secret
 from tests.support.command import ROOT, SECRETFS, end_daemons, environment, in_namespace, secretfs
 from tests.support.fake_type import Fakes
+from tests.support.kernel_caches import Caches, drop
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, daemons, mounted
 from tests.support.readers import Readers
@@ -54,9 +55,7 @@ def mount_of(components: Path, *expect_log: str) -> Iterator[Mounted]:
 def components(file: SecretsFile, tmp_path: Path) -> Path:
     """Declare a secrets file, looked at every 200 ms."""
     file.write({"token": OLD, "large": secret("l" * LARGE), "team": {f"member-{n}": OLD for n in range(500)}})
-    properties = {"secretsFile": file.path, "nestedSeparator": "/"}
-    component(tmp_path / "components", "file", "local.file", properties, annotations={"secretfs/ttl": "200ms"})
-    return tmp_path / "components"
+    return file.declare(tmp_path / "components", "200ms", nestedSeparator="/")
 
 
 def killed(mount: Mounted, number: signal.Signals = signal.SIGKILL) -> None:
@@ -249,7 +248,7 @@ def test_secrets_that_keep_failing_do_not_keep_the_rest_from_being_announced(tmp
 def forget_pages() -> None:
     """Have the kernel drop its caches, as far as we may."""
     if os.geteuid() == 0:
-        Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
+        drop(Caches.ALL)
 
 
 def test_a_store_that_is_down(components: Path, own_server: OpenBao) -> None:
@@ -377,15 +376,21 @@ def test_nothing_is_left_over(components: Path) -> None:
             status: Mapping[str, dict[str, int]] = json.loads((mount.path / ".secretfs/status.json").read_text())
             return status["mount"]["inodes"]
 
+        def have_been_forgotten() -> bool:
+            drop(Caches.NAMES)
+            return inodes() < few + 20
+
         few = inodes()
-        subprocess.run(["ls", "-lR", str(mount.path)], capture_output=True, check=True)
-        many = inodes()
-        assert many > few + 500
-        killed(mount)
-        assert inodes() >= many
+        team = mount.path / "file/team"
+        with ExitStack() as stack:  # so that the kernel forgets none of them
+            for name in os.listdir(team):  # noqa: PTH208
+                stack.callback(os.close, os.open(team / name, os.O_PATH))
+            many = inodes()
+            assert many > few + 500
+            killed(mount)
+            assert inodes() >= many
         if os.geteuid() == 0:
-            Path("/proc/sys/vm/drop_caches").write_text("2", encoding="ascii")
-            wait_until(lambda: inodes() < few + 20)
+            wait_until(have_been_forgotten)
 
 
 def test_a_supervisor_that_is_killed(components: Path) -> None:
@@ -560,7 +565,7 @@ def test_mounted_at_the_working_directory(components: Path, tmp_path: Path) -> N
         stop(parent)
         os.kill(worker, signal.SIGKILL)
         if os.geteuid() == 0:  # nothing of the mount is to be had from the kernel's memory
-            Path("/proc/sys/vm/drop_caches").write_text("2", encoding="ascii")
+            drop(Caches.NAMES)
         os.kill(parent, signal.SIGCONT)
         wait_for_text(lambda: log.read_text("utf-8"), "took over")
         assert (point / "file/token").read_text() == OLD

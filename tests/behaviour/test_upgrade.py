@@ -31,6 +31,8 @@ pytestmark = pytest.mark.mount
 BEFORE = "9540ca8f962c28ac643b983edb4b6b3f9f8a4035"
 """The last commit in which all modules were in one package; 0.1.0 was like that."""
 OLD, NEW = secret("old"), secret("new, and longer")
+ASKED = {"SECRETFS_KERNEL_ANSWERS": "0"}
+"""Of a mount that the version before takes over: one in which the kernel answers by itself it mounts anew."""
 
 
 class Site:
@@ -66,10 +68,8 @@ def site(tmp_path: Path) -> Site:
 def components(file: SecretsFile, tmp_path: Path) -> Path:
     """Declare a secrets file, looked at every 200 ms."""
     file.write({"token": OLD, "other": OLD, "team": {f"member-{n}": OLD for n in range(50)}})
-    properties = {"secretsFile": file.path, "nestedSeparator": "/"}
-    component(tmp_path / "components", "file", "local.file", properties, annotations={"secretfs/ttl": "200ms"})
     component(tmp_path / "components", "env", "local.env", {"prefix": "UPGRADE_"})
-    return tmp_path / "components"
+    return file.declare(tmp_path / "components", "200ms", nestedSeparator="/")
 
 
 def stop(mount: Mounted) -> None:
@@ -110,7 +110,7 @@ def test_an_upgrade_of_a_live_mount(
                 again = readers.done + 50
                 wait_until(lambda: readers.done > again)
             assert readers.failures == []
-            assert helpers(mount.worker) == {"secretfs-helper"}
+            assert helpers(mount.worker) == {"secretfs-helper", "secretfs-mount"}
             assert token.read() == OLD.encode()
             assert os.fstat(token.fileno()).st_ino == number == (directory / "token").stat().st_ino
             assert memory[:] == OLD.encode()
@@ -149,7 +149,7 @@ def test_a_downgrade_of_a_live_mount(components: Path, site: Site, tmp_path: Pat
     """takeover-21: If the new version is rolled back, the version before takes the live mounts back."""
     before = (site.path / "secretfs").resolve()
     site.install(ROOT / "secretfs")
-    env = {**site.environment, "SECRETFS_KERNEL_ANSWERS": "0"}  # else the version before mounts anew
+    env = {**site.environment, **ASKED}
     with mounted(components, expect_log=[r"process \d+ ended"], env=env) as mount:
         with (mount.path / "file/token").open("rb", buffering=0) as token:
             site.install(before)
@@ -170,7 +170,8 @@ def test_a_rollback_while_a_version_is_held(file: SecretsFile, site: Site, tmp_p
     site.install(ROOT / "secretfs")
     file.write({"site": {"crt": OLD, "key": OLD}})
     component(tmp_path / "components", "file", "local.file", {"secretsFile": file.path, "multiValued": "true"})
-    with mounted(tmp_path / "components", expect_log=[r"process \d+ ended"], env=site.environment) as mount:
+    env = {**site.environment, **ASKED}
+    with mounted(tmp_path / "components", expect_log=[r"process \d+ ended"], env=env) as mount:
         directory = mount.path / "file/site"
         held = os.open(directory / "..data", os.O_RDONLY | os.O_DIRECTORY)
         with (directory / "..data/crt").open("rb", buffering=0) as crt:

@@ -333,7 +333,8 @@ def test_unreachable_then_back(tmp_path: Path) -> None:
             annotations={"secretfs/ttl": "100ms", "secretfs/max-stale": "0s"},
         )
         ignoring_errors(manifest)
-        with mounted(tmp_path / "m", expect_log=["cannot connect: Connection refused"]) as mount:
+        trouble = ["cannot connect: Connection refused", "the connection broke"]  # which one depends on the moment
+        with mounted(tmp_path / "m", expect_log=trouble) as mount:
             path = mount.path / "vault/secondsecret/secondsecret"
             assert errno_of_cat(path) == "Input/output error"
             server.start()

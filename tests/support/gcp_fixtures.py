@@ -19,7 +19,7 @@ TYPE = "secretstores.gcp.secretmanager"
 def gcp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gcp]:
     """Run GCP. The machine is none of Google's, and nobody has logged in with gcloud."""
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "gcloud"))
-    with Gcp() as server:
+    with Gcp(tmp_path) as server:
         yield server
 
 

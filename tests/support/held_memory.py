@@ -41,6 +41,11 @@ class HeldMemory(Storage):
         return Arena(KEY, self, {number: os.dup(descriptor) for number, descriptor in self.held.items()})
 
 
+def texts(arena: Arena) -> list[bytes]:
+    """Return what the records say, the oldest first."""
+    return [bytes(arena.view(record.slot)) for record in arena.records()]
+
+
 @pytest.fixture
 def memory() -> Iterator[HeldMemory]:
     """Hold segments until the end of the test."""

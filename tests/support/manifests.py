@@ -16,11 +16,15 @@ def component(
     annotations: Mapping[str, str] | None = None,
     namespace: str = "",
     secret_store: str = "",
+    init_timeout: str = "1m",
 ) -> Path:
     """Write ``<name>.yaml`` into ``directory``, which is made when missing.
 
     ``type`` may be short: "local.file" stands for "secretstores.local.file". A property that is a mapping is merged
     into its item: ``{"vaultToken": {"secretKeyRef": {"name": "token", "key": "token"}}}``.
+
+    A store has a minute to open, because on a loaded machine the usual 5 s are not enough for many at once. It has
+    those 5 s with an ``init_timeout`` that is empty.
     """
     document: dict[str, object] = {
         "apiVersion": "dapr.io/v1alpha1",
@@ -30,6 +34,7 @@ def component(
             "type": type if type.startswith("secretstores.") else f"secretstores.{type}",
             "version": "v1",
             "metadata": [_item(key, value) for key, value in (properties or {}).items()],
+            **_without_empty({"initTimeout": init_timeout}),
         },
     }
     if secret_store:

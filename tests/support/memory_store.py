@@ -120,6 +120,29 @@ class WatchingMemoryStore(MemoryStore):
             thread.submit(self._changed, frozenset(names)).result()
 
 
+class VersionedMemoryStore(MemoryStore):
+    """A `MemoryStore` that is a `VersionedStore`: it keeps all versions, until one is destroyed."""
+
+    keeps_versions = True
+
+    def __init__(self, secrets: Mapping[str, Mapping[str, bytes]] | None = None, *, multi_valued: bool = True) -> None:
+        self.versions: dict[tuple[str, str], Secret] = {}
+        super().__init__(secrets, multi_valued=multi_valued)
+
+    def put(self, name: str, values: Mapping[str, bytes], modified: float | None = None) -> None:
+        """Write a new version."""
+        super().put(name, values, modified)
+        self.versions[name, self.secrets[name].version] = self.secrets[name]
+
+    def fetch_version(self, name: str, version: str) -> Secret:
+        """Read a version."""
+        self._called(f"fetch:{name}, version {version}")
+        try:
+            return self.versions[name, version]
+        except KeyError:
+            raise SecretNotFound(f"secret {name}, version {version} not found") from None
+
+
 class IssuingMemoryStore(WatchingMemoryStore):
     """A `MemoryStore` that is an `IssuingStore`: each fetch counts as a credential that it issues."""
 

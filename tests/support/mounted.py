@@ -22,8 +22,9 @@ from tests.support.waiting import PATIENCE, wait_for_text
 _ROOT = Path(__file__).resolve().parents[2]
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _SUPERVISORS = {b"secretfs.daemon.supervisor", b"secretfs.supervisor"}  # as it is called now, and was in 9540ca8
-_HELPERS = {"secretfs-helper", "secretfs-hand"}  # likewise
-KERNEL_ANSWERS = os.environ.get("SECRETFS_KERNEL_ANSWERS") == "1"
+_STANDBY = b"secretfs.cli.standby"
+_HELPERS = {"secretfs-helper", "secretfs-mount", "secretfs-hand"}  # likewise
+KERNEL_ANSWERS = os.environ.get("SECRETFS_KERNEL_ANSWERS") != "0"
 """Whether the tests run with mounts in which the kernel answers by itself: a few promises differ then."""
 _HARMLESS = re.compile(r"$|(?:INFO|DEBUG) ")
 
@@ -75,6 +76,7 @@ def mounted(
     env: Mapping[str, str] | None = None,
     mountpoint: Path | None = None,
     expect_log: Sequence[str] = (),
+    stdout: int | None = None,
 ) -> Iterator[Mounted]:
     """Mount the manifests in the directories ``resources``, as ``secretfs mount --foreground`` does.
 
@@ -95,6 +97,7 @@ def mounted(
                 [sys.executable, "-m", "secretfs", "mount", "--foreground", *flags, *options, str(path)],
                 env=os.environ | {"PYTHONPATH": str(_ROOT)} | dict(env or {}),
                 stdin=subprocess.DEVNULL,
+                stdout=stdout,
                 stderr=stderr,
             )
         mount = Mounted(path, process, log_file)
@@ -121,13 +124,33 @@ def supervisor(mountpoint: Path) -> int:
     return pid
 
 
+def standby(mountpoint: Path) -> int | None:
+    """Return the process that stands by to be the next one which serves a mount point."""
+    return next((pid for pid, kind in processes(mountpoint) if kind == "standby"), None)
+
+
+def stands_by(mountpoint: Path) -> bool:
+    """Whether that process has imported all it needs."""
+    pid = standby(mountpoint)
+    with contextlib.suppress(OSError):
+        return pid is not None and Path(f"/proc/{pid}/comm").read_text(encoding="ascii") == "secretfs-next\n"
+    return False
+
+
 def processes(mountpoint: Path) -> Iterator[tuple[int, str]]:
     """Yield id and kind of all processes with our command and this mount point in their command line."""
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (directory / "cmdline").read_bytes()
-            if {b"secretfs", os.fsencode(mountpoint)} <= set(command.split(b"\0")):
-                supervises = not _SUPERVISORS.isdisjoint(command.split(b"\0"))
+            arguments = set(command.split(b"\0"))
+            if arguments & {b"volume-plugin", b"csi"}:
+                continue
+            if _STANDBY in arguments and os.fsencode(mountpoint) in arguments:
+                name = (directory / "comm").read_text().strip()
+                served = "helper" if name in _HELPERS else "worker" if name.startswith("secretfs:") else "standby"
+                yield int(directory.name), served
+            elif {b"secretfs", os.fsencode(mountpoint)} <= arguments:
+                supervises = not _SUPERVISORS.isdisjoint(arguments)
                 helps = _is_helper(directory, command)
                 yield int(directory.name), "helper" if helps else "supervisor" if supervises else "worker"
 
@@ -223,3 +246,10 @@ def _check(log: str, expected: Sequence[str], forced: str) -> None:
         trouble.append(forced)
     if trouble:
         raise AssertionError("unexpected in the daemon's log:\n" + "\n".join(trouble) + f"\n--- all of it ---\n{log}")
+
+
+def named_children(parent: int, name: str) -> list[int]:
+    """Return the process ids of the children of that name."""
+    lists = Path(f"/proc/{parent}/task").glob("*/children")  # of each thread
+    found = [int(child) for text in lists for child in text.read_text("ascii").split()]
+    return [child for child in found if Path(f"/proc/{child}/comm").read_text("ascii") == f"{name}\n"]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from secretfs.store import SecretStore
+from tests.support.manifests import component
 from tests.support.opened import opened
 
 __all__ = ["SecretsFile", "file"]
@@ -31,6 +32,12 @@ class SecretsFile:
         new = self.path.with_suffix(".new")
         new.write_bytes(text)
         new.replace(self.path)
+
+    def declare(self, directory: Path, ttl: str, **properties: str) -> Path:
+        """Declare it as the component ``file`` in a directory. Returns the directory."""
+        annotations = {"secretfs/ttl": ttl}
+        component(directory, "file", "local.file", {"secretsFile": self.path, **properties}, annotations=annotations)
+        return directory
 
     def store(self, **properties: str) -> AbstractContextManager[SecretStore]:
         """Open a store on the file."""

@@ -1,7 +1,6 @@
-"""A real systemd, booted for a test: this machine's own root, copied on write, in a container without a network."""
+"""A real systemd, booted for a test: this machine's root or another one, copied on write, in a container on its own."""
 
 import contextlib
-import errno
 import os
 import select
 import shlex
@@ -15,10 +14,11 @@ from pathlib import Path
 
 from tests.support.command import ROOT
 from tests.support.lacking import require_root
+from tests.support.machine import removed
 from tests.support.shell import Argument, run, wait_until
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PATIENCE = 30.0
+_PATIENCE = 180.0
 
 # The first process of namespaces of its own: when it is killed, all that it has started ends and all mounts go, also if
 # it is the tests themselves that were killed. /run is another one because systemd-nspawn leaves a directory there.
@@ -38,13 +38,13 @@ cd {scratch}
 mkdir changes work root
 mknod -m 666 fuse c 10 229
 mknod -m 600 autofs c 10 235
-mount -t overlay overlay -o lowerdir=/,upperdir=changes,workdir=work root
+mount -t overlay overlay -o lowerdir={lower},upperdir=changes,workdir=work root
 : > root/etc/fstab
 rm -f root/etc/machine-id
 : > root/etc/machine-id
 exec systemd-nspawn --quiet --directory=root --machine=secretfs-test --boot --register=no --keep-unit \
     --notify-ready=yes --private-network --console=pipe --bind=$PWD/fuse:/dev/fuse --bind=$PWD/autofs:/dev/autofs \
-    --bind={project} systemd.unit=basic.target
+    --system-call-filter='fanotify_init fanotify_mark' {bind} systemd.unit=basic.target
 """
 
 
@@ -96,12 +96,15 @@ class System:
 
 
 @contextlib.contextmanager
-def booted() -> Iterator[System]:
-    """Boot; in the end pull the plug. Then no process, mount, control group or file of it is left."""
+def booted(lower: Path | None = None) -> Iterator[System]:
+    """Boot; in the end pull the plug. Then no process, mount, control group or file of it is left.
+
+    ``lower`` is a directory with a system, which does not change. By default it is this machine, with this project.
+    """
     require_root("only root can boot a systemd")
     with (
         tempfile.TemporaryDirectory(prefix="secretfs-test-") as scratch,
-        _cgroups(Path(scratch).name) as cgroups,
+        cgroups_named(Path(scratch).name) as cgroups,
         contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as told,
     ):
         Path(scratch, "system").mkdir()
@@ -109,7 +112,8 @@ def booted() -> Iterator[System]:
         script = _BOOT.format(
             cgroups=" ".join(map(str, cgroups)),
             scratch=shlex.quote(f"{scratch}/system"),
-            project=shlex.quote(str(ROOT)),
+            lower=shlex.quote(str(lower or "/")),
+            bind="" if lower else f"--bind={shlex.quote(str(ROOT))}",
         )
         console = Path(scratch, "console")
         with console.open("wb") as output:
@@ -128,11 +132,15 @@ def booted() -> Iterator[System]:
 
 
 def _leader(container: subprocess.Popen[bytes], told: socket.socket, console: Path) -> int:
-    """Wait until the system is up, which systemd-nspawn tells; returns its PID 1."""
+    """Wait until the system is up, which systemd-nspawn tells; returns its PID 1.
+
+    Then nobody is told any more: what is not read would keep systemd-nspawn waiting for ever, and PID 1 with it.
+    """
     ended, ready = os.pidfd_open(container.pid), told.fileno()
     try:
         while ready in select.select([ready, ended], [], [], _PATIENCE)[0]:
             if "READY=1" in told.recv(4096).decode().splitlines():
+                told.close()
                 return _child(_child(container.pid))  # unshare, systemd-nspawn, systemd
     finally:
         os.close(ended)
@@ -145,7 +153,7 @@ def _child(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def _cgroups(name: str) -> Iterator[list[Path]]:
+def cgroups_named(name: str) -> Iterator[list[Path]]:
     """Make a control group where systemd makes its own, in each of its hierarchies: tests may run side by side."""
     cgroups = [Path(hierarchy, name) for hierarchy in _hierarchies()]
     for cgroup in cgroups:
@@ -155,24 +163,20 @@ def _cgroups(name: str) -> Iterator[list[Path]]:
     finally:
         for cgroup in cgroups:
             for directory, _, _ in os.walk(cgroup, topdown=False):
-                wait_until(partial(_removed, directory))
+                wait_until(partial(removed, Path(directory)))
 
 
 def _hierarchies() -> Iterator[str]:
-    """Yield where control groups are that systemd names units by: cgroup2, or its own hierarchy without controllers."""
+    """Yield where control groups are that systemd names units by: cgroup2, or its own hierarchy without controllers.
+
+    Each once, though it may be bound to other places as well.
+    """
+    devices = set()
     for line in Path("/proc/self/mountinfo").read_text("utf-8").splitlines():
         before, _, after = line.partition(" - ")
         fstype, _, options = after.split(" ", 2)
-        if fstype == "cgroup2" or (fstype == "cgroup" and "name=systemd" in options.split(",")):
-            yield before.split(" ")[4]
-
-
-def _removed(cgroup: str) -> bool:
-    """Remove a control group, unless processes are still ending in it."""
-    try:
-        Path(cgroup).rmdir()
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        return False
-    return True
+        device, _, place = before.split(" ")[2:5]
+        names_units = fstype == "cgroup2" or (fstype == "cgroup" and "name=systemd" in options.split(","))
+        if names_units and device not in devices:
+            devices.add(device)
+            yield place

@@ -24,7 +24,8 @@ _ROTATED_EVERY = 0.1  # seconds
 _BUNDLE = Path("/run/box")
 _READER = Path("/run/reader.py")
 
-# What each participant does, until its standard input ends; then it says how that went. A value carries its checksum.
+# What each participant does, until its standard input ends, and often enough; then it says how that went. A value
+# carries its checksum.
 _PROGRAM = """
 import errno, hashlib, json, mmap, os, random, sys, threading, time
 kind, root, place = sys.argv[1], sys.argv[2], sys.argv[3:]
@@ -81,7 +82,7 @@ if kind == "inside":
 if kind == "mapped":
     file = open(f"{root}/{names[-1]}", "rb")
     mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-while not over.is_set():
+while not over.is_set() or done <= 20:
     begun = time.monotonic()
     try:
         action()

@@ -46,12 +46,15 @@ class Folder:
         }
 
     def requests(self) -> list[tuple[str, str]]:
-        """List the requests to the engine since `OpenBao.forget`, without the prefix: ``("read", "data/name")``."""
-        engine = f"{self.engine}/"
+        """List the requests for it since `OpenBao.forget`, without the prefix: ``("read", "data/name")``.
+
+        Those for other folders are of mounts that refresh what they have, whatever a test does.
+        """
+        engine, folder = f"{self.engine}/", f"{self.prefix}/"
         return [
-            (operation, path.removeprefix(engine).replace(f"{self.prefix}/", "", 1))
+            (operation, path.removeprefix(engine).replace(folder, "", 1))
             for operation, path in self.server.requests()
-            if path.startswith(engine)
+            if path.startswith(engine) and f"/{folder}" in path
         ]
 
 

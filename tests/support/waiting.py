@@ -14,12 +14,12 @@ PATIENCE = 180.0
 """Seconds that a test waits for what must happen. Only a test that fails waits so long, so a busy machine has time."""
 
 
-def wait_until(condition: Callable[[], object], within: float = PATIENCE) -> None:
-    """Wait for something that happens by itself."""
+def wait_until(condition: Callable[[], object], within: float = PATIENCE, *, every: float = 0.005) -> None:
+    """Wait for something that happens by itself; look ``every`` so many seconds."""
     end = time.monotonic() + within
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
+        time.sleep(every)
 
 
 def wait_for_text(read: Callable[[], str], text: str, times: int = 1) -> None:

@@ -13,6 +13,7 @@ import hmac
 import json
 import re
 import time
+from collections.abc import Container
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -67,6 +68,8 @@ class Aws(HttpServer):
         """Secret or parameter to the code with which reading it is refused."""
         self.lifetime = 3600.0
         """Seconds for which a role lends its credentials."""
+        self.web_identities: Container[str] = {WEB_TOKEN}
+        """The tokens of others that count as those of an identity which may take the role."""
         self.has_identity = False
         """Whether this machine is one of EC2's that has a role."""
 
@@ -199,7 +202,7 @@ class Aws(HttpServer):
         if action == "AssumeRoleWithWebIdentity":
             if "authorization" in request.headers:
                 self.complaints.append("the exchange of a web identity is not signed")
-            if form["WebIdentityToken"] != WEB_TOKEN:
+            if form["WebIdentityToken"] not in self.web_identities:
                 return _sts_error("InvalidIdentityToken")
         elif (refusal := self._signature_refusal(request)) is not None:
             return _sts_error(json.loads(refusal.body)["__type"], 403)

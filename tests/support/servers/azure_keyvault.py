@@ -1,9 +1,8 @@
 """Azure on one loopback port: vaults, and the logins of `azure_logins`.
 
-It is an HTTP proxy that is itself every host it connects to. ``HTTPS_PROXY`` points at it and ``SSL_CERT_FILE`` at its
-authority, so the unmodified SDKs speak TLS with hosts that have their real names, and nothing is switched off. Over
-plain HTTP the same port is IMDS, App Service, Azure Arc, Azure ML and Cloud Shell, for the variables that name those;
-Service Fabric, which is TLS with a certificate that nobody signed, has a port of its own.
+It is a proxy that is itself every host it connects to (`proxied`), so the unmodified SDKs speak TLS with hosts that
+have their real names. Over plain HTTP the same port is IMDS, App Service, Azure Arc, Azure ML and Cloud Shell, for the
+variables that name those; Service Fabric, which is TLS with a certificate that nobody signed, has a port of its own.
 
 The protocol of vaults is that of azure-rest-api-specs (keyvault data plane, 2026-04-01) and of the recordings in
 azure-sdk-for-python. Whatever a client sends that does not belong there is a complaint, raised at the end.
@@ -11,7 +10,6 @@ azure-sdk-for-python. Whatever a client sends that does not belong there is a co
 
 import base64
 import re
-import ssl
 import time
 import uuid
 from collections.abc import Mapping
@@ -20,11 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import trustme
-
 from tests.support.canary import secret
 from tests.support.servers.azure_logins import AUTHORITIES, TENANT, Logins, authority, identity_endpoint
-from tests.support.servers.http_server import Answer, Fault, Handler, Request
+from tests.support.servers.http_server import Answer, Fault, Request
 
 _API = re.compile(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}|7\.[0-9]")
 _NAME = re.compile(r"[0-9A-Za-z-]{1,127}")
@@ -65,11 +61,9 @@ class Azure(Logins):
     """All of Azure that a store can see, and what a test can do to it."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, _Proxy)
+        super().__init__(folder)
         self.bearers: list[str] = []
         """The identities whose tokens were accepted, in order."""
-        self.hosts: list[str] = []
-        """The hosts that were connected to."""
         self.latency = 0.0
         self.page = 25
         self.empty_pages = False
@@ -83,20 +77,8 @@ class Azure(Logins):
         self.denies: dict[str, str] = {}
         """Operation, get or list, to the inner code with which it is refused."""
         self._secrets: dict[str, list[Version]] = {}
-        self.ca = folder / "ca.pem"
-        """The authority that all hosts have their certificates from."""
-        self.rotate_authority()
 
     # --- what a test does ---
-
-    def rotate_authority(self) -> None:
-        """Let new connections show certificates of a new authority, which replaces the old one in `ca`."""
-        with self._lock:
-            self._authority = trustme.CA()
-            self._contexts: dict[str, ssl.SSLContext] = {}
-            new = self.ca.with_suffix(".new")
-            self._authority.cert_pem.write_to_path(str(new))
-            new.replace(self.ca)
 
     def put(self, name: str, value: str | None, **attributes: Any) -> Version:
         """Write a new version of a secret."""
@@ -121,14 +103,6 @@ class Azure(Logins):
         del self._secrets[name]
 
     # --- inside ---
-
-    def tls(self, host: str) -> ssl.SSLContext:
-        with self._lock:
-            if host not in self._contexts:
-                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                self._authority.issue_cert(host).configure_cert(context)
-                self._contexts[host] = context
-            return self._contexts[host]
 
     def listed(self) -> list[tuple[str, Version]]:
         with self._lock:
@@ -269,25 +243,3 @@ def _bundle(azure: Azure, host: str, name: str, version: str) -> Answer:
     if newest.content_type:
         bundle["contentType"] = newest.content_type
     return Answer.json(200, bundle)
-
-
-# --- HTTP ---
-
-
-class _Proxy(Handler):
-    def do_CONNECT(self) -> None:  # noqa: N802 - a name that http.server looks for
-        host, _, port = self.path.partition(":")
-        azure = self.server.owner
-        assert isinstance(azure, Azure)
-        azure.hosts.append(host)
-        if port != "443":
-            azure.complaints.append(f"connects to port {port}")
-        self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        self.wfile.flush()
-        self.host = host
-        plain, self.connection = self.connection, azure.tls(host).wrap_socket(self.connection, server_side=True)
-        self.server.connections.add(self.connection)
-        self.server.connections.discard(plain)
-        self.rfile = self.connection.makefile("rb", -1)
-        self.wfile = self.connection.makefile("wb", self.wbufsize)
-        self.close_connection = False

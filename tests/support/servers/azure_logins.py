@@ -11,7 +11,7 @@ import ssl
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from tests.support.canary import secret
-from tests.support.servers.http_server import Answer, Handler, HttpServer, Listener, Request
+from tests.support.servers.http_server import Answer, Handler, Listener, Request
+from tests.support.servers.proxied import ProxiedServer
 
 TENANT = "11111111-2222-3333-4444-555555555555"
 CLIENT = "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee"
@@ -32,6 +33,7 @@ AUTHORITIES = {
     "login.chinacloudapi.cn": "vault.azure.cn",
     "login.microsoftonline.us": "vault.usgovcloudapi.net",
 }
+_FINGERPRINTS: Mapping[str, hashes.HashAlgorithm] = {"x5t": hashes.SHA1(), "x5t#S256": hashes.SHA256()}
 _ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 
 
@@ -45,16 +47,18 @@ class Token:
     tenant: str = TENANT
 
 
-class Logins(HttpServer):
+class Logins(ProxiedServer):
     """Who may log in, and the tokens that were given out."""
 
-    def __init__(self, folder: Path, handler: type[Handler]) -> None:
-        super().__init__(handler)
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self.token_ttl = 3600
         self.client_secrets = {secret("client-secret")}
         self.expired_secrets: set[str] = set()
         self.certificates: list[x509.Certificate] = []
         self.federated: set[str] = set()
+        self.federation: Container[str] = ()
+        """Tokens of others that count as those of the application, beside those that are `federated`."""
         self.assigned = {"", USER_ASSIGNED}
         """The client ids that identity endpoints have a token for; the empty one is that of the machine."""
         self.arc_key = folder / "no.key"
@@ -159,11 +163,17 @@ def _client_refusal(logins: Logins, form: Mapping[str, str], endpoint: str) -> A
         known = form["client_secret"] in logins.client_secrets
         return None if known else _aadsts(401, "invalid_client", 7000215, "Invalid client secret provided.")
     assert form["client_assertion_type"] == _ASSERTION
-    assertion = form["client_assertion"]
-    if assertion in logins.federated:
+    return _assertion_refusal(logins, form["client_assertion"], endpoint)
+
+
+def _assertion_refusal(logins: Logins, assertion: str, endpoint: str) -> Answer | None:
+    if assertion in logins.federated or assertion in logins.federation:
         return None
     if assertion.count(".") != 2:
         return _aadsts(400, "invalid_client", 70021, "No matching federated identity record found.")
+    if not jwt.get_unverified_header(assertion).keys() & _FINGERPRINTS.keys():
+        text = "No matching federated identity record found for presented assertion subject."
+        return _aadsts(400, "invalid_client", 700213, text)
     return _certificate_refusal(logins, assertion, endpoint)
 
 
@@ -171,9 +181,9 @@ def _certificate_refusal(logins: Logins, assertion: str, endpoint: str) -> Answe
     header = jwt.get_unverified_header(assertion)
     assert header["alg"] in ("PS256", "RS256")
     for certificate in logins.certificates:
-        marks = {"x5t": hashes.SHA1(), "x5t#S256": hashes.SHA256()}
         if any(
-            header.get(mark, "").rstrip("=") == _url64(certificate.fingerprint(made)) for mark, made in marks.items()
+            header.get(mark, "").rstrip("=") == _url64(certificate.fingerprint(made))
+            for mark, made in _FINGERPRINTS.items()
         ):
             break
     else:

@@ -1,18 +1,20 @@
 """GCP on one loopback port: Secret Manager's REST API, the metadata server, STS and the IAM Credentials API.
 
-It checks the tokens: JWTs of service accounts against their public keys, and those that it has lent. Sources: the
-discovery document of secretmanager v1, google.aip.dev/193 for errors, the texts of errors in public bug reports, and
-cloud.google.com on the metadata server and on workload identity federation. Whatever a client sends that does not
-belong there is a complaint, raised at the end.
+It is reached by plain HTTP, or by the names of its hosts (`proxied`). It checks the tokens: JWTs of service accounts
+against their public keys, and those that it has lent. Sources: the discovery document of secretmanager v1,
+google.aip.dev/193 for errors, the texts of errors in public bug reports, and cloud.google.com on the metadata server
+and on workload identity federation. Whatever a client sends that does not belong there is a complaint, raised at the
+end.
 """
 
 import base64
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -20,7 +22,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.support.canary import secret
-from tests.support.servers.http_server import Answer, Fault, HttpServer, Request
+from tests.support.servers.http_server import Answer, Fault, Request
+from tests.support.servers.proxied import ProxiedServer
 
 PROJECT, NUMBER = "shop-prod", "123456789"
 EMAIL = "reader@shop-prod.iam.gserviceaccount.com"
@@ -49,11 +52,13 @@ class Version:
     state: str = "ENABLED"
 
 
-class Gcp(HttpServer):
+class Gcp(ProxiedServer):
     """All of GCP that a store can see, and what a test can do to it."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.subject_tokens: Container[str] = {SUBJECT_TOKEN}
+        """The tokens of others that are exchanged for one of ours."""
         self.callers: list[str] = []
         """The identities whose tokens were accepted, in order."""
         self.pages: list[int] = []
@@ -230,7 +235,7 @@ class Gcp(HttpServer):
 
     def _exchange(self, request: Request) -> Answer:
         form = request.form
-        if form["subject_token"] != SUBJECT_TOKEN or form["audience"] != AUDIENCE:
+        if form["subject_token"] not in self.subject_tokens or form["audience"] != AUDIENCE:
             return Answer.json(400, {"error": "invalid_grant", "error_description": secret("who")})
         kind = "urn:ietf:params:oauth:token-type:access_token"
         lent = {"access_token": self.lend("federated"), "expires_in": self.lifetime}

@@ -1,4 +1,4 @@
-"""A real Kubernetes API server for tests, with its etcd. ``scripts/build-kube-apiserver`` builds it.
+"""A real Kubernetes API server for tests, with its etcd. ``scripts/build-kubernetes`` builds it.
 
     with kube_apiserver(tmp_path) as server:
         server.create_namespace("shop")
@@ -12,7 +12,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from tests.support.canary import secret
 from tests.support.lacking import cannot_test
+from tests.support.servers.ports import free_ports
 from tests.support.waiting import PATIENCE
 
 USERS = {
@@ -54,26 +54,15 @@ rules:
 """
 
 
-_BINARIES = Path(
+BINARIES = Path(
     os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "secretfs-tests", "kubernetes-bookworm"
 ).absolute()
 
 
 def require_binaries() -> None:
     """Go on where the server was built."""
-    if not (_BINARIES / "kube-apiserver").exists():
-        cannot_test(f"{_BINARIES} does not exist: run scripts/build-kube-apiserver")
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    if not (BINARIES / "kube-apiserver").exists():
+        cannot_test(f"{BINARIES} does not exist: run scripts/build-kubernetes")
 
 
 @dataclass
@@ -81,7 +70,7 @@ class KubeApiserver:
     """The two processes, on ports that they keep."""
 
     directory: Path
-    _ports: list[int] = field(default_factory=lambda: _free_ports(3))
+    _ports: list[int] = field(default_factory=lambda: free_ports(3))
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _client: urllib3.PoolManager | None = None
     _forgotten: int = 0
@@ -185,7 +174,7 @@ class KubeApiserver:
 
     def compact(self) -> None:
         """Make etcd forget how it came to what it holds now."""
-        etcdctl: list[str | Path] = [_BINARIES / "etcdctl", f"--endpoints=http://127.0.0.1:{self._ports[0]}"]
+        etcdctl: list[str | Path] = [BINARIES / "etcdctl", f"--endpoints=http://127.0.0.1:{self._ports[0]}"]
         environment = {"ETCDCTL_API": "3", "PATH": os.defpath}
         status = subprocess.run([*etcdctl, "endpoint", "status", "-w", "json"], env=environment, check=True, stdout=-1)
         revision = json.loads(status.stdout)[0]["Status"]["header"]["revision"]
@@ -288,7 +277,7 @@ class KubeApiserver:
         environment = {"HOME": str(self.directory / "home"), "PATH": os.defpath}
         with (self.directory / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [_BINARIES / name, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                [BINARIES / name, *options], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
 
     def _end(self, name: str) -> None:

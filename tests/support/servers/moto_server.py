@@ -17,7 +17,7 @@ class Moto:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._client = urllib3.PoolManager(maxsize=8)
+        self._client = urllib3.PoolManager(maxsize=8, block=True)  # else it warns that it has too few
 
     def forward(self, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
         """Pass a request on."""

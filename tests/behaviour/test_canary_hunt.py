@@ -1,0 +1,108 @@
+"""Where values are, and where they never are: a hunt for them through the life of a mount."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.canary import leaked, secret
+from tests.support.hunt import in_files, in_memory, swapped, told_of
+from tests.support.manifests import component
+from tests.support.mounted import Mounted, mounted, processes, stands_by
+from tests.support.servers.openbao import OpenBao
+from tests.support.shell import wait_until
+
+pytestmark = [pytest.mark.mount, pytest.mark.root("only root may read the memory of others")]
+
+COUNT = 100
+
+
+def values(generation: str) -> dict[str, str]:
+    """Return a value for each of many names, of which none is a part of another."""
+    return {f"name-{number:03}": secret(f"hunted-{generation}-{number:03}.") for number in range(COUNT)}
+
+
+def put(server: OpenBao, generation: str) -> None:
+    for name, value in values(generation).items():
+        server.put(f"secret/hunt/{name}", {"password": value})
+
+
+def is_read(mount: Mounted, generation: str) -> bool:
+    """Whether what programs read now are the values of a generation."""
+    return all(
+        (mount.path / "vault" / name / "password").read_text() == value for name, value in values(generation).items()
+    )
+
+
+def all_of(mount: Mounted) -> Iterator[int]:
+    """Yield every process of a mount: of the worker, supervisor and standby, and what they have started."""
+    seen = [pid for pid, _ in processes(mount.path)]
+    for pid in seen:
+        yield pid
+        for text in Path(f"/proc/{pid}/task").glob("*/children"):
+            seen += [int(child) for child in text.read_text().split() if int(child) not in seen]
+
+
+def marks(*generations: str) -> Sequence[bytes]:
+    return [value.encode() for generation in generations for value in values(generation).values()]
+
+
+def hunt(mount: Mounted, directory: Path) -> int:
+    """Look everywhere but in the worker. Returns how many values are in that."""
+    everywhere, worker = set(all_of(mount)), mount.worker
+    names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in everywhere}
+    assert {"secretfs-helper", "secretfs-mount", "secretfs-next"} <= names
+    every = marks("old", "new")
+    for pid in everywhere:
+        assert not leaked(told_of(pid))
+        assert swapped(pid) == 0
+        if pid != worker:
+            assert in_memory(pid, every) == set(), Path(f"/proc/{pid}/comm").read_text()
+    assert not leaked(mount.log)
+    assert not leaked((mount.path / ".secretfs/status.json").read_text())
+    assert not leaked((mount.path / ".secretfs/metrics").read_text())
+    assert in_files(directory) == []
+    return len(in_memory(worker, every))
+
+
+def known(mount: Mounted) -> int:
+    return int(json.loads((mount.path / ".secretfs/status.json").read_bytes())["stores"]["vault"]["cached_values"])
+
+
+def test_the_life_of_a_mount(own_server: OpenBao, tmp_path: Path) -> None:
+    """safe-5: No value is in another process than the daemon, in an argument, a variable, the log, a metric, a file, a
+    core dump or swap: after a read, a rotation, an outage, a takeover, and when values were dropped."""
+    put(own_server, "old")
+    properties = {"vaultAddr": own_server.address, "vaultToken": own_server.token, "vaultKVPrefix": "hunt"}
+    annotations = {"secretfs/ttl": "300ms", "secretfs/idle": "3s"}
+    component(tmp_path / "components", "vault", "hashicorp.vault", properties, annotations=annotations)
+    (tmp_path / "mount/tmp").mkdir(parents=True)
+    env = {"TMPDIR": str(tmp_path / "mount/tmp")}
+    trouble = ["vault", "process .* ended", "dropped"]
+    with mounted(tmp_path / "components", env=env, expect_log=trouble) as mount:
+        with ExitStack() as held:
+            for name in values("old"):
+                held.enter_context((mount.path / "vault" / name / "password").open("rb"))  # what is open is in use
+            wait_until(lambda: stands_by(mount.path))
+            assert is_read(mount, "old")
+            assert hunt(mount, tmp_path / "mount") == COUNT  # it finds what is there
+            put(own_server, "new")
+            wait_until(lambda: is_read(mount, "new"))
+            hunt(mount, tmp_path / "mount")
+            with own_server.hanging():
+                mount.said("vault: no answer within")
+                hunt(mount, tmp_path / "mount")
+            mount.said("vault: answers again")
+            os.kill(mount.worker, signal.SIGABRT)  # which would leave a core dump
+            mount.said("took over the mount at")
+            assert is_read(mount, "new")
+            wait_until(lambda: stands_by(mount.path))
+            hunt(mount, tmp_path / "mount")
+        wait_until(lambda: known(mount) == 0)
+        hunt(mount, tmp_path / "mount")
+    assert in_files(tmp_path / "mount") == []
+    assert list(Path.cwd().glob("core*")) == []

@@ -1,0 +1,177 @@
+"""What the daemon cannot do once it serves: seen from outside, and by a program that a store starts."""
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.canary import secret
+from tests.support.command import in_namespace, secretfs
+from tests.support.manifests import component
+from tests.support.mounted import mounted, named_children
+from tests.support.scrape import scrape
+from tests.support.secrets_file import SecretsFile, file
+from tests.support.watching import watching
+
+__all__ = ["file"]
+
+pytestmark = pytest.mark.mount
+
+OLD, NEW = secret("old"), secret("new, and longer")
+HOLDING = ("core_dumps", "memory", "rights", "no_new_privileges", "system_calls")
+ROOT_KEEPS = {1, 14}  # CAP_DAC_OVERRIDE, CAP_IPC_LOCK
+CAP_SYS_ADMIN, CAP_SYS_PTRACE = 21, 19
+
+
+def rights(status: Path) -> dict[str, set[int]]:
+    """Return the capabilities of a thread, by the name of the set."""
+    fields = re.findall(r"^(Cap\w+):\t(\w+)$", status.read_text("ascii", "replace"), re.MULTILINE)
+    return {name: {bit for bit in range(64) if int(mask, 16) >> bit & 1} for name, mask in fields}
+
+
+def threads(pid: int) -> Iterator[Path]:
+    yield from Path(f"/proc/{pid}/task").glob("*/status")
+
+
+def given_up(pid: int, keeps: set[int]) -> bool:
+    """Whether no thread of a process has any other right, or can get one back."""
+    for thread in threads(pid):
+        sets = rights(thread)
+        assert sets.pop("CapAmb") == sets.pop("CapInh") == set()
+        assert all(held <= keeps for held in sets.values()), (thread, sets)
+        assert re.search(r"^NoNewPrivs:\t1$", thread.read_text(), re.MULTILINE)
+        assert re.search(r"^Seccomp:\t2$", thread.read_text(), re.MULTILINE)
+    return True
+
+
+@pytest.fixture
+def components(file: SecretsFile, tmp_path: Path) -> Path:
+    """Declare a secrets file, looked at every 200 ms."""
+    file.write({"token": OLD})
+    return file.declare(tmp_path / "components", "200ms")
+
+
+@pytest.mark.root("another user has no rights to give up")
+def test_the_right_to_mount(components: Path, file: SecretsFile, tmp_path: Path) -> None:
+    """safe-1: A daemon of root gives up all rights but two before it opens a store, in every thread, for good."""
+    with mounted(components, options=["--metrics-listen", f"unix:{tmp_path}/metrics"], expect_log=["ended"]) as mount:
+        for times in (1, 2):
+            assert (mount.path / "file/token").read_text() in (OLD, NEW)
+            assert given_up(mount.worker, ROOT_KEEPS)
+            (mounter,) = named_children(mount.worker, "secretfs-mount")
+            assert CAP_SYS_ADMIN in rights(Path(f"/proc/{mounter}/status"))["CapEff"]
+            os.kill(mount.worker, signal.SIGKILL)
+            mount.said("took over the mount at", times)
+        with watching(tmp_path / "log", mount.path / "file") as watch:
+            file.write({"token": NEW})
+            watch.wait_for(f"token MOVED_TO {mount.path}/file/")
+        (mount.path / ".secretfs/refresh").write_text("file")
+
+
+PROGRAM = f"""#!{sys.executable}
+import ctypes, json, os, sys
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status"))
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mount(b"none", b"/mnt", b"tmpfs", 0, None)
+mount = os.strerror(ctypes.get_errno())
+libc.ptrace(16, os.getppid(), 0, 0)
+trace = os.strerror(ctypes.get_errno())
+found = {{name: status[name].strip() for name in ("CapPrm", "CapBnd", "NoNewPrivs")}}
+json.dump({{**found, "mount": mount, "trace": trace}}, sys.stdout)
+"""
+
+
+@pytest.mark.root("another user has no rights to give up")
+def test_programs_that_stores_start(tmp_path: Path) -> None:
+    """safe-2: A program that a store starts has no more rights than the daemon, and a setuid program gets none."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sops").write_text(PROGRAM)
+    (tmp_path / "bin/sops").chmod(0o755)
+    (tmp_path / "secrets.yaml").write_text("a: b\n")
+    component(tmp_path / "components", "sops", "secretstores.secretfs.sops", {"secretsFile": tmp_path / "secrets.yaml"})
+    env = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    with mounted(tmp_path / "components", env=env) as mount:
+        found = {path.name: path.read_text() for path in (mount.path / "sops").iterdir() if path.name[0] != "."}
+    refused = os.strerror(1)
+    kept = "0000000000004002"
+    assert found == {"CapPrm": kept, "CapBnd": kept, "NoNewPrivs": "1", "mount": refused, "trace": refused}
+
+
+def test_a_users_daemon() -> None:
+    """safe-3: A user's daemon gives up what it could gain by setuid programs; fusermount3 mounts and unmounts for it
+    all the same."""
+    done = in_namespace("""
+        mkdir m; chown 65534 m
+        env_component
+        export A=1
+        as_nobody secretfs mount --resources-path c m
+        pid=$(pgrep -n secretfs:)
+        grep -c -x -e 'NoNewPrivs:.1' -e 'Seccomp:.2' -e 'CapPrm:.0000000000000000' /proc/$pid/status
+        as_nobody cat m/env/A; echo
+        kill -KILL $pid
+        while [ $pid = "$(pgrep -n secretfs:)" ]; do sleep 0.01; done
+        as_nobody cat m/env/A; echo
+        pid=$(pgrep -n secretfs:)
+        grep -c -x -e 'NoNewPrivs:.1' /proc/$pid/status
+        as_nobody secretfs unmount m
+        ls m
+    """)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.split() == ["3", "1", "1", "1"]
+
+
+@pytest.mark.root("a user's memory is not locked")
+def test_what_holds_is_told(components: Path) -> None:
+    """safe-4: `status.json`, a metric and the doctor say which protections hold, and what is wrong with one that does
+    not."""
+    with mounted(components) as mount:
+        status = json.loads((mount.path / ".secretfs/status.json").read_text())["mount"]["protections"]
+        assert {name: each["holds"] for name, each in status.items()} == dict.fromkeys(HOLDING, True)
+        assert status["rights"]["how"] == "it has CAP_DAC_OVERRIDE, CAP_IPC_LOCK"
+        metrics = scrape(mount.path)
+        assert [metrics[f"secretfs_protection {name}"] for name in HOLDING] == [1.0] * len(HOLDING)
+        assert "not protected" not in secretfs("status", mount.path).out
+        done = secretfs("doctor", "--resources-path", components, mount.path)
+        assert "PASS  protections  it leaves no core dump" in done.out
+
+
+def test_what_does_not_hold_is_told(tmp_path: Path) -> None:
+    """Memory that may be swapped out is an error in the log, a line of `status`, and a finding (safe-4)."""
+    done = in_namespace("""
+        mkdir m; chown 65534 m
+        env_component
+        printf 'Filename Type Size Used Priority\\n/dev/sda2 partition 1 0 -2\\n' > swaps
+        mount --bind swaps /proc/swaps
+        ulimit -l 64
+        as_nobody secretfs mount --resources-path c m
+        as_nobody secretfs status m | grep 'not protected'
+        as_nobody secretfs doctor --resources-path c m | grep 'WARN  protections' || true
+        as_nobody secretfs unmount m
+    """)
+    assert done.status == 0
+    assert "ERROR memory may be swapped out" in done.err
+    assert done.out.splitlines() == [
+        "not protected (memory): its memory may be swapped out",
+        "WARN  protections  memory: its memory may be swapped out",
+    ]
+
+
+@pytest.mark.root("only root may look at the programs of others")
+def test_the_audit_keeps_one_more(components: Path, tmp_path: Path) -> None:
+    """With an audit log the daemon keeps the right to see whose program opens a secret (safe-1)."""
+    log = tmp_path / "audit"
+    with mounted(components, options=["--audit=observe", f"--audit-to={log}"]) as mount:
+        assert given_up(mount.worker, {*ROOT_KEEPS, CAP_SYS_PTRACE})
+        assert CAP_SYS_PTRACE in rights(Path(f"/proc/{mount.worker}/status"))["CapEff"]
+
+
+def test_a_mount_for_one_command(components: Path) -> None:
+    """The daemon of `secretfs run` is confined, and the command is not (safe-1, safe-2)."""
+    script = "grep NoNewPrivs /proc/$$/status /proc/$(pgrep --parent $PPID secretfs:)/status"
+    done = secretfs("run", "--resources-path", components, "--", "sh", "-c", script)
+    assert [line[-1] for line in done.out.splitlines()] == ["0", "1"]
