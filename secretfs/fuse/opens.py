@@ -58,8 +58,8 @@ class Opens:
     async def watch(self, file: int) -> None:
         """Have all later opens of a file reported. Call it before the kernel learns that the file has content."""
 
-    def begin_to_watch(self, file: int) -> None:
-        """Begin to `watch` a file."""
+    def begin_to_watch(self, number: int) -> None:
+        """Begin to watch the files of a directory: a mark takes as long as a fast store, and the two need not wait."""
 
     def forget(self, number: int) -> None:
         """Take note that the kernel has given up references to an inode."""
@@ -129,9 +129,9 @@ class OpenWatcher(Opens):
             with trio.move_on_after(PATIENCE):
                 await self._wait(directory)
 
-    def begin_to_watch(self, file: int) -> None:
-        """Begin to mark the directory of a file."""
-        directory = self._changes.directory_of(file)
+    def begin_to_watch(self, number: int) -> None:
+        """Begin to mark a directory."""
+        directory = self._changes.directory(number)
         if directory:
             self._begin(directory)
 

@@ -161,11 +161,11 @@ class SecretOperations(ReadOnlyOperations):
         """Find a name in a directory."""
         ours = self._publisher.lookup(parent_inode, name) if self.is_ours(ctx) else None
         ours = ours or self._opens.lookup(parent_inode, name, _caller(ctx))
+        if not ours:
+            self._opens.begin_to_watch(parent_inode)
         found = ours or await self._vfs.lookup(parent_inode, name, _caller(ctx))
-        if found.attr_timeout:
+        if found.attr_timeout:  # else nothing is known of it, and `getattr` comes next
             await self._opens.watch(found.inode)
-        else:  # nothing is known of it, and `getattr` comes next
-            self._opens.begin_to_watch(found.inode)
         if self._vfs.takes_requests(found.inode):
             self.witness.found(found.inode, _caller(ctx))
         return self._reply(found)

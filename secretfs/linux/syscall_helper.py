@@ -97,8 +97,7 @@ class SyscallHelper:
     async def _ask(self, request: bytes, descriptors: Sequence[int]) -> tuple[bytes, list[int]]:
         """Return the answer to a request, with a descriptor that it brings; nothing if the helper has ended."""
         try:
-            await trio.lowlevel.wait_writable(self._socket)
-            socket.send_fds(self._socket, [request], descriptors)
+            socket.send_fds(self._socket, [request], descriptors)  # there is room: the one before has been answered
             await trio.lowlevel.wait_readable(self._socket)
             answer, opened, _, _ = socket.recv_fds(self._socket, LARGEST, 1)
         except OSError:

@@ -139,7 +139,7 @@ async def test_a_directory_that_the_kernel_forgets_is_marked_again(opens: OpenWa
 async def test_one_that_it_has_looked_up_again_meanwhile_is_marked_at_once(opens: OpenWatcher, known: Known) -> None:
     await opens.watch(known.number("A"))
     opens.forget(known.env.number)
-    opens.begin_to_watch(known.number("A"))  # joins the mark that has begun
+    opens.begin_to_watch(known.env.number)  # joins the mark that has begun
     await opens.watch(known.number("A"))
     await read(known.mount / "env/A")
     await opens.look()
