@@ -152,6 +152,12 @@ def sources(command: F) -> F:
             help="Inside a Kubernetes pod, do without the store `kubernetes` that needs no manifest.",
         ),
         click.option(
+            "--app-resources",
+            type=PATH,
+            metavar="DIR",
+            help="Directory of sets of manifests. An app that names one as its resources sees that set instead.",
+        ),
+        click.option(
             "--apps",
             type=PATH,
             multiple=True,
@@ -293,7 +299,10 @@ def take_sources(flags: dict[str, Any]) -> Sources:
     resources, configs, app_id, apps = (flags.pop(name) for name in ("resources", "configs", "app_id", "apps"))
     if app_id and apps:
         raise ConfigurationError("--app-id shows one app and --apps shows many: leave one of them out")
-    return Sources(resources, configs, app_id, not flags.pop("no_builtin"), apps)
+    app_resources = flags.pop("app_resources")
+    if app_resources and not apps:
+        raise ConfigurationError("--app-resources is for the apps of a mount, which --apps declares")
+    return Sources(resources, configs, app_id, not flags.pop("no_builtin"), apps, app_resources)
 
 
 def audience(command: F) -> F:

@@ -8,6 +8,8 @@ An app is a document of a kind that Dapr ignores, so it may stand in the same fi
     spec:
       appId: orders                 # the Dapr app id; default: the name
       configuration: orders         # metadata.name of a Dapr Configuration; default: all that are given
+      resources: payments/shared    # a directory below that of --app-resources, in the place of --resources-path
+      objects: payments             # or one below that of --app-objects, whose authors are not trusted with the host
       owner: orders                 # a user name or a host id; default: the user that mounts
       group: orders                 # a group name or a host id; default: the owner's group
       mode: "0400"
@@ -42,7 +44,8 @@ KIND: Final = "App"
 _MAY_BE_APP = re.compile(r"secretfs/|^[\"']?kind[\"']?\s*:\s*[\"']?App\b", re.MULTILINE | re.IGNORECASE)
 _ROOT_FIELDS = ("apiVersion", "kind", "metadata", "spec")
 _METADATA_FIELDS = ("name", "labels", "annotations")
-_SPEC_FIELDS = ("appId", "configuration", "owner", "group", "mode", "tokens", "permissions")
+_SPEC_FIELDS = ("appId", "configuration", "resources", "objects", "owner", "group", "mode", "tokens", "permissions")
+_SET_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 _files = Memo[Path, tuple[tuple["App", ...], tuple[Notice, ...]]]()
 
@@ -56,6 +59,10 @@ class App:
     """The Dapr app id whose view it has; empty for ``name``."""
     configuration: str = ""
     """``metadata.name`` of its Configuration; empty for all that are given."""
+    resources: str = ""
+    """The directory, below one for trusted sets, whose components it sees; empty for those of everybody."""
+    objects: str = ""
+    """The same, below one for sets that are contained."""
     uid: int | None = None
     gid: int | None = None
     mode: int | None = None
@@ -72,9 +79,7 @@ def load_apps(directories: Sequence[Path], notices: list[Notice]) -> tuple[App, 
     Raises `ConfigurationError` for the first thing that is wrong. Documents of other kinds are passed over.
     """
     apps: dict[str, App] = {}
-    paths: list[Path] = []
     for path in manifest_files(directories, notices):
-        paths.append(path)
         declared, remarks = _files.get(path, file_identity(path), partial(_apps_in, path))
         notices += remarks
         for app in declared:
@@ -82,7 +87,6 @@ def load_apps(directories: Sequence[Path], notices: list[Notice]) -> tuple[App, 
             if earlier:
                 raise ConfigurationError(f"app {app.name} is declared twice, first at {earlier.source}", app.source)
             apps[app.name] = app
-    _files.keep_only(paths)
     return tuple(apps[name] for name in sorted(apps))
 
 
@@ -111,10 +115,15 @@ def _app(document: Object) -> App:
     metadata, spec = document["metadata"].members(), document["spec"].members()
     for fields, known in ((document, _ROOT_FIELDS), (metadata, _METADATA_FIELDS), (spec, _SPEC_FIELDS)):
         refuse_unknown(fields, known)
+    resources, objects = (given(spec[name], _set_name) or "" for name in ("resources", "objects"))
+    if resources and objects:
+        raise ConfigurationError("spec.resources and spec.objects both say what the app sees", spec["objects"].source)
     return App(
         name=_name(metadata["name"]),
         app_id=given(spec["appId"], parse_app_id) or "",
         configuration=spec["configuration"].string(),
+        resources=resources,
+        objects=objects,
         uid=given(spec["owner"], user_id),
         gid=_gid(spec),
         mode=given(spec["mode"], parse_mode),
@@ -143,6 +152,13 @@ def parse_app_id(text: str) -> str:
     """Read a Dapr app id, which may become part of a path (``{appID}``). Raises ValueError."""
     if not is_app_name(text):
         raise ValueError(f"{text!r} cannot be an app id here: it has a slash, or begins with a dot")
+    return text
+
+
+def _set_name(text: str) -> str:
+    """Read the name of a set: a relative path that stays below where it begins."""
+    if not _SET_NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is not the name of a set, such as payments or payments/shared")
     return text
 
 

@@ -2,7 +2,8 @@
 
 A component that several apps may see is opened once, unless its properties depend on the app: then each app has one of
 its own, named ``APP/COMPONENT``. Apps with the same app id and the same tokens are one and the same to every store, so
-they share theirs, named ``APP-ID@TOKENS/COMPONENT``. Names stay the same when another app comes or goes, so that its
+they share theirs, named ``APP-ID@TOKENS/COMPONENT``. All these names begin with that of the set if the app sees one
+(`secretfs.dapr.resource_set`). Names stay the same when another app comes or goes, so that its
 stores are untouched.
 """
 
@@ -17,6 +18,7 @@ from secretfs.dapr.configuration import Configuration, load_configurations
 from secretfs.dapr.declaration import Declaration, DeclaredStore, visible_components
 from secretfs.dapr.file_views import load_file_views
 from secretfs.dapr.references import TemplateContext, component_references, depends_on_app
+from secretfs.dapr.resource_set import ResourceSet, ResourceSets
 from secretfs.errors import ConfigurationError, Notice
 from secretfs.scopes import ALLOW_ALL
 from secretfs.settings import nearest
@@ -29,31 +31,39 @@ def load_for_apps(
     environ: Mapping[str, str],
     *,
     builtin: bool = True,
+    app_resources: Path | None = None,
 ) -> Declaration:
     """Read all files for all apps. Raises `ConfigurationError` for the first thing that is wrong.
 
-    An app that sees no store is noted: its directory is empty until there is one.
+    ``app_resources`` is the directory below which are the sets that apps name as their ``resources``. An app that sees
+    no store is noted: its directory is empty until there is one.
     """
     manifests = load_manifests(resources, namespace=environ.get("NAMESPACE", ""))
+    everybody = ResourceSet(manifests, load_configurations(configs, environ), tuple(resources))
+    sets = ResourceSets(everybody, app_resources)
     notices = list(manifests.notices)
-    configurations = load_configurations(configs, environ)
     declared = load_apps(apps, notices)
+    directories: dict[str, Sequence[Path]] = {}
     opened: dict[str, Component] = {}
     stores: dict[str, DeclaredStore] = {}
     for app in declared:
-        configuration = _configuration_of(app, configurations)
+        own = sets.of(app)
+        configuration = _configuration_of(app, own.configurations)
         app_id = app.app_id or app.name
-        components, remarks = visible_components(manifests, configuration, app_id, environ, builtin=builtin)
-        notices += remarks
+        components, remarks = visible_components(
+            own.manifests, configuration, app_id, environ, builtin=builtin and own is everybody
+        )
+        notices += (*own.manifests.notices, *remarks)
         if not components:
             notices.append(Notice(f"app {app.name} sees no secret store: its directory is empty", app.source))
-        for name, component in _instances(app, app_id, components).items():
+        directories[app.name] = (*own.directories, *apps)
+        for name, component in _instances(app, app_id, components, own.prefix).items():
             opened[component.name] = component
             scope = configuration.scopes.get(name, ALLOW_ALL)
             stores[f"{app.name}/{name}"] = DeclaredStore(component.name, scope)
     by_name = {app.name: app for app in declared}
     context = TemplateContext(environ)
-    files = load_file_views((*resources, *apps), stores, by_name, "", notices)
+    files = load_file_views(directories, stores, by_name, "", notices)
     return Declaration(tuple(opened.values()), stores, context, tuple(dict.fromkeys(notices)), by_name, files)
 
 
@@ -70,8 +80,10 @@ def _configuration_of(app: App, configurations: Mapping[str, Configuration]) -> 
     return next(iter(configurations.values()), Configuration())
 
 
-def _instances(app: App, app_id: str, components: Sequence[Component]) -> dict[str, Component]:
+def _instances(app: App, app_id: str, components: Sequence[Component], prefix: str) -> dict[str, Component]:
     """Return what is opened for the components that an app sees, by the name that the app knows.
+
+    ``prefix`` is that of their set.
 
     Two components of one name never meet here: the app that sees the first of them is refused (dapr ``disk.go``).
     """
@@ -85,17 +97,21 @@ def _instances(app: App, app_id: str, components: Sequence[Component]) -> dict[s
     owner = f"{app_id}@{quote(app.tokens, safe='')}" if app.tokens else app.name
 
     def opened_name(name: str) -> str:
-        return f"{owner}/{name}" if name in own else name
+        return prefix + (f"{owner}/{name}" if name in own else name)
+
+    def named(component: Component) -> Component:
+        source = component.secret_store and opened_name(component.secret_store)
+        return replace(component, name=opened_name(component.name), secret_store=source)
 
     def opened(component: Component) -> Component:
+        if component.name not in own:
+            return named(component) if prefix else component
         return replace(
-            component,
-            name=opened_name(component.name),
-            secret_store=opened_name(component.secret_store),
+            named(component),
             app_id=app_id,
             tokens=app.tokens,
             # That one identity is refused is between it and the store: its files say so, and nobody else's business.
             ignore_errors=component.ignore_errors or bool(app.tokens),
         )
 
-    return {name: opened(component) if name in own else component for name, component in by_name.items()}
+    return {name: opened(component) for name, component in by_name.items()}

@@ -168,13 +168,10 @@ def load_manifests(directories: Sequence[Path], *, namespace: str) -> AllManifes
     """
     notices: list[Notice] = []
     components: list[tuple[Component, tuple[Notice, ...]]] = []
-    paths: list[Path] = []
     for path in manifest_files(directories, notices):
-        paths.append(path)
-        declared, remarks = _files.get(path, file_identity(path), partial(_components_in, path))
+        declared, remarks = components_in(path)
         components += [one for one in declared if not namespace or one[0].namespace in ("", namespace)]
         notices += remarks
-    _files.keep_only(paths)
     named = frozenset(_named_files(component for component, _ in components))
     return AllManifests(tuple(components), tuple(notice for notice in notices if not _is_named(notice, named)))
 
@@ -203,13 +200,18 @@ def _refuse_duplicate(component: Component, declared: Mapping[str, Component]) -
         )
 
 
-_Declared = tuple[tuple[tuple[Component, tuple[Notice, ...]], ...], tuple[Notice, ...]]
+Declared = tuple[tuple[tuple[Component, tuple[Notice, ...]], ...], tuple[Notice, ...]]
 """The components of a file, each with remarks, and remarks on the file."""
 
-_files = Memo[Path, _Declared]()
+_files = Memo[Path, Declared]()
 
 
-def _components_in(path: Path) -> _Declared:
+def components_in(path: Path) -> Declared:
+    """Return the components of a file. Raises `ConfigurationError` for the first thing that is wrong."""
+    return _files.get(path, file_identity(path), partial(_read, path))
+
+
+def _read(path: Path) -> Declared:
     components: list[tuple[Component, tuple[Notice, ...]]] = []
     notices: list[Notice] = []
     for document in read_documents(path, notices, may_be_secret_store):

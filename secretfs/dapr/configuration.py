@@ -17,7 +17,8 @@ from typing import Final
 
 from secretfs.dapr.component import API_VERSION, Component
 from secretfs.dapr.configuration_yaml import Field
-from secretfs.dapr.goyaml import MAX_BYTES, parse, read_text, split_documents
+from secretfs.dapr.documents import raw_texts, read_documents
+from secretfs.dapr.goyaml import MAX_BYTES, Node, parse, read_text, split_documents
 from secretfs.dapr.memo import Memo
 from secretfs.dapr.sources import file_identity
 from secretfs.errors import ConfigurationError, Notice, Source
@@ -26,6 +27,7 @@ from secretfs.settings import nearest
 
 KIND: Final = "Configuration"
 
+_MAY_BE_CONFIGURATION = re.compile(rf"kind[\"']?\s*:\s*[\"']?{KIND}\b", re.IGNORECASE)
 _ROOT_FIELDS = ("apiVersion", "kind", "metadata", "spec")
 _SPEC_FIELDS = (
     *("httpPipeline", "appHttpPipeline", "tracing", "mtls", "metric", "metrics", "secrets", "accessControl"),
@@ -87,9 +89,16 @@ def load_configurations(paths: Sequence[Path], environ: Mapping[str, str]) -> di
     layers: dict[str, list[_Layer]] = {}
     for layer in _load(paths, environ):
         layers.setdefault(layer.name, []).append(layer)
-    merged = {name: _merged.get(name, of_name, partial(_merge, of_name)) for name, of_name in layers.items()}
-    _merged.keep_only(merged)
-    return merged
+    return {name: _merged.get(name, of_name, partial(_merge, of_name)) for name, of_name in layers.items()}
+
+
+def configurations_in(path: Path) -> Mapping[str, Configuration]:
+    """Return the Configurations among the documents of a file, by name.
+
+    Such a file is one of a set, which holds what Dapr would have from Kubernetes: variables are not expanded. Raises
+    `ConfigurationError` for the first thing that is wrong.
+    """
+    return _document_files.get(path, file_identity(path), partial(_configurations_in, path))
 
 
 def _merge(layers: Sequence["_Layer"]) -> Configuration:
@@ -213,15 +222,14 @@ class _Layer:
 
 
 _files = Memo[Path, _Layer]()
+_document_files = Memo[Path, Mapping[str, Configuration]]()
 _merged = Memo[str, Configuration]()
 
 
 def _load(paths: Sequence[Path], environ: Mapping[str, str]) -> list[_Layer]:
     """Read files, in order. One that is the same as before is not parsed again: a thousand apps may have one each."""
     variables = frozenset(environ.items())
-    layers = [_files.get(path, (file_identity(path), variables), partial(_parse, path, environ)) for path in paths]
-    _files.keep_only(paths)
-    return layers
+    return [_files.get(path, (file_identity(path), variables), partial(_parse, path, environ)) for path in paths]
 
 
 def _parse(path: Path, environ: Mapping[str, str]) -> _Layer:
@@ -230,7 +238,26 @@ def _parse(path: Path, environ: Mapping[str, str]) -> _Layer:
     if len(text) > MAX_BYTES:
         raise ConfigurationError(f"larger than {MAX_BYTES} bytes once variables are expanded", whole)
     root = parse(text, str(path), bare_tag=None)
-    document = Field("", root.source if root else whole, root).members()
+    return _layer(root, root.source if root else whole, file, tuple(_further_documents(text, path)))
+
+
+def _configurations_in(path: Path) -> Mapping[str, Configuration]:
+    found: dict[str, Configuration] = {}
+    for root, text in read_documents(path, [], lambda text: bool(_MAY_BE_CONFIGURATION.search(text)), word=KIND):
+        versions = raw_texts(root, "apiversion") or {API_VERSION}
+        if KIND not in raw_texts(root, "kind") or not any(version.startswith("dapr.io/") for version in versions):
+            continue
+        layer = _layer(root, root.source, _File(text), ())
+        if not layer.name:
+            raise ConfigurationError("metadata.name is missing", root.source)
+        if layer.name in found:
+            raise ConfigurationError(f"there is another Configuration {layer.name} in this file", root.source)
+        found[layer.name] = _merge([layer])
+    return found
+
+
+def _layer(root: Node | None, whole: Source, file: _File, remarks: tuple[Notice, ...]) -> _Layer:
+    document = Field("", whole, root).members()
     spec = _members(document, "spec")
     secrets, components = _members(spec, "secrets"), _members(spec, "components")
     metadata = _members(document, "metadata")
@@ -244,7 +271,7 @@ def _parse(path: Path, environ: Mapping[str, str]) -> _Layer:
             *file.unknown(secrets, ("scopes",)),
             *file.unknown(components, ("deny",)),
         ),
-        remarks=(*_wrong_kind(document, whole), *_further_documents(text, path)),
+        remarks=(*_wrong_kind(document, whole), *remarks),
     )
 
 

@@ -73,7 +73,7 @@ def load(
     components, notices = visible_components(manifests, configuration, app_id, environ, builtin=builtin)
     stores = {c.name: DeclaredStore(c.name, configuration.scopes.get(c.name, ALLOW_ALL)) for c in components}
     remarks = [*manifests.notices, *notices]
-    files = load_file_views(resources, stores, None, app_id, remarks)
+    files = load_file_views({"": resources}, stores, None, app_id, remarks)
     return Declaration(components, stores, TemplateContext(environ, app_id), tuple(remarks), files=files)
 
 

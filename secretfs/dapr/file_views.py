@@ -40,7 +40,7 @@ class DeclaredFile:
 
 
 def load_file_views(
-    directories: Sequence[Path],
+    directories: Mapping[str, Sequence[Path]],
     shown: Iterable[str],
     apps: Mapping[str, App] | None,
     app_id: str,
@@ -48,15 +48,19 @@ def load_file_views(
 ) -> dict[str, DeclaredFile]:
     """Load the rendered files, by where they are shown: ``PATH``, and in a mount for many apps ``APP/PATH``.
 
-    ``shown`` are the stores, by where they are shown. Raises `ConfigurationError` for the first thing that is wrong.
+    ``directories`` are those that declare the files of an app; "" is the only one. ``shown`` are the stores, by where
+    they are shown. Raises `ConfigurationError` for the first thing that is wrong.
     """
-    files = load_files(tuple(dict.fromkeys(directories)))
-    if not files:
+    groups = {app: tuple(dict.fromkeys(paths)) for app, paths in directories.items()}
+    loaded = {paths: load_files(paths) for paths in dict.fromkeys(groups.values())}
+    checked = _check([file for files in loaded.values() for file in files])
+    if not checked:
         return {}
-    by_scope = defaultdict[str | None, list[DeclaredFile]](list)  # None: of all
-    for one in _check(files):
-        for scope in dict.fromkeys(one.file.scopes) or (None,):
-            by_scope[scope].append(one)
+    by_scope = defaultdict[tuple[tuple[Path, ...], str | None], list[DeclaredFile]](list)  # None: of all
+    for paths, files in loaded.items():
+        for file in files:
+            for scope in dict.fromkeys(file.scopes) or (None,):
+                by_scope[paths, scope].append(checked[id(file)])
     stores = defaultdict[str, set[str]](set)
     for name in shown:
         app, _, store = ("", "", name) if apps is None else name.partition("/")
@@ -65,7 +69,8 @@ def load_file_views(
     ids = {"": app_id} if apps is None else {name: app.app_id or name for name, app in apps.items()}
     for app, own_id in ids.items():
         prefix = f"{app}/" if app else ""
-        mine = [replace(one, prefix=prefix) for one in (*by_scope[None], *by_scope[own_id])]
+        paths = groups[app]
+        mine = [replace(one, prefix=prefix) for one in (*by_scope[paths, None], *by_scope[paths, own_id])]
         _refuse_clashes([one.file for one in mine], stores[app])
         for one in mine:
             views[one.shown] = one
@@ -73,8 +78,11 @@ def load_file_views(
     return views
 
 
-def _check(files: Sequence[RenderedFile]) -> list[DeclaredFile]:
-    """Check all templates."""
+def _check(files: Sequence[RenderedFile]) -> dict[int, DeclaredFile]:
+    """Check all templates. Returns what each of the files is, by its identity."""
+    if not files:
+        _checked.clear()
+        return {}
     _require_packages(files)
     texts = list(dict.fromkeys(template.text for file in files for _, template in file.job.templates))
     fresh = [text for text in texts if text not in _checked]
@@ -84,7 +92,7 @@ def _check(files: Sequence[RenderedFile]) -> list[DeclaredFile]:
         raise ConfigurationError(f"templates cannot be checked: {error.strerror or error}", files[0].source) from None
     _checked.clear()
     _checked.update((text, found[text]) for text in texts)
-    return [_declared(file, found) for file in files]
+    return {id(file): _declared(file, found) for file in files}
 
 
 def _require_packages(files: Sequence[RenderedFile]) -> None:

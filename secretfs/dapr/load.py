@@ -1,7 +1,7 @@
 """What is declared in the files that the flags name, and how to tell that they changed."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Final
 from secretfs.dapr.app_views import load_for_apps
 from secretfs.dapr.component import load_manifests
 from secretfs.dapr.declaration import Declaration, load
+from secretfs.dapr.memo import forget_undeclared
 from secretfs.dapr.sources import Sources
 from secretfs.errors import ConfigurationError
 
@@ -32,20 +33,24 @@ class ConfigSource:
     """Directories of apps; absolute."""
     directory: Path | None = None
     """Where relative paths in manifests start; None leaves the working directory as it is."""
+    set_paths: Sequence[Path] = ()
+    """Directories below which sets are; absolute."""
 
     def fingerprint(self) -> Fingerprint:
         """Return something that differs when what `read` would read may differ."""
-        return fingerprint(self.paths)
+        return fingerprint(self.paths, self.set_paths)
 
 
 def declare(sources: Sources) -> tuple[Declaration, ConfigSource]:
     """Read what is declared, and say how to read it again. Raises `ConfigurationError`."""
     named = sources.with_defaults()
     absolute = named.absolute()
-    loaded = fingerprint(absolute.paths)
+    loaded = fingerprint(absolute.paths, absolute.set_paths)
     declaration = load_declaration(named)
     again = partial(load_declaration, absolute)
-    return declaration, ConfigSource(again, absolute.paths, loaded, absolute.apps, working_directory())
+    return declaration, ConfigSource(
+        again, absolute.paths, loaded, absolute.apps, working_directory(), absolute.set_paths
+    )
 
 
 def load_declaration(sources: Sources) -> Declaration:
@@ -53,9 +58,17 @@ def load_declaration(sources: Sources) -> Declaration:
 
     Raises `ConfigurationError`, also if there is no store at all for the one app.
     """
-    named, environ = sources.with_defaults(), dict(os.environ)
+    declaration = _load(sources.with_defaults(), dict(os.environ))
+    forget_undeclared()
+    return declaration
+
+
+def _load(named: Sources, environ: Mapping[str, str]) -> Declaration:
     if named.apps:
-        return load_for_apps(named.resources, named.configs, named.apps, environ, builtin=named.builtin)
+        return load_for_apps(
+            named.resources, named.configs, named.apps, environ,
+            builtin=named.builtin, app_resources=named.app_resources,
+        )  # fmt: skip
     declaration = load(named.resources, named.configs, named.app_id, environ, builtin=named.builtin)
     if not declaration.components:
         where = ", ".join(map(str, named.resources))
@@ -86,9 +99,29 @@ def working_directory() -> Path | None:
         return None
 
 
-def fingerprint(paths: Iterable[Path]) -> Fingerprint:
-    """Return something that differs when manifests in these directories, or these files, may differ."""
-    return tuple(part for path in paths for part in _fingerprint(path))
+def fingerprint(paths: Iterable[Path], set_paths: Iterable[Path] = ()) -> Fingerprint:
+    """Return something that differs when manifests in these directories, or these files, may differ.
+
+    Of ``set_paths`` all directories below count as well.
+    """
+    directories = (directory for path in set_paths for directory in _directories(path, set()))
+    return tuple(part for path in (*paths, *directories) for part in _fingerprint(path))
+
+
+def _directories(path: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Yield a directory and all below that can be part of the name of a set, each once: a link may lead anywhere."""
+    yield path
+    try:
+        with os.scandir(path) as entries:
+            below = [entry for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+        found = [(Path(entry.path), entry.stat()) for entry in below]
+    except OSError:  # gone meanwhile, or not there yet
+        return
+    for directory, status in sorted(found):
+        identity = (status.st_dev, status.st_ino)
+        if identity not in seen:
+            seen.add(identity)
+            yield from _directories(directory, seen)
 
 
 def _fingerprint(path: Path) -> list[tuple[object, ...]]:

@@ -97,11 +97,8 @@ def load_files(directories: Sequence[Path]) -> tuple[RenderedFile, ...]:
     Raises `ConfigurationError` for the first thing that is wrong. Documents of other kinds are passed over.
     """
     found: list[RenderedFile] = []
-    paths: list[Path] = []
     for path in manifest_files(directories, []):  # what else is there, others have remarked on
-        paths.append(path)
         found += _files.get(path, file_identity(path), partial(_files_in, path))
-    _files.keep_only(paths)
     _refuse_duplicates(found)
     return tuple(found)
 

@@ -28,21 +28,30 @@ class Sources:
     """A pod has its store ``kubernetes`` without a manifest."""
     apps: tuple[Path, ...] = ()
     """Directories that declare apps; without one, the view of ``app_id`` is at the root."""
+    app_resources: Path | None = None
+    """The directory below which are the sets that apps name as their ``resources``."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All directories and files."""
+        """All directories and files, without those of sets."""
         return (*self.resources, *self.configs, *self.apps)
+
+    @property
+    def set_paths(self) -> tuple[Path, ...]:
+        """The directories below which sets are."""
+        return () if self.app_resources is None else (self.app_resources,)
 
     def with_defaults(self) -> "Sources":
         """Return what is meant: the paths of the Dapr command line when no resources are named.
 
-        Raises `ConfigurationError` if they are not there.
+        Raises `ConfigurationError` if they are not there, unless apps may have sets instead.
         """
         if self.resources:
             return self
         resources = _default(DEFAULT_RESOURCES)
         if not os.path.lexists(resources):
+            if self.set_paths:
+                return self
             raise ConfigurationError(f"{resources} does not exist; --resources-path names another directory")
         config = _default(DEFAULT_CONFIG)
         configs = self.configs or ((config,) if os.path.lexists(config) else ())
@@ -53,7 +62,8 @@ class Sources:
         resources, configs, apps = (
             tuple(map(Path.absolute, each)) for each in (self.resources, self.configs, self.apps)
         )
-        return replace(self, resources=resources, configs=configs, apps=apps)
+        sets = self.app_resources and self.app_resources.absolute()
+        return replace(self, resources=resources, configs=configs, apps=apps, app_resources=sets)
 
 
 def file_identity(path: Path) -> object:

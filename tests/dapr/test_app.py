@@ -24,6 +24,7 @@ spec:
     - {match: "/vault/tls/*", group: bin, mode: 0444}
     - {match: "vault/ssh/id_*", mode: "0400"}
 """
+EXAMPLES = "such as payments or payments/shared"
 COMPONENT = """\
 apiVersion: dapr.io/v1alpha1
 kind: Component
@@ -64,6 +65,11 @@ def test_everything_that_an_app_can_say(tmp_path: Path) -> None:
     )
     assert str(found.source) == f"{tmp_path}/0.yaml:1"
     assert str(found.rules[1].source) == f"{tmp_path}/0.yaml:12"
+
+
+def test_an_app_names_a_set(tmp_path: Path) -> None:
+    assert load(tmp_path, app("resources: team-a/shared_1.x"))[0].resources == "team-a/shared_1.x"
+    assert load(tmp_path, app("objects: team-a"))[0].objects == "team-a"
 
 
 def test_a_name_is_enough(tmp_path: Path) -> None:
@@ -115,6 +121,18 @@ def test_a_mode_needs_no_quotes(tmp_path: Path, mode: str) -> None:
             "FILE:4: unknown field spec.permissions[0].mod (did you mean mode?)",
         ),
         (app("permissions: {match: a}"), "FILE:4: spec.permissions must be a list, not a map"),
+        (
+            app("resources: ../b"),
+            f"FILE:4: spec.resources: '../b' is not the name of a set, {EXAMPLES}",
+        ),
+        *(
+            (app(f"objects: '{name}'"), f"FILE:4: spec.objects: {name!r} is not the name of a set, {EXAMPLES}")
+            for name in ("/a", "a//b", "a/", "a/../b", ".a", "a/..data", "a:b", "a b", "..")
+        ),
+        (
+            app("resources: a, objects: b"),
+            "FILE:4: spec.resources and spec.objects both say what the app sees",
+        ),
         (app(name=".hidden"), "FILE:3: metadata.name '.hidden' cannot be the name of a directory here"),
         (app(name="a/b"), "FILE:3: metadata.name 'a/b' cannot be the name of a directory here"),
         (app(name='""'), "FILE:3: metadata.name is missing"),

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from secretfs.dapr.app_views import load_for_apps
 from secretfs.dapr.declaration import Declaration, DeclaredStore
@@ -25,8 +26,8 @@ class Files:
         self.components.mkdir()
         self.apps.mkdir()
 
-    def load(self, *configs: Path) -> Declaration:
-        return load_for_apps([self.components], configs, [self.apps], {})
+    def load(self, *configs: Path, sets: Path | None = None) -> Declaration:
+        return load_for_apps([self.components], configs, [self.apps], {}, app_resources=sets)
 
 
 @pytest.fixture
@@ -189,3 +190,79 @@ def test_tokens_are_at_an_absolute_path(files: Files) -> None:
     app(files.apps, "orders", tokens="tokens")
     with pytest.raises(ConfigurationError, match=r"orders.yaml:5: spec.tokens: 'tokens' is not an absolute path"):
         files.load()
+
+
+def test_an_app_sees_the_components_of_the_set_that_it_names(files: Files, tmp_path: Path) -> None:
+    """What everybody sees is not there for it, nor does their Configuration count (app-22)."""
+    component(files.components, "env", "local.env")
+    everybody = configuration(files.configs, scope("own", default="deny"), name="everybody")
+    component(tmp_path / "sets/team/shared", "own", "local.env", {"prefix": "A_"})
+    app(files.apps, "orders", resources="team/shared")
+    app(files.apps, "billing", resources="team/shared")
+    app(files.apps, "plain")
+    declaration = files.load(everybody, sets=tmp_path / "sets")
+    assert shown(declaration) == {
+        "billing/own": "resources://team/shared:own",
+        "orders/own": "resources://team/shared:own",
+        "plain/env": "env",
+    }
+    assert opened(declaration) == ["env", "resources://team/shared:own"]
+    assert declaration.scope("orders/own") == ALLOW_ALL
+
+
+def test_references_and_templates_stay_in_the_set(files: Files, tmp_path: Path) -> None:
+    """The store of a set that another one refers to, or one that depends on the app, has a name of the set, too."""
+    team = tmp_path / "sets/team"
+    component(files.components, "token", "local.env")
+    component(team, "token", "local.file", {"secretsFile": "/secrets/token.json"})
+    component(team, "mine", "local.file", {"secretsFile": "/secrets/{appID}.json"})
+    reference = {"vaultToken": {"secretKeyRef": {"name": "token", "key": "token"}}}
+    component(team, "vault", "hashicorp.vault", reference, secret_store="token")
+    app(files.apps, "orders", resources="team")
+    declaration = files.load(sets=tmp_path / "sets")
+    stores = {component.name: component for component in declaration.components}
+    assert sorted(stores) == ["resources://team:orders/mine", "resources://team:token", "resources://team:vault"]
+    assert stores["resources://team:vault"].secret_store == "resources://team:token"
+    assert stores["resources://team:orders/mine"].app_id == "orders"
+
+
+def test_a_set_brings_its_configurations_and_its_files(files: Files, tmp_path: Path) -> None:
+    team = tmp_path / "sets/team"
+    component(team, "env", "local.env")
+    configuration(team, scope("env", default="deny", allowed=["A"]), name="strict")
+    document = {
+        "apiVersion": "secretfs/v1alpha1", "kind": "File", "metadata": {"name": "f"},
+        "spec": {"path": "files/f", "template": "{{ secret('env', 'A') }}"},
+    }  # fmt: skip
+    (team / "f.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    component(files.components, "env", "local.env")
+    app(files.apps, "orders", resources="team")
+    app(files.apps, "plain")
+    declaration = files.load(sets=tmp_path / "sets")
+    assert declaration.scope("orders/env").allowed_secrets == {"A"}
+    assert declaration.scope("plain/env") == ALLOW_ALL
+    assert list(declaration.files) == ["orders/files/f"]
+    configuration(team, name="wide")
+    with pytest.raises(ConfigurationError, match="app orders has to say which configuration is its own: strict, wide"):
+        files.load(sets=tmp_path / "sets")
+    app(files.apps, "orders", resources="team", configuration="wide")
+    assert files.load(sets=tmp_path / "sets").scope("orders/env") == ALLOW_ALL
+
+
+def test_a_set_that_is_not_there_is_a_mistake_of_its_app(files: Files, tmp_path: Path) -> None:
+    (tmp_path / "sets/team/shared").mkdir(parents=True)
+    app(files.apps, "orders", resources="team/share")
+    with pytest.raises(ConfigurationError, match=r"orders\.yaml:1: .*\(did you mean team/shared\?\)"):
+        files.load(sets=tmp_path / "sets")
+    with pytest.raises(ConfigurationError, match="takes --app-resources"):
+        files.load()
+
+
+def test_a_configuration_of_a_set_that_cannot_be_read_is_a_mistake(files: Files, tmp_path: Path) -> None:
+    """Without it nothing would be limited."""
+    team = tmp_path / "sets/team"
+    component(team, "env", "local.env")
+    (team / "strict.yaml").write_text("kind: Configuration\nspec: [", encoding="utf-8")
+    app(files.apps, "orders", resources="team")
+    with pytest.raises(ConfigurationError, match=r"strict\.yaml"):
+        files.load(sets=tmp_path / "sets")

@@ -189,7 +189,7 @@ def test_a_store_is_looked_at_once_however_many_apps_there_are(
     apps = {f"app{number}": App(f"app{number}") for number in range(50)}
     stores = [Named(f"{app}/{store}") for app in apps for store in ("vault", "other")]
     notices: list[Notice] = []
-    files = load_file_views([resources], stores, apps, "", notices)
+    files = load_file_views({name: [resources] for name in apps}, stores, apps, "", notices)
     assert set(files) == {f"{app}/files/f" for app in apps}
     assert notices == []
     assert Named.looks <= len(stores)
