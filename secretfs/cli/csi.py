@@ -106,8 +106,8 @@ def _mount(mountpoint: Path, options: Sequence[str]) -> None:
 
 def _serve(mountpoint: Path, node_id: str, endpoint: Path, flags: Mapping[str, Any]) -> None:
     from secretfs.containers.csi import services  # noqa: PLC0415 - needs grpcio
-    from secretfs.containers.csi.measures import Measures  # noqa: PLC0415 - not in a probe
-    from secretfs.containers.csi.pods import ApiServer  # noqa: PLC0415 - likewise
+    from secretfs.containers.csi.api_server import ApiServer  # noqa: PLC0415 - not in a probe
+    from secretfs.containers.csi.measures import Measures  # noqa: PLC0415 - likewise
     from secretfs.containers.csi.server import run  # noqa: PLC0415 - needs grpcio
     from secretfs.containers.csi.volumes import Volumes  # noqa: PLC0415 - likewise
     from secretfs.daemon.app_documents import document_directory  # noqa: PLC0415 - likewise

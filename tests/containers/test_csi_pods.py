@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from secretfs.containers.csi.api_server import ApiServer
 from secretfs.containers.csi.attributes import document, read_volume, reads_pod
 from secretfs.containers.csi.failures import FailedPrecondition, Unavailable
 from secretfs.containers.csi.messages import PublishRequest
-from secretfs.containers.csi.pods import ApiServer, Pod
+from secretfs.containers.csi.pods import Pod, annotations_of
 from tests.support.kube_fixtures import Namespace, kube, namespace
 from tests.support.servers.ports import free_ports
 
@@ -49,7 +50,7 @@ def spec_of(pod: Pod, api: ApiServer, attributes: dict[str, str]) -> dict[str, s
         "csi.storage.k8s.io/serviceAccount.name": pod.service_account,
     }
     volume = read_volume(PublishRequest("v", "/target", has_capability=True, context=context | attributes))
-    annotations = api.annotations_of(pod) if reads_pod(volume) else {}
+    annotations = annotations_of(api, pod) if reads_pod(volume) else {}
     spec: dict[str, str] = json.loads(document(volume, annotations))["spec"]
     return {name: spec.get(name, "") for name in ("appId", "configuration")}
 
@@ -76,21 +77,21 @@ def test_a_pod_without_annotations(api: ApiServer, namespace: Namespace, pod: Po
 def test_another_pod_of_that_name(api: ApiServer, pod: Pod) -> None:
     """A pod that has been made anew under the same name is another one: nothing of it is believed (csi-6)."""
     with pytest.raises(Unavailable, match="is another one by now"):
-        api.annotations_of(Pod(pod.namespace, pod.name, "another"))
+        annotations_of(api, Pod(pod.namespace, pod.name, "another"))
     with pytest.raises(Unavailable, match="the API server answers with status 404"):
-        api.annotations_of(Pod(pod.namespace, "nobody", pod.uid))
+        annotations_of(api, Pod(pod.namespace, "nobody", pod.uid))
 
 
 def test_a_pod_that_cannot_be_read(api: ApiServer, pod: Pod, account: Path) -> None:
     """Without an answer a volume is not published as somebody else's: the kubelet asks again (csi-6)."""
     with pytest.raises(FailedPrecondition, match=r"needs the right to get pods; or give the volume attributes"):
-        api.annotations_of(Pod("default", pod.name, pod.uid))
+        annotations_of(api, Pod("default", pod.name, pod.uid))
     (port,) = free_ports(1)
     with pytest.raises(Unavailable, match=r"cannot ask the API server at .*: Connection refused"):
-        ApiServer("127.0.0.1", port, account).annotations_of(pod)
+        annotations_of(ApiServer("127.0.0.1", port, account), pod)
     (account / "token").unlink()
     with pytest.raises(Unavailable, match=r"cannot ask the API server at .*: No such file or directory"):
-        api.annotations_of(pod)
+        annotations_of(api, pod)
 
 
 def test_where_the_api_server_is() -> None:

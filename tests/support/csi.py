@@ -170,7 +170,7 @@ def in_pod(account: Path) -> list[str]:
 _IN_POD = """
 import pathlib, sys
 from secretfs.cli.main import main
-from secretfs.containers.csi.pods import ApiServer
+from secretfs.containers.csi.api_server import ApiServer
 ApiServer.__init__.__defaults__ = (pathlib.Path(sys.argv[1]),)
 sys.argv[:2] = ["secretfs"]
 main()

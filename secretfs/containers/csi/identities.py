@@ -18,9 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from secretfs.containers.csi.api_server import ApiServer
 from secretfs.containers.csi.failures import FailedPrecondition, InvalidArgument, Unavailable
 from secretfs.containers.csi.measures import Measures
-from secretfs.containers.csi.pods import ApiServer, Pod
+from secretfs.containers.csi.pods import Pod, require_token_of
 from secretfs.dapr.app import is_app_name
 from secretfs.dapr.references import token_file
 from secretfs.linux.mountinfo import surrounding
@@ -109,7 +110,7 @@ class Identities:
             raise FailedPrecondition("tokens are reviewed by the API server, which is known in a pod only")
         for audience, token in tokens.items():
             with self._measures.review():
-                self._api.require_token_of(pod, token, audience)
+                require_token_of(self._api, pod, token, audience)
 
     def _write(self, place: Path, files: Mapping[str, str]) -> None:
         self._directory.mkdir(mode=0o700, exist_ok=True)

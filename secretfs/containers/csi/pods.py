@@ -1,22 +1,12 @@
-"""What the API server says of a pod and of its tokens, asked with the service account of the driver."""
+"""What the API server says of a pod and of its tokens."""
 
-import http.client
 import json
-import os
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 from urllib.parse import quote
 
+from secretfs.containers.csi.api_server import ApiServer
 from secretfs.containers.csi.failures import FailedPrecondition, PermissionDenied, Unavailable
-
-SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-PATIENCE: Final = 10.0
-"""Seconds that the API server has for an answer."""
-LARGEST: Final = 4 << 20
-"""Bytes of a pod that are read. etcd takes 1.5 MiB at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,77 +31,47 @@ class Pod:
         return f"{self.namespace}/{self.name}"
 
 
-class ApiServer:
-    """The API server that a pod is told of by its environment. Each call makes a connection of its own."""
+def annotations_of(api: ApiServer, pod: Pod) -> Mapping[str, str]:
+    """Return the annotations of a pod. Raises `CallFailure` if it cannot be read, or is another one by now."""
+    path = f"/api/v1/namespaces/{quote(pod.namespace, safe='')}/pods/{quote(pod.name, safe='')}"
+    status, body = api.call("GET", path)
+    if status in (401, 403):
+        raise FailedPrecondition(
+            f"the API server does not let the driver read pod {pod} ({status}): its service account needs the "
+            "right to get pods; or give the volume attributes appId and configuration"
+        )
+    if status != 200:
+        raise Unavailable(f"cannot read pod {pod}: the API server answers with status {status}")
+    try:
+        metadata = json.loads(body)["metadata"]
+        uid, annotations = metadata["uid"], metadata.get("annotations") or {}
+        known = {str(name): str(text) for name, text in annotations.items()}
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise Unavailable(f"cannot read pod {pod}: the answer of the API server is none") from None
+    if uid != pod.uid:
+        raise Unavailable(f"pod {pod} is another one by now")
+    return known
 
-    def __init__(self, host: str, port: int, account: Path = SERVICE_ACCOUNT) -> None:
-        self._host = host
-        self._port = port
-        self._account = account
 
-    @classmethod
-    def of_this_pod(cls, environ: Mapping[str, str] = os.environ) -> "ApiServer | None":
-        """Return the API server of the cluster that this process is a pod of; None if it is none."""
-        host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT")
-        return cls(host, int(port)) if host and port else None
-
-    def annotations_of(self, pod: Pod) -> Mapping[str, str]:
-        """Return the annotations of a pod. Raises `CallFailure` if it cannot be read, or is another one by now."""
-        path = f"/api/v1/namespaces/{quote(pod.namespace, safe='')}/pods/{quote(pod.name, safe='')}"
-        status, body = self._call("GET", path)
-        if status in (401, 403):
-            raise FailedPrecondition(
-                f"the API server does not let the driver read pod {pod} ({status}): its service account needs the "
-                "right to get pods; or give the volume attributes appId and configuration"
-            )
-        if status != 200:
-            raise Unavailable(f"cannot read pod {pod}: the API server answers with status {status}")
-        try:
-            metadata = json.loads(body)["metadata"]
-            uid, annotations = metadata["uid"], metadata.get("annotations") or {}
-            known = {str(name): str(text) for name, text in annotations.items()}
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise Unavailable(f"cannot read pod {pod}: the answer of the API server is none") from None
-        if uid != pod.uid:
-            raise Unavailable(f"pod {pod} is another one by now")
-        return known
-
-    def require_token_of(self, pod: Pod, token: str, audience: str) -> None:
-        """Raise `CallFailure` unless a token is good for an audience, and is that of a pod and its service account."""
-        spec = {"token": token} | ({"audiences": [audience]} if audience else {})
-        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
-        status, body = self._call("POST", "/apis/authentication.k8s.io/v1/tokenreviews", json.dumps(review).encode())
-        if status in (401, 403):
-            raise FailedPrecondition(
-                f"the API server does not let the driver review tokens ({status}): its service account needs the right "
-                "to create tokenreviews"
-            )
-        if status != 201:
-            raise Unavailable(f"cannot review the token of pod {pod}: the API server answers with status {status}")
-        try:
-            result = json.loads(body)["status"]
-            user = result.get("user") or {}
-            is_good = result.get("authenticated") is True and (not audience or audience in result.get("audiences", ()))
-            name = user.get("username", "")
-            uids = (user.get("extra") or {}).get("authentication.kubernetes.io/pod-uid") or ()
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise Unavailable(f"cannot review the token of pod {pod}: the answer of the API server is none") from None
-        if not is_good or name != f"system:serviceaccount:{pod.namespace}:{pod.service_account}" or pod.uid not in uids:
-            raise PermissionDenied(f"a token is not that of pod {pod} with service account {pod.service_account}")
-
-    def _call(self, method: str, path: str, content: bytes | None = None) -> tuple[int, bytes]:
-        try:
-            token = (self._account / "token").read_text("ascii").strip()
-            tls = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
-            connection = http.client.HTTPSConnection(self._host, self._port, timeout=PATIENCE, context=tls)
-            try:
-                headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
-                headers |= {"Content-Type": "application/json"} if content else {}
-                connection.request(method, path, content, headers)
-                response = connection.getresponse()
-                return response.status, response.read(LARGEST)
-            finally:
-                connection.close()
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-            raise Unavailable(f"cannot ask the API server at {self._host}:{self._port}: {reason}") from None
+def require_token_of(api: ApiServer, pod: Pod, token: str, audience: str) -> None:
+    """Raise `CallFailure` unless a token is good for an audience, and is that of a pod and its service account."""
+    spec = {"token": token} | ({"audiences": [audience]} if audience else {})
+    review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
+    status, body = api.call("POST", "/apis/authentication.k8s.io/v1/tokenreviews", json.dumps(review).encode())
+    if status in (401, 403):
+        raise FailedPrecondition(
+            f"the API server does not let the driver review tokens ({status}): its service account needs the right "
+            "to create tokenreviews"
+        )
+    if status != 201:
+        raise Unavailable(f"cannot review the token of pod {pod}: the API server answers with status {status}")
+    try:
+        result = json.loads(body)["status"]
+        user = result.get("user") or {}
+        is_good = result.get("authenticated") is True and (not audience or audience in result.get("audiences", ()))
+        name = user.get("username", "")
+        uids = (user.get("extra") or {}).get("authentication.kubernetes.io/pod-uid") or ()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise Unavailable(f"cannot review the token of pod {pod}: the answer of the API server is none") from None
+    if not is_good or name != f"system:serviceaccount:{pod.namespace}:{pod.service_account}" or pod.uid not in uids:
+        raise PermissionDenied(f"a token is not that of pod {pod} with service account {pod.service_account}")

@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from secretfs.containers.csi.api_server import ApiServer
 from secretfs.containers.csi.attributes import Volume, document, read_volume, reads_pod, request_of, tokens_of
 from secretfs.containers.csi.failures import Aborted, AlreadyExists, CallFailure, FailedPrecondition, InvalidArgument
 from secretfs.containers.csi.identities import Identities
 from secretfs.containers.csi.measures import Measures
 from secretfs.containers.csi.messages import PublishRequest, UnpublishRequest
-from secretfs.containers.csi.pods import ApiServer
+from secretfs.containers.csi.pods import annotations_of
 from secretfs.daemon.app_documents import change, declared_apps, document_of, locked, require_shown, without_place
 from secretfs.daemon.control_client import read_metrics
 from secretfs.errors import ConfigurationError, MountError
@@ -149,7 +150,7 @@ class Volumes:
             return
         annotations: Mapping[str, str] = {}
         if self._api and volume.pod and reads_pod(volume):
-            annotations = self._api.annotations_of(volume.pod)
+            annotations = annotations_of(self._api, volume.pod)
         text = document(volume, annotations, tokens)
         with locked(self._documents):
             path = document_of(self._documents, volume.name)
