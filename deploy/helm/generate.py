@@ -15,6 +15,7 @@ TEMPLATES = HERE / "secretfs/templates"
 
 _IMAGE = re.compile(r"ghcr\.io/secretfs/secretfs:\S+")
 _HAS_TOKENS = "{{ not (empty .Values.tokenRequests) }}"
+_SETS = re.compile(r"^( *)- '@sets: (.*)@'$", re.MULTILINE)
 _MARK = re.compile(r"^( *)((?:- )?\S+): '?@(\S+)@'?$", re.MULTILINE)
 
 
@@ -31,6 +32,7 @@ def _template(path: Path) -> str:
     text = text.replace("/var/lib/kubelet", "{{ .Values.kubeletDir }}")
     text = re.sub(r"namespace: secretfs$", "namespace: {{ .Release.Namespace }}", text, flags=re.MULTILINE)
     text = _MARK.sub(_block, text)
+    text = _SETS.sub(_each_set, text)
     return text.replace(f"'{_HAS_TOKENS}'", _HAS_TOKENS)
 
 
@@ -43,6 +45,9 @@ def _marked(document: dict[str, Any]) -> dict[str, Any]:
     if document["kind"] == "DaemonSet":
         pod = document["spec"]["template"]["spec"]
         pod |= {"nodeSelector": "@nodeSelector@", "tolerations": "@tolerations@"}
+        pod["volumes"].append("@sets: configMap: {name: {{ $set.configMap }}}@")
+        path = "/etc/secretfs/sets/{{ $set.namespace }}/{{ $set.name }}"
+        pod["initContainers"][0]["volumeMounts"].append(f"@sets: mountPath: {path}@")
         for container in pod["containers"]:
             container["resources"] = "@resources@"
     return document
@@ -52,6 +57,13 @@ def _block(match: re.Match[str]) -> str:
     indent, key, name = match.groups()
     width = len(indent) + (4 if key.startswith("- ") else 2)
     return f"{indent}{key}: {{{{- toYaml .Values.{name} | nindent {width} }}}}"
+
+
+def _each_set(match: re.Match[str]) -> str:
+    """Return an entry of a list for each of the sets."""
+    indent, field = match.groups()
+    lines = ("{{- range $number, $set := .Values.sets }}", "- name: set-{{ $number }}", f"  {field}", "{{- end }}")
+    return "\n".join(f"{indent}{line}" for line in lines)
 
 
 class _Plain(yaml.SafeDumper):

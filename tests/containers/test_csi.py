@@ -110,11 +110,14 @@ def test_an_unpublish_without(kubelet: Kubelet, missing: str) -> None:
 
 WRONG: list[tuple[dict[str, str], str]] = [
     ({"appID": "x"}, "unknown volume attribute appID (did you mean appId?)"),
-    ({"size": "1"}, "unknown volume attribute size (there are appId, configuration, owner, group, mode)"),
+    ({"size": "1"}, "unknown volume attribute size (there are appId, configuration, owner, group, mode, resources)"),
     ({"appId": "../x"}, "volume attribute appId: '../x' cannot be an app id here: it has a slash"),
     ({"owner": "root"}, "volume attribute owner: 'root' is not an id such as 1000"),
     ({"group": "4294967295"}, "volume attribute group: '4294967295' is not an id"),
     ({"mode": "0777"}, "volume attribute mode: '0777': a file here can be read and nothing else (0400, 0440, 0444)"),
+    ({"resources": "../billing"}, "volume attribute resources: '../billing' cannot be the name of a directory"),
+    ({"resources": "billing/team"}, "volume attribute resources: 'billing/team' cannot be the name of a directory"),
+    ({"resources": "tem"}, "/sets/shop/tem (did you mean shop/team?)"),
     ({"configuration": "wid"}, "there is no Configuration named wid (did you mean wide?)"),
     ({"appId": "orders"}, "has to say which configuration is its own: strict, wide"),
 ]
@@ -150,6 +153,21 @@ def test_other_mistakes(kubelet: Kubelet, node: Node) -> None:
     assert refused(kubelet.publish, "v", ORDERS_APP, group="nobody")[0] == "INVALID_ARGUMENT"
     code, text = refused(kubelet.publish, "v", WIDE, pod={})
     assert (code, "podInfoOnMount: true" in text) == ("FAILED_PRECONDITION", True)
+    assert node.is_clean()
+
+
+def test_a_set_of_components(kubelet: Kubelet, node: Node) -> None:
+    """csi-23: A volume shows a set of components of its namespace, and only those, when the pod names it."""
+    target = kubelet.publish("v", {"appId": "orders", "resources": "team"})
+    assert os.listdir(target) == ["shop"]  # noqa: PTH208 - names are what counts
+    assert (target / "shop/db").read_text(encoding="utf-8") == secret("team")
+    everybody = kubelet.publish("w", ORDERS_APP)
+    assert os.listdir(everybody) == ["file"]  # noqa: PTH208 - likewise
+    said = refused(kubelet.publish, "x", {"appId": "orders", "resources": "team"}, pod={})
+    assert said[0] == "FAILED_PRECONDITION"
+    assert "podInfoOnMount: true is missing" in said[1]
+    kubelet.unpublish("v")
+    kubelet.unpublish("w")
     assert node.is_clean()
 
 

@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +46,20 @@ def rendered(**more: Any) -> list[dict[str, Any]]:
         lines = yaml.safe_dump(value(match[1]), sort_keys=False).rstrip().splitlines()
         return "".join(f"\n{indent}{line}" for line in lines)
 
+    def entries(match: re.Match[str]) -> str:
+        return "".join(
+            re.sub(r"\{\{ \$set\.(\S+) \}\}", lambda field: item[field[1]], match[2]).replace(  # noqa: B023 - used at once
+                "{{ $number }}", str(number)
+            )
+            for number, item in enumerate(value(match[1]))
+        )
+
     documents: list[dict[str, Any]] = []
     for path in sorted((CHART / "templates").iterdir()):
         text = path.read_text(encoding="utf-8")
+        text = re.sub(
+            r"\s*\{\{- range \S+ \$set := \.Values\.(\S+) \}\}(.*?)\s*\{\{- end \}\}", entries, text, flags=re.DOTALL
+        )
         text = re.sub(r" \{\{- toYaml \.Values\.(\S+) \| nindent (\d+) \}\}", block, text)
         text = text.replace("{{ .Release.Namespace }}", "secretfs")
         text = text.replace("{{ .Values.image.tag | default .Chart.AppVersion }}", chart["appVersion"])
@@ -71,6 +85,48 @@ def test_tokens_of_pods_are_values_of_the_chart() -> None:
     requests = [{"audience": "vault", "expirationSeconds": 3600}, {"audience": "sts.amazonaws.com"}]
     (driver,) = [each for each in rendered(tokenRequests=requests) if each["kind"] == "CSIDriver"]
     assert (driver["spec"]["tokenRequests"], driver["spec"]["requiresRepublish"]) == (requests, True)
+
+
+def test_sets_of_components_are_values_of_the_chart() -> None:
+    """Each is a ConfigMap, which the first container copies to where the mount has it by namespace and name."""
+    sets = [
+        {"namespace": "shop", "name": "vault", "configMap": "shop-vault"},
+        {"namespace": "billing", "name": "cloud", "configMap": "bill"},
+    ]
+    (driver,) = [each for each in rendered(sets=sets) if each["kind"] == "DaemonSet"]
+    pod = driver["spec"]["template"]["spec"]
+    mounted = {each["name"]: each["mountPath"] for each in pod["initContainers"][0]["volumeMounts"]}
+    assert (mounted["set-0"], mounted["set-1"]) == (
+        "/etc/secretfs/sets/shop/vault",
+        "/etc/secretfs/sets/billing/cloud",
+    )
+    assert pod["volumes"][-2:] == [
+        {"name": "set-0", "configMap": {"name": "shop-vault"}},
+        {"name": "set-1", "configMap": {"name": "bill"}},
+    ]
+
+
+def test_what_the_first_container_copies(tmp_path: Path) -> None:
+    """The components of all and the sets of namespaces, and those of the pod before stay for its mount."""
+    (driver,) = [each for each in kustomize(DEPLOY / "kubernetes/base") if each["kind"] == "DaemonSet"]
+    *program, script = driver["spec"]["template"]["spec"]["initContainers"][0]["command"]
+    script = script.replace("/run/secretfs", f"{tmp_path}/run").replace("/etc/secretfs", f"{tmp_path}/etc")
+    for name in ("components/vault.yaml", "sets/shop/vault/vault.yaml"):
+        path = tmp_path / "etc" / name
+        data = path.parent / "..data"  # as a ConfigMap is mounted
+        data.mkdir(parents=True)
+        (data / path.name).write_text(name)
+        path.symlink_to(f"..data/{path.name}")
+    (tmp_path / "run").mkdir()
+    for pod in ("1", "2", "3"):
+        subprocess.run([sys.executable, *program[1:], script], check=True, env={"POD": pod})
+        age = 10 * (3 - int(pod))
+        os.utime(tmp_path / "run/components" / pod, times=(time.time() - age,) * 2)
+    copies = tmp_path / "run/components"
+    assert sorted(path.name for path in copies.iterdir()) == ["2", "3"]
+    files = sorted(str(path.relative_to(copies / "3")) for path in (copies / "3").rglob("*.yaml"))
+    assert files == ["sets/shop/vault/vault.yaml", "vault.yaml"]
+    assert (copies / "3/sets/shop/vault/vault.yaml").read_text() == "sets/shop/vault/vault.yaml"
 
 
 def test_an_api_server_knows_every_field(kube: KubeApiserver) -> None:

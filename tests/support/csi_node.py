@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.app_host import SECRETS, Host
+from tests.support.canary import secret
 from tests.support.csi import Kubelet, Protocol, binds_below
 from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import Mounted, mounted, unmount
@@ -26,6 +27,7 @@ class Node:
             directory.chmod(directory.stat().st_mode | 0o011)  # every user reaches the mount
         self.host, self.volumes = Host(root), root / "volumes"
         self.volumes.mkdir()
+        self.sets = root / "sets"
         self.kubelet, self.another_kubelet = (Kubelet(kubelets / name, protocol) for name in ("1", "2"))
         file = SecretsFile(root / "secrets.json")
         file.write(SECRETS)
@@ -33,6 +35,10 @@ class Node:
             self.host.components, "file", "local.file", {"secretsFile": file.path, "nestedSeparator": "/"},
             scopes=["orders", "payment"],
         )  # fmt: skip
+        team = SecretsFile(root / "team.json")
+        team.write({"db": secret("team")})
+        for namespace in ("shop", "billing"):
+            component(self.sets / namespace / "team", namespace, "local.file", {"secretsFile": team.path})
         self.configurations = [
             configuration(self.host.configs, scope("file", default="deny", allowed=["tls/key"]), name="strict"),
             configuration(self.host.configs, name="wide"),
@@ -47,7 +53,7 @@ class Node:
         return mounted(
             self.host.components,
             config=self.configurations,
-            options=["--apps", str(self.volumes), "--allow-other"],
+            options=["--apps", str(self.volumes), "--allow-other", "--app-resources", str(self.sets)],
             env=env,
             mountpoint=self.host.mountpoint,
             expect_log=[r"(ERROR|WARNING) "],

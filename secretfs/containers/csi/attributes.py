@@ -41,10 +41,19 @@ def _id(text: str) -> int:
     return int(text)
 
 
+def _set(text: str) -> str:
+    if not is_app_name(text):
+        raise ValueError(
+            f"{text!r} cannot be the name of a directory of components: it has a slash, or begins with a dot"
+        )
+    return text
+
+
 _PARSERS: Final[Mapping[str, Callable[[str], object]]] = {
     "appId": parse_app_id, "configuration": str, "owner": _id, "group": _id, "mode": parse_mode,
+    "resources": _set,
 }  # fmt: skip
-"""The attributes that a pod may give, which are fields of an App."""
+"""The attributes that a pod may give, which are fields of an App. A set of components is in its own namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,16 @@ class Volume:
     mount_group: str = ""
     tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Those of the pod, by audience."""
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of its pod. Raises `FailedPrecondition` if the kubelet names none."""
+        if self.pod is None:
+            raise FailedPrecondition(
+                "the volume attribute resources names something in the namespace of the pod, and the kubelet does not "
+                "say which that is: podInfoOnMount: true is missing in the CSIDriver object"
+            )
+        return self.pod.namespace
 
     @property
     def request(self) -> str:
@@ -98,6 +117,8 @@ def document(volume: Volume, annotations: Mapping[str, str], tokens: Path | None
     configuration = volume.attributes.get("configuration") or annotations.get(CONFIGURATION_ANNOTATION)
     if configuration:
         spec["configuration"] = configuration
+    if name := volume.attributes.get("resources"):
+        spec["resources"] = f"{volume.namespace}/{name}"
     group = volume.attributes.get("group") or volume.mount_group
     # As the files of a Secret: for the group of the pod if it has one, else for whoever is in the pod.
     spec |= {"owner": volume.attributes.get("owner", "0"), "mode": "0440" if group else "0444"}
