@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from secretfs.linux.process import CAP_DAC_OVERRIDE, CAP_IPC_LOCK
+from secretfs.linux.process import CAP_DAC_OVERRIDE, CAP_IPC_LOCK, memory_is_locked
 from secretfs.linux.secret_memory import has_swap
 from secretfs.linux.system_calls import REFUSED, filter_system_calls
 
@@ -94,7 +94,7 @@ def protections() -> Iterator[Protection]:
     dumps = dumpable or resource.getrlimit(resource.RLIMIT_CORE) != (0, 0)
     how = "there may be core dumps of it" if dumps else "it leaves no core dump, and may not be traced"
     yield Protection("core_dumps", not dumps, how)
-    locked = status.get("VmLck", "0").split()[0] != "0"
+    locked = memory_is_locked()
     yield Protection("memory", locked or not has_swap(), _memory(locked=locked))
     rights = _capabilities(status["CapPrm"])
     spare = [NAMES.get(number, str(number)) for number in sorted(rights)]

@@ -20,6 +20,9 @@ _EVERYBODY = ["0", "0", "4294967295"]  # user_namespaces(7): the map of the init
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
 
+_LOCKED: Final = list[bool]()
+"""Not empty once all memory is locked. That some is, the kernel tells; secret memory always is."""
+
 log = logging.getLogger(__name__)
 
 
@@ -71,10 +74,16 @@ def lock_memory() -> Notice | None:
     # ONFAULT: lock pages when they are touched, not the whole stack of every thread that is ever started.
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0:
+        _LOCKED.append(True)
         return None
     reason = os.strerror(ctypes.get_errno())
     fix = "encrypt the swap, or do without it (swapoff -a)"
     return Notice(f"cannot lock memory: {reason}", fix=fix, unsafe=True)
+
+
+def memory_is_locked() -> bool:
+    """Whether `lock_memory` has locked all memory of this process, that which it gets later included."""
+    return bool(_LOCKED)
 
 
 def has_capability(number: int) -> bool:

@@ -140,15 +140,18 @@ def test_what_holds_is_told(components: Path) -> None:
         assert "PASS  protections  it leaves no core dump" in done.out
 
 
-def test_what_does_not_hold_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [64, 8192])  # KiB: not enough for secret memory; enough, which is locked
+def test_what_does_not_hold_is_told(limit: int) -> None:
     """Memory that may be swapped out is an error in the log, a line of `status`, and a finding (safe-4)."""
-    done = in_namespace("""
+    done = in_namespace(f"""
         mkdir m; chown 65534 m
         env_component
         printf 'Filename Type Size Used Priority\\n/dev/sda2 partition 1 0 -2\\n' > swaps
         mount --bind swaps /proc/swaps
-        ulimit -l 64
+        ulimit -l {limit}
+        export A=1
         as_nobody secretfs mount --resources-path c m
+        as_nobody cat m/env/A > /dev/null
         as_nobody secretfs status m | grep 'not protected'
         as_nobody secretfs doctor --resources-path c m | grep 'WARN  protections' || true
         as_nobody secretfs unmount m
