@@ -24,14 +24,19 @@ HELD: Final = 100
 
 
 def hold_writable(path: bytes, device: bytes) -> None:
-    """Keep a writable mount of a directory of a device open, until `release`."""
+    """Keep a writable mount of a directory of a device open, until `release`. Until then others may look at us.
+
+    Else only who may trace every process could follow the path.
+    """
     with writable(path) as mount:
         _require_device(mount, device)
         os.dup2(mount, HELD, inheritable=False)
+        _set_dumpable(1)
 
 
 def release() -> None:
     """Let go of what `hold_writable` keeps, if anything."""
+    _set_dumpable(0)
     with contextlib.suppress(OSError):
         os.close(HELD)
 
@@ -61,12 +66,13 @@ OPENING: Final = frozenset({"open_group"})
 """Those that return a descriptor, which goes back with the answer."""
 
 _NAME: Final = b"secretfs-helper"
-_PR_SET_NAME: Final = 15  # linux/prctl.h
+_PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15  # linux/prctl.h
 
 
 def leave_daemon(name: bytes, requests: socket.socket) -> None:
     """Be a process that is called so, ends after the daemon, and has nothing open but the socket of its requests."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name, 0, 0, 0)
+    _set_dumpable(0)  # a program of its own does not inherit that
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)  # these are for the daemon
     os.chdir("/")
@@ -86,6 +92,11 @@ def serve(requests: socket.socket) -> NoReturn:
                 os.close(descriptor)
     finally:
         os._exit(0)
+
+
+def _set_dumpable(value: int) -> None:
+    """Say whether other processes of this user may trace us, and look at what we have open."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, value, 0, 0, 0)
 
 
 def _close_all_but(kept: socket.socket) -> None:

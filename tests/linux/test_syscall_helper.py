@@ -136,6 +136,33 @@ def looked_at(pid: int) -> tuple[set[str], str, str]:
     return kinds, os.readlink(process / "cwd"), (process / "comm").read_text().strip()  # noqa: PTH115
 
 
+@pytest.mark.root("of another user's process the owner shows whether it may be traced")
+def test_no_other_process_of_a_user_gets_at_one(tmp_path: Path) -> None:
+    """Neither at the first one nor at one that has taken its place: the files of root in /proc tell."""
+    code = """
+import logging, os, signal, trio
+from secretfs.linux.process import forbid_dumps
+from secretfs.linux.syscall_helper import SyscallHelper
+logging.disable()
+os.setgid(65534)
+os.setuid(65534)
+forbid_dumps()
+
+async def main():
+    helper = SyscallHelper.fork()
+    for _ in range(2):
+        await helper.call("statvfs", b"/")
+        print(os.stat(f"/proc/{helper.pid}/environ").st_uid)
+        os.kill(helper.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, helper.pid, os.WEXITED | os.WNOWAIT)
+    helper.close()
+
+trio.run(main)
+"""
+    done = run([sys.executable, "-c", code], env=environment())
+    assert (done.out, done.err) == ("0\n0\n", "")
+
+
 def test_it_ends_when_the_daemon_is_killed() -> None:
     script = (
         "from secretfs.linux.syscall_helper import SyscallHelper; import time\n"
@@ -198,6 +225,36 @@ async def test_it_holds_a_directory_until_it_lets_go(memory: Within) -> None:
         assert str(HELD) not in os.listdir(held.parent)  # noqa: PTH208
     kill(helper.pid)
     helper.close()
+
+
+@pytest.mark.root("only root mounts")
+def test_who_may_not_trace_every_process_gets_into_what_it_holds(memory: Within) -> None:
+    """As root in a container, and only while it holds that (control-12)."""
+    code = """
+import os, sys, trio
+from secretfs.linux.process import forbid_dumps
+from secretfs.linux.syscall_helper import SyscallHelper
+
+def look(pid):
+    try:
+        print(os.readlink(f"/proc/{pid}/fd/0").partition(":")[0])
+    except OSError as error:
+        print(error.strerror)
+
+async def main():
+    helper = SyscallHelper.started_when_needed()
+    await helper.call("hold_writable", *map(os.fsencode, sys.argv[1:]))
+    look(helper.pid)
+    await helper.call("release")
+    look(helper.pid)
+    helper.close()
+
+trio.run(main)
+"""
+    without = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+    arguments = [os.fsdecode(memory.path), str(memory.device)]
+    done = run([*without, sys.executable, "-c", code, *arguments], env=environment())
+    assert (done.out, done.err) == ("socket\nPermission denied\n", "")
 
 
 def test_a_filter_of_system_calls_costs_a_helper_and_not_the_daemon() -> None:
