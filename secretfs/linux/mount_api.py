@@ -18,7 +18,7 @@ _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 _CLOEXEC: Final = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
 _CLONE: Final = 1
-_FROM_EMPTY_PATH, _TO_SYMLINKS = 0x4, 0x10
+_FROM_EMPTY_PATH: Final = 0x4  # and not MOVE_MOUNT_T_SYMLINKS
 _RDONLY, NOSUID, NODEV, NOEXEC = 0x1, 0x2, 0x4, 0x8
 _ATTRIBUTES: Final = struct.Struct("=QQQQ")  # to set, to clear, propagation, user namespace
 
@@ -43,8 +43,8 @@ def new_mount(fstype: str, options: Mapping[str, str | None], attributes: int = 
 
 
 def place(mount: int, path: bytes) -> None:
-    """Give a mount its place: from now on it is seen there."""
-    _call(_MOVE_MOUNT, mount, b"", _AT_FDCWD, path, _FROM_EMPTY_PATH | _TO_SYMLINKS)
+    """Give a mount its place: from now on it is seen there. A symbolic link is none: it may lead anywhere by now."""
+    _call(_MOVE_MOUNT, mount, b"", _AT_FDCWD, path, _FROM_EMPTY_PATH)
 
 
 def make_read_only(mount: int) -> None:

@@ -47,6 +47,16 @@ def test_it_mounts_nowhere_else(mounter: Mounter) -> None:
     assert Path("/proc/self").is_dir()
 
 
+def test_a_link_that_has_come_to_its_place_leads_it_nowhere(mounter: Mounter, tmp_path: Path) -> None:
+    """Made by whoever has taken the daemon over, or may write to the directory that the mount point is in."""
+    (tmp_path / "m").rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "m").symlink_to("elsewhere")
+    with pytest.raises(MountError, match=f"cannot mount at {tmp_path}/m: Invalid argument"):
+        mounter.mount("test", allow_other=False)
+    assert str(tmp_path / "elsewhere") not in fuse_mounts()
+
+
 def test_what_fails_is_told_with_its_reason(mounter: Mounter, tmp_path: Path) -> None:
     (tmp_path / "m").rmdir()
     with pytest.raises(MountError, match=f"cannot mount at {tmp_path}/m: No such file or directory"):
