@@ -41,8 +41,14 @@ class Succession:
         self._listening: socket.socket | None = None
         self._heir: socket.socket | None = None
         if path is not None:
-            self.inherited = _inherit(path)
-            self._listening = _listen(path)
+            self._listening, new = _listen(path)  # first: once the other one ends, nothing else keeps the mount
+            try:
+                self.inherited = _inherit(path)
+                new.replace(path)
+            except (MountError, OSError) as error:
+                self._listening.close()
+                new.unlink(missing_ok=True)
+                raise error if isinstance(error, MountError) else _not_listening(path, error) from None
 
     @property
     def has_heir(self) -> bool:
@@ -63,7 +69,7 @@ class Succession:
         except OSError:
             return False
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        if _CREDENTIALS.unpack(credentials)[1] not in (0, os.geteuid()):
+        if _CREDENTIALS.unpack(credentials)[1] not in (0, os.geteuid()) or _has_gone(connection):
             connection.close()
             return False
         poll.unregister(self._listening)
@@ -101,16 +107,31 @@ def _inherit(path: Path) -> dict[str, int]:
     return dict(zip(filter(None, names.decode().rstrip("\n").split(":")), descriptors, strict=True))
 
 
-def _listen(path: Path) -> socket.socket:
-    """Listen for this user alone, in the place of the supervisor before."""
+def _listen(path: Path) -> tuple[socket.socket, Path]:
+    """Listen for this user alone. Returns where, which is to take the place of ``path``."""
     new = path.with_name(f"{path.name}.{os.getpid()}")
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         os.fchmod(listening.fileno(), 0o600)  # before it has a name: the file gets this mode
+        new.unlink(missing_ok=True)  # of one that was killed meanwhile; without hostPID each has the same id
         listening.bind(os.fsencode(new))
         listening.listen(_BACKLOG)
         listening.settimeout(0)
-        new.replace(path)
     except OSError as error:
-        raise MountError(f"a supervisor cannot listen at {path}: {error.strerror or error}") from None
-    return listening
+        listening.close()
+        raise _not_listening(path, error) from None
+    return listening, new
+
+
+def _not_listening(path: Path, error: OSError) -> MountError:
+    return MountError(f"a supervisor cannot listen at {path}: {error.strerror or error}")
+
+
+def _has_gone(connection: socket.socket) -> bool:
+    """Whether a supervisor has ended that waited for its turn: it never sends anything."""
+    try:
+        return not connection.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

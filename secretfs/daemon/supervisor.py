@@ -121,8 +121,8 @@ class Supervisor:
             gone = self._wait(self._restarts.pause)
             if self._stopping:
                 return self._unmount()
-            if gone:
-                return _exit_status(code)
+            if gone or self._succession.hand_over(self._stored):
+                return _exit_status(code) if gone else 0
 
     # --- a worker's life ---
 
@@ -320,16 +320,17 @@ class Supervisor:
     # --- the end ---
 
     def _wait(self, seconds: float) -> bool:
-        """Wait before the next worker. SIGHUP ends the wait, and so does a signal to stop.
+        """Wait before the next worker. SIGHUP ends the wait, and so do a signal to stop and a supervisor that follows.
 
         Returns whether the mount is gone, which nothing else notices after giving up.
         """
         poll = select.poll()
         poll.register(self._signals, select.POLLIN)
+        self._succession.watch(poll)
         if self._restarts.given_up:
             poll.register(self._mounts, select.POLLPRI)
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
+        while not self._succession.accept(poll) and (left := end - time.monotonic()) > 0:
             if self._restarts.given_up and not self._is_there():
                 return True
             if self._signals.fileno() in dict(poll.poll(left * 1000)):

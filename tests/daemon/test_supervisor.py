@@ -3,10 +3,11 @@
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class Supervised:
 
 @contextmanager
 def supervised(
-    directory: Path, worker: str, *, settings: str = "pass", cwd: Path | None = None
+    directory: Path, worker: str, *, settings: str = "pass", cwd: Path | None = None, options: Sequence[str] = ()
 ) -> Iterator[Supervised]:
     """Run a supervisor in the foreground; ``worker`` is the program of its workers."""
     lives, log, script = directory / "lives", directory / "log", directory / "worker.py"
@@ -65,7 +66,7 @@ def supervised(
     program = f"import sys; from secretfs.daemon import supervisor as s; {settings}; sys.exit(s.main(sys.argv[1:]))"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-c", program, "-1", "-", str(directory / "mnt"), sys.executable, str(script)],
+            [sys.executable, "-c", program, *options, "-1", "-", str(directory / "mnt"), sys.executable, str(script)],
             cwd=cwd or directory, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=stderr, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     try:
@@ -375,3 +376,31 @@ def test_it_is_small(tmp_path: Path) -> None:
         assert rss < 24 << 10
         s.process.send_signal(signal.SIGTERM)
         assert s.process.wait(PATIENCE) == 0
+
+
+def test_one_that_has_given_up_is_followed_at_once(tmp_path: Path) -> None:
+    """Not when it tries again, and not by one that has ended meanwhile: that is how a node is put right (csi-15)."""
+    worker = """
+        if lives == 1:
+            for name in ("connection", "leases"):
+                file = os.memfd_create(name); os.write(file, name.encode()); manager.store(name, file)
+            manager.notify(READY=1)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    """
+    settings = f"{NO_PAUSES}; r.RETRIES = (3600.0, 3600.0); s.Supervisor._is_there = lambda self: True"
+    place = tmp_path / "socket"
+    with supervised(tmp_path, worker, settings=settings, options=["--follow", str(place)]) as s:
+        wait_until(lambda: "giving up, trying again" in s.log.read_text(encoding="utf-8"))
+        s.process.send_signal(signal.SIGSTOP)  # else it may send all to the one that is about to end
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as gone:
+            gone.connect(str(place))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as follows:
+            follows.settimeout(PATIENCE)
+            follows.connect(str(place))
+            s.process.send_signal(signal.SIGCONT)
+            names, descriptors, _, _ = socket.recv_fds(follows, 99, 9)
+        assert s.process.wait(PATIENCE) == 0
+        assert s.count == 6
+    assert (names, [os.pread(held, 99, 0) for held in descriptors]) == (b"leases\n", [b"leases"])
+    for held in descriptors:
+        os.close(held)
