@@ -162,8 +162,10 @@ class _Server:
     def reap(self, *_: object) -> None:
         """Reap helpers that have ended. What fusermount3 ends with is for who has started it."""
         for pid in list(self._helpers):
-            if os.waitpid(pid, os.WNOHANG) != (0, 0):
-                self._helpers.discard(pid)
+            with contextlib.suppress(ChildProcessError):  # reaped by another call, which a signal made in this one
+                if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                    continue
+            self._helpers.discard(pid)
 
 
 def _serve(requests: socket.socket, mountpoint: Path) -> NoReturn:

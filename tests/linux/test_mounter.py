@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from secretfs.errors import MountError
-from secretfs.linux.mounter import Mounter
+from secretfs.linux.mounter import Mounter, _Server
 from tests.support.mounted import fuse_mounts
 from tests.support.shell import wait_until
 
@@ -70,6 +70,18 @@ def test_helpers_that_it_has_started_end_with_their_socket(mounter: Mounter) -> 
     assert Path(f"/proc/{pid}").exists()
     ours.close()
     wait_until(lambda: not Path(f"/proc/{pid}").exists())  # it has been reaped, too
+
+
+def test_helpers_that_end_at_once_are_reaped_once(tmp_path: Path) -> None:
+    """The signal of the second interrupts what the signal of the first has begun, which then finds nothing to reap."""
+    server = _Server(tmp_path)
+    pids = [os.posix_spawn("/bin/true", ["true"], {}) for _ in range(2)]
+    for pid in pids:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    server._helpers = set(pids)
+    os.waitpid(pids[0], 0)
+    server.reap()
+    assert server._helpers == set()
 
 
 def test_when_it_has_been_killed(mounter: Mounter) -> None:
