@@ -10,6 +10,7 @@ import errno
 import os
 import platform
 import struct
+import sys
 from typing import Final
 
 REFUSED: Final = {
@@ -46,6 +47,7 @@ REFUSED: Final = {
 
 _MACHINES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Column of `REFUSED`, and AUDIT_ARCH_* of linux/audit.h."""
+_LARGEST_OF_32_BITS: Final = (1 << 31) - 1
 _X32: Final = 0x40000000  # __X32_SYSCALL_BIT of asm/unistd.h: the same calls by other numbers
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2  # linux/prctl.h, linux/seccomp.h
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | 1  # SECCOMP_RET_ALLOW; SECCOMP_RET_ERRNO with EPERM
@@ -58,9 +60,11 @@ def filter_system_calls() -> None:
     """Have the kernel refuse `REFUSED` from now on, and all calls of programs for another architecture (32 bits).
 
     Takes no_new_privs; call it before there are threads. Raises OSError where the kernel has no filters, ENOSYS on a
-    machine whose numbers are not known here.
+    machine whose numbers are not known here, and in a program for 32 bits.
     """
     machine = platform.machine()
+    if sys.maxsize <= _LARGEST_OF_32_BITS:  # the kernel may have 64: all our calls would be of another architecture
+        machine = "programs for 32 bits"
     if machine not in _MACHINES:
         raise OSError(errno.ENOSYS, f"the numbers of system calls are not known for {machine}")
     column, architecture = _MACHINES[machine]

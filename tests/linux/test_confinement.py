@@ -83,18 +83,25 @@ def test_the_numbers_are_those_of_the_kernel() -> None:
         assert numbers == {name: str(numbers[column]) for name, numbers in REFUSED.items()}
 
 
-def test_a_machine_whose_numbers_are_not_known() -> None:
+@pytest.mark.parametrize(
+    ("machine", "unknown"),
+    [
+        ('platform.machine = lambda: "riscv64"', "riscv64"),
+        ("sys.maxsize = 2**31 - 1", "programs for 32 bits"),  # as on a Raspberry Pi, whose kernel has 64
+    ],
+)
+def test_a_machine_whose_numbers_are_not_known(machine: str, unknown: str) -> None:
     """It serves, and says what is lacking."""
-    code = """
+    code = f"""
 import logging, platform, sys
 logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
-platform.machine = lambda: "riscv64"
+{machine}
 from secretfs.linux.confinement import confine, protections
 confine(())
 print(*(one.how for one in protections() if not one.holds and one.name == "system_calls"))
 """
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
-    unknown = "the numbers of system calls are not known for riscv64"
+    unknown = f"the numbers of system calls are not known for {unknown}"
     assert done.stdout.splitlines() == [
         f"WARNING this process keeps rights that it does not need: {unknown}",
         "it filters no system calls",
