@@ -1,7 +1,8 @@
 """What the worker gives up before it opens a store, for itself and for all programs that it starts.
 
 A helper process mounts for it (`secretfs.linux.mounter`). Whatever a store, a library or a hostile answer makes of the
-worker, it can neither mount nor load modules nor become another user, nor read the memory of another process.
+worker, it can neither mount nor load modules nor become another user. Nor can one of root read the memory of another
+process, unless it keeps CAP_SYS_PTRACE.
 """
 
 import ctypes
