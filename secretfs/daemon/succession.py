@@ -55,10 +55,11 @@ class Succession:
         """Whether another supervisor waits to go on."""
         return self._heir is not None
 
-    def watch(self, poll: "select.poll") -> None:
-        """Have a poll tell when somebody connects."""
+    def watch(self, poll: "select.poll") -> bool:
+        """Have a poll tell when somebody connects. Returns whether somebody has, and waits already."""
         if self._listening is not None and self._heir is None:
             poll.register(self._listening, select.POLLIN)
+        return self.has_heir
 
     def accept(self, poll: "select.poll") -> bool:
         """Accept the next supervisor, if it has just connected. Returns whether it has."""

@@ -115,8 +115,7 @@ class Supervisor:
             if worker is None:
                 return self._unmount()
             code = os.waitstatus_to_exitcode(self._watch(worker))
-            done = self._decide(worker, code)
-            if done is not None:
+            if (done := self._decide(worker, code)) is not None:
                 return done
             gone = self._wait(self._restarts.pause)
             if self._stopping:
@@ -154,7 +153,8 @@ class Supervisor:
         poll = select.poll()
         for source in (worker.descriptor, self._channel.fileno(), self._signals.fileno()):
             poll.register(source, select.POLLIN)
-        self._succession.watch(poll)
+        if self._succession.watch(poll):
+            worker.ask_to_end()
         poll.register(self._mounts, select.POLLPRI)  # something was mounted or unmounted (proc_pid_mountinfo(5))
         ended: int | None = None
         while ended is None:

@@ -404,3 +404,28 @@ def test_one_that_has_given_up_is_followed_at_once(tmp_path: Path) -> None:
     assert (names, [os.pread(held, 99, 0) for held in descriptors]) == (b"leases\n", [b"leases"])
     for held in descriptors:
         os.close(held)
+
+
+def test_one_that_could_not_start_a_worker_is_followed(tmp_path: Path) -> None:
+    """Who connects while the machine has no memory for a worker has not to wait until one ends by itself."""
+    worker = """
+        if lives == 1:
+            manager.store("connection", os.memfd_create("connection"))
+            manager.notify(READY=1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(3600)
+    """
+    settings = (
+        "import itertools; starts, start = itertools.count(), s.Supervisor._start; "
+        "s.SPAWN_RETRY = s.START_TIMEOUT = 3600.0; "
+        "s.Supervisor._start = lambda self: s.os.close(-1) if next(starts) == 1 else start(self)"
+    )
+    place = tmp_path / "socket"
+    with supervised(tmp_path, worker, settings=settings, options=["--follow", str(place)]) as s:
+        wait_until(lambda: "cannot start a process" in s.log.read_text(encoding="utf-8"))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as follows:
+            follows.settimeout(PATIENCE)
+            follows.connect(str(place))
+            names, (descriptor,), _, _ = socket.recv_fds(follows, 99, 9)
+        os.close(descriptor)
+        assert (names, s.process.wait(PATIENCE)) == (b"connection\n", 0)
