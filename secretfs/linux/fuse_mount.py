@@ -87,7 +87,7 @@ def _fusermount(path: Path, source: str, *, allow_other: bool) -> int:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            errors="surrogateescape",  # it quotes paths
             check=False,
         )
         theirs.close()

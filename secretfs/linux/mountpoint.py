@@ -142,7 +142,7 @@ def _fusermount(path: Path, *, lazy: bool) -> str:
     """Unmount as a user, which takes a setuid program. Returns why not."""
     require_fusermount()
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - no shell
+    done = subprocess.run(command, capture_output=True, errors="surrogateescape", check=False)  # noqa: S603 - no shell
     if done.returncode == 0:
         return ""
     said = done.stderr.strip().removeprefix("fusermount3: ")

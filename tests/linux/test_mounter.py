@@ -4,6 +4,7 @@ import os
 import select
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from secretfs.errors import MountError
 from secretfs.linux.mounter import Mounter, _Server
+from tests.support.command import environment, run
 from tests.support.mounted import fuse_mounts
 from tests.support.shell import wait_until
 
@@ -70,6 +72,23 @@ def test_helpers_that_it_has_started_end_with_their_socket(mounter: Mounter) -> 
     assert Path(f"/proc/{pid}").exists()
     ours.close()
     wait_until(lambda: not Path(f"/proc/{pid}").exists())  # it has been reaped, too
+
+
+def test_what_fusermount3_says_of_a_path_that_is_no_text() -> None:
+    """It ends neither this process nor the one that asks it."""
+    code = """
+import os
+from pathlib import Path
+from secretfs.linux.mounter import Mounter
+os.setgid(65534)
+os.setuid(65534)
+mounter = Mounter.fork(Path(os.fsdecode(b"/nothing-\\xff")))
+for _ in range(2):
+    mounter.unmount()  # there is none, which is as good
+mounter.close()
+"""
+    done = run([sys.executable, "-c", code], env=environment())
+    assert (done.status, done.out, done.err) == (0, "", "")
 
 
 def test_helpers_that_end_at_once_are_reaped_once(tmp_path: Path) -> None:
