@@ -10,7 +10,8 @@ import logging
 import os
 import resource
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -54,15 +55,21 @@ class Protection(NamedTuple):
 def confine(keep: Collection[int]) -> None:
     """Give up all capabilities but those to ``keep``, every way to get one back, and the system calls of `REFUSED`.
 
-    Call it before there are threads: each has rights of its own. What cannot be done is logged.
+    Call it before there are threads: each has rights of its own. What cannot be done is logged, and the rest is done.
     """
+    _attempt(partial(_give_up_rights, keep))
+    _attempt(_forbid_new_rights)
+    if _attempt(filter_system_calls):
+        _FILTERED.append(True)
+
+
+def _attempt(give_up: Callable[[], None]) -> bool:
     try:
-        _give_up_rights(keep)
-        filter_system_calls()
+        give_up()
     except OSError as error:
         log.warning("this process keeps rights that it does not need: %s", error.strerror)
-    else:
-        _FILTERED.append(True)
+        return False
+    return True
 
 
 def _give_up_rights(keep: Collection[int]) -> None:
@@ -79,7 +86,10 @@ def _give_up_rights(keep: Collection[int]) -> None:
     halves = (kept & 0xFFFFFFFF, kept >> 32)
     left = (value & halves[place // 3] for place, value in enumerate(_SETS.unpack(sets.raw[: _SETS.size])))
     _require(libc.capset(header, ctypes.create_string_buffer(_SETS.pack(*left))))
-    _require(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def _forbid_new_rights() -> None:
+    _require(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
 def _require(result: int) -> None:

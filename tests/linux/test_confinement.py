@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from secretfs.linux.system_calls import REFUSED
-from tests.support.command import environment, in_namespace
+from tests.support.command import ROOT, environment, in_namespace, run
+from tests.support.seccomp import filtered
 
 CONFINED = """
 import ctypes, json, os, platform, subprocess, sys, threading
@@ -57,6 +58,16 @@ def test_what_it_gives_up_is_gone_also_for_its_threads_and_programs() -> None:
     for name in ("rights", "no_new_privileges", "system_calls"):
         assert confined["holds"][name] is True
         assert free["holds"][name] is False
+
+
+@pytest.mark.root("another user has no rights to give up")
+def test_where_it_cannot_give_up_rights_it_gives_up_the_rest() -> None:
+    """SystemCallFilter=~@privileged refuses the call that does it."""
+    command = filtered("capset", "EPERM", sys.executable, "-c", CONFINED, "confined")
+    done = run(command, env=environment(), cwd=ROOT)
+    assert done.err == "this process keeps rights that it does not need: Operation not permitted\n"
+    holds = json.loads(done.out)["holds"]
+    assert [holds[name] for name in ("rights", "no_new_privileges", "system_calls")] == [False, True, True]
 
 
 def test_a_user_is_confined_as_well() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 _NUMBERS: Final = {
+    "capset": {"x86_64": 126, "aarch64": 91},
     "fanotify_init": {"x86_64": 300, "aarch64": 262},
     "mount_setattr": {"x86_64": 442, "aarch64": 442},
 }
