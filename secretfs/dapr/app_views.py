@@ -94,7 +94,7 @@ def _instances(app: App, app_id: str, components: Sequence[Component], prefix: s
     }:
         own |= more
 
-    owner = f"{app_id}@{quote(app.tokens, safe='')}" if app.tokens else app.name
+    owner = f"{app_id}@{quote(app.tokens, safe='')}" if app.tokens else app_id  # as all apps of the same id
 
     def opened_name(name: str) -> str:
         return prefix + (f"{owner}/{name}" if name in own else name)

@@ -64,7 +64,7 @@ def test_a_directory_may_have_another_name_than_its_app(files: Files) -> None:
     app(files.apps, "orders", appId="shop")
     app(files.apps, "shop-copy")
     declaration = files.load()
-    assert shown(declaration) == {"orders/file": "orders/file"}
+    assert shown(declaration) == {"orders/file": "shop/file"}
     assert [component.app_id for component in declaration.components] == ["shop"]
 
 
@@ -169,20 +169,22 @@ def test_apps_of_one_identity_share_what_logs_in_as_them(files: Files) -> None:
     app(files.apps, "three", appId="orders", tokens="/run/t/b")
     app(files.apps, "four", appId="billing", tokens="/run/t/a")
     app(files.apps, "five", appId="orders")
+    app(files.apps, "six", appId="orders")
     declaration = files.load()
     assert {name: store for name, store in shown(declaration).items() if name.endswith("vault")} == {
         "one/vault": "orders@%2Frun%2Ft%2Fa/vault",
         "two/vault": "orders@%2Frun%2Ft%2Fa/vault",
         "three/vault": "orders@%2Frun%2Ft%2Fb/vault",
         "four/vault": "billing@%2Frun%2Ft%2Fa/vault",
-        "five/vault": "five/vault",
+        "five/vault": "orders/vault",
+        "six/vault": "orders/vault",
     }
     vaults = {component.name: component for component in declaration.components if component.name != "env"}
     assert {name: (one.app_id, one.tokens, one.ignore_errors) for name, one in vaults.items()} == {
         "orders@%2Frun%2Ft%2Fa/vault": ("orders", "/run/t/a", True),
         "orders@%2Frun%2Ft%2Fb/vault": ("orders", "/run/t/b", True),
         "billing@%2Frun%2Ft%2Fa/vault": ("billing", "/run/t/a", True),
-        "five/vault": ("orders", "", False),
+        "orders/vault": ("orders", "", False),
     }
 
 
