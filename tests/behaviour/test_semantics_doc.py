@@ -2,7 +2,8 @@
 
 A promise is a list item of the document with a name: ``- <a id="size-1"></a>**size-1** The size is ...``. The test that
 keeps it begins its docstring with the name and the same words: ``size-1: The size is ...``. Further tests of a promise
-name it in brackets: ``(size-1)``. Every test of this directory keeps a promise, and so does each in ``containers``.
+name it in brackets: ``(size-1)``. Every test of this directory keeps a promise, and so does each in ``containers``; in
+``kubernetes`` some do.
 """
 
 import ast
@@ -17,6 +18,7 @@ from secretfs.errors import SecretFSError
 
 HERE = Path(__file__).resolve().parent
 CONTAINERS = HERE.with_name("containers")
+KUBERNETES = HERE.with_name("kubernetes")
 DOCUMENT = HERE.parents[1] / "docs/SEMANTICS.md"
 
 _PROMISE = re.compile(r'^- <a id="([^"]*)"></a>\*\*([^*]*)\*\* (.*(?:\n  \S.*)*)$', re.MULTILINE)
@@ -31,9 +33,9 @@ def promises() -> list[tuple[str, str]]:
     return [(name, " ".join(words.split())) for _, name, words in found]
 
 
-def docstrings() -> Iterator[tuple[str, str]]:
-    """Yield the name and the docstring of every other test in this directory, and of those with container engines."""
-    for path in sorted([*HERE.glob("test_*.py"), *CONTAINERS.glob("test_*.py")]):
+def docstrings(*directories: Path) -> Iterator[tuple[str, str]]:
+    """Yield the name and the docstring of every other test in some directories."""
+    for path in sorted(path for directory in directories for path in directory.glob("test_*.py")):
         if path.name == Path(__file__).name:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -44,7 +46,7 @@ def docstrings() -> Iterator[tuple[str, str]]:
 def quotes() -> dict[str, list[str]]:
     """Map the names of promises to the words that tests quote."""
     found: dict[str, list[str]] = {}
-    for _, text in docstrings():
+    for _, text in docstrings(HERE, CONTAINERS, KUBERNETES):
         if quote := _QUOTE.fullmatch(text):
             found.setdefault(quote[1], []).append(quote[2])
     return found
@@ -61,7 +63,7 @@ def test_every_promise_is_kept_by_a_test_that_quotes_it() -> None:
 
 def test_every_test_keeps_a_promise_of_the_document() -> None:
     known = {name for name, _ in promises()}
-    for test, text in docstrings():
+    for test, text in docstrings(HERE, CONTAINERS):
         quote = _QUOTE.fullmatch(text)
         named = [quote[1]] if quote else [name for group in _REFERENCE.findall(text) for name in group.split(", ")]
         assert named, f"{test} names no promise"

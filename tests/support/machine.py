@@ -111,12 +111,16 @@ class Machine:
 
 
 @contextlib.contextmanager
-def machine() -> Iterator[Machine]:
-    """Make a machine; in the end all that runs in it is killed, and all that is mounted in it goes."""
+def machine(directory: Path | None = None) -> Iterator[Machine]:
+    """Make a machine; in the end all that runs in it is killed, and all that is mounted in it goes.
+
+    ``directory`` is where its scratch directory is, by default that of the tests.
+    """
     require_root("only root can make namespaces with devices in them")
     alone = ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "--propagation=private", "--net"]
     alone += ["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", _START]
-    with tempfile.TemporaryDirectory(prefix="secretfs-test-") as scratch, _cgroups(Path(scratch).name) as cgroup:
+    scratch_directory = tempfile.TemporaryDirectory(prefix="secretfs-test-", dir=directory)
+    with scratch_directory as scratch, _cgroups(Path(scratch).name) as cgroup:
         holder = subprocess.Popen(alone, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         try:
             assert holder.stdout

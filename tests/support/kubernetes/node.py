@@ -45,22 +45,25 @@ class KubeNode:
         self._stack = contextlib.ExitStack()
         self._client: HTTPS | None = None
         self._groups_before = _groups_of_mounts()
+        self._is_installed = False
 
     # --- life ---
 
     def boot(self) -> None:
-        """Start everything, and wait until the node is ready."""
-        self.machine = self._stack.enter_context(machine())
+        """Start everything, and wait until the node is ready. What is on its disk may be from the boot before."""
+        self.machine = self._stack.enter_context(machine(self.directory))
         self._make_cgroups()
         self.machine.shell(settings.PREPARE.format(directory=self.directory, address=ADDRESS))
         settings.write(self.directory, self.machine.name)
+        if not self._is_installed:
+            settings.write_identities(self.directory)
         self.start("etcd", BINARIES / "etcd", *settings.etcd(self.directory))
         self.start("containerd", "containerd", "--config", self.directory / "containerd.toml")
-        self.start("kube-apiserver", BINARIES / "kube-apiserver", *settings.apiserver(self.directory))
+        self.start_apiserver(wait=False)
         self._wait(lambda: self._ctr("version").returncode == 0)
-        images.write(self.directory / "pause.tar", [PAUSE])
-        for archive in (self.directory / "pause.tar", *self._archives):
-            self.load(archive)
+        if not self._is_installed:
+            self._install_images()
+        self._is_installed = True
         self._wait(self._api_is_ready)
         self.start_kubelet()
         self.start(
@@ -87,6 +90,12 @@ class KubeNode:
         stack = contextlib.ExitStack()
         process = stack.enter_context(self.machine.running(*command, log=self.directory / f"{name}.log"))
         self._running[name] = process, stack
+
+    def start_apiserver(self, *, wait: bool = True) -> None:
+        """Start the API server, for the first time or once more. By default wait until it answers."""
+        self.start("kube-apiserver", BINARIES / "kube-apiserver", *settings.apiserver(self.directory))
+        if wait:
+            self._wait(self._api_is_ready)
 
     def start_kubelet(self) -> None:
         """Start kubelet, for the first time or once more."""
@@ -255,6 +264,11 @@ class KubeNode:
         """Make the node's control group in every hierarchy, which kubelet does not."""
         for hierarchy in hierarchies():
             make_cgroup(hierarchy, self.machine.name)
+
+    def _install_images(self) -> None:
+        images.write(self.directory / "pause.tar", [PAUSE])
+        for archive in (self.directory / "pause.tar", *self._archives):
+            self.load(archive)
 
     def _ctr(self, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
         return self.machine.run("ctr", f"--address={CONTAINERD_SOCKET}", *arguments)

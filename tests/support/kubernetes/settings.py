@@ -118,7 +118,7 @@ volumePluginDir: {directory}/flexvolume
 
 
 def write(directory: Path, cgroup: str) -> None:
-    """Write the configuration of all parts, and the keys, into a directory."""
+    """Write the configuration of a boot into a directory."""
     settings = {
         "directory": directory,
         "cgroup": cgroup,
@@ -129,6 +129,10 @@ def write(directory: Path, cgroup: str) -> None:
     (directory / "containerd.toml").write_text(_CONTAINERD.format(**settings), encoding="ascii")
     (directory / "kubelet.yaml").write_text(_KUBELET.format(**settings), encoding="ascii")
     (directory / "cni/10-pods.conflist").write_text(json.dumps(_NETWORK), encoding="ascii")
+
+
+def write_identities(directory: Path) -> None:
+    """Write the keys and users of a cluster into a directory."""
     key = rsa.generate_private_key(65537, 2048)
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
@@ -184,6 +188,7 @@ def kubelet(directory: Path) -> list[str]:
         f"--config={directory}/kubelet.yaml", f"--kubeconfig={directory}/node.kubeconfig",
         f"--hostname-override={NODE}", f"--node-ip={ADDRESS}", "--container-runtime=remote",
         f"--container-runtime-endpoint=unix://{CONTAINERD_SOCKET}",
+        "--v=1",  # says when it begins to set up a volume, and when it has
     ]  # fmt: skip
 
 
