@@ -27,7 +27,14 @@ COMMANDS: tuple[list[str], ...] = (
     *([], *([name] for name in commands.COMMANDS)),
     *(["apps", name] for name in ("apply", "list", "remove")),
 )
-SOURCES = ["--resources-path", "--config", "--app-id", "--apps", "--disable-builtin-k8s-secret-store"]
+SOURCES = [
+    "--resources-path",
+    "--config",
+    "--app-id",
+    "--apps",
+    "--app-resources",
+    "--disable-builtin-k8s-secret-store",
+]
 
 
 Inside = Callable[..., Done]
@@ -166,7 +173,7 @@ class TestHelp:
         (["mount"], "Missing argument 'MOUNTPOINT'."),
         (["mount", "a", "b"], "Got unexpected extra argument (b)"),
         (["unmount"], "Missing argument 'MOUNTPOINT'."),
-        (["mount", "--resource-path", "c", "m"], "No such option '--resource-path'. Did you mean '--resources-path'?"),
+        (["mount", "--resource-pth", "c", "m"], "No such option '--resource-pth'. Did you mean '--resources-path'?"),
         (["check", "--appid", "x"], "No such option '--appid'. (Did you mean one of: '--app-id', '--apps'?)"),
         (["check", "extra"], "Got unexpected extra argument (extra)"),
         (["mount", "--mode", "rw", "m"], "Invalid value for '--mode': 'rw' is not an octal mode such as 0440"),
