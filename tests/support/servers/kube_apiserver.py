@@ -55,7 +55,7 @@ rules:
 
 
 BINARIES = Path(
-    os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "secretfs-tests", "kubernetes-bookworm"
+    os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "secretfs-tests", "kubernetes-bookworm-1"
 ).absolute()
 
 
