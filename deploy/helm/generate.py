@@ -1,4 +1,4 @@
-"""Write the templates of the chart from the base of kustomize: ``python deploy/helm/generate.py``, when that changes.
+"""Write the templates of the chart from the manifests for kustomize: ``python deploy/helm/generate.py``.
 
 Templates are text and no YAML, so what a value of the chart decides is put in after YAML has been written.
 """
@@ -11,10 +11,12 @@ import yaml
 
 HERE = Path(__file__).resolve().parent
 BASE = HERE.parent / "kubernetes/base"
+COMPONENTS_FROM_API = HERE.parent / "kubernetes/components-from-api"
 TEMPLATES = HERE / "secretfs/templates"
 
 _IMAGE = re.compile(r"ghcr\.io/secretfs/secretfs:\S+")
 _HAS_TOKENS = "{{ not (empty .Values.tokenRequests) }}"
+_IF = "{{{{- if .Values.componentsFromApi }}}}\n{}{{{{- end }}}}\n"
 _SETS = re.compile(r"^( *)- '@sets: (.*)@'$", re.MULTILINE)
 _MARK = re.compile(r"^( *)((?:- )?\S+): '?@(\S+)@'?$", re.MULTILINE)
 
@@ -22,7 +24,8 @@ _MARK = re.compile(r"^( *)((?:- )?\S+): '?@(\S+)@'?$", re.MULTILINE)
 def templates() -> dict[str, str]:
     """Return the text of each template by the name of its file."""
     names = yaml.safe_load((BASE / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
-    return {name: _template(BASE / name) for name in names if name != "namespace.yaml"}  # Helm makes the namespace
+    base = {name: _template(BASE / name) for name in names if name != "namespace.yaml"}  # Helm makes the namespace
+    return base | {"components-from-api.yaml": _IF.format(_template(COMPONENTS_FROM_API / "rbac.yaml"))}
 
 
 def _template(path: Path) -> str:
@@ -33,6 +36,9 @@ def _template(path: Path) -> str:
     text = re.sub(r"namespace: secretfs$", "namespace: {{ .Release.Namespace }}", text, flags=re.MULTILINE)
     text = _MARK.sub(_block, text)
     text = _SETS.sub(_each_set, text)
+    text = re.sub(
+        r"^ *- '@componentsFromApi@'\n", _IF.format("        - --components-from-api\n"), text, flags=re.MULTILINE
+    )
     return text.replace(f"'{_HAS_TOKENS}'", _HAS_TOKENS)
 
 
@@ -48,6 +54,7 @@ def _marked(document: dict[str, Any]) -> dict[str, Any]:
         pod["volumes"].append("@sets: configMap: {name: {{ $set.configMap }}}@")
         path = "/etc/secretfs/sets/{{ $set.namespace }}/{{ $set.name }}"
         pod["initContainers"][0]["volumeMounts"].append(f"@sets: mountPath: {path}@")
+        pod["containers"][0]["command"].insert(2, "@componentsFromApi@")
         for container in pod["containers"]:
             container["resources"] = "@resources@"
     return document

@@ -16,6 +16,7 @@ from secretfs.linux.mountpoint import resolve
 from secretfs.observe.address import Address, listen
 
 if TYPE_CHECKING:
+    from secretfs.containers.csi.api_server import ApiServer
     from secretfs.containers.csi.measures import Measures
     from secretfs.containers.csi.volumes import Volumes
 
@@ -40,6 +41,11 @@ def _driver_name(_context: click.Context, _parameter: click.Parameter, text: str
 )
 @DIRECTORY
 @METRICS_LISTEN
+@click.option(
+    "--components-from-api",
+    is_flag=True,
+    help="Let volumes show Dapr's Component and Configuration objects in the namespace of their pod.",
+)
 @click.option("--probe", is_flag=True, help="Say by the exit code whether the driver of this node is ready, and end.")
 @click.argument("mountpoint", type=PATH, required=False)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTION...]")
@@ -79,21 +85,32 @@ def csi_command(mountpoint: Path | None, *, node_id: str | None, probe: bool, **
         from secretfs.daemon.measuring import require_metrics  # noqa: PLC0415 - not in a probe
 
         require_metrics("--metrics-listen")
+    from secretfs.containers.csi.api_server import ApiServer  # noqa: PLC0415 - not in a probe
+
+    api = ApiServer.of_this_pod()
+    if flags["components_from_api"] and api is None:
+        raise ConfigurationError("--components-from-api: the API server is known in a pod only")
     log_to_stderr()
     place = resolve(mountpoint)
     if flags["options"]:
-        _mount(place, flags["options"])
-    _serve(place, node_id, endpoint, flags)
+        _mount(place, flags["options"], with_objects=flags["components_from_api"])
+    _serve(place, node_id, endpoint, api, flags)
 
 
-def _mount(mountpoint: Path, options: Sequence[str]) -> None:
+def _mount(mountpoint: Path, options: Sequence[str], *, with_objects: bool) -> None:
     """Mount, or take over, with options of `secretfs mount`. A mistake in what they name stops before that."""
     from secretfs.cli.main import command  # noqa: PLC0415 - it imports this module
-    from secretfs.containers.csi.host_mount import DOCUMENTS, prepare, serve_outside  # noqa: PLC0415 - not in a probe
+    from secretfs.containers.csi.host_mount import (  # noqa: PLC0415 - not in a probe
+        DOCUMENTS,
+        prepare,
+        prepare_objects,
+        serve_outside,
+    )
     from secretfs.dapr.load import declare  # noqa: PLC0415 - likewise
 
     prepare(mountpoint)
     given = [*options, "--allow-other", "--apps", str(mountpoint.parent / DOCUMENTS)]
+    given += ["--app-objects", str(prepare_objects(mountpoint.parent))] if with_objects else []
     try:
         context = command("mount").make_context("mount", [*given, str(mountpoint)])
     except click.UsageError as error:
@@ -104,18 +121,22 @@ def _mount(mountpoint: Path, options: Sequence[str]) -> None:
     serve_outside(mountpoint, given)
 
 
-def _serve(mountpoint: Path, node_id: str, endpoint: Path, flags: Mapping[str, Any]) -> None:
+def _serve(mountpoint: Path, node_id: str, endpoint: Path, api: "ApiServer | None", flags: Mapping[str, Any]) -> None:
     from secretfs.containers.csi import services  # noqa: PLC0415 - needs grpcio
-    from secretfs.containers.csi.api_server import ApiServer  # noqa: PLC0415 - not in a probe
+    from secretfs.containers.csi.host_mount import prepare_objects  # noqa: PLC0415 - not in a probe
     from secretfs.containers.csi.measures import Measures  # noqa: PLC0415 - likewise
+    from secretfs.containers.csi.object_sets import ObjectSets  # noqa: PLC0415 - likewise
     from secretfs.containers.csi.server import run  # noqa: PLC0415 - needs grpcio
     from secretfs.containers.csi.volumes import Volumes  # noqa: PLC0415 - likewise
     from secretfs.daemon.app_documents import document_directory  # noqa: PLC0415 - likewise
 
     documents = flags["directory"] or document_directory(mountpoint)
     measures = Measures()
-    volumes = Volumes(mountpoint, documents, ApiServer.of_this_pod(), measures)
-    volumes.remove_leftovers()
+    objects = None
+    if api and flags["components_from_api"]:
+        objects = ObjectSets(prepare_objects(mountpoint.parent if flags["options"] else documents.parent), api)
+    volumes = Volumes(mountpoint, documents, api, objects, measures)
+    volumes.resume()
     name = flags["name"]
     for_volumes = {
         services.IDENTITY: services.identity(name, volumes),

@@ -5,12 +5,14 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from secretfs.errors import MountError
 
 FSTYPE = "fuse.secretfs"
 """Type of our mounts in /proc/self/mountinfo."""
+IN_MEMORY: Final = ("tmpfs", "ramfs")
+"""The types of file systems that nothing of is on a disk, but for swap."""
 
 
 class MountInfo(NamedTuple):

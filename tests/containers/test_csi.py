@@ -168,6 +168,8 @@ def test_a_set_of_components(kubelet: Kubelet, node: Node) -> None:
     assert "podInfoOnMount: true is missing" in said[1]
     kubelet.unpublish("v")
     kubelet.unpublish("w")
+    code, text = refused(kubelet.publish, "v", {"appId": "orders", "resources": "components.dapr.io"})
+    assert (code, "give it the flag --components-from-api" in text) == ("FAILED_PRECONDITION", True)
     assert node.is_clean()
 
 
@@ -362,5 +364,7 @@ def test_mistakes_in_flags(tmp_path: Path) -> None:
     assert (done.status, "--node-id NAME is missing" in done.err) == (2, True)
     done = secretfs("csi", "--node-id", NODE, "--name", "a b", tmp_path)
     assert (done.status, "'a b' is not a domain name" in done.err) == (2, True)
+    done = secretfs("csi", "--node-id", NODE, "--components-from-api", tmp_path)
+    assert (done.status, "--components-from-api: the API server is known in a pod only" in done.err) == (2, True)
     done = secretfs("csi", "--node-id", NODE, tmp_path)
     assert (done.status, done.err) == (3, f"secretfs: {tmp_path} has no secretfs mounted\n")

@@ -60,13 +60,19 @@ def rendered(**more: Any) -> list[dict[str, Any]]:
         text = re.sub(
             r"\s*\{\{- range \S+ \$set := \.Values\.(\S+) \}\}(.*?)\s*\{\{- end \}\}", entries, text, flags=re.DOTALL
         )
+        text = re.sub(
+            r"\s*\{\{- if \.Values\.(\S+) \}\}(.*?)\s*\{\{- end \}\}",
+            lambda match: match[2] if value(match[1]) else "",
+            text,
+            flags=re.DOTALL,
+        )
         text = re.sub(r" \{\{- toYaml \.Values\.(\S+) \| nindent (\d+) \}\}", block, text)
         text = text.replace("{{ .Release.Namespace }}", "secretfs")
         text = text.replace("{{ .Values.image.tag | default .Chart.AppVersion }}", chart["appVersion"])
         text = re.sub(r"\{\{ not \(empty \.Values\.(\S+)\) \}\}", lambda match: json.dumps(bool(value(match[1]))), text)
         text = re.sub(r"\{\{ \.Values\.(\S+) \}\}", lambda match: str(value(match[1])), text)
         assert "{{" not in text, f"{path.name} has a template that this test does not know"
-        documents += yaml.safe_load_all(text)
+        documents += filter(None, yaml.safe_load_all(text))
     return documents
 
 
@@ -152,15 +158,20 @@ def test_versions_are_those_of_the_project() -> None:
     assert set(re.findall(r"image: \S+:(\S+)", text)) == {secretfs.__version__}
 
 
-def test_metrics_are_an_addition_to_any_overlay(tmp_path: Path) -> None:
-    """The driver serves them inside of the pod, and the proxy outside."""
+def overlay_with(directory: Path, *components: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return what the overlay has with additions, made in a directory."""
     for path in DEPLOY.glob("kubernetes/*/*.yaml"):
-        copy = tmp_path / path.relative_to(DEPLOY)
+        copy = directory / path.relative_to(DEPLOY)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
-    with (tmp_path / "kubernetes/overlay/kustomization.yaml").open("a", encoding="utf-8") as file:
-        file.write("components: [../monitoring]\n")
-    found = {_key(document): document for document in kustomize(tmp_path / "kubernetes/overlay")}
+    with (directory / "kubernetes/overlay/kustomization.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"components: [{', '.join(f'../{name}' for name in components)}]\n")
+    return {_key(document): document for document in kustomize(directory / "kubernetes/overlay")}
+
+
+def test_metrics_are_an_addition_to_any_overlay(tmp_path: Path) -> None:
+    """The driver serves them inside of the pod, and the proxy outside."""
+    found = overlay_with(tmp_path, "monitoring")
     assert ("PodMonitor", "secretfs") in found
     containers = {
         each["name"]: each for each in found["DaemonSet", "secretfs"]["spec"]["template"]["spec"]["containers"]
@@ -169,6 +180,23 @@ def test_metrics_are_an_addition_to_any_overlay(tmp_path: Path) -> None:
     assert command[:3] == ["secretfs", "csi", "--metrics-listen=127.0.0.1:9469"]
     assert command.index("--") > 3
     assert "--upstream=http://127.0.0.1:9469/" in containers["metrics"]["args"]
+
+
+@pytest.mark.parametrize("more", [["monitoring", "components-from-api"], ["components-from-api", "monitoring"]])
+def test_components_from_the_api_are_an_addition(tmp_path: Path, more: list[str]) -> None:
+    """With metrics or without, in any order; and the chart says the same."""
+    role = ("ClusterRole", "secretfs-components-from-api")
+    found = overlay_with(tmp_path, *more)
+    command = found["DaemonSet", "secretfs"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert set(command[2:4]) == {"--components-from-api", "--metrics-listen=127.0.0.1:9469"}
+    assert found[role]["rules"] == [
+        {"apiGroups": ["dapr.io"], "resources": ["components", "configurations"], "verbs": ["list", "watch"]}
+    ]
+    chart = {_key(document): document for document in rendered(componentsFromApi=True)}
+    for key in (role, ("ClusterRoleBinding", "secretfs-components-from-api")):
+        assert chart[key] == found[key]
+    command = chart["DaemonSet", "secretfs"]["spec"]["template"]["spec"]["containers"][0]["command"]
+    assert command[:3] == ["secretfs", "csi", "--components-from-api"]
 
 
 @pytest.mark.parametrize("path", sorted((DEPLOY / "kubernetes/examples").glob("*.yaml")), ids=lambda path: path.stem)

@@ -49,11 +49,13 @@ class Node:
         """Where the driver keeps tokens of pods."""
         return self.volumes.with_name("tokens")
 
-    def mounted(self, env: Mapping[str, str] | None = None) -> contextlib.AbstractContextManager[Mounted]:
+    def mounted(
+        self, env: Mapping[str, str] | None = None, *options: str
+    ) -> contextlib.AbstractContextManager[Mounted]:
         return mounted(
             self.host.components,
             config=self.configurations,
-            options=["--apps", str(self.volumes), "--allow-other", "--app-resources", str(self.sets)],
+            options=["--apps", str(self.volumes), "--allow-other", "--app-resources", str(self.sets), *options],
             env=env,
             mountpoint=self.host.mountpoint,
             expect_log=[r"(ERROR|WARNING) "],

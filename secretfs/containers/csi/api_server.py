@@ -2,9 +2,10 @@
 
 import http.client
 import os
+import socket
 import ssl
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ from secretfs.containers.csi.failures import Unavailable
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PATIENCE: Final = 10.0
-"""Seconds that the API server has for an answer."""
+"""Seconds that the API server has for an answer, or for the next part of one."""
 LARGEST: Final = 4 << 20
 """Bytes of an answer that are read, such as a pod. etcd takes 1.5 MiB of an object at most."""
 
@@ -31,17 +32,36 @@ class ApiServer:
         host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT")
         return cls(host, int(port)) if host and port else None
 
-    def call(self, method: str, path: str, content: bytes | None = None) -> tuple[int, bytes]:
-        """Return the status and the body of an answer. Raises `Unavailable` if there is none."""
-        with self._failures(), closing(self._connect()) as connection:
+    def call(
+        self, method: str, path: str, content: bytes | None = None, *, largest: int = LARGEST
+    ) -> tuple[int, bytes]:
+        """Return the status and the body of an answer, which is cut off after ``largest`` bytes.
+
+        Raises `Unavailable` if there is none.
+        """
+        with self._failures(), closing(self._connect(PATIENCE)) as connection:
             headers = {"Content-Type": "application/json"} if content else {}
             connection.request(method, path, content, self._headers() | headers)
             response = connection.getresponse()
-            return response.status, response.read(LARGEST)
+            return response.status, response.read(largest)
 
-    def _connect(self) -> http.client.HTTPSConnection:
+    @contextmanager
+    def stream(self, path: str, patience: float) -> Iterator["Stream"]:
+        """Give an answer that is read line by line, each within ``patience`` seconds. Raises `Unavailable`."""
+        with self._failures():
+            connection = self._connect(patience)
+        with closing(connection):
+            with self._failures():
+                connection.request("GET", path, headers=self._headers())
+                response = connection.getresponse()
+            yield Stream(response, connection.sock, self._failures)
+
+    def _connect(self, patience: float) -> http.client.HTTPSConnection:
         tls = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
-        return http.client.HTTPSConnection(self._host, self._port, timeout=PATIENCE, context=tls)
+        connection = http.client.HTTPSConnection(self._host, self._port, timeout=PATIENCE, context=tls)
+        connection.connect()
+        connection.sock.settimeout(patience)
+        return connection
 
     def _headers(self) -> dict[str, str]:
         token = (self._account / "token").read_text("ascii").strip()
@@ -54,3 +74,39 @@ class ApiServer:
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
             raise Unavailable(f"cannot ask the API server at {self._host}:{self._port}: {reason}") from None
+
+
+class Stream:
+    """An answer as it arrives. One thread reads; any thread may `stop` it."""
+
+    def __init__(
+        self,
+        response: http.client.HTTPResponse,
+        connected: socket.socket,
+        failures: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """``failures`` says what goes wrong while something is read."""
+        self._response = response
+        self._connected = connected
+        self._failures = failures
+
+    @property
+    def status(self) -> int:
+        """The status code of the answer."""
+        return self._response.status
+
+    def lines(self, largest: int) -> Iterator[bytes]:
+        """Yield lines, none of them longer than ``largest`` bytes, until the answer ends. Raises `Unavailable`."""
+        while line := self._line(largest + 1):
+            if len(line) > largest:
+                raise Unavailable(f"the API server sends a line of more than {largest} bytes")
+            yield line
+
+    def _line(self, largest: int) -> bytes:
+        with self._failures():
+            return self._response.readline(largest)
+
+    def stop(self) -> None:
+        """Wake the reader, for whom the answer has ended."""
+        with suppress(OSError):  # it has just ended by itself
+            socket.socket.shutdown(self._connected, socket.SHUT_RDWR)  # TLS's own would take the reader's state away

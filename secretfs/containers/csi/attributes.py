@@ -26,6 +26,9 @@ MARK: Final = {"secretfs/created-by": "csi"}
 APP_ID_ANNOTATION: Final = "dapr.io/app-id"
 CONFIGURATION_ANNOTATION: Final = "dapr.io/config"
 
+OBJECTS: Final = "components.dapr.io"
+"""The value of the attribute ``resources`` for Dapr's objects in the namespace of the pod."""
+
 _ATTRIBUTES: Final = "secretfs/attributes"
 """The annotation of a document with the attributes that the volume was published with."""
 _FLAGS: Final = ("ro", "nosuid", "nodev", "noexec")
@@ -69,6 +72,11 @@ class Volume:
     mount_group: str = ""
     tokens: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Those of the pod, by audience."""
+
+    @property
+    def wants_objects(self) -> bool:
+        """Whether it shows Dapr's objects in the namespace of its pod."""
+        return self.attributes.get("resources") == OBJECTS
 
     @property
     def namespace(self) -> str:
@@ -117,7 +125,9 @@ def document(volume: Volume, annotations: Mapping[str, str], tokens: Path | None
     configuration = volume.attributes.get("configuration") or annotations.get(CONFIGURATION_ANNOTATION)
     if configuration:
         spec["configuration"] = configuration
-    if name := volume.attributes.get("resources"):
+    if volume.wants_objects:
+        spec["objects"] = volume.namespace
+    elif name := volume.attributes.get("resources"):
         spec["resources"] = f"{volume.namespace}/{name}"
     group = volume.attributes.get("group") or volume.mount_group
     # As the files of a Secret: for the group of the pod if it has one, else for whoever is in the pod.
@@ -143,6 +153,11 @@ def tokens_of(document: Mapping[str, Any]) -> Path | None:
     """Return where the App of a document finds its tokens, if it has any."""
     tokens = document["spec"].get("tokens", "")
     return Path(tokens) if tokens else None
+
+
+def objects_of(document: Mapping[str, Any]) -> str:
+    """Return the namespace whose objects the App of a document shows; empty if it shows none."""
+    return str(document["spec"].get("objects", ""))
 
 
 def reads_pod(volume: Volume) -> bool:

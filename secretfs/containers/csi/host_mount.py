@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Final
 
 from secretfs.containers.csi.outside import run_outside
-from secretfs.errors import MountError
+from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux.daemonize import start_in_background
+from secretfs.linux.mountinfo import IN_MEMORY, surrounding
 
 SOCKET: Final = "supervisor.sock"
 """The name of the socket, beside the mount point, where the next supervisor finds the one before."""
 DOCUMENTS: Final = "apps"
 """The name of the directory, beside the mount point, for documents of volumes."""
+OBJECTS: Final = "objects"
+"""The name of the directory, beside that for documents of volumes, for Dapr's objects."""
 
 
 def prepare(mountpoint: Path) -> None:
@@ -29,6 +32,21 @@ def prepare(mountpoint: Path) -> None:
         pass
     except OSError as error:
         raise MountError(f"cannot make {mountpoint} and what is beside it: {error.strerror}") from None
+
+
+def prepare_objects(place: Path) -> Path:
+    """Make the directory for Dapr's objects in another one. Raises `ConfigurationError` if that is on a disk."""
+    directory = place / OBJECTS
+    if (fstype := surrounding(place).fstype) not in IN_MEMORY:
+        raise ConfigurationError(
+            f"--components-from-api: components may have credentials and are kept in memory only, and {directory} is "
+            f"on {fstype}: have the mount in /run"
+        )
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise MountError(f"cannot make {directory}: {error.strerror}") from None
+    return directory
 
 
 def serve_outside(mountpoint: Path, options: Sequence[str]) -> None:

@@ -24,10 +24,9 @@ from secretfs.containers.csi.measures import Measures
 from secretfs.containers.csi.pods import Pod, require_token_of
 from secretfs.dapr.app import is_app_name
 from secretfs.dapr.references import token_file
-from secretfs.linux.mountinfo import surrounding
+from secretfs.linux.mountinfo import IN_MEMORY, surrounding
 
 CURRENT: Final = "current"
-IN_MEMORY: Final = ("tmpfs", "ramfs")
 
 
 def read_tokens(text: str) -> dict[str, str]:

@@ -59,16 +59,22 @@ def page(name: str, measures: Measures, volumes: Volumes, form: Format) -> bytes
         text = volumes.metrics_of_mount()
     except MountError:  # the reason is what a probe says
         text = ""
-    return families.page(partial(_families, name, measures, volumes.published(), text), form)
+    return families.page(partial(_families, name, measures, volumes, text), form)
 
 
-def _families(name: str, measures: Measures, volumes: int, of_mount: str) -> Iterator[Metric]:
+def _families(name: str, measures: Measures, volumes: Volumes, of_mount: str) -> Iterator[Metric]:
     at = (name,)
     calls, running, reviews = measures.now()
     version = [(at, {"version": secretfs.__version__})]
     yield families.info("csi_build", "The version of the driver.", _DRIVER, version)
     yield families.gauge("csi_mount_up", "1 if the mount has given its metrics.", _DRIVER, [(at, bool(of_mount))])
-    yield families.gauge("csi_volumes", "Volumes that are published on the node.", _DRIVER, [(at, volumes)])
+    text = "Volumes that are published on the node."
+    yield families.gauge("csi_volumes", text, _DRIVER, [(at, volumes.published())])
+    watched, behind = volumes.watched_namespaces()
+    text = "Namespaces whose objects of Dapr are watched."
+    yield families.gauge("csi_watched_namespaces", text, _DRIVER, [(at, watched)])
+    text = "Those of them whose objects may be behind the API server, as it does not answer."
+    yield families.gauge("csi_watched_namespaces_behind", text, _DRIVER, [(at, behind)])
     yield families.gauge("csi_calls_running", "Calls of the kubelet under way.", _DRIVER, [(at, running)])
     durations = {(name, *labels): each for labels, each in calls.items()}
     text = "How long calls of the kubelet took."

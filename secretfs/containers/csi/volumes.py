@@ -1,7 +1,7 @@
 """The volumes of a node: each is an app of the mount, and a read-only bind mount of its directory for each target.
 
-Nothing is kept in memory. What is published is said by the table of mounts and by the documents of apps, so a driver
-that is killed between any two steps, and started again, goes on with what it finds.
+No state is in memory. What is published is said by the table of mounts and by the documents of apps, so a driver that
+is killed between any two steps, and started again, goes on with what it finds.
 """
 
 import contextlib
@@ -16,11 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from secretfs.containers.csi.api_server import ApiServer
-from secretfs.containers.csi.attributes import Volume, document, read_volume, reads_pod, request_of, tokens_of
+from secretfs.containers.csi.attributes import (
+    OBJECTS,
+    Volume,
+    document,
+    objects_of,
+    read_volume,
+    reads_pod,
+    request_of,
+    tokens_of,
+)
 from secretfs.containers.csi.failures import Aborted, AlreadyExists, CallFailure, FailedPrecondition, InvalidArgument
 from secretfs.containers.csi.identities import Identities
 from secretfs.containers.csi.measures import Measures
 from secretfs.containers.csi.messages import PublishRequest, UnpublishRequest
+from secretfs.containers.csi.object_sets import ObjectSets
 from secretfs.containers.csi.pods import annotations_of
 from secretfs.daemon.app_documents import change, declared_apps, document_of, locked, require_shown, without_place
 from secretfs.daemon.control_client import read_metrics
@@ -35,14 +45,18 @@ log = logging.getLogger(__name__)
 class Volumes:
     """The volumes that one mount has on this node. Calls may be made by several threads."""
 
-    def __init__(self, mountpoint: Path, documents: Path, api: ApiServer | None, measures: Measures) -> None:
+    def __init__(
+        self, mountpoint: Path, documents: Path, api: ApiServer | None, objects: ObjectSets | None, measures: Measures
+    ) -> None:
         """``documents`` is where App documents of volumes are, with tokens of pods beside it.
 
-        ``api`` is where pods are read, if anywhere. ``measures`` has the reviews of tokens in the end.
+        ``api`` is where pods are read, if anywhere; ``objects`` keeps Dapr's objects, if volumes may have them.
+        ``measures`` has the reviews of tokens in the end.
         """
         self._mountpoint = mountpoint
         self._documents = documents
         self._api = api
+        self._objects = objects
         self._identities = Identities(documents.parent / "tokens", api, measures)
         self._busy: set[str] = set()
         self._lock = threading.Lock()
@@ -59,6 +73,10 @@ class Volumes:
     def published(self) -> int:
         """Return how many volumes there are on this node, those that are being published included."""
         return sum(self._written(path.stem) is not None for path in self._documents.glob("*.yaml"))
+
+    def watched_namespaces(self) -> tuple[int, int]:
+        """Return of how many namespaces the objects are watched, and how many of these may be behind the API server."""
+        return self._objects.counts() if self._objects else (0, 0)
 
     def metrics_of_mount(self) -> str:
         """Return the page with the metrics of the mount. Raises `MountError`."""
@@ -101,15 +119,19 @@ class Volumes:
                 _remove_directory(target)
             self._remove_if_unused(request.volume_id)
 
-    def remove_leftovers(self) -> None:
-        """Remove what a driver has declared that was killed before anything was bound to it. Call it before any call.
+    def resume(self) -> None:
+        """Go on for the volumes that there are. Call it before any call.
 
-        The kubelet publishes such a volume again, or has forgotten it.
+        What a driver has declared that was killed before anything was bound to it is removed: the kubelet publishes
+        such a volume again, or has forgotten it.
         """
         names = [path.stem for path in sorted(self._documents.glob("*.yaml"))]
         for name in names:
             self._remove_if_unused(name)
-        self._identities.forget_all_but([name for name in names if self._written(name) is not None])
+        kept = {name: root for name in names if (root := self._document(name)) is not None}
+        self._identities.forget_all_but(kept)
+        if self._objects:
+            self._objects.resume({name: namespace for name, root in kept.items() if (namespace := objects_of(root))})
 
     # --- steps ---
 
@@ -146,8 +168,11 @@ class Volumes:
         """Have the mount show the view of a volume. Raises `SecretFSError`, and leaves no document then."""
         apps = declared_apps(self._mountpoint)["apps"]
         tokens = self._identities.keep(volume.name, volume.pod, volume.tokens)
-        if self._written(volume.name) is not None and volume.name in apps:
+        is_written = self._written(volume.name) is not None
+        if is_written and volume.name in apps:
             return
+        if volume.wants_objects and not is_written:  # else they are held already
+            self._hold_objects(volume)
         annotations: Mapping[str, str] = {}
         if self._api and volume.pod and reads_pod(volume):
             annotations = annotations_of(self._api, volume.pod)
@@ -165,6 +190,15 @@ class Volumes:
             except BaseException:  # else the next publish would take it for one that has succeeded
                 self._withdraw(path)
                 raise
+
+    def _hold_objects(self, volume: Volume) -> None:
+        """Have the objects of a volume as files. Raises `CallFailure`."""
+        if self._objects is None:
+            raise FailedPrecondition(
+                f"the driver of this node does not read {OBJECTS}: the administrator has to give it the flag "
+                "--components-from-api, and the rights that this needs"
+            )
+        self._objects.hold(volume.namespace, volume.name)
 
     def _require_stores(self, name: str, app_id: str) -> None:
         """Wait until the view of a volume is shown. Raises `SecretFSError` if it is not, or has no store."""
@@ -196,6 +230,8 @@ class Volumes:
             self._remove_if_unused(volume.name)
             if self._written(volume.name) is None:
                 self._identities.forget_failed(volume.name, volume.pod)
+                if self._objects and volume.wants_objects:
+                    self._objects.release(volume.namespace, volume.name)
         except (CallFailure, ConfigurationError, MountError) as error:
             log.warning("cleaning up after a failed publish: %s", error)
 
@@ -208,6 +244,8 @@ class Volumes:
             self._withdraw(document_of(self._documents, name))
         if tokens := tokens_of(root):
             self._identities.forget(name, tokens)
+        if self._objects and (namespace := objects_of(root)):
+            self._objects.release(namespace, name)
 
     def _withdraw(self, document: Path) -> None:
         """Remove a document. The mount need not answer: the next one reads what is there then."""

@@ -10,7 +10,9 @@ from typing import Self
 class Cuttable:
     """Forwards connections to ``port`` while it is not cut. Counts them."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, address: str = "127.0.0.1") -> None:
+        """``address`` is where it listens."""
+        self._address = address
         self._target = ("127.0.0.1", port)
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -46,7 +48,7 @@ class Cuttable:
 
     def mend(self) -> None:
         """Take connections, on the port that it had before."""
-        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self._listener = socket.create_server((self._address, self.port))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=[self._listener], daemon=True).start()
 
