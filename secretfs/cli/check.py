@@ -28,12 +28,13 @@ from secretfs.errors import ConfigurationError, Notice, StoreError, as_store_err
 from secretfs.fs.view import StoreView
 from secretfs.linux.log import printable
 from secretfs.registry.annotations import freshness
+from secretfs.registry.containment import require_type
+from secretfs.registry.open_store import open_store
 from secretfs.registry.opening import (
     OpenedStore,
     OpenFailure,
     check_references,
     open_registry,
-    open_store,
 )
 from secretfs.scopes import SecretScope
 from secretfs.settings import unknown_properties
@@ -134,6 +135,7 @@ def placed(stores: Mapping[str, Branch | None], declaration: Declaration) -> Bra
 def _inspect(component: Component, declaration: Declaration, default: Freshness, report: Report) -> None:
     """Check one component as far as that goes without a network: fully, unless it takes values from another store."""
     try:
+        require_type(component)
         chosen = freshness(component, default)
         if component_references(component):
             module = load_store_type(component.type, component.version, component.source)

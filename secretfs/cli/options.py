@@ -152,6 +152,12 @@ def sources(command: F) -> F:
             help="Inside a Kubernetes pod, do without the store `kubernetes` that needs no manifest.",
         ),
         click.option(
+            "--app-objects",
+            type=PATH,
+            metavar="DIR",
+            help="The same for sets whose authors are not trusted with this machine: apps name one as their objects.",
+        ),
+        click.option(
             "--app-resources",
             type=PATH,
             metavar="DIR",
@@ -299,10 +305,12 @@ def take_sources(flags: dict[str, Any]) -> Sources:
     resources, configs, app_id, apps = (flags.pop(name) for name in ("resources", "configs", "app_id", "apps"))
     if app_id and apps:
         raise ConfigurationError("--app-id shows one app and --apps shows many: leave one of them out")
-    app_resources = flags.pop("app_resources")
-    if app_resources and not apps:
-        raise ConfigurationError("--app-resources is for the apps of a mount, which --apps declares")
-    return Sources(resources, configs, app_id, not flags.pop("no_builtin"), apps, app_resources)
+    sets = {name: flags.pop(name) for name in ("app_resources", "app_objects")}
+    for name, directory in sets.items():
+        if directory and not apps:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigurationError(f"{flag} is for the apps of a mount, which --apps declares")
+    return Sources(resources, configs, app_id, not flags.pop("no_builtin"), apps, **sets)
 
 
 def audience(command: F) -> F:

@@ -42,7 +42,7 @@ def _require_outside(request: Request) -> None:
     options = request.options
     mountpoint, addresses = options.mountpoint, filter(None, (options.metrics_listen, options.api))
     written = (request.log_file, options.audit.file, options.metrics_file, *(address.path for address in addresses))
-    for path in filter(None, (*written, *request.sources.paths)):
+    for path in filter(None, (*written, *request.sources.paths, *request.sources.set_paths)):
         if Path(os.path.abspath(path)).is_relative_to(mountpoint):  # noqa: PTH100 - follows no links: that could hang
             raise ConfigurationError(f"{path} is below the mount point {mountpoint}; name another place")
 

@@ -32,15 +32,17 @@ def load_for_apps(
     *,
     builtin: bool = True,
     app_resources: Path | None = None,
+    app_objects: Path | None = None,
 ) -> Declaration:
     """Read all files for all apps. Raises `ConfigurationError` for the first thing that is wrong.
 
-    ``app_resources`` is the directory below which are the sets that apps name as their ``resources``. An app that sees
-    no store is noted: its directory is empty until there is one.
+    ``app_resources`` is the directory below which are the sets that apps name as their ``resources``, ``app_objects``
+    that of those that they name as their ``objects``. An app that sees no store is noted: its directory is empty until
+    there is one.
     """
     manifests = load_manifests(resources, namespace=environ.get("NAMESPACE", ""))
     everybody = ResourceSet(manifests, load_configurations(configs, environ), tuple(resources))
-    sets = ResourceSets(everybody, app_resources)
+    sets = ResourceSets(everybody, app_resources, app_objects)
     notices = list(manifests.notices)
     declared = load_apps(apps, notices)
     directories: dict[str, Sequence[Path]] = {}
@@ -48,15 +50,19 @@ def load_for_apps(
     stores: dict[str, DeclaredStore] = {}
     for app in declared:
         own = sets.of(app)
-        configuration = _configuration_of(app, own.configurations)
+        directories[app.name] = (*own.directories, *apps)
+        configuration = _configuration_of(app, own)
         app_id = app.app_id or app.name
+        if configuration is None:
+            text = f"app {app.name} sees nothing: there is no Configuration {app.configuration} in {app.objects}"
+            notices.append(Notice(text, app.source))
+            continue
         components, remarks = visible_components(
             own.manifests, configuration, app_id, environ, builtin=builtin and own is everybody
         )
         notices += (*own.manifests.notices, *remarks)
         if not components:
             notices.append(Notice(f"app {app.name} sees no secret store: its directory is empty", app.source))
-        directories[app.name] = (*own.directories, *apps)
         for name, component in _instances(app, app_id, components, own.prefix).items():
             opened[component.name] = component
             scope = configuration.scopes.get(name, ALLOW_ALL)
@@ -67,8 +73,15 @@ def load_for_apps(
     return Declaration(tuple(opened.values()), stores, context, tuple(dict.fromkeys(notices)), by_name, files)
 
 
-def _configuration_of(app: App, configurations: Mapping[str, Configuration]) -> Configuration:
-    """Return the Configuration that an app names; without a name, the only one there is."""
+def _configuration_of(app: App, own: ResourceSet) -> Configuration | None:
+    """Return the Configuration that an app names; without a name, the only one there is.
+
+    In a set of objects, one that is not named does not count, as in Dapr without the annotation ``dapr.io/config``; and
+    None says that the one that is named is not there, which is nobody else's business.
+    """
+    configurations = own.configurations
+    if app.objects:
+        return configurations.get(app.configuration) if app.configuration else Configuration()
     if app.configuration:
         if app.configuration not in configurations:
             hint = nearest(app.configuration, tuple(configurations))

@@ -99,6 +99,8 @@ class Component:
     """The app that a component is opened for, where its properties depend on it; empty where they do not."""
     tokens: str = ""
     """Where that app has tokens of its own; empty where it has none, or the properties do not depend on it."""
+    contained_in: str = ""
+    """The set of `secretfs.dapr.resource_set` that it is of, if its author is not trusted with the host; else empty."""
     source: Source | None = field(default=None, compare=False)
     annotation_sources: Mapping[str, Source] = field(default_factory=dict, compare=False)
 

@@ -67,7 +67,7 @@ def _load(named: Sources, environ: Mapping[str, str]) -> Declaration:
     if named.apps:
         return load_for_apps(
             named.resources, named.configs, named.apps, environ,
-            builtin=named.builtin, app_resources=named.app_resources,
+            builtin=named.builtin, app_resources=named.app_resources, app_objects=named.app_objects,
         )  # fmt: skip
     declaration = load(named.resources, named.configs, named.app_id, environ, builtin=named.builtin)
     if not declaration.components:

@@ -114,7 +114,8 @@ class _Resolution:
                 )
             value = value.replace("{podName}", self._context.pod_name)
         app_id = self._component.app_id or self._context.app_id
-        value = value.replace("{namespace}", f"{self._context.namespace}.{app_id}")
+        namespace = self._component.namespace if self._component.contained_in else self._context.namespace
+        value = value.replace("{namespace}", f"{namespace}.{app_id}")
         return value.replace("{appID}", app_id)
 
     def _reference(self, item: Item) -> str | None:

@@ -1,20 +1,39 @@
 """Sets of components: what some apps see in the place of the components that ``--resources-path`` names.
 
 In Kubernetes an app of Dapr sees the components of its own namespace. A set is that for one app or several: a directory
-that the app's document names, with Component, Configuration and File documents. What is opened for a set gets names
-that no other component has, such as ``resources://payments/shared:vault``; an app sees ``vault``.
+that the app's document names. What is opened for a set gets names that no other component has, such as
+``resources://payments/shared:vault``; an app sees ``vault``.
+
+An app names a set as its ``resources`` if the administrator answers for it, as for ``--resources-path``, or as its
+``objects`` if others write it, such as whoever may write Component objects of a namespace. Of the latter nothing that
+is wrong may matter to other apps: what cannot be read stays as it was, or is left out. What a component of it may do is
+less: `secretfs.registry.containment`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from secretfs.dapr.app import App
-from secretfs.dapr.component import AllManifests, load_manifests
+from secretfs.dapr.component import (
+    DEFAULT_INIT_TIMEOUT,
+    AllManifests,
+    Component,
+    Declared,
+    components_in,
+    load_manifests,
+)
 from secretfs.dapr.configuration import Configuration, configurations_in
 from secretfs.dapr.documents import manifest_files
-from secretfs.errors import ConfigurationError
+from secretfs.errors import ConfigurationError, Notice
 from secretfs.settings import nearest
+
+T = TypeVar("T")
+
+_NOTHING: Declared = (), ()
+_readable: dict[tuple[Path, Callable[[Path], object]], object] = {}
+"""What files of objects have said when they could be read for the last time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +54,25 @@ class ResourceSet:
 class ResourceSets:
     """The sets that apps name, each read once."""
 
-    def __init__(self, everybody: ResourceSet, resources: Path | None = None) -> None:
-        """``everybody`` is what an app sees that names no set; ``resources`` is where the trusted sets are."""
+    def __init__(self, everybody: ResourceSet, resources: Path | None = None, objects: Path | None = None) -> None:
+        """``everybody`` is what an app sees that names no set.
+
+        ``resources`` is where the trusted sets are, ``objects`` where the others are.
+        """
         self._everybody = everybody
         self._resources = resources
+        self._objects = objects
         self._trusted: dict[str, ResourceSet] = {}
+        self._contained: dict[str, ResourceSet] = {}
 
     def of(self, app: App) -> ResourceSet:
         """Return what an app sees, before scopes. Raises `ConfigurationError`."""
         if app.objects:
-            raise ConfigurationError("spec.objects takes --app-objects, which says where the set is", app.source)
+            if self._objects is None:
+                raise ConfigurationError("spec.objects takes --app-objects, which says where the set is", app.source)
+            if app.objects not in self._contained:
+                self._contained[app.objects] = _load_contained(self._objects, app.objects)
+            return self._contained[app.objects]
         if not app.resources:
             return self._everybody
         if self._resources is None:
@@ -75,3 +103,57 @@ def _neighbours(where: Path, directory: Path) -> Sequence[str]:
         return [str(path.relative_to(where)) for path in directory.iterdir() if path.is_dir()]
     except OSError:
         return []
+
+
+def _load_contained(where: Path, name: str) -> ResourceSet:
+    """Read a set of objects. Whatever is wrong in it is a notice."""
+    notices: list[Notice] = []
+    paths = _files_of(where / name, notices)
+    _forget_others(where / name, paths)
+    components: dict[str, tuple[Component, tuple[Notice, ...]]] = {}
+    configurations: dict[str, Configuration] = {}
+    for path in paths:
+        declared, remarks = _readable_part(path, components_in, _NOTHING, notices)
+        for component, own in declared:
+            components.setdefault(component.name, (_contained(component, name), own))
+        # None of them is about what somebody may miss who is trusted.
+        notices += (remark._replace(unread=False) for remark in remarks)
+        configurations = {**_readable_part(path, configurations_in, {}, notices), **configurations}
+    manifests = AllManifests(tuple(components.values()), tuple(notices))
+    return ResourceSet(manifests, configurations, prefix=f"objects://{name}:")
+
+
+def _files_of(directory: Path, notices: list[Notice]) -> tuple[Path, ...]:
+    """Return the files of a set. One that is not there has none."""
+    try:
+        return tuple(manifest_files((directory,), notices)) if directory.is_dir() else ()
+    except ConfigurationError as error:
+        notices.append(Notice(error.args[0], error.source))
+        return ()
+
+
+def _readable_part(path: Path, read: Callable[[Path], T], nothing: T, notices: list[Notice]) -> T:
+    """Return what a file says, or has said before somebody broke it; a mistake is noted."""
+    before: T = _readable.get((path, read), nothing)  # type: ignore[assignment]
+    try:
+        before = _readable[path, read] = read(path)
+    except ConfigurationError as error:
+        outcome = "it is left out" if before == nothing else "it stays as it was"
+        notices.append(Notice(f"{error.args[0]}; {outcome}", error.source))
+    return before
+
+
+def _forget_others(directory: Path, paths: Sequence[Path]) -> None:
+    for path, read in [it for it in _readable if it[0].parent == directory and it[0] not in paths]:
+        del _readable[path, read]
+
+
+def _contained(component: Component, name: str) -> Component:
+    """Return a component of a set of objects as it counts: nobody waits for it, or misses it."""
+    return replace(
+        component,
+        ignore_errors=True,
+        init_timeout=min(component.init_timeout, DEFAULT_INIT_TIMEOUT),
+        rules=(),
+        contained_in=name,
+    )

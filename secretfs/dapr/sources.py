@@ -30,6 +30,8 @@ class Sources:
     """Directories that declare apps; without one, the view of ``app_id`` is at the root."""
     app_resources: Path | None = None
     """The directory below which are the sets that apps name as their ``resources``."""
+    app_objects: Path | None = None
+    """That of the sets that apps name as their ``objects``, whose authors are not trusted with the host."""
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -39,7 +41,7 @@ class Sources:
     @property
     def set_paths(self) -> tuple[Path, ...]:
         """The directories below which sets are."""
-        return () if self.app_resources is None else (self.app_resources,)
+        return tuple(filter(None, (self.app_resources, self.app_objects)))
 
     def with_defaults(self) -> "Sources":
         """Return what is meant: the paths of the Dapr command line when no resources are named.
@@ -62,8 +64,8 @@ class Sources:
         resources, configs, apps = (
             tuple(map(Path.absolute, each)) for each in (self.resources, self.configs, self.apps)
         )
-        sets = self.app_resources and self.app_resources.absolute()
-        return replace(self, resources=resources, configs=configs, apps=apps, app_resources=sets)
+        sets, objects = (each and each.absolute() for each in (self.app_resources, self.app_objects))
+        return replace(self, resources=resources, configs=configs, apps=apps, app_resources=sets, app_objects=objects)
 
 
 def file_identity(path: Path) -> object:

@@ -18,7 +18,7 @@ import trio
 from secretfs.cache.client import StoreClient
 from secretfs.cache.freshness import Freshness
 from secretfs.dapr.component import Component
-from secretfs.dapr.references import ReadSecret, TemplateContext, component_references, resolve
+from secretfs.dapr.references import ReadSecret, TemplateContext, component_references
 from secretfs.durations import show_duration
 from secretfs.errors import (
     ConfigurationError,
@@ -30,14 +30,15 @@ from secretfs.errors import (
     as_store_error,
     log_defect,
 )
-from secretfs.registry.annotations import freshness, limits, own_annotations, resolved_annotations
-from secretfs.registry.following import FollowingStore, UnopenedStore
+from secretfs.registry.annotations import freshness, limits, own_annotations
+from secretfs.registry.containment import require_type
+from secretfs.registry.following import UnopenedStore
 from secretfs.registry.lease_file import LeaseFile, TellLoan, ignore_loan_of
-from secretfs.settings import Property, decode
-from secretfs.store import LeasingStore, Secret, SecretStore, StoreContext
-from secretfs.stores import load_store_type
+from secretfs.registry.open_store import open_store
+from secretfs.store import LeasingStore, Secret, SecretStore
 
 _CLOSING_TIME = 2.0  # seconds in all; a store that does not close in time is left to the end of the process
+_AT_ONCE = 8  # stores of a set of objects that are opened at once
 
 log = logging.getLogger(__name__)
 
@@ -148,53 +149,6 @@ def check_references(components: Sequence[Component]) -> list[OpenFailure]:
     return [OpenFailure(c, error) for c in components if (error := _broken_chain(c, by_name)) is not None]
 
 
-def open_store(
-    component: Component,
-    templates: TemplateContext,
-    chosen: Freshness,
-    read: ReadSecret | None,
-    *,
-    multi_valued: bool | None = None,
-    reads_have_effects: bool = False,
-    tell_loan: TellLoan = ignore_loan_of,
-) -> tuple[SecretStore, list[Notice]]:
-    """Resolve a component's properties and open its store. Blocks while ``read`` reads what they refer to.
-
-    A store that refers to another one follows what it refers to: see `FollowingStore`. If it is known already whether
-    it is ``multi_valued``, and whether its ``reads_have_effects``, that one is opened when it is first asked. Raises
-    `ConfigurationError` with the place for whatever is wrong with the component, and any `StoreError` of ``read``.
-    """
-    module = load_store_type(component.type, component.version, component.source)
-    context = StoreContext(
-        component.name,
-        component.namespace,
-        chosen.deadline,
-        resolved_annotations(component, templates),
-        partial(tell_loan, component.name),
-    )
-    remarks: list[Notice] = []
-
-    def read_properties() -> list[Property]:
-        properties, remarks[:] = resolve(component, templates, read)
-        return properties
-
-    def open_with(properties: list[Property]) -> SecretStore:
-        settings, unknown = decode(module.Settings, properties, component.source)
-        remarks.extend(unknown)
-        try:
-            store: SecretStore = module.open_store(settings, context)
-        except ConfigurationError as error:
-            raise ConfigurationError(error.args[0], error.source or component.source) from None
-        return store
-
-    if read is None:
-        return open_with(read_properties()), remarks
-    following = FollowingStore(
-        component.name, read_properties, open_with, multi_valued=multi_valued, reads_have_effects=reads_have_effects
-    )
-    return following, remarks
-
-
 @asynccontextmanager
 async def open_registry(
     components: Sequence[Component],
@@ -269,6 +223,7 @@ class _Opening:
         self._known = known
         self._templates = templates
         self._default = default
+        self._limiters: dict[str, trio.CapacityLimiter] = {}
         self.remarks: dict[str, list[Notice]] = {}
 
     async def open(self, component: Component) -> None:
@@ -288,6 +243,7 @@ class _Opening:
         note_failure(self._registry, OpenFailure(component, error), self._default, self._known)
 
     async def _open(self, component: Component) -> None:
+        require_type(component)
         chosen = freshness(component, self._default)
         source, known = self._source(component), self._known.get(component.name)
         read = None if source is None else _reader(source, component.namespace)
@@ -303,12 +259,19 @@ class _Opening:
             reads_have_effects=effects,
             tell_loan=self._registry.tell_loan,
         )
-        store, remarks = await trio.to_thread.run_sync(opening, abandon_on_cancel=True)
+        in_thread = partial(trio.to_thread.run_sync, abandon_on_cancel=True, limiter=self._limiter(component))
+        store, remarks = await in_thread(opening)
         self.remarks[component.name] = remarks
-        await trio.to_thread.run_sync(_require_kind, store, abandon_on_cancel=True)
+        await in_thread(_require_kind, store)
         self._registry.stores[component.name] = OpenedStore.of(component, store, chosen, source)
         if known is None:
-            await trio.to_thread.run_sync(store.check, abandon_on_cancel=True)
+            await in_thread(store.check)
+
+    def _limiter(self, component: Component) -> trio.CapacityLimiter | None:
+        """Return what limits the threads of a set of objects, whose servers may all hang; None for all other stores."""
+        if not component.contained_in:
+            return None
+        return self._limiters.setdefault(component.contained_in, trio.CapacityLimiter(_AT_ONCE))
 
     def _source(self, component: Component) -> OpenedStore | None:
         refused = {failure.component.name for failure in self._registry.failures if not failure.component.ignore_errors}

@@ -33,6 +33,7 @@ SOURCES = [
     "--app-id",
     "--apps",
     "--app-resources",
+    "--app-objects",
     "--disable-builtin-k8s-secret-store",
 ]
 
@@ -173,7 +174,10 @@ class TestHelp:
         (["mount"], "Missing argument 'MOUNTPOINT'."),
         (["mount", "a", "b"], "Got unexpected extra argument (b)"),
         (["unmount"], "Missing argument 'MOUNTPOINT'."),
-        (["mount", "--resource-pth", "c", "m"], "No such option '--resource-pth'. Did you mean '--resources-path'?"),
+        (
+            ["mount", "--resource-path", "c", "m"],
+            "No such option '--resource-path'. (Did you mean one of: '--app-resources', '--resources-path'?)",
+        ),
         (["check", "--appid", "x"], "No such option '--appid'. (Did you mean one of: '--app-id', '--apps'?)"),
         (["check", "extra"], "Got unexpected extra argument (extra)"),
         (["mount", "--mode", "rw", "m"], "Invalid value for '--mode': 'rw' is not an octal mode such as 0440"),

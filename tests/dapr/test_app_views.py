@@ -8,6 +8,7 @@ import yaml
 
 from secretfs.dapr.app_views import load_for_apps
 from secretfs.dapr.declaration import Declaration, DeclaredStore
+from secretfs.dapr.references import resolve
 from secretfs.errors import ConfigurationError
 from secretfs.scopes import ALLOW_ALL
 from tests.support.manifests import component, configuration, scope
@@ -26,8 +27,8 @@ class Files:
         self.components.mkdir()
         self.apps.mkdir()
 
-    def load(self, *configs: Path, sets: Path | None = None) -> Declaration:
-        return load_for_apps([self.components], configs, [self.apps], {}, app_resources=sets)
+    def load(self, *configs: Path, sets: Path | None = None, objects: Path | None = None) -> Declaration:
+        return load_for_apps([self.components], configs, [self.apps], {}, app_resources=sets, app_objects=objects)
 
 
 @pytest.fixture
@@ -268,3 +269,71 @@ def test_a_configuration_of_a_set_that_cannot_be_read_is_a_mistake(files: Files,
     app(files.apps, "orders", resources="team")
     with pytest.raises(ConfigurationError, match=r"strict\.yaml"):
         files.load(sets=tmp_path / "sets")
+
+
+def test_objects_that_cannot_be_read_are_left_out_and_stop_nothing(files: Files, tmp_path: Path) -> None:
+    """app-27: What could be read before somebody broke it goes on; and nobody else's components suffer."""
+    shop = tmp_path / "objects/shop"
+    component(
+        shop, "good", "hashicorp.vault", {"vaultAddr": "https://vault"}, annotations={"secretfs/permissions": "[]"}
+    )
+    component(shop, "later", "hashicorp.vault", {"vaultAddr": "https://vault"})
+    spec = "spec: {type: secretstores.a, metadata: b}"
+    broken = f"{{apiVersion: dapr.io/v1alpha1, kind: Component, metadata: {{name: X}}, {spec}}}"
+    (shop / "bad.yaml").write_text(broken.replace("X", "bad"), encoding="utf-8")
+    component(files.components, "env", "local.env")
+    app(files.apps, "orders", objects="shop")
+    app(files.apps, "plain")
+    declaration = files.load(objects=tmp_path / "objects")
+    assert shown(declaration) == {
+        "orders/good": "objects://shop:good", "orders/later": "objects://shop:later", "plain/env": "env",
+    }  # fmt: skip
+    good = declaration.components[0]
+    assert (good.contained_in, good.ignore_errors, good.init_timeout, good.rules) == ("shop", True, 5.0, ())
+    assert any(message.endswith("; it is left out") for message in messages(declaration))
+    (shop / "later.yaml").write_text(broken.replace("X", "later"), encoding="utf-8")
+    declaration = files.load(objects=tmp_path / "objects")
+    assert "orders/later" in shown(declaration)
+    assert any(message.endswith("; it stays as it was") for message in messages(declaration))
+    (shop / "later.yaml").unlink()
+    assert "orders/later" not in shown(files.load(objects=tmp_path / "objects"))
+    (shop / "later.yaml").write_text(broken.replace("X", "later"), encoding="utf-8")
+    assert "orders/later" not in shown(files.load(objects=tmp_path / "objects"))
+
+
+def test_a_set_of_objects_that_is_not_there_is_empty(files: Files, tmp_path: Path) -> None:
+    app(files.apps, "orders", objects="shop")
+    assert files.load(objects=tmp_path / "objects").components == ()
+    with pytest.raises(ConfigurationError, match="takes --app-objects"):
+        files.load()
+    app(files.apps, "orders", objects="shop", resources="shop")
+    with pytest.raises(ConfigurationError, match="both say what the app sees"):
+        files.load(objects=tmp_path / "objects")
+
+
+def test_configurations_among_objects(files: Files, tmp_path: Path) -> None:
+    """app-26: One counts that is named, as with Dapr's operator; while it is not there the app sees nothing."""
+    shop = tmp_path / "objects/shop"
+    component(shop, "vault", "hashicorp.vault", {"vaultAddr": "https://vault"})
+    configuration(shop, scope("vault", default="deny"), name="strict")
+    app(files.apps, "orders", objects="shop")
+    assert files.load(objects=tmp_path / "objects").scope("orders/vault") == ALLOW_ALL
+    app(files.apps, "orders", objects="shop", configuration="strict")
+    assert files.load(objects=tmp_path / "objects").scope("orders/vault").allowed_names == frozenset()
+    app(files.apps, "orders", objects="shop", configuration="strikt")
+    declaration = files.load(objects=tmp_path / "objects")
+    assert declaration.stores == {}
+    assert "app orders sees nothing: there is no Configuration strikt in shop" in messages(declaration)
+
+
+def test_the_namespace_of_objects_is_that_of_the_set(files: Files, tmp_path: Path) -> None:
+    """Neither NAMESPACE of the daemon nor what it stands for counts (app-26)."""
+    shop = tmp_path / "objects/shop"
+    properties = {"vaultAddr": "https://vault", "vaultJwtRole": "{namespace}"}
+    component(shop, "vault", "hashicorp.vault", properties, namespace="shop")
+    app(files.apps, "orders", objects="shop")
+    declaration = load_for_apps(
+        [files.components], (), [files.apps], {"NAMESPACE": "kube-system"}, app_objects=tmp_path / "objects"
+    )
+    (vault,) = declaration.components
+    assert resolve(vault, declaration.context, None)[0][1].value == "shop.orders"

@@ -9,8 +9,8 @@ import pytest
 from secretfs.cache.freshness import Freshness
 from secretfs.dapr.declaration import load
 from secretfs.errors import StoreUnavailable
+from secretfs.registry.open_store import open_store as open_component
 from secretfs.registry.opening import KnownStore, Registry, open_registry
-from secretfs.registry.opening import open_store as open_component
 from tests.support.manifests import component
 from tests.support.pluggable import socket_folder
 from tests.support.scripted_plug_in import ScriptedPlugIn, scripted_plug_in

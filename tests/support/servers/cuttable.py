@@ -6,6 +6,18 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from tests.support.lacking import cannot_test
+
+
+def address_of_this_machine() -> str:
+    """Return an address that is none of a loopback interface, which components of a set of objects may not name."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.51.100.1", 9))  # sends nothing
+        except OSError:
+            cannot_test("this machine has no address but that of the loopback interface")
+        return str(probe.getsockname()[0])
+
 
 class Cuttable:
     """Forwards connections to ``port`` while it is not cut. Counts them."""

@@ -1,0 +1,216 @@
+"""What components may not do whose authors are not trusted with the host: those of a set of objects.
+
+Whoever may write Component objects of a namespace decides what the daemon asks, and the daemon has files, variables,
+credentials and a network that its authors do not have. So their components are of few types; each property says what it
+is for here, and one that nobody has thought about is refused. They log in with credentials that they bring along, or
+with the token of the pod; and they lead to no address that means this machine.
+
+What stays possible is in ``docs/security.md``.
+"""
+
+import ipaddress
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from secretfs.dapr.component import Component
+from secretfs.errors import ConfigurationError, Source
+from secretfs.registry.annotations import FRESHNESS, PREFIX
+from secretfs.settings import Property, specs
+from secretfs.stores import load_store_type
+
+Resolve = Callable[[str], Sequence[str]]
+"""Returns the IP addresses of a host. Raises OSError."""
+
+_TOKEN_FILE: Final = "secretfs/token-file"  # noqa: S105 - an annotation
+_A_TOKEN: Final = "it can be a token of the pod, {appToken:AUDIENCE}, and no other file"  # noqa: S105 - no token
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What components of a type may say. Properties are named as the type names them."""
+
+    free: frozenset[str]
+    """Properties that may be anything."""
+    needs: Callable[[Mapping[str, str], bool], str]
+    """Says what is missing to log in, from the properties and whether there is a token file; empty if nothing is."""
+    token_paths: frozenset[str] = frozenset()
+    """Properties that are paths, of a token of the pod and of no other file."""
+    addresses: frozenset[str] = frozenset()
+    annotations: frozenset[str] = frozenset()
+    """Annotations that may be anything, besides those of all types."""
+    choices: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Properties that may be some of what they may be elsewhere: words, with commas between."""
+
+
+def _vault(given: Mapping[str, str], _token: bool) -> str:  # noqa: FBT001 - as those of other types
+    if not given.get("vaultAddr"):
+        return "vaultAddr: without it the server would be one of this machine"
+    if given.get("vaultAuthMethod") == "kubernetes" and not given.get("vaultServiceAccountTokenPath"):
+        return "vaultServiceAccountTokenPath: without it the login would be that of this machine"
+    return ""
+
+
+def _aws(given: Mapping[str, str], token: bool) -> str:  # noqa: FBT001
+    keys = given.get("accessKey") and given.get("secretKey")
+    return "" if keys or token else f"accessKey and secretKey, or the annotation {_TOKEN_FILE}"
+
+
+def _azure(given: Mapping[str, str], token: bool) -> str:  # noqa: FBT001
+    # After a secret that is refused all other ways to log in are tried, and one of them is that of this machine.
+    return "" if given.get("azureAuthMethods") or token else f"azureAuthMethods, or the annotation {_TOKEN_FILE}"
+
+
+def _gcp(given: Mapping[str, str], token: bool) -> str:  # noqa: FBT001
+    return "" if given.get("privateKeyID") or token else f"privateKeyID, or the annotation {_TOKEN_FILE}"
+
+
+_AWS_ACCOUNT: Final = {
+    "region", "accessKey", "secretKey", "sessionToken", "assumeRoleArn",
+}  # fmt: skip
+
+RULES: Final[Mapping[str, _Rules]] = {
+    "secretstores.hashicorp.vault": _Rules(
+        free=frozenset({
+            "vaultNamespace", "vaultToken", "vaultTokenWrappingPath", "vaultKVPrefix", "vaultKVUsePrefix", "enginePath",
+            "vaultValueType", "skipVerify", "tlsServerName", "caPem", "vaultClientCert", "vaultClientKey",
+            "vaultKubernetesRole", "vaultKubernetesMountPath", "vaultAppRoleId", "vaultAppRoleSecretId",
+            "vaultAppRoleSecretIdWrappingPath", "vaultAppRoleMountPath", "vaultJwtRole", "vaultJwt",
+            "vaultJwtMountPath", "vaultUserpassUsername", "vaultUserpassPassword", "vaultUserpassMountPath",
+            "vaultCertRole", "vaultCertMountPath", "vaultEngineType", "vaultDynamicPath", "vaultDynamicRolesPath",
+            "vaultDynamicParameters", "vaultDynamicIdle",
+        }),
+        needs=_vault,
+        token_paths=frozenset({"vaultTokenMountPath", "vaultServiceAccountTokenPath", "vaultJwtPath"}),
+        addresses=frozenset({"vaultAddr"}),
+        annotations=frozenset({"secretfs/certificates"}),
+        choices={"vaultAuthMethod": frozenset({"token", "kubernetes", "approle", "jwt", "userpass", "cert"})},
+    ),
+    "secretstores.aws.secretmanager": _Rules(
+        free=frozenset({*_AWS_ACCOUNT, "multipleKeyValuesPerSecret"}), needs=_aws, addresses=frozenset({"endpoint"})
+    ),
+    "secretstores.aws.parameterstore": _Rules(
+        free=frozenset({*_AWS_ACCOUNT, "prefix"}), needs=_aws, addresses=frozenset({"endpoint"})
+    ),
+    "secretstores.azure.keyvault": _Rules(
+        free=frozenset({
+            "vaultName", "azureTenantId", "azureClientId", "azureClientSecret", "azureCertificate",
+            "azureCertificatePassword", "azureEnvironment",
+        }),
+        needs=_azure,
+        choices={"azureAuthMethods": frozenset({"clientcredentials", "creds", "clientcertificate", "cert"})},
+    ),
+    "secretstores.gcp.secretmanager": _Rules(
+        free=frozenset({
+            "projectID", "type", "privateKeyID", "privateKey", "clientEmail", "clientID", "authURI", "tokenURI",
+            "authProviderX509CertURL", "clientX509CertURL",
+        }),
+        needs=_gcp,
+        annotations=frozenset({"secretfs/location", "secretfs/workload-identity-provider"}),
+    ),
+}  # fmt: skip
+"""By type. All others read files, variables, sockets or credentials of the host."""
+
+
+def require_type(component: Component) -> None:
+    """Make sure that a component is of a type that its author may use. Raises `ConfigurationError`.
+
+    It comes before anything that imports the store.
+    """
+    if component.contained_in and component.type.lower() not in RULES:
+        raise ConfigurationError(
+            f"{component.type} is refused in a component that others write: there are {', '.join(RULES)}",
+            component.source,
+        )
+
+
+def require_contained(
+    component: Component, properties: Sequence[Property], annotations: Mapping[str, str], resolve: Resolve | None = None
+) -> None:
+    """Make sure that a component does nothing that its author may not, if it is of a set of objects.
+
+    ``properties`` and ``annotations`` are what they resolve to. Raises `ConfigurationError` with the place. Waits for
+    the name service.
+    """
+    if not component.contained_in:
+        return
+    require_type(component)
+    rules = RULES[component.type.lower()]
+    for item in component.items:
+        if item.env_ref:
+            raise _refusal(item.name, "it cannot come from a variable of this machine (envRef)", item.source)
+    names = _names(component)
+    for prop in properties:
+        _check(component, rules, names.get(prop.name.lower(), ""), prop, resolve or _resolve)
+    token = _check_annotations(component, rules, annotations)
+    given = {names.get(prop.name.lower(), ""): prop.value for prop in properties}
+    if missing := rules.needs(given, token):
+        raise ConfigurationError(f"a component that others write needs {missing}", component.source)
+
+
+def _names(component: Component) -> dict[str, str]:
+    """Return what a property is called in the rules, by each name that it can have, in lower case."""
+    settings = load_store_type(component.type, component.version, component.source).Settings
+    return {name.lower(): spec.name for spec in specs(settings).values() for name in (spec.name, *spec.aliases)}
+
+
+def _check(component: Component, rules: _Rules, name: str, prop: Property, resolve: Resolve) -> None:
+    if not name or name in rules.free or not prop.value:  # nothing reads it, or nothing is said
+        return
+    if name in rules.token_paths:
+        if not _is_token_path(component, prop.value):
+            raise _refusal(prop.name, _A_TOKEN, prop.source)
+    elif name in rules.choices:
+        words = {word.strip() for word in prop.value.lower().split(",")}
+        if not words <= rules.choices[name]:
+            allowed = ", ".join(sorted(rules.choices[name]))
+            raise _refusal(prop.name, f"it can be {allowed}", prop.source)
+    elif name in rules.addresses:
+        _require_other_machine(prop, resolve)
+    else:
+        raise _refusal(prop.name, "it says what this machine has", prop.source)
+
+
+def _check_annotations(component: Component, rules: _Rules, annotations: Mapping[str, str]) -> bool:
+    """Check annotations of ours. Returns whether one names the token to log in with."""
+    allowed = {*FRESHNESS, *rules.annotations, _TOKEN_FILE}
+    for name in component.annotations:
+        if name.startswith(PREFIX) and name not in allowed:
+            raise _refusal(f"annotation {name}", "it is for the administrator", component.annotation_sources.get(name))
+    path = annotations.get(_TOKEN_FILE, "")
+    if path and not _is_token_path(component, path):
+        source = component.annotation_sources.get(_TOKEN_FILE)
+        raise _refusal(f"annotation {_TOKEN_FILE}", _A_TOKEN, source)
+    return bool(path)
+
+
+def _is_token_path(component: Component, path: str) -> bool:
+    """Whether a path is that of a token of the app that the component is opened for."""
+    directory, _, name = path.rpartition("/")
+    return bool(component.tokens) and directory == component.tokens and name.endswith(".jwt")
+
+
+def _require_other_machine(prop: Property, resolve: Resolve) -> None:
+    """Raise `ConfigurationError` for a URL whose host means this machine, or one that only this machine reaches."""
+    from secretfs.stores._http.address import host_of  # noqa: PLC0415 - with a library that few mounts need
+
+    host = host_of(prop.value)
+    if not host:
+        raise _refusal(prop.name, "it is no URL", prop.source)
+    try:
+        addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in resolve(host)]
+    except (OSError, UnicodeError, ValueError):
+        raise _refusal(prop.name, f"there is no address of {host}", prop.source) from None
+    for address in addresses:
+        own = getattr(address, "ipv4_mapped", None) or address
+        if own.is_loopback or own.is_link_local or own.is_unspecified or own.is_multicast or own.is_reserved:
+            raise _refusal(prop.name, f"{host} is an address of this machine or beside it ({own})", prop.source)
+
+
+def _resolve(host: str) -> Sequence[str]:
+    return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+
+
+def _refusal(what: str, reason: str, source: Source | None) -> ConfigurationError:
+    return ConfigurationError(f"{what} is refused in a component that others write: {reason}", source)
