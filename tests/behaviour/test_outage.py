@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 
@@ -155,6 +156,11 @@ def seed(server: OpenBao) -> None:
         server.put(f"secret/shop/{name}", {"key": secret(name)})
 
 
+def listing(path: Path) -> Callable[[], object]:
+    """Return a call that lists a directory."""
+    return partial(os.listdir, path)
+
+
 def took(call: Callable[[], object]) -> tuple[str, float]:
     """Call, and return the errno it ended with and how long it took."""
     begin = time.monotonic()
@@ -272,9 +278,7 @@ def test_what_is_known(shop: Shop, fault: str) -> None:
             first = side_by_side([shop.cold().read_bytes for _ in range(3)])
             assert [name for name, _ in first] == [error] * 3
             assert max(seconds for _, seconds in first) < DEADLINE + SLACK
-            later = [
-                took(call) for call in (shop.cold().read_bytes, shop.cold().stat, shop.cold().parent.iterdir().__next__)
-            ]
+            later = [took(call) for call in (shop.cold().read_bytes, shop.cold().stat, listing(shop.cold().parent))]
             assert [name for name, _ in later] == [error] * 3
             assert statistics.median(seconds for _, seconds in later) < AT_ONCE
             # What is known does not.
@@ -340,8 +344,8 @@ def test_stale_has_an_end(shop: Shop) -> None:
     calls: list[Callable[[], object]] = [
         brief.read_bytes,
         brief.stat,
-        brief.parent.iterdir().__next__,
-        brief.parents[1].iterdir().__next__,
+        listing(brief.parent),
+        listing(brief.parents[1]),
         (brief.parents[1] / "never-there").stat,
         (brief.parents[1] / ".bulk.json").read_bytes,
     ]
@@ -429,7 +433,7 @@ def test_a_hung_store(shop: Shop) -> None:
     """error-1: What is not cached is ETIMEDOUT if its store does not answer within `deadline` (5 s by default)."""
     shop.ready()
     with shop.server.hanging():
-        for call in (shop.cold().read_bytes, shop.cold().stat, shop.cold().parent.iterdir().__next__):
+        for call in (shop.cold().read_bytes, shop.cold().stat, listing(shop.cold().parent)):
             error, seconds = took(call)
             assert error == "ETIMEDOUT", call
             assert seconds < DEADLINE + SLACK
@@ -442,7 +446,7 @@ def test_other_stores_go_on(shop: Shop) -> None:
     waiting: list[str] = []
 
     def read(number: int) -> None:
-        waiting.append(errno_of((shop.patient / f"crowd-{number}").iterdir().__next__))
+        waiting.append(errno_of(os.listdir, shop.patient / f"crowd-{number}"))
 
     crowd = [threading.Thread(target=read, args=(number,)) for number in range(CROWD)]
     with shop.server.hanging():
@@ -484,7 +488,7 @@ def test_a_dead_store(scratch: Path, own_server: OpenBao) -> None:
             calls: list[Callable[[], object]] = [
                 (vault / "warm/key").read_bytes,
                 (vault / "warm").stat,
-                vault.iterdir().__next__,
+                listing(vault),
                 (vault / "never-there").stat,
                 (vault / ".bulk.json").read_bytes,
                 (vault / ".bulk.env").read_bytes,
@@ -527,7 +531,7 @@ def test_an_outage_is_logged_once(shop: Shop) -> None:
     ended = shop.mount.log.count("patient: answers again")
     shop.way.shut()
     for _ in range(3):
-        assert [errno_of(path.iterdir().__next__) for path in cold] == ["EIO"] * len(cold)
+        assert [errno_of(os.listdir, path) for path in cold] == ["EIO"] * len(cold)
     shop.way.mend()
     wait_until(lambda: works(cold[0] / "key"))
     shop.mount.said("patient: answers again", ended + 1)
@@ -541,7 +545,7 @@ def test_nobody_asks_a_store_that_is_down(shop: Shop) -> None:
     shop.way.answer(500)
     shop.way.forget()
     begun = time.monotonic()
-    assert {errno_of(path.iterdir().__next__) for path in cold} == {"EIO"}
+    assert {errno_of(os.listdir, path) for path in cold} == {"EIO"}
     asked, passed = [request for _, request in shop.way.requests() if "/cold-" in request], time.monotonic() - begun
     assert 3 <= len(asked) < len(cold) / 3 + 3 * passed  # a trial may have succeeded between two of these
     shop.way.mend()
@@ -560,7 +564,7 @@ def test_refused(scratch: Path, openbao_server: OpenBao) -> None:
     folder = Folder(openbao_server, "refused")
     component(scratch / "refused", "vault", "hashicorp.vault", folder.metadata(vaultToken=token))
     with mounted(scratch / "refused", expect_log=[r"permission denied \(403\)"]) as mount:
-        assert errno_of((mount.path / "vault").iterdir().__next__) == "EACCES"
+        assert errno_of(os.listdir, mount.path / "vault") == "EACCES"
         assert (mount.path / "vault/mine/key").read_text() == secret("mine")
         for path in ("vault/theirs", "vault/theirs/key", "vault/never-there"):
             assert errno_of((mount.path / path).stat) == "EACCES"
