@@ -118,10 +118,13 @@ def _is_alive(process: WorkerProcess, within: float = 0.0) -> bool:
 
 
 def _installed() -> tuple[int, ...]:
-    """Return what is different once another version of the package is installed in the place of this one."""
-    directory = Path(secretfs.__file__).parent
+    """Return what is different once another version of the package is installed in the place of this one.
+
+    Not when the directory has changed: Python does that, when it first compiles what nobody has compiled before.
+    """
     try:
-        states = [path.stat() for path in (directory, directory / "__init__.py", directory / "__main__.py")]
+        with os.scandir(Path(secretfs.__file__).parent) as entries:
+            modules = sorted((entry.name, entry.stat()) for entry in entries if entry.name.endswith(".py"))
     except OSError:  # in the middle of that
         return (-1,)
-    return tuple(number for state in states for number in (state.st_ino, state.st_mtime_ns))
+    return tuple(number for _, state in modules for number in (state.st_ino, state.st_mtime_ns))

@@ -38,7 +38,8 @@ class Site:
     def __init__(self, path: Path) -> None:
         path.mkdir()
         self._path = path
-        self.environment = {"PYTHONPATH": str(path), "PYTHONSAFEPATH": "1"}
+        # Python compiles what it imports, as it does with packages that uv installs.
+        self.environment = {"PYTHONPATH": str(path), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": ""}
         self.install()
 
     def install(self) -> None:
