@@ -1,16 +1,24 @@
 """What the driver reads of a pod, from a real API server with a service account that may do no more than that."""
 
 import json
+import ssl
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from secretfs.containers.csi.api_server import ApiServer
 from secretfs.containers.csi.attributes import document, read_volume, reads_pod
 from secretfs.containers.csi.failures import FailedPrecondition, Unavailable
 from secretfs.containers.csi.messages import PublishRequest
 from secretfs.containers.csi.pods import Pod, annotations_of
+from tests.support.canary import secret
 from tests.support.kube_fixtures import Namespace, kube, namespace
+from tests.support.servers.keep_alive import KeepAlive
 from tests.support.servers.ports import free_ports
 
 __all__ = ["kube", "namespace"]
@@ -92,6 +100,31 @@ def test_a_pod_that_cannot_be_read(api: ApiServer, pod: Pod, account: Path) -> N
     (account / "token").unlink()
     with pytest.raises(Unavailable, match=r"cannot ask the API server at .*: No such file or directory"):
         annotations_of(api, pod)
+
+
+def test_a_cluster_whose_certificates_say_little(tmp_path: Path) -> None:
+    """As in Go, certificates may lack what Python 3.13 demands by default, as those of many clusters do (csi-6)."""
+    key = rsa.generate_private_key(65537, 2048)
+    authority = signed("cluster", key, x509.BasicConstraints(ca=True, path_length=None))
+    leaf = signed("api", key, x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]))
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    served = tmp_path / "served.pem"
+    served.write_bytes(key.private_bytes(*form) + leaf.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "ca.crt").write_bytes(authority.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "token").write_text(secret("token"))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(served)
+    with KeepAlive(lambda _: (200, b"{}"), tls) as server:
+        assert ApiServer("127.0.0.1", server.port, tmp_path).call("GET", "/version") == (200, b"{}")
+
+
+def signed(name: str, key: rsa.RSAPrivateKey, extension: x509.ExtensionType) -> x509.Certificate:
+    """Issue a certificate, as an authority that is called "cluster", with one extension, which is not critical."""
+    subject, issuer = (x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, each)]) for each in (name, "cluster"))
+    now, day = datetime.now(UTC), timedelta(days=1)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - day).not_valid_after(now + day)
+    return builder.add_extension(extension, critical=False).sign(key, hashes.SHA256())
 
 
 def test_where_the_api_server_is() -> None:

@@ -57,7 +57,9 @@ class ApiServer:
             yield Stream(response, connection.sock, self._failures)
 
     def _connect(self, patience: float) -> http.client.HTTPSConnection:
-        tls = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
+        # Not the default context: that of Python 3.13 refuses certificates of clusters which Go trusts.
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        tls.load_verify_locations(self._account / "ca.crt")
         connection = http.client.HTTPSConnection(self._host, self._port, timeout=PATIENCE, context=tls)
         connection.connect()
         connection.sock.settimeout(patience)

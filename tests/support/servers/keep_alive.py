@@ -80,7 +80,12 @@ class KeepAlive:
     @property
     def address(self) -> str:
         """The URL of the server."""
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._listener.getsockname()[1])
 
     def close_idle(self) -> None:
         """Close all connections, now."""
