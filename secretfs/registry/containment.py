@@ -10,14 +10,14 @@ What stays possible is in ``docs/security.md``.
 
 import ipaddress
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from secretfs.dapr.component import Component
 from secretfs.errors import ConfigurationError, Source
 from secretfs.registry.annotations import FRESHNESS, PREFIX
-from secretfs.settings import Property, specs
+from secretfs.settings import Property, SettingSpec, specs
 from secretfs.stores import load_store_type
 
 Resolve = Callable[[str], Sequence[str]]
@@ -144,15 +144,24 @@ def require_contained(
     for prop in properties:
         _check(component, rules, names.get(prop.name.lower(), ""), prop, resolve or _resolve)
     token = _check_annotations(component, rules, annotations)
-    given = {names.get(prop.name.lower(), ""): prop.value for prop in properties}
-    if missing := rules.needs(given, token):
+    if missing := rules.needs(_given(component, properties), token):
         raise ConfigurationError(f"a component that others write needs {missing}", component.source)
 
 
 def _names(component: Component) -> dict[str, str]:
     """Return what a property is called in the rules, by each name that it can have, in lower case."""
-    settings = load_store_type(component.type, component.version, component.source).Settings
-    return {name.lower(): spec.name for spec in specs(settings).values() for name in (spec.name, *spec.aliases)}
+    return {name.lower(): spec.name for spec in _specs(component) for name in (spec.name, *spec.aliases)}
+
+
+def _given(component: Component, properties: Sequence[Property]) -> dict[str, str]:
+    """Return what the store is opened with: an alias does not count where the name itself is given, even if empty."""
+    texts = {prop.name.lower(): prop.value for prop in properties}
+    spellings = {spec.name: [name.lower() for name in (spec.name, *spec.aliases)] for spec in _specs(component)}
+    return {name: next((texts[each] for each in spelt if each in texts), "") for name, spelt in spellings.items()}
+
+
+def _specs(component: Component) -> Iterable[SettingSpec]:
+    return specs(load_store_type(component.type, component.version, component.source).Settings).values()
 
 
 def _check(component: Component, rules: _Rules, name: str, prop: Property, resolve: Resolve) -> None:

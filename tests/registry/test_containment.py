@@ -112,6 +112,19 @@ def test_the_token_of_the_pod_is_a_credential(kind: str) -> None:
     assert "no other file" in refused(kind, {}, {"secretfs/token-file": f"{TOKENS}/../billing/sts.jwt"})
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "alias"),
+    [(KEY_VAULT, "azureAuthMethods", "azureADAuthMethods"), (GOOGLE, "privateKeyID", "private_key_id")],
+)
+def test_an_alias_that_does_not_count_is_no_credential(kind: str, name: str, alias: str) -> None:
+    """app-28: Beside the name itself, even an empty one, it is nothing that the store would log in with."""
+    text = NEEDED[kind][name]
+    check(kind, {alias: text})
+    for spelt in (name, name.upper()):
+        assert "needs" in refused(kind, {spelt: "", alias: text})
+        assert "needs" in refused(kind, {alias: text, spelt: ""})
+
+
 def test_paths_of_tokens() -> None:
     """app-28: A path is that of a token of the app, and of no other file."""
     kubernetes = {**NEEDED[VAULT], "vaultAuthMethod": "kubernetes"}
