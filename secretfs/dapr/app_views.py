@@ -13,11 +13,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from secretfs.dapr.app import App, load_apps
-from secretfs.dapr.component import Component, load_manifests
+from secretfs.dapr.component import AllManifests, Component, load_manifests
 from secretfs.dapr.configuration import Configuration, load_configurations
 from secretfs.dapr.declaration import Declaration, DeclaredStore, visible_components
 from secretfs.dapr.file_views import load_file_views
 from secretfs.dapr.references import TemplateContext, component_references, depends_on_app
+from secretfs.dapr.rendered_file import load_files
 from secretfs.dapr.resource_set import ResourceSet, ResourceSets
 from secretfs.errors import ConfigurationError, Notice
 from secretfs.scopes import ALLOW_ALL
@@ -49,7 +50,7 @@ def load_for_apps(
     opened: dict[str, Component] = {}
     stores: dict[str, DeclaredStore] = {}
     for app in declared:
-        own = sets.of(app)
+        own = _without_clashes(sets.of(app), apps) if app.objects else sets.of(app)
         directories[app.name] = (*own.directories, *apps)
         configuration = _configuration_of(app, own)
         app_id = app.app_id or app.name
@@ -71,6 +72,17 @@ def load_for_apps(
     context = TemplateContext(environ)
     files = load_file_views(directories, stores, by_name, "", notices)
     return Declaration(tuple(opened.values()), stores, context, tuple(dict.fromkeys(notices)), by_name, files)
+
+
+def _without_clashes(own: ResourceSet, apps: Sequence[Path]) -> ResourceSet:
+    """Leave out components of objects that would be where the rendered files of apps are."""
+    taken = {file.directory for file in load_files(tuple(dict.fromkeys(apps)))}
+    clashes = [component for component, _ in own.manifests.components if component.name in taken]
+    if not clashes:
+        return own
+    kept = tuple(it for it in own.manifests.components if it[0].name not in taken)
+    notices = [Notice(f"{c.name} is a directory of rendered files; it is left out", c.source) for c in clashes]
+    return replace(own, manifests=AllManifests(kept, (*own.manifests.notices, *notices)))
 
 
 def _configuration_of(app: App, own: ResourceSet) -> Configuration | None:

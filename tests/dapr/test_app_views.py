@@ -337,3 +337,21 @@ def test_the_namespace_of_objects_is_that_of_the_set(files: Files, tmp_path: Pat
     )
     (vault,) = declaration.components
     assert resolve(vault, declaration.context, None)[0][1].value == "shop.orders"
+
+
+def test_an_object_cannot_take_the_place_of_rendered_files(files: Files, tmp_path: Path) -> None:
+    """It would stop everybody's mount: what the administrator has declared stays (app-27)."""
+    shop = tmp_path / "objects/shop"
+    properties = {"vaultAddr": "http://192.0.2.1", "vaultToken": "x"}
+    for name in ("files", "vault"):
+        component(shop, name, "hashicorp.vault", properties)
+    document = {
+        "apiVersion": "secretfs/v1alpha1", "kind": "File", "metadata": {"name": "f"},
+        "spec": {"path": "files/f", "template": "x"},
+    }  # fmt: skip
+    app(files.apps, "orders", objects="shop")
+    (files.apps / "f.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    declaration = files.load(objects=tmp_path / "objects")
+    assert shown(declaration) == {"orders/vault": "objects://shop:vault"}
+    assert list(declaration.files) == ["orders/files/f"]
+    assert "files is a directory of rendered files; it is left out" in messages(declaration)
