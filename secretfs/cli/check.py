@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Any, NoReturn
@@ -141,7 +141,7 @@ def _inspect(component: Component, declaration: Declaration, default: Freshness,
             module = load_store_type(component.type, component.version, component.source)
             report.notices += unknown_properties(module.Settings, component.items)
             return
-        store, notices = open_store(component, declaration.context, chosen, None)
+        store, notices = open_store(component, replace(declaration.context, look_up=False), chosen, None)
         store.close()
         report.notices += notices
     except (ConfigurationError, StoreError) as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from secretfs.dapr.app import App, load_apps
-from secretfs.dapr.component import AllManifests, Component, load_manifests
+from secretfs.dapr.component import Component, load_manifests
 from secretfs.dapr.configuration import Configuration, load_configurations
 from secretfs.dapr.declaration import Declaration, DeclaredStore, visible_components
 from secretfs.dapr.file_views import load_file_views
@@ -43,14 +43,15 @@ def load_for_apps(
     """
     manifests = load_manifests(resources, namespace=environ.get("NAMESPACE", ""))
     everybody = ResourceSet(manifests, load_configurations(configs, environ), tuple(resources))
-    sets = ResourceSets(everybody, app_resources, app_objects)
+    rendered = {file.directory for file in load_files(tuple(dict.fromkeys(apps)))}
+    sets = ResourceSets(everybody, app_resources, app_objects, rendered)
     notices = list(manifests.notices)
     declared = load_apps(apps, notices)
     directories: dict[str, Sequence[Path]] = {}
     opened: dict[str, Component] = {}
     stores: dict[str, DeclaredStore] = {}
     for app in declared:
-        own = _without_clashes(sets.of(app), apps) if app.objects else sets.of(app)
+        own = sets.of(app)
         directories[app.name] = (*own.directories, *apps)
         configuration = _configuration_of(app, own)
         app_id = app.app_id or app.name
@@ -68,21 +69,11 @@ def load_for_apps(
             opened[component.name] = component
             scope = configuration.scopes.get(name, ALLOW_ALL)
             stores[f"{app.name}/{name}"] = DeclaredStore(component.name, scope)
+    sets.forget_others()
     by_name = {app.name: app for app in declared}
     context = TemplateContext(environ)
     files = load_file_views(directories, stores, by_name, "", notices)
     return Declaration(tuple(opened.values()), stores, context, tuple(dict.fromkeys(notices)), by_name, files)
-
-
-def _without_clashes(own: ResourceSet, apps: Sequence[Path]) -> ResourceSet:
-    """Leave out components of objects that would be where the rendered files of apps are."""
-    taken = {file.directory for file in load_files(tuple(dict.fromkeys(apps)))}
-    clashes = [component for component, _ in own.manifests.components if component.name in taken]
-    if not clashes:
-        return own
-    kept = tuple(it for it in own.manifests.components if it[0].name not in taken)
-    notices = [Notice(f"{c.name} is a directory of rendered files; it is left out", c.source) for c in clashes]
-    return replace(own, manifests=AllManifests(kept, (*own.manifests.notices, *notices)))
 
 
 def _configuration_of(app: App, own: ResourceSet) -> Configuration | None:

@@ -32,6 +32,8 @@ class TemplateContext:
 
     environ: Mapping[str, str] = field(repr=False)
     app_id: str = ""
+    look_up: bool = True
+    """Whether names of hosts may be looked up, to see where they lead."""
 
     @property
     def namespace(self) -> str:

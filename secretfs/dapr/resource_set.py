@@ -10,7 +10,7 @@ is wrong may matter to other apps: what cannot be read stays as it was, or is le
 less: `secretfs.registry.containment`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -54,12 +54,20 @@ class ResourceSet:
 class ResourceSets:
     """The sets that apps name, each read once."""
 
-    def __init__(self, everybody: ResourceSet, resources: Path | None = None, objects: Path | None = None) -> None:
+    def __init__(
+        self,
+        everybody: ResourceSet,
+        resources: Path | None = None,
+        objects: Path | None = None,
+        taken: Collection[str] = (),
+    ) -> None:
         """``everybody`` is what an app sees that names no set.
 
-        ``resources`` is where the trusted sets are, ``objects`` where the others are.
+        ``resources`` is where the trusted sets are, ``objects`` where the others are. Of the latter no component has a
+        name that is ``taken``: that of a directory of rendered files.
         """
         self._everybody = everybody
+        self._taken = taken
         self._resources = resources
         self._objects = objects
         self._trusted: dict[str, ResourceSet] = {}
@@ -71,7 +79,7 @@ class ResourceSets:
             if self._objects is None:
                 raise ConfigurationError("spec.objects takes --app-objects, which says where the set is", app.source)
             if app.objects not in self._contained:
-                self._contained[app.objects] = _load_contained(self._objects, app.objects)
+                self._contained[app.objects] = _load_contained(self._objects, app.objects, self._taken)
             return self._contained[app.objects]
         if not app.resources:
             return self._everybody
@@ -80,6 +88,12 @@ class ResourceSets:
         if app.resources not in self._trusted:
             self._trusted[app.resources] = _load(self._resources, app)
         return self._trusted[app.resources]
+
+    def forget_others(self) -> None:
+        """Forget what sets of objects have said that no app names any more."""
+        directories = {self._objects / name for name in self._contained} if self._objects else set()
+        for path, read in [it for it in _readable if it[0].parent not in directories]:
+            del _readable[path, read]
 
 
 def _load(where: Path, app: App) -> ResourceSet:
@@ -105,17 +119,22 @@ def _neighbours(where: Path, directory: Path) -> Sequence[str]:
         return []
 
 
-def _load_contained(where: Path, name: str) -> ResourceSet:
+def _load_contained(where: Path, name: str, taken: Collection[str]) -> ResourceSet:
     """Read a set of objects. Whatever is wrong in it is a notice."""
     notices: list[Notice] = []
     paths = _files_of(where / name, notices)
-    _forget_others(where / name, paths)
+    for path, read in [it for it in _readable if it[0].parent == where / name and it[0] not in paths]:
+        del _readable[path, read]
     components: dict[str, tuple[Component, tuple[Notice, ...]]] = {}
     configurations: dict[str, Configuration] = {}
     for path in paths:
         declared, remarks = _readable_part(path, components_in, _NOTHING, notices)
         for component, own in declared:
-            components.setdefault(component.name, (_contained(component, name), own))
+            if component.name in taken:
+                text = f"{component.name} is a directory of rendered files; it is left out"
+                notices.append(Notice(text, component.source))
+            else:
+                components.setdefault(component.name, (_contained(component, name), own))
         # None of them is about what somebody may miss who is trusted.
         notices += (remark._replace(unread=False) for remark in remarks)
         configurations = {**_readable_part(path, configurations_in, {}, notices), **configurations}
@@ -143,15 +162,11 @@ def _readable_part(path: Path, read: Callable[[Path], T], nothing: T, notices: l
     return before
 
 
-def _forget_others(directory: Path, paths: Sequence[Path]) -> None:
-    for path, read in [it for it in _readable if it[0].parent == directory and it[0] not in paths]:
-        del _readable[path, read]
-
-
 def _contained(component: Component, name: str) -> Component:
     """Return a component of a set of objects as it counts: nobody waits for it, or misses it."""
     return replace(
         component,
+        namespace=name,
         ignore_errors=True,
         init_timeout=min(component.init_timeout, DEFAULT_INIT_TIMEOUT),
         rules=(),

@@ -9,8 +9,10 @@ What stays possible is in ``docs/security.md``.
 """
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,6 +24,24 @@ from secretfs.stores import load_store_type
 
 Resolve = Callable[[str], Sequence[str]]
 """Returns the IP addresses of a host. Raises OSError."""
+
+METADATA_SERVICES: Final = frozenset({
+    "168.63.129.16",  # Azure
+    "100.100.100.200",  # Alibaba Cloud
+    "192.0.0.192",  # Oracle Cloud
+    "fd00:ec2::254",  # AWS
+    "fd20:ce::254",  # Google Cloud
+})  # fmt: skip
+"""Addresses that give a machine of a cloud its identity, and are not link-local."""
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_THIS_NETWORK: Final = ipaddress.ip_network("0.0.0.0/8")
+_URL: Final = re.compile(
+    r"https?://(?:\[(?P<v6>[0-9A-Fa-f:.]+)(?:%[A-Za-z0-9._-]+)?\]|(?P<name>[A-Za-z0-9._-]+))"
+    r"(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~/-]*)?"
+)
+"""Stricter than others read a URL, so that they cannot read another host there."""
 
 _TOKEN_FILE: Final = "secretfs/token-file"  # noqa: S105 - an annotation
 _A_TOKEN: Final = "it can be a token of the pod, {appToken:AUDIENCE}, and no other file"  # noqa: S105 - no token
@@ -126,12 +146,12 @@ def require_type(component: Component) -> None:
 
 
 def require_contained(
-    component: Component, properties: Sequence[Property], annotations: Mapping[str, str], resolve: Resolve | None = None
+    component: Component, properties: Sequence[Property], annotations: Mapping[str, str], resolve: Resolve | None
 ) -> None:
     """Make sure that a component does nothing that its author may not, if it is of a set of objects.
 
-    ``properties`` and ``annotations`` are what they resolve to. Raises `ConfigurationError` with the place. Waits for
-    the name service.
+    ``properties`` and ``annotations`` are what they resolve to. Names of hosts are looked up with ``resolve``, if there
+    is one. Raises `ConfigurationError` with the place.
     """
     if not component.contained_in:
         return
@@ -142,7 +162,7 @@ def require_contained(
             raise _refusal(item.name, "it cannot come from a variable of this machine (envRef)", item.source)
     names = _names(component)
     for prop in properties:
-        _check(component, rules, names.get(prop.name.lower(), ""), prop, resolve or _resolve)
+        _check(component, rules, names.get(prop.name.lower(), ""), prop, resolve)
     token = _check_annotations(component, rules, annotations)
     if missing := rules.needs(_given(component, properties), token):
         raise ConfigurationError(f"a component that others write needs {missing}", component.source)
@@ -164,7 +184,7 @@ def _specs(component: Component) -> Iterable[SettingSpec]:
     return specs(load_store_type(component.type, component.version, component.source).Settings).values()
 
 
-def _check(component: Component, rules: _Rules, name: str, prop: Property, resolve: Resolve) -> None:
+def _check(component: Component, rules: _Rules, name: str, prop: Property, resolve: Resolve | None) -> None:
     if not name or name in rules.free or not prop.value:  # nothing reads it, or nothing is said
         return
     if name in rules.token_paths:
@@ -200,24 +220,42 @@ def _is_token_path(component: Component, path: str) -> bool:
     return bool(component.tokens) and directory == component.tokens and name.endswith(".jwt")
 
 
-def _require_other_machine(prop: Property, resolve: Resolve) -> None:
-    """Raise `ConfigurationError` for a URL whose host means this machine, or one that only this machine reaches."""
-    from secretfs.stores._http.address import host_of  # noqa: PLC0415 - with a library that few mounts need
+def _require_other_machine(prop: Property, resolve: Resolve | None) -> None:
+    """Raise `ConfigurationError` for a URL whose host means this machine, or what gives it its identity."""
+    url = _URL.fullmatch(prop.value)
+    if url is None:
+        raise _refusal(prop.name, "it is no URL such as https://vault.example.com:8200", prop.source)
+    host = url["v6"] or url["name"]
+    own = _own(host)
+    if own is None and resolve:
+        with suppress(OSError, UnicodeError):  # nobody can be asked there now
+            own = next((found for each in resolve(host) if (found := _own(each))), None)
+    if own is not None or host.rstrip(".").lower().endswith("localhost"):
+        place = "this machine" if own is None else str(own)
+        raise _refusal(
+            prop.name, f"{host} is {place}: loopback, beside this machine, or what identifies it", prop.source
+        )
 
-    host = host_of(prop.value)
-    if not host:
-        raise _refusal(prop.name, "it is no URL", prop.source)
+
+def _own(text: str) -> _Address | None:
+    """Return the address that a text is, if components of others must not lead there; else None, also for a name."""
     try:
-        addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in resolve(host)]
-    except (OSError, UnicodeError, ValueError):
-        raise _refusal(prop.name, f"there is no address of {host}", prop.source) from None
-    for address in addresses:
-        own = getattr(address, "ipv4_mapped", None) or address
-        if own.is_loopback or own.is_link_local or own.is_unspecified or own.is_multicast or own.is_reserved:
-            raise _refusal(prop.name, f"{host} is an address of this machine or beside it ({own})", prop.source)
+        address: _Address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        try:
+            address = ipaddress.IPv4Address(socket.inet_aton(text))  # such as 127.1, or a single number
+        except OSError:
+            return None
+    if isinstance(address, ipaddress.IPv6Address):
+        embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else address.ipv4_mapped
+        address = embedded or address
+    special = address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast
+    special = special or address.is_reserved or address in _THIS_NETWORK
+    return address if special or str(address) in METADATA_SERVICES else None
 
 
-def _resolve(host: str) -> Sequence[str]:
+def look_up(host: str) -> Sequence[str]:
+    """Return the addresses of a host. Raises OSError."""
     return [str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
 
 

@@ -7,7 +7,7 @@ from secretfs.dapr.component import Component
 from secretfs.dapr.references import ReadSecret, TemplateContext, resolve
 from secretfs.errors import ConfigurationError, Notice
 from secretfs.registry.annotations import resolved_annotations
-from secretfs.registry.containment import require_contained
+from secretfs.registry.containment import look_up, require_contained
 from secretfs.registry.following import FollowingStore
 from secretfs.registry.lease_file import TellLoan, ignore_loan_of
 from secretfs.settings import Property, decode
@@ -43,7 +43,7 @@ def open_store(
 
     def read_properties() -> list[Property]:
         properties, remarks[:] = resolve(component, templates, read)
-        require_contained(component, properties, context.annotations)
+        require_contained(component, properties, context.annotations, look_up if templates.look_up else None)
         return properties
 
     def open_with(properties: list[Property]) -> SecretStore:

@@ -150,7 +150,10 @@ def test_ways_to_log_in_to_azure(methods: str) -> None:
     [
         "http://127.0.0.1:8200", "http://127.9.9.9", "http://[::1]:8200", "http://0.0.0.0", "http://[::]",
         "http://169.254.169.254/latest", "http://[fe80::1]", "http://[::ffff:127.0.0.1]", "https://inside.example",
-        "https://mapped.example", "https://nowhere.example", "http://224.0.0.1", "http://240.0.0.1", "unix:///run/x",
+        "https://mapped.example", "http://224.0.0.1", "http://240.0.0.1", "unix:///run/x",
+        "http://127.1", "http://2130706433", "http://0.1.2.3", "http://localhost", "http://a.LOCALHOST.:1",
+        "http://168.63.129.16", "http://[fd00:ec2::254]", "http://[64:ff9b::7f00:1]", "http://user@192.0.2.1",
+        "http://192.0.2.1\\@127.0.0.1/", "ftp://192.0.2.1", "http://192.0.2.1/?x", "http://192.0.2.1#x",
         "",
     ],
 )  # fmt: skip
@@ -159,6 +162,14 @@ def test_addresses_of_this_machine(url: str) -> None:
     assert "vaultAddr" in refused(VAULT, {"vaultAddr": url})
     if url:
         assert "endpoint is refused" in refused(SECRETS_MANAGER, {**NEEDED[SECRETS_MANAGER], "endpoint": url})
+
+
+@pytest.mark.parametrize(
+    "url", ["https://vault.example:8200/x", "http://192.0.2.1", "https://nowhere.example", "http://[64:ff9b::c000:201]"]
+)
+def test_addresses_of_others(url: str) -> None:
+    """Also a name that has no address now (the name service may be down), and IPv4 by way of NAT64."""
+    check(VAULT, {"vaultAddr": url})
 
 
 def test_variables_of_the_machine() -> None:

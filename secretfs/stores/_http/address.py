@@ -16,14 +16,6 @@ def endpoint(annotations: Mapping[str, str], example: str) -> str:
     return require_url(ENDPOINT, annotations.get(ENDPOINT, "").rstrip("/"), example, may_have_path=False)
 
 
-def host_of(text: str) -> str:
-    """Return the host of a URL, as those who send requests to it read it; empty if it has none."""
-    try:
-        return (parse_url(text).host or "").strip("[]")
-    except ValueError:
-        return ""
-
-
 def require_url(name: str, text: str, example: str, *, may_have_path: bool) -> str:
     """Return the text of a URL, which may be empty. Raises `ConfigurationError`, with the name of the field."""
     try:
