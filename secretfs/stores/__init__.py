@@ -6,6 +6,7 @@ docs/writing-a-store.md shows how. A type that is neither is that of a plug-in, 
 """
 
 import importlib
+import warnings
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol, cast
@@ -16,6 +17,10 @@ from secretfs.store import SecretStore, StoreContext
 from secretfs.stores import _sockets as sockets
 
 ENTRY_POINT_GROUP = "secretfs.stores"
+
+# What requests says by a filter of its own. That is lost where another SDK, imported in another thread at that moment,
+# changes the filters for a while (warnings.catch_warnings).
+warnings.filterwarnings("ignore", message="SOCKS support in urllib3")
 
 BUILTIN: dict[str, str] = {
     "secretstores.alicloud.parameterstore": "secretfs.stores.signed.alicloud",

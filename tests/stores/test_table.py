@@ -154,3 +154,10 @@ def test_importing_the_table_imports_no_store() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, check=True, text=True)
     assert done.stdout.split() == ["secretfs.store", "secretfs.stores", "secretfs.stores._sockets"]
+
+
+def test_a_library_that_is_not_needed_is_no_warning() -> None:
+    """urllib3 warns where PySocks is missing, and SDKs that are imported side by side may let that through."""
+    program = "import secretfs.stores\ntry:\n import urllib3.contrib.socks\nexcept ImportError:\n pass"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
