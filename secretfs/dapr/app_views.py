@@ -43,7 +43,7 @@ def load_for_apps(
     """
     manifests = load_manifests(resources, namespace=environ.get("NAMESPACE", ""))
     everybody = ResourceSet(manifests, load_configurations(configs, environ), tuple(resources))
-    rendered = {file.directory for file in load_files(tuple(dict.fromkeys(apps)))}
+    rendered = {file.directory for file in load_files(tuple(dict.fromkeys(apps)))} if app_objects else ()
     sets = ResourceSets(everybody, app_resources, app_objects, rendered)
     notices = list(manifests.notices)
     declared = load_apps(apps, notices)
@@ -69,7 +69,6 @@ def load_for_apps(
             opened[component.name] = component
             scope = configuration.scopes.get(name, ALLOW_ALL)
             stores[f"{app.name}/{name}"] = DeclaredStore(component.name, scope)
-    sets.forget_others()
     by_name = {app.name: app for app in declared}
     context = TemplateContext(environ)
     files = load_file_views(directories, stores, by_name, "", notices)

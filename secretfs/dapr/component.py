@@ -213,6 +213,11 @@ def components_in(path: Path) -> Declared:
     return _files.get(path, file_identity(path), partial(_read, path))
 
 
+def components_before(path: Path) -> Declared | None:
+    """Return what a file has said when it could be read for the last time; None if it never could."""
+    return _files.last(path)
+
+
 def _read(path: Path) -> Declared:
     components: list[tuple[Component, tuple[Notice, ...]]] = []
     notices: list[Notice] = []

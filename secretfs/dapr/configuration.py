@@ -101,6 +101,11 @@ def configurations_in(path: Path) -> Mapping[str, Configuration]:
     return _document_files.get(path, file_identity(path), partial(_configurations_in, path))
 
 
+def configurations_before(path: Path) -> Mapping[str, Configuration] | None:
+    """Return what a file of a set has said when it could be read for the last time; None if it never could."""
+    return _document_files.last(path)
+
+
 def _merge(layers: Sequence["_Layer"]) -> Configuration:
     entries = next((layer.scopes for layer in reversed(layers) if layer.scopes is not None), ())
     denied = next((layer.denied_types for layer in reversed(layers) if layer.denied_types is not None), ())

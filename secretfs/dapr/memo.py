@@ -28,6 +28,11 @@ class Memo(Generic[K, T]):
         self._results[key] = basis, result
         return result
 
+    def last(self, key: K) -> T | None:
+        """Return the last result for a key, whatever it could be made from now; None if there was none."""
+        known = self._results.get(key)
+        return known and known[1]
+
     def forget_unwanted(self) -> None:
         """Forget what nobody has asked for since the last call."""
         self._results = {key: result for key, result in self._results.items() if key in self._wanted}

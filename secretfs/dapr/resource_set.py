@@ -20,20 +20,16 @@ from secretfs.dapr.component import (
     DEFAULT_INIT_TIMEOUT,
     AllManifests,
     Component,
-    Declared,
+    components_before,
     components_in,
     load_manifests,
 )
-from secretfs.dapr.configuration import Configuration, configurations_in
+from secretfs.dapr.configuration import Configuration, configurations_before, configurations_in
 from secretfs.dapr.documents import manifest_files
 from secretfs.errors import ConfigurationError, Notice
 from secretfs.settings import nearest
 
-T = TypeVar("T")
-
-_NOTHING: Declared = (), ()
-_readable: dict[tuple[Path, Callable[[Path], object]], object] = {}
-"""What files of objects have said when they could be read for the last time."""
+T = TypeVar("T", bound=Collection[object])
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +85,6 @@ class ResourceSets:
             self._trusted[app.resources] = _load(self._resources, app)
         return self._trusted[app.resources]
 
-    def forget_others(self) -> None:
-        """Forget what sets of objects have said that no app names any more."""
-        directories = {self._objects / name for name in self._contained} if self._objects else set()
-        for path, read in [it for it in _readable if it[0].parent not in directories]:
-            del _readable[path, read]
-
 
 def _load(where: Path, app: App) -> ResourceSet:
     directory = where / app.resources
@@ -122,13 +112,10 @@ def _neighbours(where: Path, directory: Path) -> Sequence[str]:
 def _load_contained(where: Path, name: str, taken: Collection[str]) -> ResourceSet:
     """Read a set of objects. Whatever is wrong in it is a notice."""
     notices: list[Notice] = []
-    paths = _files_of(where / name, notices)
-    for path, read in [it for it in _readable if it[0].parent == where / name and it[0] not in paths]:
-        del _readable[path, read]
     components: dict[str, tuple[Component, tuple[Notice, ...]]] = {}
     configurations: dict[str, Configuration] = {}
-    for path in paths:
-        declared, remarks = _readable_part(path, components_in, _NOTHING, notices)
+    for path in _files_of(where / name, notices):
+        declared, remarks = _readable_part(path, components_in, components_before, notices) or ((), ())
         for component, own in declared:
             if component.name in taken:
                 text = f"{component.name} is a directory of rendered files; it is left out"
@@ -137,7 +124,8 @@ def _load_contained(where: Path, name: str, taken: Collection[str]) -> ResourceS
                 components.setdefault(component.name, (_contained(component, name), own))
         # None of them is about what somebody may miss who is trusted.
         notices += (remark._replace(unread=False) for remark in remarks)
-        configurations = {**_readable_part(path, configurations_in, {}, notices), **configurations}
+        of_file = _readable_part(path, configurations_in, configurations_before, notices) or {}
+        configurations = {**of_file, **configurations}
     manifests = AllManifests(tuple(components.values()), tuple(notices))
     return ResourceSet(manifests, configurations, prefix=f"objects://{name}:")
 
@@ -151,15 +139,17 @@ def _files_of(directory: Path, notices: list[Notice]) -> tuple[Path, ...]:
         return ()
 
 
-def _readable_part(path: Path, read: Callable[[Path], T], nothing: T, notices: list[Notice]) -> T:
-    """Return what a file says, or has said before somebody broke it; a mistake is noted."""
-    before: T = _readable.get((path, read), nothing)  # type: ignore[assignment]
+def _readable_part(
+    path: Path, read: Callable[[Path], T], before: Callable[[Path], T | None], notices: list[Notice]
+) -> T | None:
+    """Return what a file says, or has said before somebody broke it; None if nothing. A mistake is noted."""
     try:
-        before = _readable[path, read] = read(path)
+        return read(path)
     except ConfigurationError as error:
-        outcome = "it is left out" if before == nothing else "it stays as it was"
+        last = before(path)
+        outcome = "it stays as it was" if last is not None and any(last) else "it is left out"
         notices.append(Notice(f"{error.args[0]}; {outcome}", error.source))
-    return before
+        return last
 
 
 def _contained(component: Component, name: str) -> Component:

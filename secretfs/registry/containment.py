@@ -21,6 +21,7 @@ from secretfs.errors import ConfigurationError, Source
 from secretfs.registry.annotations import FRESHNESS, PREFIX
 from secretfs.settings import Property, SettingSpec, specs
 from secretfs.stores import load_store_type
+from secretfs.stores._token_file import TOKEN_FILE
 
 Resolve = Callable[[str], Sequence[str]]
 """Returns the IP addresses of a host. Raises OSError."""
@@ -43,7 +44,6 @@ _URL: Final = re.compile(
 )
 """Stricter than others read a URL, so that they cannot read another host there."""
 
-_TOKEN_FILE: Final = "secretfs/token-file"  # noqa: S105 - an annotation
 _A_TOKEN: Final = "it can be a token of the pod, {appToken:AUDIENCE}, and no other file"  # noqa: S105 - no token
 
 
@@ -74,16 +74,16 @@ def _vault(given: Mapping[str, str], _token: bool) -> str:  # noqa: FBT001 - as 
 
 def _aws(given: Mapping[str, str], token: bool) -> str:  # noqa: FBT001
     keys = given.get("accessKey") and given.get("secretKey")
-    return "" if keys or token else f"accessKey and secretKey, or the annotation {_TOKEN_FILE}"
+    return "" if keys or token else f"accessKey and secretKey, or the annotation {TOKEN_FILE}"
 
 
 def _azure(given: Mapping[str, str], token: bool) -> str:  # noqa: FBT001
     # After a secret that is refused all other ways to log in are tried, and one of them is that of this machine.
-    return "" if given.get("azureAuthMethods") or token else f"azureAuthMethods, or the annotation {_TOKEN_FILE}"
+    return "" if given.get("azureAuthMethods") or token else f"azureAuthMethods, or the annotation {TOKEN_FILE}"
 
 
 def _gcp(given: Mapping[str, str], token: bool) -> str:  # noqa: FBT001
-    return "" if given.get("privateKeyID") or token else f"privateKeyID, or the annotation {_TOKEN_FILE}"
+    return "" if given.get("privateKeyID") or token else f"privateKeyID, or the annotation {TOKEN_FILE}"
 
 
 _AWS_ACCOUNT: Final = {
@@ -151,11 +151,10 @@ def require_contained(
     """Make sure that a component does nothing that its author may not, if it is of a set of objects.
 
     ``properties`` and ``annotations`` are what they resolve to. Names of hosts are looked up with ``resolve``, if there
-    is one. Raises `ConfigurationError` with the place.
+    is one. Its type is one of `RULES` (`require_type`). Raises `ConfigurationError` with the place.
     """
     if not component.contained_in:
         return
-    require_type(component)
     rules = RULES[component.type.lower()]
     for item in component.items:
         if item.env_ref:
@@ -203,14 +202,14 @@ def _check(component: Component, rules: _Rules, name: str, prop: Property, resol
 
 def _check_annotations(component: Component, rules: _Rules, annotations: Mapping[str, str]) -> bool:
     """Check annotations of ours. Returns whether one names the token to log in with."""
-    allowed = {*FRESHNESS, *rules.annotations, _TOKEN_FILE}
+    allowed = {*FRESHNESS, *rules.annotations, TOKEN_FILE}
     for name in component.annotations:
         if name.startswith(PREFIX) and name not in allowed:
             raise _refusal(f"annotation {name}", "it is for the administrator", component.annotation_sources.get(name))
-    path = annotations.get(_TOKEN_FILE, "")
+    path = annotations.get(TOKEN_FILE, "")
     if path and not _is_token_path(component, path):
-        source = component.annotation_sources.get(_TOKEN_FILE)
-        raise _refusal(f"annotation {_TOKEN_FILE}", _A_TOKEN, source)
+        source = component.annotation_sources.get(TOKEN_FILE)
+        raise _refusal(f"annotation {TOKEN_FILE}", _A_TOKEN, source)
     return bool(path)
 
 

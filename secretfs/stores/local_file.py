@@ -35,6 +35,26 @@ _BYTE_ORDER_MARKS = {
 }
 
 
+def nested_separator() -> Any:
+    """Declare the property ``nestedSeparator``."""
+    return setting(
+        "nestedSeparator",
+        "Joins the names of nested entries to one name. Empty means the default.",
+        default=":",
+        parse=lambda text: text or ":",
+    )
+
+
+def multi_valued() -> Any:
+    """Declare the property ``multiValued``."""
+    return setting(
+        "multiValued",
+        "Each entry of the top level is a secret, and what is nested in it are the secret's keys.",
+        default=False,
+        parse=truthy,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The properties of a ``secretstores.local.file`` component."""
@@ -42,18 +62,8 @@ class Settings:
     secrets_file: str = setting(
         "secretsFile", "Path of the JSON file. A relative path starts at the working directory.", required=True
     )
-    nested_separator: str = setting(
-        "nestedSeparator",
-        "Joins the names of nested entries to one name. Empty means the default.",
-        default=":",
-        parse=lambda text: text or ":",
-    )
-    multi_valued: bool = setting(
-        "multiValued",
-        "Each entry of the top level is a secret, and what is nested in it are the secret's keys.",
-        default=False,
-        parse=truthy,
-    )
+    nested_separator: str = nested_separator()
+    multi_valued: bool = multi_valued()
 
 
 Read = Callable[[], tuple[FileIdentity, bytes]]

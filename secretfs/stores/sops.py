@@ -24,10 +24,10 @@ from secretfs.errors import (
     StoreError,
     StoreUnavailable,
 )
-from secretfs.settings import setting, truthy
+from secretfs.settings import setting
 from secretfs.store import StoreContext
 from secretfs.stores._files import FileIdentity, read_file
-from secretfs.stores.local_file import FileStore
+from secretfs.stores.local_file import FileStore, multi_valued, nested_separator
 
 _PAUSE: Final = 10.0
 """Seconds after which a file is tried again that could not be decrypted. Each attempt costs a process."""
@@ -56,18 +56,8 @@ class Settings:
         " `~/.config/sops/age/keys.txt`, those of clouds, PGP.",
         guards=True,
     )
-    nested_separator: str = setting(
-        "nestedSeparator",
-        "Joins the names of nested entries to one name. Empty means the default.",
-        default=":",
-        parse=lambda text: text or ":",
-    )
-    multi_valued: bool = setting(
-        "multiValued",
-        "Each entry of the top level is a secret, and what is nested in it are the secret's keys.",
-        default=False,
-        parse=truthy,
-    )
+    nested_separator: str = nested_separator()
+    multi_valued: bool = multi_valued()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import yaml
 
 from secretfs.dapr.app_views import load_for_apps
 from secretfs.dapr.declaration import Declaration, DeclaredStore
+from secretfs.dapr.memo import forget_undeclared
 from secretfs.dapr.references import resolve
 from secretfs.errors import ConfigurationError
 from secretfs.scopes import ALLOW_ALL
@@ -28,7 +29,11 @@ class Files:
         self.apps.mkdir()
 
     def load(self, *configs: Path, sets: Path | None = None, objects: Path | None = None) -> Declaration:
-        return load_for_apps([self.components], configs, [self.apps], {}, app_resources=sets, app_objects=objects)
+        declaration = load_for_apps(
+            [self.components], configs, [self.apps], {}, app_resources=sets, app_objects=objects
+        )
+        forget_undeclared()
+        return declaration
 
 
 @pytest.fixture

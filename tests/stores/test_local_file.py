@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ from secretfs.errors import ConfigurationError, MalformedAnswer, SecretNotFound
 from secretfs.store import SecretStore, StoreContext
 from secretfs.stores._http.body import LARGEST_ANSWER
 from secretfs.stores.local_file import Settings, open_store
-from secretfs.testing import Seed, StoreContract
 from tests.support.canary import CANARY, secret
 from tests.support.opened import opened
-from tests.support.secrets_file import SecretsFile, file
+from tests.support.secrets_file import FileContract, SecretsFile, file
 
 __all__ = ["file"]
 
@@ -30,35 +28,8 @@ REDIS = {
 }
 
 
-class TestContract(StoreContract):
-    multi_valued = False
-    mark = CANARY
-    binary_values = False  # a value is a JSON string
-    has_versions = False
-    can_be_denied = False  # a file is refused as a whole, which is a failure of the store
-    counts_reads = False  # nobody answers who could count
-
-    @pytest.fixture
-    def store(self, file: SecretsFile) -> Iterator[SecretStore]:
-        with file.store(multiValued=str(self.multi_valued)) as store:
-            yield store
-
-    @pytest.fixture
-    def seed(self, file: SecretsFile) -> Seed:
-        document: dict[str, Any] = {}
-
-        def seed(name: str, values: Mapping[str, bytes]) -> None:
-            texts = {key: value.decode() for key, value in values.items()}
-            document[name] = texts if self.multi_valued else texts[name]
-            file.write(document)
-
-        return seed
-
-    @pytest.fixture
-    def unreachable(self, file: SecretsFile) -> Iterator[SecretStore]:
-        with file.store() as store:
-            file.path.unlink()
-            yield store
+class TestContract(FileContract):
+    pass
 
 
 class TestMultiValuedContract(TestContract):

@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,9 +20,9 @@ from secretfs.errors import (
 )
 from secretfs.store import SecretStore
 from secretfs.stores import sops
-from secretfs.testing import Seed, StoreContract
 from tests.support.canary import CANARY, leaked, secret
 from tests.support.opened import DEADLINE, opened
+from tests.support.secrets_file import FileContract
 from tests.support.sops import SOPS, TYPE, Encrypted, new_key
 from tests.support.waiting import wait_until
 
@@ -43,36 +42,8 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-class TestContract(StoreContract):
-    multi_valued = False
+class TestContract(FileContract):
     deadline = DEADLINE
-    mark = CANARY
-    binary_values = False  # a value is a JSON string
-    has_versions = False
-    can_be_denied = False  # a file is refused as a whole
-    counts_reads = False  # nobody answers who could count
-
-    @pytest.fixture
-    def store(self, file: Encrypted) -> Iterator[SecretStore]:
-        with file.store(multiValued=str(self.multi_valued)) as store:
-            yield store
-
-    @pytest.fixture
-    def seed(self, file: Encrypted) -> Seed:
-        document: dict[str, Any] = {}
-
-        def seed(name: str, values: Mapping[str, bytes]) -> None:
-            texts = {key: value.decode() for key, value in values.items()}
-            document[name] = texts if self.multi_valued else texts[name]
-            file.write(document)
-
-        return seed
-
-    @pytest.fixture
-    def unreachable(self, file: Encrypted) -> Iterator[SecretStore]:
-        with file.store() as store:
-            file.path.unlink()
-            yield store
 
 
 def everything(store: SecretStore) -> dict[str, dict[str, str]]:
