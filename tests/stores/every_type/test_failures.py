@@ -385,7 +385,7 @@ class Sops(Row):
     CANNOT: ClassVar = LOCAL
     ELSEWHERE: ClassVar = {
         "hang": "sops/test_store.py::test_a_tool_in_trouble",
-        "reset": "sops/test_store.py::unreachable",
+        "reset": "../support/secrets_file.py::unreachable",
     }
 
     def __init__(self, give: Give) -> None:
