@@ -1,23 +1,27 @@
 """``secretstores.secretfs.keyring``: a keyring of the desktop, through the Secret Service of freedesktop.org.
 
-GNOME Keyring, KWallet and KeePassXC speak it. Dapr has no such store. It is spoken by SecretStorage, on a connection of
-its own for each call: a connection belongs to one thread, and the service may be restarted at any time.
+GNOME Keyring, KWallet and KeePassXC speak it. Dapr has no such store. It is spoken by SecretStorage, on one connection
+that calls use in turn: many that come and go make GNOME Keyring abort (versions 42 to 50, its issue 196), and a desktop
+that has lost its keyring is asked for the password again.
 
 Nothing here unlocks a keyring or answers a prompt: nobody may be there to see it.
 """
 
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from jeepney import AuthenticationError, DBusErrorResponse
+from jeepney import AuthenticationError, DBusErrorResponse, message_bus
 from jeepney.bus import get_bus
-from jeepney.io.blocking import DBusConnection, prep_socket
+from jeepney.io.blocking import DBusConnection, Proxy, prep_socket
 from secretstorage import Collection, Item, get_all_collections
+from secretstorage.dhcrypto import Session
 from secretstorage.exceptions import ItemNotFoundException, LockedException, SecretServiceNotAvailableException
+from secretstorage.util import BUS_NAME, open_session
 
 from secretfs.errors import AccessDenied, DeadlineExceeded, MalformedAnswer, SecretNotFound, StoreUnavailable
 from secretfs.settings import setting
@@ -53,7 +57,7 @@ class KeyringStore:
     def __init__(self, collection: str, attributes: tuple[str, ...], deadline: float) -> None:
         self._name = collection
         self._attributes = attributes
-        self._deadline = deadline
+        self._bus = _SessionBus(deadline)
 
     def check(self) -> None:
         """Look whether the keyring is there, and unlocked."""
@@ -75,12 +79,14 @@ class KeyringStore:
                 raise SecretNotFound(f"secret {name} not found")
             try:
                 modified, item = max(((float(item.get_modified()), item) for item in found), key=lambda each: each[0])
+                item.session = self._bus.session()
                 return Secret({name: item.get_secret()}, modified=modified)
             except ItemNotFoundException:  # deleted since
                 raise SecretNotFound(f"secret {name} not found") from None
 
     def close(self) -> None:
-        """Do nothing: each call has closed its connection."""
+        """Close the connection, once the call that has it is over."""
+        self._bus.close()
 
     def _items(self, collection: Collection) -> Iterator[tuple[str, Item]]:
         for item in collection.get_all_items():
@@ -104,7 +110,7 @@ class KeyringStore:
         """Open the keyring for one call. Raises `StoreError`, also for what its body raises."""
         subject = f"keyring {self._name}" if self._name else "default keyring"
         try:
-            with _connect(self._deadline) as connection:
+            with self._bus.connection() as connection:
                 collection = self._find(connection)
                 if collection.is_locked():
                     raise AccessDenied(f"{subject}: it is locked")
@@ -135,12 +141,71 @@ class KeyringStore:
         raise ItemNotFoundException(self._name)
 
 
-class _Connection(DBusConnection):  # type: ignore[misc]  # it has no types
-    """A connection that waits no longer than a deadline, whatever is asked."""
+class _SessionBus:
+    """The connection to the session bus, which one call has at a time: jeepney's belongs to one thread."""
 
-    def __init__(self, address: str, deadline: float) -> None:
-        self._ends_at = time.monotonic() + deadline
-        transport = prep_socket(address, timeout=deadline)
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._lock = threading.Lock()
+        self._connection: _Connection | None = None
+        self._service = ""  # the unique name of the service that has the session
+        self._session: Session | None = None
+
+    @contextmanager
+    def connection(self) -> Iterator[DBusConnection]:
+        """Lend the connection; made, if there is none that works. One whose reply is outstanding is not used again."""
+        ends_at = time.monotonic() + self._deadline
+        if not self._lock.acquire(timeout=self._deadline):
+            raise TimeoutError
+        try:
+            yield self._working(ends_at)
+        except (OSError, MalformedAnswer):
+            self._disconnect()
+            raise
+        finally:
+            self._lock.release()
+
+    def session(self) -> Session:
+        """Return the session in which secrets are encrypted on the bus. Only for who has the connection."""
+        if self._session is None:
+            self._session = open_session(self._connection)
+        return self._session
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._disconnect()
+
+    def _working(self, ends_at: float) -> DBusConnection:
+        """Return a connection whose bus answers. A session of a service that has been restarted since is forgotten."""
+        if self._connection is not None:
+            self._connection.ends_at = ends_at
+            try:
+                service = _owner(self._connection)
+            except TimeoutError:
+                raise
+            except OSError:  # the bus was restarted
+                self._disconnect()
+            else:
+                if service != self._service:
+                    self._service, self._session = service, None
+                return self._connection
+        self._connection = _connect(ends_at)
+        self._service = _owner(self._connection)
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._session = None
+
+
+class _Connection(DBusConnection):  # type: ignore[misc]  # it has no types
+    """A connection that waits no longer than until ``ends_at``, of `time.monotonic`, whatever is asked."""
+
+    def __init__(self, address: str, ends_at: float) -> None:
+        self.ends_at = ends_at
+        transport = prep_socket(address, timeout=self._left())
         try:
             super().__init__(transport)
         except BaseException:
@@ -149,19 +214,29 @@ class _Connection(DBusConnection):  # type: ignore[misc]  # it has no types
 
     def send_and_get_reply(self, message: Any, *, timeout: float | None = None) -> Any:
         """Send a message, and wait for the reply until the deadline is over. ``timeout`` does not count."""
-        left = max(0.001, self._ends_at - time.monotonic())
         try:
-            return super().send_and_get_reply(message, timeout=left)
+            return super().send_and_get_reply(message, timeout=self._left())
         except (KeyError, TypeError, ValueError, struct.error):  # as jeepney fails on what it cannot parse
             raise MalformedAnswer("what came over the session bus is not D-Bus") from None
 
+    def _left(self) -> float:
+        return max(0.001, self.ends_at - time.monotonic())
 
-def _connect(deadline: float) -> _Connection:
+
+def _connect(ends_at: float) -> _Connection:
     try:
         address = get_bus("SESSION")
     except (KeyError, ValueError, RuntimeError):
         raise StoreUnavailable("there is no session bus: DBUS_SESSION_BUS_ADDRESS does not name one") from None
-    return _Connection(address, deadline)
+    return _Connection(address, ends_at)
+
+
+def _owner(connection: _Connection) -> str:
+    """Return the unique name of the service; empty if none runs, though the bus may start one when it is asked."""
+    try:
+        return str(Proxy(message_bus, connection).GetNameOwner(BUS_NAME)[0])
+    except DBusErrorResponse:
+        return ""
 
 
 def open_store(settings: Settings, context: StoreContext) -> KeyringStore:

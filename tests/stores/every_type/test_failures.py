@@ -415,9 +415,8 @@ class Keyring(Row):
 
     def __init__(self, give: Give) -> None:
         self.service: secret_service.SecretService = give("keyring")
-        self.monkeypatch: pytest.MonkeyPatch = give("monkeypatch")
-        self.bus: Callable[[bytes | None], str] = give("strange_bus")
-        self.monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", self.service.address)
+        self.strange_bus: Callable[[Path, bytes | None], None] = give("strange_bus")
+        give("monkeypatch").setenv("DBUS_SESSION_BUS_ADDRESS", self.service.address)
         self.service.put("db", secret("db").encode())
 
     def opened(self, deadline: float) -> AbstractContextManager[SecretStore]:
@@ -436,7 +435,8 @@ class Keyring(Row):
         self._meet(secret().encode() * 100)
 
     def _meet(self, says: bytes | None) -> None:
-        self.monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", self.bus(says))
+        self.service.stop_bus()
+        self.strange_bus(self.service.directory / "bus", says)
 
 
 class PlugIn(Row):
@@ -533,12 +533,11 @@ def keyring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[secret_service
 
 
 @pytest.fixture
-def strange_bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[bytes | None], str]]:
-    """Give the function that starts a bus: it hangs, hangs up without a word, or answers with these bytes."""
+def strange_bus() -> Iterator[Callable[[Path, bytes | None], None]]:
+    """Give the function that starts a bus at a path: it hangs, hangs up without a word, or answers with these bytes."""
     sockets: list[socket.socket] = []
 
-    def start(says: bytes | None) -> str:
-        path = tmp_path_factory.mktemp("b") / "s"
+    def start(path: Path, says: bytes | None) -> None:
         listener = socket.socket(socket.AF_UNIX)
         sockets.append(listener)
         listener.bind(str(path))
@@ -546,7 +545,6 @@ def strange_bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
         if says is not None:
             threads.append(threading.Thread(target=_say, args=(listener, says)))
             threads[-1].start()
-        return f"unix:path={path}"
 
     threads: list[threading.Thread] = []
     yield start

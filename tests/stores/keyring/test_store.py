@@ -4,7 +4,8 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from secretfs.testing import Seed, StoreContract
 from tests.support.canary import CANARY, secret
 from tests.support.opened import opened
 from tests.support.secret_service import SecretService, secret_service
+from tests.support.shell import stop
 from tests.support.waiting import wait_until
 
 TYPE = "secretstores.secretfs.keyring"
@@ -118,6 +120,45 @@ def test_a_locked_keyring_is_refused_and_nobody_is_asked(other: SecretService) -
         for call in (store.check, lambda: store.names(""), lambda: store.fetch("a")):
             with pytest.raises(AccessDenied, match="default keyring: it is locked"):
                 call()
+
+
+def test_calls_share_one_connection(service: SecretService) -> None:
+    """GNOME Keyring aborts when many connections come and go at once, and the desktop's keyring is locked then."""
+    for index in range(8):
+        service.put(f"n{index}", secret(f"n{index}").encode())
+    before = service.connections()
+    with keyring() as store, ThreadPoolExecutor(8) as pool:
+        for name, fetched in zip(
+            names := [f"n{index % 8}" for index in range(64)], pool.map(store.fetch, names), strict=True
+        ):
+            assert fetched.values == {name: secret(name).encode()}
+    assert service.connections() == before + 2  # one, and the one that counted
+
+
+def test_a_service_and_a_bus_may_be_restarted(other: SecretService) -> None:
+    other.put("a", secret("a").encode())
+    with keyring() as store:
+        assert store.fetch("a").values == {"a": secret("a").encode()}
+        other.stop_keyring()
+        with pytest.raises(StoreUnavailable, match="nothing on the session bus offers the Secret Service"):
+            store.fetch("a")
+        other.start_keyring()
+        assert store.fetch("a").values == {"a": secret("a").encode()}
+        other.stop_bus()
+        with pytest.raises(StoreUnavailable, match="the session bus cannot be reached"):
+            store.fetch("a")
+        other.start_bus()
+        assert store.fetch("a").values == {"a": secret("a").encode()}
+
+
+def test_a_call_waits_for_the_one_before_no_longer_than_its_deadline(other: SecretService) -> None:
+    other.put("a", secret("a").encode())
+    store = open_store(Settings(), StoreContext("k", deadline=0.2))
+    stop(other.keyring.pid)
+    with closing(store), ThreadPoolExecutor(4) as pool:
+        for call in [pool.submit(store.fetch, "a") for _ in range(4)]:
+            with pytest.raises(DeadlineExceeded, match="default keyring: no answer in time"):
+                call.result()
 
 
 @pytest.mark.parametrize(
