@@ -34,40 +34,49 @@ class Secrets:
 
 
 class Masker:
-    """Masks one stream. Holds back no more than what may be the beginning of a secret."""
+    """Masks one stream. Holds back no more than what may be the beginning of a secret.
+
+    Secrets that overlap in the stream are one mask: no part of either is shown.
+    """
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
         self._held = b""
+        self._masked = 0
+        """How many bytes at the beginning of what is held are part of a secret whose mask has been shown."""
 
     def feed(self, data: bytes) -> bytes:
         """Take what has been written; returns what can be shown by now."""
-        values = self._secrets.values
-        if not values:
-            return data
-        data, position, shown = self._held + data, 0, []
-        known = re.compile(b"|".join(map(re.escape, sorted(values, key=len, reverse=True))))
-        while True:
-            found, held = known.search(data, position), _beginning(data, position, values)
-            if found is None or held <= found.start():
-                break
-            shown += [data[position : found.start()], MASK]
-            position = found.end()
-        self._held = data[held:]
-        return b"".join((*shown, data[position:held]))
+        data = self._held + data
+        return self._mask(data, _beginning(data, self._secrets.values))
 
     def end(self) -> bytes:
         """Return what was held back, when no more comes."""
-        held, self._held = self._held, b""
-        values = sorted(self._secrets.values, key=len, reverse=True)
-        return re.sub(b"|".join(map(re.escape, values)), lambda _: MASK, held) if values else held
+        return self._mask(self._held, len(self._held))
+
+    def _mask(self, data: bytes, held: int) -> bytes:
+        """Return what is shown of data up to where what is held begins."""
+        known = re.compile(b"|".join(map(re.escape, sorted(self._secrets.values, key=len, reverse=True))) or b"(?!)")
+        shown, position, masked = [], 0, self._masked
+        while True:
+            while position < min(masked, held):  # a secret may begin in another one
+                found = known.match(data, position)
+                masked = max(masked, found.end()) if found else masked
+                position += 1
+            found = known.search(data, masked)
+            if found is None or found.start() >= held:
+                break
+            shown += [data[masked : found.start()], MASK]
+            position, masked = found.span()
+        self._held, self._masked = data[held:], max(0, masked - held)
+        return b"".join((*shown, data[masked:held]))
 
 
-def _beginning(data: bytes, position: int, values: Set[bytes]) -> int:
+def _beginning(data: bytes, values: Set[bytes]) -> int:
     """Return where at the end of ``data`` the beginning of a value begins; the length of ``data`` if there is none."""
     first = len(data)
     for value in values:
-        start = data.find(value[:1], max(position, len(data) - len(value) + 1))
+        start = data.find(value[:1], max(0, len(data) - len(value) + 1))
         while 0 <= start < first and not value.startswith(data[start:]):
             start = data.find(value[:1], start + 1)
         first = min(first, start) if start >= 0 else first
