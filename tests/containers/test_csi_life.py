@@ -1,5 +1,7 @@
 """The CSI driver when it, or its mount, is killed: between any two steps, and in the middle of everything."""
 
+import ctypes
+import platform
 import signal
 from pathlib import Path
 
@@ -9,8 +11,11 @@ from tests.support.canary import secret
 from tests.support.csi import Protocol, binds_below, csi_driver, killed_at, refused
 from tests.support.csi_node import ORDERS_APP, Node, _mount, _node, _protocol, csi_node
 from tests.support.mounted import Mounted
+from tests.support.waiting import PATIENCE
 
 __all__ = ["_mount", "_node", "_protocol"]
+
+_TGKILL = {"x86_64": 234, "aarch64": 131}[platform.machine()]  # asm/unistd_64.h, asm-generic/unistd.h
 
 pytestmark = [pytest.mark.mount, pytest.mark.root("needs to mount for other users, which only root can")]
 
@@ -28,6 +33,15 @@ def test_a_driver_that_is_killed(node: Node, mount: Mounted) -> None:
             kubelet.unpublish("w")
             assert not target.exists()
     assert not kubelet.socket.exists()
+
+
+def test_a_signal_ends_it_whichever_thread_takes_it(node: Node, mount: Mounted) -> None:
+    """Also one that comes between two instructions of Python: no wait is interrupted then, either."""
+    with csi_driver(node.another_kubelet.directory, mount.path) as driver:
+        threads = [int(thread.name) for thread in Path(f"/proc/{driver.process.pid}/task").iterdir()]
+        another = next(thread for thread in threads if thread != driver.process.pid)
+        assert ctypes.CDLL(None).syscall(_TGKILL, driver.process.pid, another, signal.SIGTERM) == 0
+        assert driver.process.wait(PATIENCE) == 0
 
 
 PUBLISH = ["change", "require_shown", "bind_read_only"]

@@ -42,6 +42,9 @@ def volume_server(command: Sequence[str], env: Mapping[str, str] | None = None) 
         finally:
             ended = process.poll() is not None
             process.send_signal(signal.SIGTERM)
-            status = process.wait(PATIENCE)
+            try:
+                status = process.wait(PATIENCE)
+            finally:
+                server.kill()  # else the next one finds its socket
         assert ended or status == 0, server.log
         assert not leaked(server.log)

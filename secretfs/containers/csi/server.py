@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-import threading
+import socket
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,15 +33,17 @@ def run(sockets: Mapping[Path, Mapping[str, Service]], measures: Measures) -> No
 
     ``measures`` has each call in the end.
     """
-    asked = threading.Event()
+    signals, wakeup = socket.socketpair()  # a lock would miss a signal that comes just before the wait for it
+    wakeup.settimeout(0)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
-    with ExitStack() as stack:
+        signal.signal(number, lambda *_: None)
+    with signals, wakeup, ExitStack() as stack:
+        signal.set_wakeup_fd(wakeup.fileno())
+        stack.callback(signal.set_wakeup_fd, -1)
         for path, services in sockets.items():
             stack.enter_context(_serving(path, services, measures))
         log.info("serving volumes at %s", next(iter(sockets)))
-        while not asked.wait(3600.0):  # a wait without an end would keep signals from being handled
-            pass
+        signals.recv(1)
 
 
 @contextmanager
