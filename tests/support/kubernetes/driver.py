@@ -220,8 +220,9 @@ class Site:
                 yield pid, Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
 
     def drivers(self) -> set[int]:
-        """Return the processes of drivers, of which there is one unless it is being replaced."""
-        return {pid for pid, command in self.processes() if command[1:3] == ["/opt/secretfs/bin/secretfs", "csi"]}
+        """Return the processes of drivers, of which there is one unless it is being replaced. The probe is none."""
+        ours = ["/opt/secretfs/bin/secretfs", "csi"]
+        return {pid for pid, command in self.processes() if command[1:3] == ours and "--probe" not in command}
 
     def mount_processes(self) -> set[int]:
         """Return the processes of the mount, which have left the driver's pod."""
