@@ -18,6 +18,9 @@ _READS: Final = 16
 class OpenEvents:
     """Opens of a group, which are read when somebody asks for them. Equal ones in between are one."""
 
+    each_counts = False
+    """Whether somebody has to hear of each open, and not only when a file was in use."""
+
     def __init__(self, group: int) -> None:
         self.group = group
 
@@ -39,6 +42,8 @@ class ReportedOpenEvents(OpenEvents):
 
     ``report`` is called in that thread, for what has happened until now in the caller's.
     """
+
+    each_counts = True
 
     def __init__(self, group: int, report: Callable[[Open], None]) -> None:
         super().__init__(group)

@@ -1,8 +1,12 @@
 """Which files are opened, as the kernel reports it: where it opens files without asking us, nothing else tells.
 
-A directory is marked before the kernel learns of a version in it, so no open is missed: until then it asks us for
-attributes. Events are merged and read some times a second. They stay in a descriptor that a supervisor keeps, so those
-from before a takeover count as well.
+The first open of a file is followed by a request to read or to poll it, which tells of it: its directory is marked soon
+after, when nobody waits for that. An open that no request follows has to be reported, that of an empty file, and so has
+each one for an audit log: then a directory is marked before the kernel learns of a version in it, and until then it
+asks us for attributes.
+
+Events are merged and read some times a second. They stay in a descriptor that a supervisor keeps, so those from before
+a takeover count as well.
 """
 
 import errno
@@ -24,6 +28,8 @@ from secretfs.linux.syscall_helper import SyscallHelper
 
 PAUSE: Final = 0.25
 """Seconds between two looks at what has been opened. Equal events in between are one."""
+SOON: Final = 0.05
+"""Seconds after a read until its directory is marked. Who reads many secrets has the processor to himself until then."""
 READS: Final = 16
 """Read(2)s of one look at most: as fast as we read, more may be opened."""
 PATIENCE: Final = 1.0
@@ -55,11 +61,14 @@ class Opens:
     reported = False
     """Whether the kernel reports all opens of files whose content it has."""
 
-    async def watch(self, file: int) -> None:
-        """Have all later opens of a file reported. Call it before the kernel learns that the file has content."""
+    async def watch(self, file: int, size: int) -> None:
+        """Have opens of a file reported that no request tells of. Call it before the kernel learns of its size."""
 
     def begin_to_watch(self, number: int) -> None:
-        """Begin to watch the files of a directory: a mark takes as long as a fast store, and the two need not wait."""
+        """Begin to watch the files of a directory, if it will have to be: a mark takes as long as a fast store."""
+
+    def asked(self, file: int) -> None:
+        """Take note of a request to read or to poll a file, which somebody has opened."""
 
     def forget(self, number: int) -> None:
         """Take note that the kernel has given up references to an inode."""
@@ -84,6 +93,9 @@ class OpenWatcher(Opens):
         """The directories that are marked, by number."""
         self._pending: dict[int, trio.Event] = {}
         """Those that are being marked; set when that is done."""
+        self._due: dict[int, Directory] = {}
+        """Those to be marked soon."""
+        self._some_are_due = trio.Event()
         self._one_at_a_time = trio.Lock()
         self._way: dict[tuple[int, bytes], Directory] = {}
         """The directories on the way to the one that is being marked."""
@@ -93,15 +105,20 @@ class OpenWatcher(Opens):
     async def run(self, *, inherited: bool = False) -> None:
         """Take note of opens. Runs forever, or returns if the kernel does not report them, which the log says.
 
-        Marks first what the kernel knows from a process before us, unless the group is ``inherited`` with its marks.
+        Marks first what the kernel knows from a process before us. Nothing waits for that if the group is ``inherited``
+        with its marks: then only those may be missing that were to be made soon.
         """
         root = self._changes.directory(ROOT_INODE)
         try:
             if root is None or not await self._mark(root):
                 return
-            for directory in () if inherited else self._changes.directories_in_use():
-                await self._wait(directory)
+            for directory in self._changes.directories_in_use():
+                if inherited:
+                    self._mark_soon(directory)
+                else:
+                    await self._wait(directory)
             self.reported = True
+            self._nursery.start_soon(self._mark_due)
             while True:
                 await self._events.wait()
                 await self.look()
@@ -122,18 +139,27 @@ class OpenWatcher(Opens):
                 self._uses.note(number)  # where it is none, nothing happens
             await trio.lowlevel.checkpoint()
 
-    async def watch(self, file: int) -> None:
-        """Have all later opens of a file reported: mark its directory, and wait until that is done."""
+    async def watch(self, file: int, size: int) -> None:
+        """Mark the directory of a file, and wait until that is done, if no request will tell of its first open."""
+        if size and not self._events.each_counts:
+            return
         directory = self._changes.directory_of(file)
         if directory and not self._is_marked(directory):
             with trio.move_on_after(PATIENCE):
                 await self._wait(directory)
 
     def begin_to_watch(self, number: int) -> None:
-        """Begin to mark a directory."""
-        directory = self._changes.directory(number)
+        """Begin to mark a directory whose files will be watched."""
+        directory = self._changes.directory(number) if self._events.each_counts else None
         if directory:
             self._begin(directory)
+
+    def asked(self, file: int) -> None:
+        """Take note that a file has been opened, if nothing else tells of that, and have its directory marked soon."""
+        directory = self._changes.directory_of(file)
+        if directory and not self._is_marked(directory):
+            self._uses.note(file)
+            self._mark_soon(directory)
 
     def forget(self, number: int) -> None:
         """Take note that the kernel has given up references to an inode: a mark of it is gone."""
@@ -147,6 +173,19 @@ class OpenWatcher(Opens):
         """Answer a look-up for a mark that is being made, without a store; None for any other."""
         directory = self._way.get((parent, segment)) if caller.pid == self._helper.pid else None
         return self._changes.entry_of(directory) if directory else None
+
+    def _mark_soon(self, directory: Directory) -> None:
+        self._due[directory.number] = directory
+        self._some_are_due.set()
+
+    async def _mark_due(self) -> None:
+        while True:
+            await self._some_are_due.wait()
+            await trio.sleep(SOON)
+            self._some_are_due = trio.Event()
+            due, self._due = self._due, {}
+            for directory in due.values():
+                await self._wait(directory)
 
     def _begin(self, directory: Directory) -> None:
         """Begin to mark a directory, unless it is marked or about to be."""

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import select
 import signal
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -65,14 +67,32 @@ def test_values_leave_memory_during_an_outage(tmp_path: Path, annotation: str) -
         wait_until(lambda: status(mount, "file")["cached_values"] == 0)
 
 
+def values_in_use(mount: Mounted) -> int:
+    """Return how many values are kept fresh because somebody has opened them."""
+    metrics = (mount.path / ".secretfs/metrics").read_text()
+    return sum(map(int, re.findall(r"\nsecretfs_values_in_use\{.*\} (\d+)", metrics)))
+
+
+def marked(mount: Mounted) -> int:
+    """Return of how many directories the kernel tells the worker what is opened; 0 where the kernel asks instead."""
+    infos = Path(f"/proc/{mount.worker}/fdinfo").iterdir()
+    return sum(info.read_text("ascii").count("fanotify ino:") for info in infos)
+
+
+def is_told_of_opens(mount: Mounted) -> bool:
+    """Whether the root and a store are marked, or nothing is, because the kernel asks at each open."""
+    return marked(mount) in (0, 2)
+
+
 def test_an_open_while_no_daemon_serves_is_a_use(tmp_path: Path) -> None:
     """The next daemon hears of it, and keeps the value fresh (takeover-6, fresh-6)."""
-    local_file(tmp_path, "file", {"opened": secret("1"), "not": secret("2")}, ttl="3s")
-    local_file(tmp_path, "another", {"a": secret()})
+    local_file(tmp_path, "file", {"opened": secret("1"), "not": secret("2"), "read": secret("3")})
     with mounted(tmp_path / "manifests", expect_log=[r"process \d+ ended"]) as mount:
         path = mount.path / "file/opened"
         assert path.stat().st_size == (mount.path / "file/not").stat().st_size
-        (mount.path / "another/a").read_bytes()  # from now on the kernel may open files by itself
+        (mount.path / "file/read").read_bytes()  # from now on the kernel may open files by itself
+        wait_until(lambda: is_told_of_opens(mount))
+        assert values_in_use(mount) == 1
         stopped = supervisor(mount.path)
         os.kill(stopped, signal.SIGSTOP)
         os.kill(mount.worker, signal.SIGKILL)
@@ -84,5 +104,37 @@ def test_an_open_while_no_daemon_serves_is_a_use(tmp_path: Path) -> None:
             os.kill(stopped, signal.SIGCONT)
             opening.result()
         mount.said("took over")
-        asked = calls(mount, "file")
-        wait_until(lambda: calls(mount, "file") >= asked + 4)
+        wait_until(lambda: values_in_use(mount) == 2)
+
+
+@pytest.mark.parametrize("audit", [(), ("--audit=observe",)])
+@pytest.mark.parametrize("how", ["read", "empty", "polled"])
+def test_a_first_open_is_a_use(tmp_path: Path, how: str, audit: tuple[str, ...]) -> None:
+    """Also that of an empty file, or of one that is only polled: no request to open has to tell of it (fresh-6)."""
+    local_file(tmp_path, "another", {"s": secret("1")})
+    local_file(tmp_path, "file", {"s": "" if how == "empty" else secret("2")})
+    options = (*audit, f"--audit-to={tmp_path}/audit.jsonl") if audit else ()
+    with mounted(tmp_path / "manifests", options=options) as mount:
+        (mount.path / "another/s").read_bytes()  # from now on the kernel may open files by itself
+        wait_until(lambda: values_in_use(mount) == 1)
+        with (mount.path / "file/s").open("rb") as file:
+            if how == "polled":
+                waiting = select.poll()
+                waiting.register(file, select.POLLPRI)
+                waiting.poll(0)
+            else:
+                file.read()
+        wait_until(lambda: values_in_use(mount) == 2)
+
+
+def test_a_directory_that_a_killed_daemon_was_to_mark_is_marked(tmp_path: Path) -> None:
+    """The next one does that, and so hears of opens that no request tells of (fresh-6)."""
+    local_file(tmp_path, "file", {"s": secret("1"), "opened": secret("2")})
+    with mounted(tmp_path / "manifests", expect_log=[r"process \d+ ended"]) as mount:
+        (mount.path / "file/s").read_bytes()
+        os.kill(mount.worker, signal.SIGKILL)
+        mount.said("took over")
+        wait_until(lambda: is_told_of_opens(mount))
+        assert (mount.path / "file/opened").stat().st_size
+        os.close(os.open(mount.path / "file/opened", os.O_RDONLY))
+        wait_until(lambda: values_in_use(mount) == 2)

@@ -40,6 +40,7 @@ class Known:
         number = (mount / "env").stat().st_ino
         self.env = self.directories[number] = Directory(number, FolderKey("env"))
         self.where: dict[DirectoryKey, bytes] = {RootKey(): b"", FolderKey("env"): b"env"}
+        self.in_use = [self.env]
         self.opened: list[int] = []
         self.all = 0
 
@@ -50,7 +51,7 @@ class Known:
         return None if file in self.directories else self.env
 
     def directories_in_use(self) -> list[Directory]:
-        return [self.env]
+        return self.in_use
 
     def path(self, key: DirectoryKey) -> bytes:
         return self.where[key]
@@ -96,13 +97,56 @@ async def read(path: Path) -> None:
 
 
 async def test_each_open_of_a_watched_file_is_noted(opens: OpenWatcher, known: Known) -> None:
-    await opens.watch(known.number("A"))
+    await opens.watch(known.number("A"), 0)
     await read(known.mount / "env/A")
     await opens.look()
     assert known.opened == [known.number("A")]
     await read(known.mount / "env/B")  # of the same directory
     await opens.look()
     assert known.opened == [known.number("A"), known.number("B")]
+
+
+async def test_a_file_that_has_content_is_marked_after_it_was_read(
+    opens: OpenWatcher, known: Known, helper: SyscallHelper, nursery: trio.Nursery
+) -> None:
+    """A read tells of the first open, so nobody waits for the mark; what is opened later is in the page cache."""
+    call, made = helper.call, []
+
+    async def spy(name: str, *paths: bytes, within: Within | None = None, descriptor: int | None = None) -> None:
+        await call(name, *paths, within=within, descriptor=descriptor)
+        made.append(paths)
+
+    known.in_use = []
+    helper.call = spy  # type: ignore[method-assign]
+    nursery.start_soon(opens.run)
+    await until(lambda: opens.reported)
+    made.clear()
+    opens.begin_to_watch(known.env.number)
+    await opens.watch(known.number("A"), 1)
+    assert not opens._pending
+    assert made == []
+
+    opens.asked(known.number("A"))
+    assert known.opened == [known.number("A")]
+    await until(lambda: made)
+    await read(known.mount / "env/B")
+    await until(lambda: known.opened == [known.number("A"), known.number("B")])
+    opens.asked(known.number("A"))  # by now the kernel tells
+    assert known.opened == [known.number("A"), known.number("B")]
+
+
+async def test_what_each_counts_of_is_marked_before_it_is_known(
+    known: Known, group: int, helper: SyscallHelper, nursery: trio.Nursery
+) -> None:
+    vfs = cast("SecretVFS", SimpleNamespace(uses=known, changes=known))
+    events = ReportedOpenEvents(group, lambda _: None)
+    opens = OpenWatcher(vfs, events, known.mount, helper, nursery)
+    await opens.watch(known.number("A"), 1)
+    await read(known.mount / "env/A")
+    await events.wait()
+    await opens.look()
+    assert known.opened == [known.number("A")]
+    events.close()
 
 
 async def test_they_are_noted_while_it_runs(opens: OpenWatcher, known: Known, nursery: trio.Nursery) -> None:
@@ -116,7 +160,7 @@ async def test_they_are_noted_while_it_runs(opens: OpenWatcher, known: Known, nu
 async def test_what_was_opened_while_no_process_served_is_noted_first(
     opens: OpenWatcher, known: Known, group: int, helper: SyscallHelper, nursery: trio.Nursery
 ) -> None:
-    await opens.watch(known.number("A"))
+    await opens.watch(known.number("A"), 0)
     await read(known.mount / "env/A")
     vfs = cast("SecretVFS", SimpleNamespace(uses=known, changes=known))
     next_one = OpenWatcher(vfs, OpenEvents(group), known.mount, helper, nursery)
@@ -125,22 +169,22 @@ async def test_what_was_opened_while_no_process_served_is_noted_first(
 
 
 async def test_a_directory_that_the_kernel_forgets_is_marked_again(opens: OpenWatcher, known: Known) -> None:
-    await opens.watch(known.number("A"))
+    await opens.watch(known.number("A"), 0)
     del known.directories[known.env.number]
     opens.forget(known.env.number)
     known.directories[known.env.number] = known.env
     await trio.to_thread.run_sync(drop, Caches.NAMES)
-    await opens.watch(known.number("A"))
+    await opens.watch(known.number("A"), 0)
     await read(known.mount / "env/A")
     await opens.look()
     assert known.opened == [known.number("A")]
 
 
 async def test_one_that_it_has_looked_up_again_meanwhile_is_marked_at_once(opens: OpenWatcher, known: Known) -> None:
-    await opens.watch(known.number("A"))
+    await opens.watch(known.number("A"), 0)
     opens.forget(known.env.number)
     opens.begin_to_watch(known.env.number)  # joins the mark that has begun
-    await opens.watch(known.number("A"))
+    await opens.watch(known.number("A"), 0)
     await read(known.mount / "env/A")
     await opens.look()
     assert known.opened == [known.number("A")]
@@ -158,17 +202,17 @@ async def test_one_that_it_forgets_while_it_is_being_marked(
             opens.forget(known.env.number)
 
     helper.call = slow  # type: ignore[method-assign]
-    await opens.watch(known.number("A"))
+    await opens.watch(known.number("A"), 0)
     assert len(made) == 2
-    await opens.watch(known.number("A"))
+    await opens.watch(known.number("A"), 0)
     assert len(made) == 2
 
 
 async def test_a_mark_that_fails_is_tried_again(opens: OpenWatcher, known: Known) -> None:
     known.where[FolderKey("env")] = b"gone"
-    await opens.watch(known.number("A"))
+    await opens.watch(known.number("A"), 0)
     known.where[FolderKey("env")] = b"env"
-    await opens.watch(known.number("A"))
+    await opens.watch(known.number("A"), 0)
     await read(known.mount / "env/A")
     await opens.look()
     assert known.opened == [known.number("A")]
@@ -211,7 +255,7 @@ async def test_its_own_look_ups_wait_for_no_store(opens: OpenWatcher, known: Kno
         await call(name, *paths, within=within, descriptor=descriptor)
 
     helper.call = spy  # type: ignore[method-assign]
-    await opens.watch(known.number("A"))
+    await opens.watch(known.number("A"), 0)
     assert seen == [known.env, None, None]
     assert opens.lookup(ROOT_INODE, b"env", ours) is None  # only while it makes a mark
 
