@@ -29,7 +29,7 @@ from secretfs.linux.syscall_helper import SyscallHelper
 PAUSE: Final = 0.25
 """Seconds between two looks at what has been opened. Equal events in between are one."""
 SOON: Final = 0.05
-"""Seconds after a read until its directory is marked. Who reads many secrets has the processor to himself until then."""
+"""Seconds after a read until its directory is marked: who reads many secrets needs the processor until then."""
 READS: Final = 16
 """Read(2)s of one look at most: as fast as we read, more may be opened."""
 PATIENCE: Final = 1.0
