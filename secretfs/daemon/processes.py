@@ -179,4 +179,3 @@ def clear_failure(mountpoint: str) -> None:
     path = runtime_file(mountpoint)
     with contextlib.suppress(OSError):
         path.unlink()
-        path.parent.rmdir()  # the last one

@@ -5,11 +5,13 @@ expects notifications (systemd, ``Type=notify``), ``secretfs mount`` is the work
 """
 
 import logging
+import os
 import signal
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -31,6 +33,7 @@ from secretfs.linux.log_destinations import log_in_thread, open_log, open_syslog
 from secretfs.linux.mounter import HelperProcesses
 from secretfs.linux.mountpoint import prepare
 from secretfs.linux.process import CAP_DAC_OVERRIDE, CAP_IPC_LOCK, has_capability, protect_memory
+from secretfs.linux.runtime_directory import runtime_file
 from secretfs.observe.audit import audit_log
 from secretfs.observe.audit_options import AuditMode
 from secretfs.registry.opening import open_registry
@@ -91,7 +94,7 @@ def _work(request: Request, handover: Handover, observer: Observer, end: Callabl
 
     try:
         handover.listen(options)
-        confine(_needed(options))
+        confine(_needed(options), _written(request))
         trio.run(serve_until_end)
     finally:
         observer.audit.close()
@@ -136,6 +139,17 @@ def _needed(options: MountOptions) -> set[int]:
     if options.metrics_listen is not None and 0 < options.metrics_listen.port < _FIRST_FREE_PORT:
         needed.add(CAP_NET_BIND_SERVICE)
     return needed
+
+
+def _written(request: Request) -> set[Path]:
+    """Return the directories of the files and sockets that a worker makes. That in /run has to be there."""
+    options = request.options
+    runtime = runtime_file(options.mountpoint)
+    with suppress(OSError):  # it logs to syslog, or nowhere
+        runtime.parent.mkdir(mode=0o700, exist_ok=True)
+    sockets = [address.path for address in (options.api, options.metrics_listen) if address is not None]
+    files = [path for path in (runtime, request.log_file, options.metrics_file, *sockets) if path is not None]
+    return {Path(place).parent for path in files for place in (path, os.path.realpath(path))}
 
 
 def _become_ready(request: Request, handover: Handover) -> None:

@@ -1,8 +1,8 @@
 """What the worker gives up before it opens a store, for itself and for all programs that it starts.
 
 A helper process mounts for it (`secretfs.linux.mounter`). Whatever a store, a library or a hostile answer makes of the
-worker, it can neither mount nor load modules nor become another user. Nor can one of root read the memory of another
-process, unless it keeps CAP_SYS_PTRACE.
+worker, it can neither mount nor load modules nor become another user. Nor can it read the memory of another process, or
+write to the directories of the system, unless it is to keep CAP_SYS_PTRACE.
 """
 
 import ctypes
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from secretfs.linux.landlock import restrict
 from secretfs.linux.process import CAP_DAC_OVERRIDE, CAP_IPC_LOCK, memory_is_locked
 from secretfs.linux.secret_memory import has_swap
 from secretfs.linux.system_calls import REFUSED, filter_system_calls
@@ -52,13 +53,24 @@ class Protection(NamedTuple):
     """By what it holds, or why it does not."""
 
 
-def confine(keep: Collection[int]) -> None:
+_FILES: Final = [Protection("files", holds=False, how="it may write to all directories, and look into other processes")]
+"""One, which `confine` replaces: the kernel does not tell."""
+
+
+def confine(keep: Collection[int], written: Collection[Path] = ()) -> None:
     """Give up all capabilities but those to ``keep``, every way to get one back, and the system calls of `REFUSED`.
+
+    Of the system's directories only those that are ``written`` can be written to from now on, and no process can be
+    looked into but those that this one starts. That is not for who keeps CAP_SYS_PTRACE to look into others.
 
     Call it before there are threads: each has rights of its own. What cannot be done is logged, and the rest is done.
     """
     _attempt(partial(_give_up_rights, keep))
     _attempt(_forbid_new_rights)
+    if CAP_SYS_PTRACE in keep:
+        _FILES[0] = _FILES[0]._replace(how="with an audit log it has to look into other processes")
+    else:
+        _attempt(partial(_restrict_files, written))
     if _attempt(filter_system_calls):
         _FILTERED.append(True)
 
@@ -92,6 +104,16 @@ def _forbid_new_rights() -> None:
     _require(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
+def _restrict_files(written: Collection[Path]) -> None:
+    if not restrict(written):  # as before Linux 5.13: nobody has to be told at each start
+        _FILES[0] = _FILES[0]._replace(how="the kernel has no Landlock for it")
+    elif Path("/") in written:
+        _FILES[0] = _FILES[0]._replace(how="it may write to all directories: an option names a file in /")
+    else:
+        how = "it may write to no directory of the system, nor look into other processes"
+        _FILES[0] = Protection("files", holds=True, how=how)
+
+
 def _require(result: int) -> None:
     if result != 0:
         code = ctypes.get_errno()
@@ -115,6 +137,7 @@ def protections() -> Iterator[Protection]:
     yield Protection("no_new_privileges", closed, how)
     how = f"{len(REFUSED)} system calls are refused" if _FILTERED else "it filters no system calls"
     yield Protection("system_calls", bool(_FILTERED), how)
+    yield from _FILES
 
 
 def _memory(*, locked: bool) -> str:

@@ -1,21 +1,29 @@
 """What the daemon cannot do once it serves: seen from outside, and by a program that a store starts."""
 
+import errno
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from secretfs.linux.runtime_directory import runtime_file
+from tests.support import reach
+from tests.support.audited import AuditFile
 from tests.support.canary import secret
-from tests.support.command import in_namespace, secretfs
+from tests.support.command import ROOT, background, in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import mounted, named_children
 from tests.support.scrape import scrape
 from tests.support.secrets_file import SecretsFile, file
+from tests.support.shell import run, wait_until
 from tests.support.watching import watching
 
 __all__ = ["file"]
@@ -23,7 +31,7 @@ __all__ = ["file"]
 pytestmark = pytest.mark.mount
 
 OLD, NEW = secret("old"), secret("new, and longer")
-HOLDING = ("core_dumps", "memory", "rights", "no_new_privileges", "system_calls")
+HOLDING = ("core_dumps", "memory", "rights", "no_new_privileges", "system_calls", "files")
 ROOT_KEEPS = {1, 14}  # CAP_DAC_OVERRIDE, CAP_IPC_LOCK
 CAP_SYS_ADMIN, CAP_SYS_PTRACE = 21, 19
 
@@ -125,6 +133,117 @@ def test_a_users_daemon() -> None:
     assert done.out.split() == ["3", "1", "1", "1"]
 
 
+@pytest.fixture
+def victim() -> Iterator[int]:
+    """Start a process of this user that has no more rights than a daemon."""
+    without = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    with subprocess.Popen([*without, "sleep", "infinity"], env={"TOKEN": secret("of-another-process")}) as process:
+        wait_until(lambda: Path(f"/proc/{process.pid}/comm").read_text("ascii") == "sleep\n")
+        yield process.pid
+        process.kill()
+
+
+@pytest.fixture
+def in_run() -> Iterator[str]:
+    """Make a directory in /run that is not the daemon's."""
+    with tempfile.TemporaryDirectory(dir="/run", prefix="secretfs-test-") as directory:
+        yield directory
+
+
+def probes(directory: Path, arguments: str) -> Mapping[str, str]:
+    """Declare stores that say what is in reach: ``reach`` of the worker, ``sops`` of a program that a store starts.
+
+    Returns variables for the daemon.
+    """
+    (directory / "bin").mkdir()
+    (directory / "bin/sops").write_text(f"#!/bin/sh\nexec {sys.executable} -m tests.support.reach {arguments}\n")
+    (directory / "bin/sops").chmod(0o755)
+    (directory / "secrets.yaml").write_text("a: b\n")
+    component(directory / "probes", "sops", "secretstores.secretfs.sops", {"secretsFile": directory / "secrets.yaml"})
+    component(directory / "probes", "reach", reach.TYPE, {"arguments": arguments})
+    return {"PATH": f"{directory}/bin:{os.environ['PATH']}", **reach.install(directory / "site")}
+
+
+def names(directory: str) -> list[str]:
+    return [path.name for path in Path(directory).iterdir()]
+
+
+def values(store: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in store.iterdir() if path.name[0] != "."}
+
+
+@pytest.mark.root("another user could not write there in any case")
+def test_files_and_processes_out_of_reach(victim: int, in_run: str, tmp_path: Path) -> None:
+    """safe-6: The daemon, and a program that a store starts, write to no directory of the system, and look into no
+    other process of their user; they write to all other directories, and to those that options name."""
+    places = [str(runtime_file("/").parent), "/tmp", "/dev/shm", str(tmp_path)]
+    named = [f"{in_run}/{name}" for name in ("log", "metrics", "listen", "api")]
+    for place in named:
+        Path(place).mkdir()
+    log, metrics, listen, api = named
+    arguments = f"{victim} {in_run} {' '.join((*places, *named))}"
+    env = probes(tmp_path, arguments)
+    mount = tmp_path / "mnt"
+    options: list[str | Path] = ["--resources-path", tmp_path / "probes", "--log-file", f"{log}/log"]
+    options += [f"--metrics-file={metrics}/page", f"--metrics-listen=unix:{listen}/socket", f"--api=unix:{api}/socket"]
+    with background(mount, *options, env=env):
+        free = json.loads(run(sys.executable, "-m", "tests.support.reach", *arguments.split(), cwd=ROOT).stdout)
+        assert set(free.values()) == {"can"}  # what it is compared with
+        confined = values(mount / "sops")
+        assert values(mount / "reach") == confined
+        assert "mounted at" in Path(log, "log").read_text()
+        wait_until(Path(metrics, "page").read_text)  # written again and again, in the place of the one before
+        assert names(listen) == names(api) == ["socket"]
+    refused = (*reach.SYSTEM, in_run, *reach.OF_OTHERS)
+    can, cannot = ([reach.name_of(place) for place in each] for each in ((*places, *named), refused))
+    assert confined == dict.fromkeys(can, "can") | dict.fromkeys(cannot, "EACCES")
+    assert names(metrics) == names(listen) == names(api) == []  # removed when the mount ended
+
+
+LOOKS = r"""#!/bin/sh
+reason=$(cat /proc/$VICTIM/environ 2>&1)
+echo "{\"a\": \"${reason##*: }\"}"
+"""
+
+
+def test_processes_out_of_reach_of_a_users_daemon(tmp_path: Path) -> None:
+    """A program that the daemon of a user starts looks into no other process of that user (safe-6)."""
+    sops = component(tmp_path, "sops", "secretstores.secretfs.sops", {"secretsFile": "/mnt/nobody/s.yaml"})
+    script = """
+        mkdir m c bin; chown 65534 m
+        setpriv --reuid 65534 --regid 65534 --clear-groups env A=1 sleep infinity &
+        while [ "$(cat /proc/$!/comm)" != sleep ]; do sleep 0.01; done
+        as_nobody grep -c -z A=1 /proc/$!/environ
+        printf %s "$SOPS" > c/sops.yaml
+        echo a: b > s.yaml
+        printf %s "$LOOKS" > bin/sops
+        chmod 755 bin/sops
+        VICTIM=$! PATH=$PWD/bin:$PATH as_nobody secretfs mount --resources-path c m
+        as_nobody cat m/sops/a; echo
+        as_nobody secretfs unmount m
+    """
+    done = in_namespace(script, env={"LOOKS": LOOKS, "SOPS": sops.read_text()})
+    assert (done.status, done.err) == (0, "")
+    assert done.out.splitlines() == ["1", f"{os.strerror(errno.EACCES)}"]
+
+
+def test_a_mount_in_the_root_directory() -> None:
+    """A worker that takes over looks at no directory of / before it serves: one is the mount (takeover-1)."""
+    done = in_namespace("""
+        env_component
+        export A=1
+        mount -t tmpfs none /srv
+        secretfs mount --resources-path c /srv
+        cat /srv/env/A; echo
+        pid=$(pgrep -n secretfs:)
+        kill -KILL $pid
+        cat /srv/env/A; echo
+        secretfs unmount /srv
+    """)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.split() == ["1", "1"]
+
+
 @pytest.mark.root("a user's memory is not locked")
 def test_what_holds_is_told(components: Path) -> None:
     """safe-4: `status.json`, a metric and the doctor say which protections hold, and what is wrong with one that does
@@ -171,6 +290,21 @@ def test_the_audit_keeps_one_more(components: Path, tmp_path: Path) -> None:
     with mounted(components, options=["--audit=observe", f"--audit-to={log}"]) as mount:
         assert given_up(mount.worker, {*ROOT_KEEPS, CAP_SYS_PTRACE})
         assert CAP_SYS_PTRACE in rights(Path(f"/proc/{mount.worker}/status"))["CapEff"]
+
+
+@pytest.mark.root("only root may look at the programs of others")
+def test_the_audit_looks_into_processes(victim: int, file: SecretsFile, in_run: str, tmp_path: Path) -> None:
+    """With an audit log the files and processes of others are in reach, and that is told (safe-6)."""
+    log = AuditFile(tmp_path / "audit")
+    env = probes(tmp_path, f"{victim} {in_run}")
+    file.write({"token": OLD})
+    file.declare(tmp_path / "probes", "1h")
+    with mounted(tmp_path / "probes", options=["--audit=strict", f"--audit-to={log.path}"], env=env) as mount:
+        assert set(values(mount.path / "reach").values()) == {"can"}
+        assert run("cat", mount.path / "file/token").returncode == 0
+        (record,) = log.wait_for("open", secret="token")
+        assert record["executable"] == os.path.realpath(shutil.which("cat") or "")
+        assert "not protected (files): with an audit log" in secretfs("status", mount.path).out
 
 
 def test_a_mount_for_one_command(components: Path) -> None:

@@ -269,3 +269,14 @@ def test_a_mount_that_hangs_is_told_apart_from_a_dead_one(components: Path, poin
             is_dead(point)
         mount.kill()
         assert is_dead(point)
+
+
+def test_the_directory_of_reasons_stays() -> None:
+    """A daemon may write to it, and to no other that has its name later (landlock(7))."""
+    done = in_namespace("""
+        /mnt/python/bin/python -c 'from secretfs.daemon import processes as p; p.record_failure("/a", "of a test")'
+        ls /run/secretfs
+        /mnt/python/bin/python -c 'from secretfs.daemon import processes as p; p.clear_failure("/a")'
+        ls -d /run/secretfs; ls /run/secretfs
+    """)
+    assert done.out.splitlines() == ["%2Fa", "/run/secretfs"]

@@ -55,7 +55,7 @@ def test_what_it_gives_up_is_gone_also_for_its_threads_and_programs() -> None:
     assert int(free["child"][0], 16) & 1 << 21  # CAP_SYS_ADMIN: what it is compared with
     assert {name: code for name, code in confined["errnos"].items() if code != 1} == {}
     assert 1 not in free["errnos"].values()
-    for name in ("rights", "no_new_privileges", "system_calls"):
+    for name in ("rights", "no_new_privileges", "system_calls", "files"):
         assert confined["holds"][name] is True
         assert free["holds"][name] is False
 
@@ -67,7 +67,54 @@ def test_where_it_cannot_give_up_rights_it_gives_up_the_rest() -> None:
     done = run(command, env=environment(), cwd=ROOT)
     assert done.err == "this process keeps rights that it does not need: Operation not permitted\n"
     holds = json.loads(done.out)["holds"]
-    assert [holds[name] for name in ("rights", "no_new_privileges", "system_calls")] == [False, True, True]
+    assert [holds[name] for name in ("rights", "no_new_privileges", "system_calls", "files")] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("ENOSYS", ""),  # before Linux 5.13, or without CONFIG_SECURITY_LANDLOCK
+        ("EOPNOTSUPP", ""),  # lsm= of the kernel's command line does not name it
+        ("kill", ""),  # SystemCallFilter=@system-service of systemd 252
+        ("EPERM", "this process keeps rights that it does not need: Operation not permitted\n"),
+    ],
+)
+@pytest.mark.root("another user has no rights to give up")
+def test_where_there_is_no_landlock_it_gives_up_the_rest(answer: str, said: str) -> None:
+    command = filtered("landlock_create_ruleset", answer, sys.executable, "-c", CONFINED, "confined")
+    done = run(command, env=environment(), cwd=ROOT)
+    assert (done.status, done.err) == (0, said)
+    holds = json.loads(done.out)["holds"]
+    assert [holds[name] for name in ("rights", "no_new_privileges", "system_calls", "files")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keep", "written", "files"),
+    [
+        ("1, 14", "/run/a", "True: it may write to no directory of the system, nor look into other processes"),
+        ("1, 19", "/run/a", "False: with an audit log it has to look into other processes"),
+        ("1, 14", "/", "False: it may write to all directories: an option names a file in /"),
+    ],
+)
+def test_what_is_said_of_files(keep: str, written: str, files: str) -> None:
+    code = f"""
+from pathlib import Path
+from secretfs.linux.confinement import confine, protections
+confine({{{keep}}}, [Path("{written}")])
+print(*(f"{{one.holds}}: {{one.how}}" for one in protections() if one.name == "files"))
+"""
+    done = run([sys.executable, "-c", code], env=environment())
+    assert (done.out, done.err) == (f"{files}\n", "")
 
 
 def test_a_user_is_confined_as_well() -> None:

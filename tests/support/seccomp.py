@@ -1,6 +1,6 @@
 """Run a command under a filter of system calls, as SystemCallFilter= of a unit or the filter of a container is.
 
-python -m tests.support.seccomp CALL kill|EPERM|ENOSYS COMMAND...
+python -m tests.support.seccomp CALL kill|EPERM|ENOSYS|EOPNOTSUPP COMMAND...
 """
 
 import ctypes
@@ -15,6 +15,7 @@ from typing import Final, NoReturn
 _NUMBERS: Final = {
     "capset": {"x86_64": 126, "aarch64": 91},
     "fanotify_init": {"x86_64": 300, "aarch64": 262},
+    "landlock_create_ruleset": {"x86_64": 444, "aarch64": 444},
     "mount_setattr": {"x86_64": 442, "aarch64": 442},
 }
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000  # linux/seccomp.h
