@@ -36,7 +36,7 @@ def test_a_driver_that_is_killed(node: Node, mount: Mounted) -> None:
 
 
 def test_a_signal_ends_it_whichever_thread_takes_it(node: Node, mount: Mounted) -> None:
-    """Also one that comes between two instructions of Python: no wait is interrupted then, either."""
+    """Also one that comes between two instructions of Python: no wait is interrupted then, either (csi-10)."""
     with csi_driver(node.another_kubelet.directory, mount.path) as driver:
         threads = [int(thread.name) for thread in Path(f"/proc/{driver.process.pid}/task").iterdir()]
         another = next(thread for thread in threads if thread != driver.process.pid)
