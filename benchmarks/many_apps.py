@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.fixtures import BenchmarkError, Fixtures, Mount
-from secretfs.dapr.sources import RACY
+from secretfs.dapr.memo import RACY
 from tests.support.manifests import component
 
 COUNTS = (1, 30, 1000)

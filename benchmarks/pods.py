@@ -173,7 +173,7 @@ def set_ups(log: Iterable[str]) -> Mapping[tuple[str, str], float]:
         if match["step"].endswith("started"):
             began.setdefault(key, at)
         else:
-            took.setdefault(key, (at - began[key]) / timedelta(seconds=1))
+            took.setdefault(key, (at - began.get(key, at)) / timedelta(seconds=1))  # it logs the start a moment later
     return took
 
 

@@ -32,9 +32,8 @@ from typing import Final
 from secretfs.dapr.component_yaml import Field, Object
 from secretfs.dapr.documents import manifest_files, raw_texts, read_documents
 from secretfs.dapr.goyaml import MappingNode, parse
-from secretfs.dapr.memo import Memo
+from secretfs.dapr.memo import Memo, file_identity
 from secretfs.dapr.permission_rules import given, group_id, parse_rules, refuse_unknown, user_id
-from secretfs.dapr.sources import file_identity
 from secretfs.errors import ConfigurationError, Notice, Source
 from secretfs.permissions import PermissionRule, parse_mode
 

@@ -29,10 +29,9 @@ from secretfs.dapr.documents import (
     read_documents,
 )
 from secretfs.dapr.goyaml import MappingNode
-from secretfs.dapr.memo import Memo
+from secretfs.dapr.memo import Memo, file_identity
 from secretfs.dapr.object_metadata import METADATA_FIELDS, what_dapr_skips
 from secretfs.dapr.permission_rules import rules_of_annotation
-from secretfs.dapr.sources import file_identity
 from secretfs.durations import parse_duration, show_duration
 from secretfs.errors import ConfigurationError, Notice, Source
 from secretfs.permissions import PermissionRule

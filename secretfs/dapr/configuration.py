@@ -19,8 +19,7 @@ from secretfs.dapr.component import API_VERSION, Component
 from secretfs.dapr.configuration_yaml import Field
 from secretfs.dapr.documents import raw_texts, read_documents
 from secretfs.dapr.goyaml import MAX_BYTES, Node, parse, read_text, split_documents
-from secretfs.dapr.memo import Memo
-from secretfs.dapr.sources import file_identity
+from secretfs.dapr.memo import Memo, file_identity
 from secretfs.errors import ConfigurationError, Notice, Source
 from secretfs.scopes import Access, SecretScope
 from secretfs.settings import nearest

@@ -1,7 +1,16 @@
 """Results that stay true while what they were made from stays the same: a host has a thousand apps and changes one."""
 
+import hashlib
+import stat
+import time
 from collections.abc import Callable, Hashable
-from typing import Any, Generic, TypeVar
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+from secretfs.dapr.goyaml import MAX_BYTES
+
+RACY: Final = 2.0
+"""Seconds for which a file that was changed may change again and look the same."""
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -43,3 +52,22 @@ def forget_undeclared() -> None:
     """Forget, after everything has been read, what was read before and not now: it is not declared any more."""
     for memo in _memos:
         memo.forget_unwanted()
+
+
+def file_identity(path: Path) -> object:
+    """Return something that differs when the content of a file may differ.
+
+    A file that was changed a moment ago may change again without a difference: its times are those of a clock that
+    ticks every few milliseconds, on some file systems every two seconds. So long its content counts as well.
+    """
+    try:
+        status = path.stat()
+        identity = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+        if max(status.st_mtime, status.st_ctime) <= time.time() - RACY:
+            return identity
+        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+            with path.open("rb") as file:
+                return *identity, hashlib.blake2b(file.read(MAX_BYTES)).digest()
+    except OSError:
+        pass  # gone: reading it says so
+    return object()

@@ -33,9 +33,8 @@ from secretfs.dapr.app import API_VERSION
 from secretfs.dapr.component_yaml import Field, Object
 from secretfs.dapr.documents import manifest_files, raw_texts, read_documents
 from secretfs.dapr.goyaml import MappingNode
-from secretfs.dapr.memo import Memo
+from secretfs.dapr.memo import Memo, file_identity
 from secretfs.dapr.permission_rules import given, group_id, refuse_unknown, user_id
-from secretfs.dapr.sources import file_identity
 from secretfs.errors import ConfigurationError, Source
 from secretfs.permissions import parse_mode
 from secretfs.quoting import shell_name

@@ -1,15 +1,10 @@
 """Where a declaration comes from: the paths that are given, or the defaults. Nothing is read here."""
 
 import os
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from secretfs.errors import ConfigurationError
-
-RACY: Final = 2.0
-"""Seconds for which a file that was changed may change again and look the same."""
 
 DEFAULT_RESOURCES = Path("~/.dapr/components")
 DEFAULT_CONFIG = Path("~/.dapr/config.yaml")
@@ -66,21 +61,6 @@ class Sources:
         )
         sets, objects = (each and each.absolute() for each in (self.app_resources, self.app_objects))
         return replace(self, resources=resources, configs=configs, apps=apps, app_resources=sets, app_objects=objects)
-
-
-def file_identity(path: Path) -> object:
-    """Return something that differs when the content of a file may differ.
-
-    A file that was changed a moment ago may change again without a difference: its times are those of a clock that
-    ticks every few milliseconds, on some file systems every two seconds.
-    """
-    try:
-        status = path.stat()
-    except OSError:
-        return object()  # gone: reading it says so
-    if max(status.st_mtime, status.st_ctime) > time.time() - RACY:
-        return object()
-    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _default(path: Path) -> Path:

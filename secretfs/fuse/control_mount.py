@@ -66,8 +66,10 @@ class ControlMount:
         """Let the mount go when nobody is on the way any more."""
         while self._held:
             await trio.sleep(LOOK_EVERY)
+            # In a thread: the table of mounts is locked for seconds where many containers start at once.
+            is_mounted = await trio.to_thread.run_sync(self._is_mounted, abandon_on_cancel=True)
             async with self._lock:
-                if trio.current_time() >= self._until or not self._is_mounted():
+                if trio.current_time() >= self._until or not is_mounted:
                     await self._helper.call("release")
                     self._held = False
 

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -13,6 +13,8 @@ FSTYPE = "fuse.secretfs"
 """Type of our mounts in /proc/self/mountinfo."""
 IN_MEMORY: Final = ("tmpfs", "ramfs")
 """The types of file systems that nothing of is on a disk, but for swap."""
+
+_OWNERS: Final = (re.compile(rb"\buser_id=(\d+)"), re.compile(rb"\bgroup_id=(\d+)"))
 
 
 class MountInfo(NamedTuple):
@@ -49,7 +51,7 @@ def mounts(pid: int | None = None) -> Iterator[MountInfo]:
         number, _, device, root, point, own_options, *propagation = before.split(b" ")
         fstype, _, rest = after.partition(b" ")
         options = rest.rpartition(b" ")[2]  # of the file system; what is before them is its user's to choose
-        user, group = (re.search(rb"\b%s_id=(\d+)" % kind, options) for kind in (b"user", b"group"))
+        user, group = (pattern.search(options) for pattern in _OWNERS)
         yield MountInfo(
             _unescaped(point),
             os.fsdecode(fstype),
@@ -67,6 +69,8 @@ def mounts(pid: int | None = None) -> Iterator[MountInfo]:
 
 
 def _unescaped(path: bytes) -> str:
+    if b"\\" not in path:
+        return os.fsdecode(path)
     return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), path))
 
 
@@ -106,10 +110,16 @@ def surrounding(path: Path) -> MountInfo:
     return max(around, key=lambda mount: len(mount.path))
 
 
-def secretfs_at(path: Path) -> MountInfo | None:
-    """Return the topmost mount at ``path`` if it is a secretfs, alive or dead."""
-    there = [mount for mount in mounts() if mount.path == str(path)]
-    return there[-1] if there and there[-1].fstype == FSTYPE else None
+def topmost(path: Path, table: Iterable[MountInfo]) -> MountInfo | None:
+    """Return what is mounted at a path last."""
+    there = [mount for mount in table if mount.path == str(path)]
+    return there[-1] if there else None
+
+
+def secretfs_at(path: Path, table: Iterable[MountInfo] | None = None) -> MountInfo | None:
+    """Return the topmost mount at ``path`` if it is a secretfs, alive or dead. ``table``: all mounts as they are."""
+    there = topmost(path, mounts() if table is None else table)
+    return there if there and there.fstype == FSTYPE else None
 
 
 def read_only_secretfs(path: Path) -> int | None:
@@ -129,9 +139,9 @@ def secretfs_mounts(user: int) -> list[MountInfo]:
     return [mount for _, mount in sorted(seen.items()) if mount.fstype == FSTYPE and user in (0, mount.user)]
 
 
-def require_mounted(path: Path) -> MountInfo:
+def require_mounted(path: Path, table: Iterable[MountInfo] | None = None) -> MountInfo:
     """Return the secretfs at ``path``. Raises `MountError` if there is none."""
-    mount = secretfs_at(path)
+    mount = secretfs_at(path, table)
     if mount is None:
         raise MountError(f"{path} has no secretfs mounted")
     return mount

@@ -1,3 +1,5 @@
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,12 +11,11 @@ from secretfs.dapr import configuration as configuration_module
 from secretfs.dapr.component import Component
 from secretfs.dapr.configuration import Configuration, expand_env, load_configuration
 from secretfs.dapr.memo import forget_undeclared
-from secretfs.dapr.sources import file_identity
 from secretfs.errors import ConfigurationError
 from secretfs.scopes import ALLOW_ALL, Access, SecretScope
 from tests.support.canary import CANARY, secret
 from tests.support.counting import counting
-from tests.support.shell import wait_until
+from tests.support.waiting import wait_until_settled
 
 HEAD = "apiVersion: dapr.io/v1alpha1\nkind: Configuration\nmetadata: {name: any, namespace: any}\n"
 ENVIRON = {"STORE": "vault", "NAME": "s1", "EMPTY": "", "SECRET": secret(), "LINES": "a\nb"}
@@ -57,11 +58,11 @@ def test_no_files_limit_nothing() -> None:
 
 
 def test_a_file_that_has_not_changed_is_not_parsed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is one taken for unchanged that was changed a moment ago: its size and times may be the same."""
+    """Of one that was changed a moment ago the content counts as well: its size and times may be the same."""
     old, fresh = tmp_path / "old.yaml", tmp_path / "fresh.yaml"
     for path in (old, fresh):
         path.write_text(scopes("{storeName: vault}"), encoding="utf-8")
-    wait_until(lambda: file_identity(old) == file_identity(old))
+    wait_until_settled(old)
     parsed = counting(monkeypatch, configuration_module, "parse")
     for environ, expected in ((ENVIRON, 1), (ENVIRON, 1), ({}, 2)):
         load_configuration([old], environ)
@@ -71,9 +72,13 @@ def test_a_file_that_has_not_changed_is_not_parsed_again(tmp_path: Path, monkeyp
     forget_undeclared()
     load_configuration([old], {})
     assert len(parsed) == 3  # what is not declared any more leaves memory
-    for store in ("one", "two", "six"):
+    later = time.time() + 3600
+    for number, store in enumerate(("one", "two", "six"), 4):
         fresh.write_text(scopes(f"{{storeName: {store}}}"), encoding="utf-8")
-        assert list(load_configuration([fresh], ENVIRON).scopes) == [store]
+        os.utime(fresh, (later, later))  # it stays one that was changed a moment ago
+        for _ in range(2):
+            assert list(load_configuration([fresh], ENVIRON).scopes) == [store]
+            assert len(parsed) == number
 
 
 def test_a_whole_configuration(tmp_path: Path) -> None:

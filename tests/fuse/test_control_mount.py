@@ -1,5 +1,6 @@
 """The writable mount that takes requests: it is there for who is on the way, whatever others write meanwhile."""
 
+import threading
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +12,8 @@ from secretfs.fuse import control_mount
 from secretfs.fuse.control_mount import HOLD, LOOK_EVERY, ControlMount
 from secretfs.linux.syscall_helper import SyscallHelper, start_program
 from secretfs.linux.syscall_server import HELD
+from tests.support.until import until
+from tests.support.waiting import PATIENCE
 
 MINOR = 77
 
@@ -56,7 +59,7 @@ async def test_it_is_held_for_who_has_read_a_link(
     await requests.path()
     await trio.sleep(HOLD - 2 * LOOK_EVERY)
     assert helper.calls == ["hold_writable", "hold_writable"]
-    await trio.sleep(4 * LOOK_EVERY)
+    await until(lambda: helper.calls[2:])
     assert helper.calls[2:] == ["release"]
 
 
@@ -66,5 +69,27 @@ async def test_it_is_let_go_with_the_mount(
     requests, helper = make(nursery)
     await requests.path()
     mounted.clear()
-    await trio.sleep(2 * LOOK_EVERY)
+    await until(lambda: helper.calls[1:])
     assert helper.calls == ["hold_writable", "release"]
+
+
+async def test_a_table_of_mounts_that_is_locked_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    """The kernel locks it while containers start; whoever reads it waits, and this process serves all apps."""
+    is_read, is_free, in_time = threading.Event(), threading.Event(), list[bool]()
+
+    def read() -> list[_Mount]:
+        is_read.set()
+        in_time.append(is_free.wait(PATIENCE))
+        return [_Mount(MINOR)]
+
+    monkeypatch.setattr(control_mount, "mounts", read)
+    requests, helper = make(nursery)
+    await requests.path()
+    await until(is_read.is_set)
+    await requests.path()
+    is_free.set()
+    await until(lambda: in_time)
+    assert in_time[0]
+    assert helper.calls == ["hold_writable", "hold_writable"]

@@ -3,6 +3,8 @@
 import contextlib
 import importlib
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +17,7 @@ import pytest
 from tests.support.canary import leaked
 from tests.support.command import ROOT, SECRETFS
 from tests.support.volume_server import VolumeServer, volume_server
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 NAME = "test.secretfs.dev"
 NODE = "node-1"
@@ -142,22 +144,73 @@ def csi_driver(
 
 
 def killed_at(place: str, when: str) -> list[str]:
-    """Return the program of a driver that is killed before, or after, it calls a function of its module for volumes."""
-    return [sys.executable, "-c", _KILLED, place, when]
+    """Return the program of a driver that is killed before, or after, it calls a function of its modules for volumes.
 
+    It says where its threads are, as `wait_for_gathered` asks it.
+    """
+    return [sys.executable, "-c", _OBSERVED + _KILLED, place, when]
+
+
+def held_at(place: str, volume: str, fifo: Path) -> list[str]:
+    """Return the program of a driver that calls a function for a volume when something was written to a FIFO."""
+    return [sys.executable, "-c", _HELD, place, volume, str(fifo)]
+
+
+def observed() -> list[str]:
+    """Return the program of a driver that says where its threads are, as `wait_for_gathered` asks it."""
+    return [sys.executable, "-c", _OBSERVED + "main()"]
+
+
+def wait_for_gathered(driver: VolumeServer, count: int) -> None:
+    """Wait until so many threads of an `observed` driver wait: for others to change documents, or for their lock."""
+    wait_until(lambda: sum(map(_is_gathered, _threads(driver))) == count, every=0.05)
+
+
+def _is_gathered(thread: str) -> bool:
+    return "group_commit.py" in thread and bool(re.search(r"in (wait_for|locked)$", thread, re.MULTILINE))
+
+
+def _threads(driver: VolumeServer) -> list[str]:
+    """Return where each thread of a driver is; the main thread, which is the last one, ends what it says."""
+    before = len(driver.log)
+    driver.process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: " in <module>\n" in driver.log[before:] or driver.process.poll() is not None)
+    return re.split(r"^(?:Current t|T)hread 0x", driver.log[before:], flags=re.MULTILINE)
+
+
+_OBSERVED = """
+import faulthandler, os, signal, sys
+from secretfs.cli.main import main
+faulthandler.register(signal.SIGUSR1)
+"""
 
 _KILLED = """
-import os, signal, sys
-from secretfs.cli.main import main
 from secretfs.containers.csi import volumes
+from secretfs.daemon import group_commit
 place, when = sys.argv[1:3]
 sys.argv[:3] = ["secretfs"]
-function = getattr(volumes, place)
+module = volumes if hasattr(volumes, place) else group_commit
+function = getattr(module, place)
 def fatal(*arguments, **options):
     if when == "after":
         function(*arguments, **options)
     os.kill(os.getpid(), signal.SIGKILL)
-setattr(volumes, place, fatal)
+setattr(module, place, fatal)
+main()
+"""
+
+_HELD = """
+import sys
+from secretfs.cli.main import main
+from secretfs.containers.csi import volumes
+place, volume, fifo = sys.argv[1:4]
+sys.argv[:4] = ["secretfs"]
+function = getattr(volumes, place)
+def held(*arguments):
+    if volume in arguments:
+        open(fifo, "rb").read()
+    return function(*arguments)
+setattr(volumes, place, held)
 main()
 """
 

@@ -15,7 +15,7 @@ from secretfs.daemon.request import MountOptions
 from secretfs.daemon.store_records import record_stores
 from secretfs.dapr.declaration import Declaration
 from secretfs.dapr.load import declare
-from secretfs.dapr.sources import Sources, file_identity
+from secretfs.dapr.sources import Sources
 from secretfs.fs.content import views_of
 from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.journal import Journal
@@ -24,7 +24,7 @@ from secretfs.registry.opening import open_registry
 from secretfs.registry.store_set import ReloadResult, StoreSet
 from tests.support.canary import secret
 from tests.support.manifests import component, scope
-from tests.support.shell import wait_until
+from tests.support.waiting import wait_until_settled
 
 FIRST_USER = 5000
 SPARE = 3
@@ -98,7 +98,7 @@ class ManyApps:
 
     def settle(self) -> None:
         """Wait until nothing was written so recently that it may change again and look the same."""
-        wait_until(lambda: file_identity(self._last) == file_identity(self._last))
+        wait_until_settled(self._last)
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator["ServedApps"]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from secretfs.dapr.memo import RACY
 from secretfs.store import SecretStore
 
 PATIENCE = 180.0
@@ -20,6 +21,12 @@ def wait_until(condition: Callable[[], object], within: float = PATIENCE, *, eve
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(every)
+
+
+def wait_until_settled(path: Path) -> None:
+    """Wait until a file was written so long ago that its times alone say whether it has changed since."""
+    status = path.stat()
+    wait_until(lambda: max(status.st_mtime, status.st_ctime) <= time.time() - RACY)
 
 
 def wait_for_text(read: Callable[[], str], text: str, times: int = 1) -> None:

@@ -32,11 +32,12 @@ from secretfs.containers.csi.measures import Measures
 from secretfs.containers.csi.messages import PublishRequest, UnpublishRequest
 from secretfs.containers.csi.object_sets import ObjectSets
 from secretfs.containers.csi.pods import annotations_of
-from secretfs.daemon.app_documents import change, declared_apps, document_of, locked, require_shown, without_place
+from secretfs.daemon.app_documents import declared_apps, document_of, locked, require_shown, without_place
 from secretfs.daemon.control_client import read_metrics
+from secretfs.daemon.group_commit import GroupCommit
 from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux.mount_api import bind_read_only
-from secretfs.linux.mountinfo import FSTYPE, MountInfo, mounts, require_mounted, secretfs_at
+from secretfs.linux.mountinfo import FSTYPE, MountInfo, mounts, require_mounted, secretfs_at, topmost
 from secretfs.linux.mountpoint import call_with_timeout, resolve, unmount
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Volumes:
         """
         self._mountpoint = mountpoint
         self._documents = documents
+        self._commit = GroupCommit(mountpoint, documents)
         self._api = api
         self._objects = objects
         self._identities = Identities(documents.parent / "tokens", api, measures)
@@ -97,7 +99,7 @@ class Volumes:
             if self._is_published(volume, target):
                 self._identities.keep(volume.name, volume.pod, volume.tokens)
                 return
-            is_new = self._written(volume.name) is None and _topmost(target) is None
+            is_new = self._written(volume.name) is None and topmost(target, mounts()) is None
             try:
                 self._declare(volume)
                 self._bind(volume, target)
@@ -155,7 +157,8 @@ class Volumes:
             return False
         if written != volume.request:
             raise AlreadyExists(f"volume {volume.name} is published with other attributes: {written}")
-        there, mount = _topmost(target), secretfs_at(self._mountpoint)
+        table = list(mounts())
+        there, mount = topmost(target, table), secretfs_at(self._mountpoint, table)
         if there is None or mount is None or not _shows(there, mount, volume.name):
             return False
         try:
@@ -169,27 +172,26 @@ class Volumes:
         apps = declared_apps(self._mountpoint)["apps"]
         tokens = self._identities.keep(volume.name, volume.pod, volume.tokens)
         is_written = self._written(volume.name) is not None
-        if is_written and volume.name in apps:
-            return
+        if volume.name in apps:
+            if is_written:
+                return
+            raise FailedPrecondition(f"there is an app {volume.name} that this driver has not declared")
         if volume.wants_objects and not is_written:  # else they are held already
             self._hold_objects(volume)
         annotations: Mapping[str, str] = {}
         if self._api and volume.pod and reads_pod(volume):
             annotations = annotations_of(self._api, volume.pod)
         text = document(volume, annotations, tokens)
-        with locked(self._documents):
-            path = document_of(self._documents, volume.name)
-            if volume.name in apps and self._written(volume.name) is None:
-                raise FailedPrecondition(f"there is an app {volume.name} that this driver has not declared")
-            try:
-                change(self._mountpoint, {path: text})
-            except ConfigurationError as error:
-                raise InvalidArgument(without_place(str(error), path)) from None
-            try:
-                self._require_stores(volume.name, json.loads(text)["spec"]["appId"])
-            except BaseException:  # else the next publish would take it for one that has succeeded
-                self._withdraw(path)
-                raise
+        path = document_of(self._documents, volume.name)
+        try:
+            self._commit.change(path, text)
+        except ConfigurationError as error:
+            raise InvalidArgument(without_place(str(error), path)) from None
+        try:
+            self._require_stores(volume.name, json.loads(text)["spec"]["appId"])
+        except BaseException:  # else the next publish would take it for one that has succeeded
+            self._withdraw(path)
+            raise
 
     def _hold_objects(self, volume: Volume) -> None:
         """Have the objects of a volume as files. Raises `CallFailure`."""
@@ -209,11 +211,12 @@ class Volumes:
 
     def _bind(self, volume: Volume, target: Path) -> None:
         """Bind the view of a volume on its target, in the place of what a dead mount has left there."""
-        mount = require_mounted(self._mountpoint)
-        there = _topmost(target)
-        if there is not None and _shows(there, mount, volume.name):
-            return
-        _unmount_all(target)
+        table = list(mounts())  # read once: many who mount at once wait for each other there
+        mount, there = require_mounted(self._mountpoint, table), topmost(target, table)
+        if there is not None:
+            if _shows(there, mount, volume.name):
+                return
+            _unmount_all(target)
         source = self._mountpoint / volume.name
         try:
             target.mkdir(mode=0o750, exist_ok=True)  # the kubelet makes its parent
@@ -240,8 +243,7 @@ class Volumes:
         root = self._document(name)
         if root is None or self._is_bound(name):
             return
-        with locked(self._documents):
-            self._withdraw(document_of(self._documents, name))
+        self._withdraw(document_of(self._documents, name))
         if tokens := tokens_of(root):
             self._identities.forget(name, tokens)
         if self._objects and (namespace := objects_of(root)):
@@ -250,15 +252,17 @@ class Volumes:
     def _withdraw(self, document: Path) -> None:
         """Remove a document. The mount need not answer: the next one reads what is there then."""
         try:
-            change(self._mountpoint, {document: None})
+            self._commit.change(document, None)
         except (ConfigurationError, MountError) as error:
             log.warning("volume %s is removed, which the mount is not told: %s", document.stem, error)
-            document.unlink(missing_ok=True)
+            with locked(self._documents):
+                document.unlink(missing_ok=True)
 
     def _is_bound(self, name: str) -> bool:
         """Whether a volume, or a part of it, is mounted anywhere on this node."""
-        ours = secretfs_at(self._mountpoint)
-        binds = (mount for mount in mounts() if ours is None or mount.device == ours.device)
+        table = list(mounts())
+        ours = secretfs_at(self._mountpoint, table)
+        binds = (mount for mount in table if ours is None or mount.device == ours.device)
         return any(mount.fstype == FSTYPE and f"{mount.root}/".startswith(f"/{name}/") for mount in binds)
 
     def _written(self, name: str) -> str | None:
@@ -287,12 +291,6 @@ def _target(text: str) -> Path:
     return resolve(Path(text))
 
 
-def _topmost(target: Path) -> MountInfo | None:
-    """Return what is mounted at a target last."""
-    there = [mount for mount in mounts() if mount.path == str(target)]
-    return there[-1] if there else None
-
-
 def _shows(there: MountInfo, mount: MountInfo, name: str) -> bool:
     """Whether a mount is a read-only bind mount of a volume of ``mount``."""
     return there.fstype == FSTYPE and there.device == mount.device and there.root == f"/{name}" and there.read_only
@@ -300,7 +298,7 @@ def _shows(there: MountInfo, mount: MountInfo, name: str) -> bool:
 
 def _unmount_all(target: Path) -> None:
     """Unmount what a driver has mounted at a target, alive or dead. Raises `FailedPrecondition` for other mounts."""
-    while (there := _topmost(target)) is not None:
+    while (there := topmost(target, mounts())) is not None:
         if there.fstype != FSTYPE:
             raise FailedPrecondition(f"{target} has something else mounted: {there.fstype}")
         unmount(target, lazy=True)
