@@ -13,6 +13,7 @@ from tests.support.canary import leaked, secret
 from tests.support.hunt import in_files, in_memory, swapped, told_of
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, mounted, processes, stands_by
+from tests.support.proc import texts
 from tests.support.servers.openbao import OpenBao
 from tests.support.shell import wait_until
 
@@ -43,8 +44,8 @@ def all_of(mount: Mounted) -> Iterator[int]:
     seen = [pid for pid, _ in processes(mount.path)]
     for pid in seen:
         yield pid
-        for text in Path(f"/proc/{pid}/task").glob("*/children"):
-            seen += [int(child) for child in text.read_text().split() if int(child) not in seen]
+        for text in texts(pid, "task/*/children"):
+            seen += [int(child) for child in text.split() if int(child) not in seen]
 
 
 def marks(*generations: str) -> Sequence[bytes]:

@@ -21,6 +21,7 @@ from tests.support.canary import secret
 from tests.support.command import ROOT, background, in_namespace, secretfs
 from tests.support.manifests import component
 from tests.support.mounted import mounted, named_children
+from tests.support.proc import texts
 from tests.support.scrape import scrape
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.shell import run, wait_until
@@ -36,24 +37,20 @@ ROOT_KEEPS = {1, 14}  # CAP_DAC_OVERRIDE, CAP_IPC_LOCK
 CAP_SYS_ADMIN, CAP_SYS_PTRACE = 21, 19
 
 
-def rights(status: Path) -> dict[str, set[int]]:
-    """Return the capabilities of a thread, by the name of the set."""
-    fields = re.findall(r"^(Cap\w+):\t(\w+)$", status.read_text("ascii", "replace"), re.MULTILINE)
+def rights(status: str) -> dict[str, set[int]]:
+    """Return the capabilities in the status of a thread, by the name of the set."""
+    fields = re.findall(r"^(Cap\w+):\t(\w+)$", status, re.MULTILINE)
     return {name: {bit for bit in range(64) if int(mask, 16) >> bit & 1} for name, mask in fields}
-
-
-def threads(pid: int) -> Iterator[Path]:
-    yield from Path(f"/proc/{pid}/task").glob("*/status")
 
 
 def given_up(pid: int, keeps: set[int]) -> bool:
     """Whether no thread of a process has any other right, or can get one back."""
-    for thread in threads(pid):
+    for thread in texts(pid, "task/*/status"):
         sets = rights(thread)
         assert sets.pop("CapAmb") == sets.pop("CapInh") == set()
-        assert all(held <= keeps for held in sets.values()), (thread, sets)
-        assert re.search(r"^NoNewPrivs:\t1$", thread.read_text(), re.MULTILINE)
-        assert re.search(r"^Seccomp:\t2$", thread.read_text(), re.MULTILINE)
+        assert all(held <= keeps for held in sets.values()), thread
+        assert re.search(r"^NoNewPrivs:\t1$", thread, re.MULTILINE)
+        assert re.search(r"^Seccomp:\t2$", thread, re.MULTILINE)
     return True
 
 
@@ -72,7 +69,7 @@ def test_the_right_to_mount(components: Path, file: SecretsFile, tmp_path: Path)
             assert (mount.path / "file/token").read_text() in (OLD, NEW)
             assert given_up(mount.worker, ROOT_KEEPS)
             (mounter,) = named_children(mount.worker, "secretfs-mount")
-            assert CAP_SYS_ADMIN in rights(Path(f"/proc/{mounter}/status"))["CapEff"]
+            assert CAP_SYS_ADMIN in rights(Path(f"/proc/{mounter}/status").read_text())["CapEff"]
             os.kill(mount.worker, signal.SIGKILL)
             mount.said("took over the mount at", times)
         with watching(tmp_path / "log", mount.path / "file") as watch:
@@ -289,7 +286,7 @@ def test_the_audit_keeps_one_more(components: Path, tmp_path: Path) -> None:
     log = tmp_path / "audit"
     with mounted(components, options=["--audit=observe", f"--audit-to={log}"]) as mount:
         assert given_up(mount.worker, {*ROOT_KEEPS, CAP_SYS_PTRACE})
-        assert CAP_SYS_PTRACE in rights(Path(f"/proc/{mount.worker}/status"))["CapEff"]
+        assert CAP_SYS_PTRACE in rights(Path(f"/proc/{mount.worker}/status").read_text())["CapEff"]
 
 
 @pytest.mark.root("only root may look at the programs of others")

@@ -13,6 +13,7 @@ from tests.support.canary import leaked, secret
 from tests.support.command import ROOT
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, mounted, standby, stands_by
+from tests.support.proc import opened
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.shell import errno_of, wait_until
 
@@ -72,8 +73,8 @@ def test_the_next_daemon_has_started_before_the_last_one_ends(components: Path) 
         assert (mount.path / "file/token").read_text() == OLD
         for takeovers in range(1, 3):
             pid = next_worker(mount)
-            opened = [str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()]
-            assert not [path for path in opened if "fuse" in path or "memfd" in path or "secretmem" in path]
+            held = opened(pid).values()
+            assert not [path for path in held if "fuse" in path or "memfd" in path or "secretmem" in path]
             assert not leaked(Path(f"/proc/{pid}/environ").read_text(errors="replace"))
             os.kill(mount.worker, signal.SIGKILL)
             mount.said("took over", takeovers)

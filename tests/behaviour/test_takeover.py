@@ -25,6 +25,7 @@ from tests.support.fake_type import Fakes
 from tests.support.kernel_caches import Caches, drop
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, daemons, mounted
+from tests.support.proc import opened
 from tests.support.readers import Readers
 from tests.support.secrets_file import SecretsFile, file
 from tests.support.servers.openbao import OpenBao
@@ -514,9 +515,8 @@ def test_what_cannot_be_taken_over_while_a_store_is_down(components: Path, file:
 
 def spoil_journal(mount: Mounted, offset: int, data: bytes, meanwhile: Callable[[], object] = lambda: None) -> None:
     """Kill the worker, and leave its successor a journal with other bytes at an offset."""
-    descriptors = Path(f"/proc/{mount.process.pid}/fd")
-    wait_until(lambda: [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())])
-    (journal,) = [path for path in descriptors.iterdir() if "secretfs-journal" in str(path.readlink())]
+    wait_until(lambda: any("secretfs-journal" in of for of in opened(mount.process.pid).values()))
+    (journal,) = [path for path, of in opened(mount.process.pid).items() if "secretfs-journal" in of]
     with down(mount), journal.open("r+b", buffering=0) as file:
         meanwhile()
         file.seek(offset)

@@ -14,6 +14,7 @@ import pytest
 from tests.support.canary import secret
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, mounted, supervisor
+from tests.support.proc import texts
 from tests.support.shell import run, wait_until
 
 pytestmark = pytest.mark.mount
@@ -75,8 +76,7 @@ def values_in_use(mount: Mounted) -> int:
 
 def marked(mount: Mounted) -> int:
     """Return of how many directories the kernel tells the worker what is opened; 0 where the kernel asks instead."""
-    infos = Path(f"/proc/{mount.worker}/fdinfo").iterdir()
-    return sum(info.read_text("ascii").count("fanotify ino:") for info in infos)
+    return sum(info.count("fanotify ino:") for info in texts(mount.worker, "fdinfo/*"))
 
 
 def is_told_of_opens(mount: Mounted) -> bool:

@@ -27,6 +27,7 @@ from tests.support.canary import secret
 from tests.support.command import SECRETFS, environment, in_namespace, secretfs
 from tests.support.fake_type import Fakes
 from tests.support.manifests import component
+from tests.support.proc import opened
 from tests.support.shell import wait_for, wait_until
 from tests.support.waiting import PATIENCE
 
@@ -494,7 +495,7 @@ class TestTheDaemon:
             assert process.stdout is not None
             assert process.stdout.readline() == "up\n"
             daemon, command = children(process.pid)
-            held = {pid: [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()] for pid in (daemon, command)}  # noqa: PTH115
+            held = {pid: opened(pid).values() for pid in (daemon, command)}
             assert "/dev/fuse" in held[daemon]
             assert (
                 Path(f"/proc/{daemon}/fd/0").readlink() == Path(f"/proc/{daemon}/fd/1").readlink() == Path(os.devnull)

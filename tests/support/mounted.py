@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.canary import leaked
 from tests.support.lacking import require_fuse
+from tests.support.proc import texts
 from tests.support.waiting import PATIENCE, wait_for_text
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -250,6 +251,5 @@ def _check(log: str, expected: Sequence[str], forced: str) -> None:
 
 def named_children(parent: int, name: str) -> list[int]:
     """Return the process ids of the children of that name."""
-    lists = Path(f"/proc/{parent}/task").glob("*/children")  # of each thread
-    found = [int(child) for text in lists for child in text.read_text("ascii").split()]
-    return [child for child in found if Path(f"/proc/{child}/comm").read_text("ascii") == f"{name}\n"]
+    found = [int(child) for text in texts(parent, "task/*/children") for child in text.split()]  # of each thread
+    return [child for child in found if f"{name}\n" in texts(child, "comm")]
