@@ -20,13 +20,13 @@ from tests.support.app_host import NOBODY, ORDERS, read_as
 from tests.support.canary import leaked, secret
 from tests.support.command import secretfs
 from tests.support.csi import NAME, NODE, Kubelet, binds_below, csi_driver, refused
-from tests.support.csi_node import ORDERS_APP, WIDE, Node, _mount, _node, _protocol
+from tests.support.csi_node import ORDERS_APP, WIDE, Node, _kubelet, _mount, _node, _protocol
 from tests.support.mounted import Mounted
 from tests.support.shell import output, stop
 from tests.support.volume_server import VolumeServer
 from tests.support.waiting import PATIENCE, wait_until
 
-__all__ = ["_mount", "_node", "_protocol"]
+__all__ = ["_kubelet", "_mount", "_node", "_protocol"]
 
 pytestmark = [pytest.mark.mount, pytest.mark.root("needs to mount for other users, which only root can")]
 
@@ -35,16 +35,6 @@ pytestmark = [pytest.mark.mount, pytest.mark.root("needs to mount for other user
 def _driver(node: Node, mount: Mounted) -> Iterator[VolumeServer]:
     with csi_driver(node.kubelet.directory, mount.path) as driver:
         yield driver
-
-
-@pytest.fixture
-def kubelet(node: Node, driver: VolumeServer) -> Iterator[Kubelet]:
-    """Give a kubelet, and take away what a test has published."""
-    assert driver.process.poll() is None
-    yield node.kubelet
-    for document in node.volumes.iterdir():
-        node.kubelet.unpublish(document.stem)
-    assert node.is_clean()
 
 
 def test_identity(kubelet: Kubelet) -> None:

@@ -24,14 +24,14 @@ from tests.support.csi import (
     refused,
     wait_for_gathered,
 )
-from tests.support.csi_node import ORDERS_APP, WIDE, Node, _mount, _node, _protocol, csi_node
+from tests.support.csi_node import ORDERS_APP, WIDE, Node, _kubelet, _mount, _node, _protocol, csi_node
 from tests.support.manifests import component
 from tests.support.mounted import Mounted
 from tests.support.scrape import scrape
 from tests.support.volume_server import VolumeServer
 from tests.support.waiting import wait_until
 
-__all__ = ["_mount", "_node", "_protocol"]
+__all__ = ["_kubelet", "_mount", "_node", "_protocol"]
 
 pytestmark = [pytest.mark.mount, pytest.mark.root("needs to mount for other users, which only root can")]
 
@@ -42,16 +42,6 @@ MANY = [f"v{number}" for number in range(10)]
 def _driver(node: Node, mount: Mounted) -> Iterator[VolumeServer]:
     with csi_driver(node.kubelet.directory, mount.path, program=observed()) as driver:
         yield driver
-
-
-@pytest.fixture
-def kubelet(node: Node, driver: VolumeServer) -> Iterator[Kubelet]:
-    """Give a kubelet, and take away what a test has published."""
-    assert driver.process.poll() is None
-    yield node.kubelet
-    for document in node.volumes.iterdir():
-        node.kubelet.unpublish(document.stem)
-    assert node.is_clean()
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from tests.support.csi import Kubelet, Protocol, binds_below
 from tests.support.manifests import component, configuration, scope
 from tests.support.mounted import Mounted, mounted, unmount
 from tests.support.secrets_file import SecretsFile
+from tests.support.volume_server import VolumeServer
 
 WIDE = {"configuration": "wide"}
 ORDERS_APP = {"appId": "orders", **WIDE}
@@ -95,3 +96,13 @@ def _node(tmp_path_factory: pytest.TempPathFactory, protocol: Protocol) -> Itera
 def _mount(node: Node) -> Iterator[Mounted]:
     with node.mounted() as mount:
         yield mount
+
+
+@pytest.fixture(name="kubelet")
+def _kubelet(node: Node, driver: VolumeServer) -> Iterator[Kubelet]:
+    """Give a kubelet of the module's driver, and take away what a test has published."""
+    assert driver.process.poll() is None
+    yield node.kubelet
+    for document in node.volumes.iterdir():
+        node.kubelet.unpublish(document.stem)
+    assert node.is_clean()
