@@ -46,7 +46,7 @@ from secretfs.fs.listing import Slices, in_order
 from secretfs.fs.names import DATA, encode, split
 from secretfs.fs.pending_syscall import FINDS_IT, OVERTAKEN, SHOWS_NOTHING, Call, PendingSyscall, pending_name
 from secretfs.fs.vfs import SecretVFS
-from secretfs.linux.syscall_helper import SyscallHelper, Within
+from secretfs.linux.syscall_helper import SyscallHelper
 
 IDLE_PARTS = 8
 """How often in the time after which a file leaves memory it is looked at whether it is used."""
@@ -75,7 +75,7 @@ class Publisher:
         *,
         device: int | None = None,
     ) -> None:
-        """Of a read-only mount ``device`` is the minor number: calls are made within it, through another mount.
+        """Of a read-only mount ``device`` is the minor number: calls are made through another mount of it.
 
         ``seen`` is called with each change that this app may see, before it is published. ``expire`` has the kernel
         look entries up before a program uses them again: inode of the directory, and name.
@@ -88,7 +88,7 @@ class Publisher:
         self._published = published
         self._seen = seen
         self._mountpoint = os.fsencode(mountpoint)
-        self._within = None if device is None else Within(self._mountpoint, device)
+        self._device = device
         self.queue = ChangeQueue(announced, self._publish, self._publish_bulk_files)
         self._one_at_a_time = trio.Lock()
         self._change_log = ChangeLog()
@@ -344,13 +344,13 @@ class Publisher:
 
     async def _call(self, grant: PendingSyscall, directory: bytes) -> None:
         """Make the system call. One that fails is logged, and the next change is published all the same."""
-        within = None if grant.call is Call.EVICT else self._within
-        base = directory if within else os.path.join(self._mountpoint, directory)  # noqa: PTH118 - bytes
+        base = os.path.join(self._mountpoint, directory)  # noqa: PTH118 - bytes
+        device = None if grant.call is Call.EVICT else self._device
         names = (grant.pending, grant.segment) if grant.call is Call.RENAME else (grant.segment,)
         self.grant = grant
         try:
             paths = (os.path.join(base, name) for name in names)  # noqa: PTH118 - bytes
-            await self._helper.call(grant.call.value, *paths, within=within)
+            await self._helper.call(grant.call.value, *paths, device=device)
         except OSError as error:
             level = logging.DEBUG if error.errno in OVERTAKEN else logging.WARNING
             log.log(level, "a change is not announced: %s: %s", grant.call.value, error.strerror)

@@ -47,7 +47,7 @@ class ControlMount:
         """Return a path of the directory by which its files can be written to. Raises `ReadOnly` if there is none."""
         async with self._lock:
             try:
-                await self._helper.call("hold_writable", self._directory, b"%d" % self._device)
+                await self._helper.call("hold_writable", self._directory, device=self._device)
             except OSError as error:
                 log.warning("requests cannot be taken: %s", error.strerror)
                 raise ReadOnly("no writable mount") from None

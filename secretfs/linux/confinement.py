@@ -11,11 +11,12 @@ import os
 import resource
 import struct
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from secretfs.linux.landlock import restrict
+from secretfs.linux.landlock import restrict, restrict_to
 from secretfs.linux.process import CAP_DAC_OVERRIDE, CAP_IPC_LOCK, memory_is_locked
 from secretfs.linux.secret_memory import has_swap
 from secretfs.linux.system_calls import REFUSED, filter_system_calls
@@ -23,6 +24,7 @@ from secretfs.linux.system_calls import REFUSED, filter_system_calls
 CAP_DAC_READ_SEARCH: Final = 2  # linux/capability.h
 CAP_NET_BIND_SERVICE: Final = 10
 CAP_SYS_PTRACE: Final = 19
+CAP_SYS_ADMIN: Final = 21
 
 NAMES: Final = {
     CAP_DAC_OVERRIDE: "CAP_DAC_OVERRIDE",
@@ -73,6 +75,30 @@ def confine(keep: Collection[int], written: Collection[Path] = ()) -> None:
         _attempt(partial(_restrict_files, written))
     if _attempt(filter_system_calls):
         _FILTERED.append(True)
+
+
+def confine_helper() -> None:
+    """Give up, in a process that only makes system calls in our own mount, what that does not take.
+
+    It takes CAP_SYS_ADMIN to make a mount that nobody else sees, and to learn from fanotify(7) who opens a file. See
+    `restrict_helper` for the rest. Nobody can be told what cannot be done.
+    """
+    for give_up in (
+        partial(_give_up_rights, (CAP_DAC_OVERRIDE, CAP_SYS_ADMIN)),
+        _forbid_new_rights,
+        partial(filter_system_calls, ("open_tree", "mount_setattr")),
+    ):
+        with suppress(OSError):
+            give_up()
+
+
+def restrict_helper(mount: int) -> None:
+    """Have such a process write to no file system but the one that ``mount`` is the root of, where there is Landlock.
+
+    Nor can it read the memory of another process. (Since Linux 6.16 CAP_SYS_ADMIN is enough for its environment.)
+    """
+    with suppress(OSError):
+        restrict_to(mount)
 
 
 def _attempt(give_up: Callable[[], None]) -> bool:

@@ -59,14 +59,15 @@ def open_group() -> int:
     return group
 
 
-def mark_opens(group: int, directory: bytes) -> None:
+def mark_opens(group: int, directory: bytes, start: int = _AT_FDCWD) -> None:
     """Have a group told of each file in a directory that is opened from now on. Marking twice is no error.
 
+    A relative path begins at the directory that ``start`` is a descriptor of.
     Looks the path up and reads its attributes, so for a directory of our own mount it is `SyscallHelper` that calls it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     flags, mask = _MARK_ADD | _MARK_ONLYDIR | _MARK_EVICTABLE, ctypes.c_uint64(_OPEN | _EVENT_ON_CHILD)
-    if libc.fanotify_mark(group, flags, mask, _AT_FDCWD, directory) != 0:
+    if libc.fanotify_mark(group, flags, mask, start, directory) != 0:
         _raise()
 
 

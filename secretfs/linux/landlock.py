@@ -38,6 +38,24 @@ def restrict(places: Iterable[Path]) -> bool:
     and of a file system that is mounted on one, too. It takes no_new_privs; call it before there are threads. Raises
     OSError.
     """
+
+    def allow(ruleset: int, rights: int) -> None:
+        for place in (*_not_of_the_system(), *_of_this_user(), *places):
+            _allow(ruleset, place, rights)
+
+    return _restrict(allow)
+
+
+def restrict_to(directory: int) -> bool:
+    """Allow to write only below a directory, whose descriptor this is. Returns whether that holds, as `restrict`.
+
+    It is one of its file system: through another mount of that it may be written to, too.
+    """
+    return _restrict(lambda ruleset, rights: _call(_ADD_RULE, ruleset, _PATH_BENEATH, _RULE.pack(rights, directory), 0))
+
+
+def _restrict(allow: Callable[[int, int], object]) -> bool:
+    """Allow what is allowed by a function of a ruleset and the rights to write. Returns whether there is Landlock."""
     known = _version()
     if not known:
         return False
@@ -45,8 +63,7 @@ def restrict(places: Iterable[Path]) -> bool:
     attributes = struct.pack("=Q", rights)
     ruleset = _call(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
-        for place in (*_not_of_the_system(), *_of_this_user(), *places):
-            _allow(ruleset, place, rights)
+        allow(ruleset, rights)
         _call(_RESTRICT_SELF, ruleset, 0)
     finally:
         os.close(ruleset)

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
+from secretfs.linux.beneath import open_without_links
+
 # asm-generic/unistd.h; the same on every architecture but alpha
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
 
@@ -18,7 +20,7 @@ _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429
 _SET_FLAG, _SET_STRING, _CREATE = 0, 1, 6
 _CLOEXEC: Final = 1  # FSOPEN_CLOEXEC and FSMOUNT_CLOEXEC
 _CLONE: Final = 1
-_FROM_EMPTY_PATH: Final = 0x4  # and not MOVE_MOUNT_T_SYMLINKS
+_FROM_EMPTY_PATH, _TO_EMPTY_PATH = 0x4, 0x40
 _RDONLY, NOSUID, NODEV, NOEXEC = 0x1, 0x2, 0x4, 0x8
 _ATTRIBUTES: Final = struct.Struct("=QQQQ")  # to set, to clear, propagation, user namespace
 
@@ -43,8 +45,12 @@ def new_mount(fstype: str, options: Mapping[str, str | None], attributes: int = 
 
 
 def place(mount: int, path: bytes) -> None:
-    """Give a mount its place: from now on it is seen there. A symbolic link is none: it may lead anywhere by now."""
-    _call(_MOVE_MOUNT, mount, b"", _AT_FDCWD, path, _FROM_EMPTY_PATH)
+    """Give a mount its place: from now on it is seen there. No link is followed: it may lead anywhere by now."""
+    target = open_without_links(path)
+    try:
+        _call(_MOVE_MOUNT, mount, b"", target, b"", _FROM_EMPTY_PATH | _TO_EMPTY_PATH)
+    finally:
+        os.close(target)
 
 
 def make_read_only(mount: int) -> None:
@@ -63,9 +69,13 @@ def bind_read_only(source: bytes, target: bytes) -> None:
 
 
 @contextmanager
-def writable(path: bytes) -> Iterator[int]:
-    """Mount what is at a path once more, writable, for nobody but this process; yields its root (Linux 5.12)."""
-    mount = _call(_OPEN_TREE, _AT_FDCWD, path, _CLONE | os.O_CLOEXEC)
+def writable(place: bytes | int) -> Iterator[int]:
+    """Mount what is at a path once more, writable, for nobody but this process; yields its root (Linux 5.12).
+
+    Or what a descriptor is of.
+    """
+    start, path = (_AT_FDCWD, place) if isinstance(place, bytes) else (place, b"")
+    mount = _call(_OPEN_TREE, start, path, _CLONE | os.O_CLOEXEC | (0 if path else _AT_EMPTY_PATH))
     try:
         _set_attributes(mount, 0, _RDONLY)
         yield mount

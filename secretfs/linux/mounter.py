@@ -2,7 +2,8 @@
 
 Forked from the worker before there are threads, stores or secrets, it mounts, unmounts and starts helper processes, all
 on request. It makes no call that our own mount answers, so it waits for nobody and ends with the worker. Where to mount
-is said when it is forked: whoever takes the worker over cannot have it mount over /etc, nor unmount anything else.
+is said when it is forked, and no link is followed to there: whoever takes the worker over cannot have it mount over
+/etc, nor unmount anything else.
 """
 
 import contextlib
@@ -22,7 +23,8 @@ import trio
 
 from secretfs.errors import MountError
 from secretfs.linux.fuse_mount import connect
-from secretfs.linux.mountpoint import unmount
+from secretfs.linux.mountpoint import detach, unmount
+from secretfs.linux.preflight import may_mount
 from secretfs.linux.syscall_helper import SyscallHelper, start_program
 from secretfs.linux.syscall_server import leave_daemon
 
@@ -124,7 +126,8 @@ class HelperProcesses:
     def fork(cls, mountpoint: Path) -> "HelperProcesses":
         """Fork those of a mount point. Call it before there are threads or secrets."""
         mounter = Mounter.fork(mountpoint)
-        return cls(mounter, SyscallHelper.fork(mounter.start_helper), SyscallHelper.fork(mounter.start_helper))
+        publishing, asking = (SyscallHelper.fork(mountpoint, mounter.start_helper) for _ in range(2))
+        return cls(mounter, publishing, asking)
 
     def close(self) -> None:
         """Let them end."""
@@ -150,12 +153,15 @@ class _Server:
         return notice, [descriptor]
 
     def _unmount(self) -> tuple[object, list[int]]:
-        unmount(self._mountpoint, lazy=True)
+        if may_mount():
+            detach(self._mountpoint)
+        else:
+            unmount(self._mountpoint, lazy=True)
         return None, []
 
     def _start_helper(self, descriptor: int) -> tuple[object, list[int]]:
         with socket.socket(fileno=os.dup(descriptor)) as theirs:
-            pid = start_program(theirs)
+            pid = start_program(self._mountpoint, theirs)
         self._helpers.add(pid)
         return pid, []
 

@@ -13,7 +13,8 @@ from typing import TypeVar
 
 from secretfs.errors import MountError
 from secretfs.linux import fusectl
-from secretfs.linux.mountinfo import is_mounted, require_mounted
+from secretfs.linux.beneath import open_without_links
+from secretfs.linux.mountinfo import FSTYPE, is_mounted, mounts, require_mounted
 from secretfs.linux.preflight import (
     may_mount,
     require_allow_other,
@@ -118,6 +119,31 @@ def unmount(path: Path, *, lazy: bool = False) -> None:
         raise MountError(f"cannot unmount {path}: {failed}", fix)
 
 
+def detach(path: Path) -> None:
+    """Unmount the secretfs at ``path`` lazily, as root. Over a link nothing is unmounted, nor anything else.
+
+    Raises `MountError`. That there is none is none.
+    """
+    try:
+        there = open_without_links(os.fsencode(path))
+    except OSError:
+        return
+    try:
+        number = _mount_id(there)
+        if any((mount.number, mount.fstype) == (number, FSTYPE) for mount in mounts()):
+            failed = _umount2(f"/proc/self/fd/{there}".encode(), _MNT_DETACH)
+            if failed and is_mounted(path):
+                raise MountError(f"cannot unmount {path}: {failed}")
+    finally:
+        os.close(there)
+
+
+def _mount_id(descriptor: int) -> int:
+    """Return the number of the mount that a descriptor is of, and ask no file system (proc_pid_fdinfo(5))."""
+    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text("ascii").splitlines()
+    return int(next(line for line in lines if line.startswith("mnt_id:")).split()[1])
+
+
 def abort(path: Path) -> None:
     """Abort the FUSE connection of the secretfs at ``path``, alive, hung or dead. Unmounts nothing.
 
@@ -133,9 +159,12 @@ def abort(path: Path) -> None:
 
 def _umount(path: Path, *, lazy: bool) -> str:
     """Unmount as root. Returns why not."""
+    return _umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
+
+
+def _umount2(path: bytes, flags: int) -> str:
     libc = ctypes.CDLL(None, use_errno=True)
-    failed = libc.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)) != 0
-    return os.strerror(ctypes.get_errno()) if failed else ""
+    return os.strerror(ctypes.get_errno()) if libc.umount2(path, flags) != 0 else ""
 
 
 def _fusermount(path: Path, *, lazy: bool) -> str:

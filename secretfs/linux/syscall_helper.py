@@ -14,13 +14,14 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from pathlib import Path
 
 import trio
 
 from secretfs.linux.syscall_server import LARGEST, serve
 
-_PROGRAM = [sys.executable, "-P", "-m", "secretfs.linux.syscall_server"]
+_PROGRAM: list[str | bytes] = [sys.executable, "-P", "-m", "secretfs.linux.syscall_server"]
 
 _NONE = -1
 
@@ -30,56 +31,50 @@ Start = Callable[[socket.socket], int]
 """Starts a helper that serves a socket, and returns its process id. Raises OSError."""
 
 
-class Within(NamedTuple):
-    """A mount in which a call is made: through another mount of it, which is writable and which nobody else sees."""
-
-    path: bytes
-    device: int
-    """Its minor device number. Where another file system has come to the path nothing is done, which is ENOENT."""
-
-
 class SyscallHelper:
     """The helper process as the daemon sees it. It ends when this is closed, or when the daemon ends."""
 
-    def __init__(self, pid: int, ours: socket.socket, start: Start | None = None) -> None:
+    def __init__(self, pid: int, ours: socket.socket, start: Start) -> None:
         self.pid = pid
         """The kernel names this process as the caller. Changes when the helper is replaced; -1 while there is none."""
         self._socket = ours
-        self._start = start or start_program
+        self._start = start
         self._one_at_a_time: trio.Lock | None = None
 
     @classmethod
-    def fork(cls, start: Start | None = None) -> "SyscallHelper":
-        """Fork a helper, which ``start`` replaces if it ends. Call it before there are threads or secrets."""
+    def fork(cls, mountpoint: Path, start: Start | None = None) -> "SyscallHelper":
+        """Fork the helper of a mount point, which ``start`` replaces if it ends.
+
+        Call it before there are threads or secrets.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         gc.freeze()  # a collection would write to every page that we share with it, and each would be copied
         pid = os.fork()
         if pid == 0:
-            serve(theirs)
+            serve(theirs, os.fsencode(mountpoint))
         theirs.close()
-        return cls(pid, ours, start)
+        return cls(pid, ours, start or partial(start_program, mountpoint))
 
     @classmethod
-    def started_when_needed(cls, start: Start | None = None) -> "SyscallHelper":
+    def started_when_needed(cls, start: Start) -> "SyscallHelper":
         """Return a helper that is started, as a program of its own, by the first call."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.close()
         return cls(_NONE, ours, start)
 
     async def call(
-        self, name: str, *paths: bytes, within: Within | None = None, descriptor: int | None = None
+        self, name: str, *paths: bytes, device: int | None = None, descriptor: int | None = None
     ) -> int | None:
-        """Make one of `SYSCALLS` on paths, and a descriptor of ours. Raises the OSError that it raises.
+        """Make one of `SystemCalls` on paths, and a descriptor of ours. Raises the OSError that it raises.
 
-        Paths are absolute, or begin in the mount ``within`` which the call is made. Returns a new descriptor if the
-        call is one of `OPENING`.
+        Paths are absolute, and of our mount. If that is read-only, ``device`` is its minor device number, and the call
+        is made through another mount, which is writable. Returns a new descriptor if the call is one of `OPENING`.
 
         A helper that has ended is replaced, and the call is made again, so it may be made twice. Raises an OSError if
         no helper can be started, EPIPE if the new one ends, too.
         """
         self._one_at_a_time = self._one_at_a_time or trio.Lock()
-        path, device = (within.path, b"%d" % within.device) if within else (b"", b"")
-        request = b"\0".join([name.encode(), path, device, *paths])
+        request = b"\0".join([name.encode(), b"" if device is None else b"%d" % device, *paths])
         descriptors = [] if descriptor is None else [descriptor]
         async with self._one_at_a_time:
             if self.pid == _NONE:
@@ -131,12 +126,12 @@ class SyscallHelper:
                 os.waitpid(self.pid, options)
 
 
-def start_program(theirs: socket.socket) -> int:
-    """Start a helper that serves a socket, as a program. Returns its process id. Raises OSError."""
+def start_program(mountpoint: Path, theirs: socket.socket) -> int:
+    """Start the helper of a mount point, which serves a socket, as a program. Returns its id. Raises OSError."""
     environment = {name: value for name, value in os.environ.items() if name.startswith("PYTHON")}
     return os.posix_spawn(
         _PROGRAM[0],
-        _PROGRAM,
+        [*_PROGRAM, os.fsencode(mountpoint)],
         environment,
         file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 0)],
         setsigmask=[],

@@ -1,7 +1,8 @@
 """The helper process: it makes system calls on request, until the daemon that asks for them has gone.
 
 It never sees a secret: it is forked before any store is opened, or started as a program of its own, and closes every
-descriptor but one, a socket. ``python -m secretfs.linux.syscall_server`` serves the socket that is its standard input.
+descriptor but one, a socket. ``python -m secretfs.linux.syscall_server MOUNTPOINT`` serves the socket that is its
+standard input. No path leads it out of our own mount: see `secretfs.linux.own_mount`.
 """
 
 import contextlib
@@ -11,11 +12,14 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Final, NoReturn
 
+from secretfs.linux.confinement import confine_helper, restrict_helper
 from secretfs.linux.fanotify import mark_opens, open_group
 from secretfs.linux.mount_api import writable
+from secretfs.linux.own_mount import OwnMount
 
 LARGEST: Final = 64 << 10
 """Bytes of a request at most: three paths of PATH_MAX and some."""
@@ -23,46 +27,56 @@ HELD: Final = 100
 """The descriptor that `hold_writable` opens in the helper. A path below /proc/PID/fd/ leads to what it is of."""
 
 
-def hold_writable(path: bytes, device: bytes) -> None:
-    """Keep a writable mount of a directory of a device open, until `release`. Until then others may look at us.
+class SystemCalls:
+    """What may be asked for. A path is one of the mount point, or below it. A device is that of `OwnMount`."""
 
-    Else only who may trace every process could follow the path.
-    """
-    with writable(path) as mount:
-        _require_device(mount, device)
-        os.dup2(mount, HELD, inheritable=False)
-        _set_dumpable(1)
+    def __init__(self, mount: OwnMount) -> None:
+        self._mount = mount
+        self.by_name: Final[Mapping[str, Callable[..., object]]] = {
+            "statvfs": mount.statvfs,
+            "lstat": mount.lstat,
+            "rename": mount.rename,
+            "mkdir": mount.mkdir,
+            "unlink": mount.unlink,
+            "rmdir": mount.rmdir,
+            "open_group": self._open_group,
+            "mark_opens": self._mark_opens,
+            "hold_writable": self._hold_writable,
+            "release": self._release,
+            "write_each": self._write_each,
+        }
+        """By name. A descriptor that comes with a request is the first argument after the device; the rest is texts."""
 
+    def _open_group(self, _: int | None) -> int:
+        return open_group()
 
-def release() -> None:
-    """Let go of what `hold_writable` keeps, if anything."""
-    _set_dumpable(0)
-    with contextlib.suppress(OSError):
-        os.close(HELD)
+    def _mark_opens(self, _: int | None, group: int, path: bytes) -> None:
+        with self._mount.directory(path) as directory:
+            mark_opens(group, b".", directory)
 
+    def _hold_writable(self, device: int | None, path: bytes) -> None:
+        """Keep a writable mount of a directory open, until `_release`. Until then others may look at us.
 
-def write_each(descriptor: int, *messages: bytes) -> None:
-    """Write messages, in hexadecimal digits, with one write(2) each. What one of them ends with prevents no other."""
-    for message in messages:
+        Else only who may trace every process could follow the path.
+        """
+        with self._mount.directory(path, device) as directory, writable(directory) as mount:
+            os.dup2(mount, HELD, inheritable=False)
+            _set_dumpable(1)
+
+    def _release(self, _: int | None) -> None:
+        """Let go of what `_hold_writable` keeps, if anything."""
+        _set_dumpable(0)
         with contextlib.suppress(OSError):
-            os.write(descriptor, bytes.fromhex(message.decode("ascii")))
+            os.close(HELD)
+
+    def _write_each(self, _: int | None, descriptor: int, *messages: bytes) -> None:
+        """Write messages, in hexadecimal digits, with one write(2) each. What one ends with prevents no other."""
+        for message in messages:
+            with contextlib.suppress(OSError):
+                os.write(descriptor, bytes.fromhex(message.decode("ascii")))
 
 
-SYSCALLS: Final[Mapping[str, Callable[..., object]]] = {
-    "statvfs": os.statvfs,
-    "lstat": os.lstat,
-    "rename": os.rename,
-    "mkdir": os.mkdir,
-    "unlink": os.unlink,
-    "rmdir": os.rmdir,
-    "open_group": open_group,
-    "mark_opens": mark_opens,
-    "hold_writable": hold_writable,
-    "release": release,
-    "write_each": write_each,
-}
-"""What may be asked for, by name. A descriptor that comes with a request is the first argument; the rest is texts."""
-OPENING: Final = frozenset({"open_group"})
+OPENING: Final = frozenset({b"open_group"})
 """Those that return a descriptor, which goes back with the answer."""
 
 _NAME: Final = b"secretfs-helper"
@@ -79,14 +93,21 @@ def leave_daemon(name: bytes, requests: socket.socket) -> None:
     _close_all_but(requests)
 
 
-def serve(requests: socket.socket) -> NoReturn:
-    """Answer requests for `SYSCALLS` with an errno or 0. Ends the process when the other end is closed."""
+def serve(requests: socket.socket, mountpoint: bytes) -> NoReturn:
+    """Answer requests for `SystemCalls` with an errno or 0. Ends the process when the other end is closed."""
     try:
         leave_daemon(_NAME, requests)
+        confine_helper()
+        calls = SystemCalls(OwnMount(mountpoint, found=restrict_helper)).by_name
         while (received := socket.recv_fds(requests, LARGEST, 1))[0]:
             request, descriptors, _, _ = received
-            name, within, device, *paths = request.split(b"\0")
-            code, opened = _call(name.decode(), within, device, *descriptors, *paths)
+            name, device, *paths = request.split(b"\0")
+            code, opened = 0, list[int]()
+            try:
+                result = calls[name.decode()](int(device) if device else None, *descriptors, *paths)
+                opened = [result] if name in OPENING and isinstance(result, int) else []
+            except OSError as error:
+                code = error.errno or errno.EIO
             socket.send_fds(requests, [code.to_bytes(2, "big")], opened)
             for descriptor in (*descriptors, *opened):
                 os.close(descriptor)
@@ -109,36 +130,5 @@ def _close_all_but(kept: socket.socket) -> None:
     os.closerange(max(3, kept.fileno() + 1), last)
 
 
-def _call(name: str, within: bytes, device: bytes, *arguments: int | bytes) -> tuple[int, list[int]]:
-    """Make a call. Returns an errno or 0, and the descriptor that it has opened."""
-    try:
-        with _working_in(within, device):
-            result = SYSCALLS[name](*arguments)
-    except OSError as error:
-        return error.errno or errno.EIO, []
-    return 0, [result] if name in OPENING and isinstance(result, int) else []
-
-
-@contextlib.contextmanager
-def _working_in(path: bytes, device: bytes) -> Iterator[None]:
-    """Have relative paths begin in a mount, in a writable one that nobody else sees."""
-    if not path:
-        yield
-        return
-    with writable(path) as mount:
-        _require_device(mount, device)
-        os.fchdir(mount)
-        try:
-            yield
-        finally:
-            os.chdir("/")
-
-
-def _require_device(mount: int, device: bytes) -> None:
-    """Raise OSError if another file system has come to the path: a call would do there what was meant for ours."""
-    if os.fstat(mount).st_dev != os.makedev(0, int(device)):
-        raise FileNotFoundError(errno.ENOENT, "another file system is mounted there")
-
-
 if __name__ == "__main__":
-    serve(socket.socket(fileno=0))
+    serve(socket.socket(fileno=0), os.fsencode(sys.argv[1]))

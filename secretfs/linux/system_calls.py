@@ -11,6 +11,7 @@ import os
 import platform
 import struct
 import sys
+from collections.abc import Collection
 from typing import Final
 
 REFUSED: Final = {
@@ -56,8 +57,10 @@ _NUMBER, _ARCHITECTURE = 0, 4  # offsets in struct seccomp_data
 _STEP: Final = struct.Struct("=HBBI")
 
 
-def filter_system_calls() -> None:
+def filter_system_calls(permitted: Collection[str] = ()) -> None:
     """Have the kernel refuse `REFUSED` from now on, and all calls of programs for another architecture (32 bits).
+
+    What is ``permitted`` is not refused.
 
     Takes no_new_privs; call it before there are threads. Raises OSError where the kernel has no filters, ENOSYS on a
     machine whose numbers are not known here, and in a program for 32 bits.
@@ -68,7 +71,7 @@ def filter_system_calls() -> None:
     if machine not in _MACHINES:
         raise OSError(errno.ENOSYS, f"the numbers of system calls are not known for {machine}")
     column, architecture = _MACHINES[machine]
-    steps = _program([numbers[column] for numbers in REFUSED.values()], architecture)
+    steps = _program([numbers[column] for name, numbers in REFUSED.items() if name not in permitted], architecture)
     program = ctypes.create_string_buffer(b"".join(_STEP.pack(*step) for step in steps))
     header = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(program)))
     libc = ctypes.CDLL(None, use_errno=True)

@@ -10,11 +10,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from secretfs.linux.runtime_directory import runtime_file
+from secretfs.linux.syscall_helper import SyscallHelper
 from tests.support import reach
 from tests.support.audited import AuditFile
 from tests.support.canary import secret
@@ -24,7 +27,7 @@ from tests.support.mounted import mounted, named_children
 from tests.support.proc import texts
 from tests.support.scrape import scrape
 from tests.support.secrets_file import SecretsFile, file
-from tests.support.shell import run, wait_until
+from tests.support.shell import errno_of, run, wait_until
 from tests.support.watching import watching
 
 __all__ = ["file"]
@@ -278,6 +281,56 @@ def test_what_does_not_hold_is_told(limit: int) -> None:
         "not protected (memory): its memory may be swapped out",
         "WARN  protections  memory: its memory may be swapped out",
     ]
+
+
+@pytest.mark.root("another user has no rights to give up")
+def test_what_helpers_do(components: Path, file: SecretsFile, tmp_path: Path) -> None:
+    """safe-7: The helper processes of the daemon change nothing but the mount, whatever they are asked for."""
+    with mounted(components) as mount:
+        pids = [pid for mounter in named_children(mount.worker, "secretfs-mount") for pid in helpers_of(mounter)]
+        for pid in (*pids, *helpers_of(mount.worker)):
+            assert given_up(pid, {1, CAP_SYS_ADMIN})
+        assert (mount.path / "file/token").read_text() == OLD
+        with watching(tmp_path / "log", mount.path / "file") as watch:
+            file.write({"token": NEW})
+            watch.wait_for(f"token MOVED_TO {mount.path}/file/")
+        (tmp_path / "victim").mkdir()
+        ask_for_more(mount.path, tmp_path / "victim")
+        assert names(str(tmp_path / "victim")) == []
+        mount.path.parent.rename(moved := mount.path.parent.with_name("moved"))
+        try:
+            mount.path.mkdir(parents=True)
+            ask_for_more(mount.path, mount.path)
+            assert names(str(mount.path)) == []
+        finally:
+            mount.path.rmdir()
+            mount.path.parent.rmdir()
+            moved.rename(mount.path.parent)
+        assert (mount.path / "file/token").read_text() == NEW
+
+
+def helpers_of(pid: int) -> list[int]:
+    return named_children(pid, "secretfs-helper")
+
+
+def ask_for_more(mountpoint: Path, victim: Path) -> None:
+    """Ask a helper as a daemon does that has been taken over: to make a directory, and to rename and remove one."""
+    helper = SyscallHelper.fork(mountpoint)
+
+    def ask(name: str, *paths: str, device: int | None) -> str:
+        return errno_of(lambda: trio.run(partial(helper.call, name, *map(os.fsencode, paths), device=device)))
+
+    refused = {"EPERM", "ENOENT", "EXDEV"}
+    new = str(victim / "new")
+    for device in None, os.minor(victim.stat().st_dev), os.minor(mountpoint.stat().st_dev):
+        for path in new, f"{mountpoint}/{os.path.relpath(victim, mountpoint)}/new", f"/proc/self/root{new}":
+            assert ask("mkdir", path, device=device) in refused
+        (victim / "new").mkdir()
+        assert ask("rename", new, str(victim / "other"), device=device) in refused
+        assert {ask(name, new, device=device) for name in ("rmdir", "unlink", "lstat", "statvfs")} <= refused
+        (victim / "new").rmdir()
+    helper.close()
+    os.waitpid(helper.pid, 0)
 
 
 @pytest.mark.root("only root may look at the programs of others")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from secretfs.fs.control_files import UNDECLARED
 from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.messages import MessageStats
-from secretfs.linux.syscall_helper import SyscallHelper
+from secretfs.linux.syscall_helper import SyscallHelper, start_program
 from secretfs.observe.audit import AuditLog
 from secretfs.registry.opening import open_registry
 from secretfs.registry.store_set import StoreSet
@@ -42,7 +43,7 @@ async def measured(components: Path) -> AsyncIterator[tuple[Measurer, StoreSet, 
         stores = StoreSet(registry, Freshness(), nursery, discard)
         _, announced = trio.open_memory_channel[Change](1)
         vfs = SecretVFS(views_of(await stores.start(declaration)), PermissionPolicy(), nursery, "shop")
-        with closing(SyscallHelper.started_when_needed()) as helper:
+        with closing(SyscallHelper.started_when_needed(partial(start_program, Path("/nowhere")))) as helper:
             publisher = Publisher(vfs, Path("/nowhere"), helper, announced)
             yield (
                 Measurer(Path("/nowhere"), vfs, stores, publisher, MessageStats(), UNDECLARED, AuditLog()),

@@ -39,8 +39,7 @@ from secretfs.fs.pending_syscall import Call, PendingSyscall
 from secretfs.fs.publish import Publisher
 from secretfs.fs.vfs import SecretVFS
 from secretfs.fs.view import StoreView
-from secretfs.linux.syscall_helper import SyscallHelper, Within
-from secretfs.linux.syscall_server import SYSCALLS
+from secretfs.linux.syscall_helper import SyscallHelper
 from secretfs.scopes import ALLOW_ALL, SecretScope
 from tests.conftest import ExpectLog
 from tests.support.at_once import AtOnce, tell
@@ -64,9 +63,9 @@ class FakeHelper:
     def __init__(self) -> None:
         self.under_way: Callable[[], object] = lambda: None
 
-    async def call(self, name: str, *paths: bytes, within: Within | None = None) -> None:
+    async def call(self, name: str, *paths: bytes, device: int | None = None) -> None:
         self.under_way()
-        SYSCALLS[name](*paths)
+        getattr(os, name)(*paths)
 
 
 class FakeKernel(Publisher):

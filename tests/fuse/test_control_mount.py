@@ -1,6 +1,7 @@
 """The writable mount that takes requests: it is there for who is on the way, whatever others write meanwhile."""
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -26,7 +27,8 @@ class RecordedHelper:
     def __init__(self) -> None:
         self.calls: list[str] = []
 
-    async def call(self, name: str, *_arguments: bytes) -> None:
+    async def call(self, name: str, *_arguments: bytes, device: int = MINOR) -> None:
+        assert device == MINOR
         self.calls.append(name)
 
 
@@ -44,7 +46,10 @@ class _Mount:
 
 
 def make(nursery: trio.Nursery) -> tuple[ControlMount, RecordedHelper]:
-    requests, helper = ControlMount(Path("/mnt"), MINOR, nursery, start_program), RecordedHelper()
+    requests, helper = (
+        ControlMount(Path("/mnt"), MINOR, nursery, partial(start_program, Path("/mnt"))),
+        RecordedHelper(),
+    )
     requests.close()  # the helper that it would have
     requests._helper = cast("SyscallHelper", helper)
     return requests, helper

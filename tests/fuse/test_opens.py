@@ -19,7 +19,7 @@ from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.open_events import OpenEvents, ReportedOpenEvents
 from secretfs.fuse.opens import OpenWatcher
 from secretfs.linux.fanotify import Open, mark_opens
-from secretfs.linux.syscall_helper import SyscallHelper, Within
+from secretfs.linux.syscall_helper import SyscallHelper
 from tests.conftest import ExpectLog
 from tests.support.kernel_caches import Caches, drop
 from tests.support.mounted import Mounted
@@ -73,8 +73,8 @@ class Known:
 
 
 @pytest.fixture
-def helper() -> Iterator[SyscallHelper]:
-    helper = SyscallHelper.fork()
+def helper(mount: Mounted) -> Iterator[SyscallHelper]:
+    helper = SyscallHelper.fork(mount.path)
     yield helper
     helper.close()
     with contextlib.suppress(ChildProcessError):
@@ -112,8 +112,8 @@ async def test_a_file_that_has_content_is_marked_after_it_was_read(
     """A read tells of the first open, so nobody waits for the mark; what is opened later is in the page cache."""
     call, made = helper.call, []
 
-    async def spy(name: str, *paths: bytes, within: Within | None = None, descriptor: int | None = None) -> None:
-        await call(name, *paths, within=within, descriptor=descriptor)
+    async def spy(name: str, *paths: bytes, device: int | None = None, descriptor: int | None = None) -> None:
+        await call(name, *paths, device=device, descriptor=descriptor)
         made.append(paths)
 
     known.in_use = []
@@ -195,8 +195,8 @@ async def test_one_that_it_forgets_while_it_is_being_marked(
 ) -> None:
     call, made = helper.call, []
 
-    async def slow(name: str, *paths: bytes, within: Within | None = None, descriptor: int | None = None) -> None:
-        await call(name, *paths, within=within, descriptor=descriptor)
+    async def slow(name: str, *paths: bytes, device: int | None = None, descriptor: int | None = None) -> None:
+        await call(name, *paths, device=device, descriptor=descriptor)
         made.append(paths)
         if len(made) == 1:
             opens.forget(known.env.number)
@@ -248,11 +248,11 @@ async def test_its_own_look_ups_wait_for_no_store(opens: OpenWatcher, known: Kno
     ours, other = Caller(0, 0, helper.pid), Caller(0, 0, os.getpid())
     call = helper.call
 
-    async def spy(name: str, *paths: bytes, within: Within | None = None, descriptor: int | None = None) -> None:
+    async def spy(name: str, *paths: bytes, device: int | None = None, descriptor: int | None = None) -> None:
         seen.append(opens.lookup(ROOT_INODE, b"env", ours))
         seen.append(opens.lookup(ROOT_INODE, b"env", other))
         seen.append(opens.lookup(ROOT_INODE, b"other", ours))
-        await call(name, *paths, within=within, descriptor=descriptor)
+        await call(name, *paths, device=device, descriptor=descriptor)
 
     helper.call = spy  # type: ignore[method-assign]
     await opens.watch(known.number("A"), 0)

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from secretfs.errors import MountError
+from secretfs.linux.fuse_mount import connect
+from secretfs.linux.mount_api import new_mount, place
 from secretfs.linux.mounter import Mounter, _Server
+from secretfs.linux.mountpoint import unmount
 from tests.support.command import environment, run
 from tests.support.mounted import fuse_mounts
 from tests.support.shell import wait_until
@@ -54,9 +57,36 @@ def test_a_link_that_has_come_to_its_place_leads_it_nowhere(mounter: Mounter, tm
     (tmp_path / "m").rmdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "m").symlink_to("elsewhere")
-    with pytest.raises(MountError, match=f"cannot mount at {tmp_path}/m: Invalid argument"):
+    with pytest.raises(MountError, match=f"cannot mount at {tmp_path}/m: Too many levels of symbolic links"):
         mounter.mount("test", allow_other=False)
     assert str(tmp_path / "elsewhere") not in fuse_mounts()
+
+
+def test_a_link_on_the_way_to_its_place_leads_it_nowhere(mounter: Mounter, tmp_path: Path) -> None:
+    """It neither mounts nor unmounts anything that has come to be at the end of its path (safe-7)."""
+    tmp_path.rename(moved := tmp_path.with_name("moved"))
+    (elsewhere := tmp_path.with_name("elsewhere") / "m").mkdir(parents=True)
+    tmp_path.symlink_to(elsewhere.parent)
+    try:
+        with pytest.raises(MountError, match=f"cannot mount at {tmp_path}/m: Too many levels of symbolic links"):
+            mounter.mount("test", allow_other=False)
+        descriptor, _ = connect(elsewhere, "test", allow_other=False)
+        mounter.unmount()
+        assert fuse_mounts()[str(elsewhere)] == "fuse.secretfs"
+        unmount(elsewhere)
+        os.close(descriptor)
+    finally:
+        tmp_path.unlink()
+        moved.rename(tmp_path)
+
+
+def test_it_unmounts_no_other_file_system(mounter: Mounter, tmp_path: Path) -> None:
+    mount = new_mount("tmpfs", {})
+    place(mount, os.fsencode(tmp_path / "m"))
+    os.close(mount)
+    mounter.unmount()
+    assert (tmp_path / "m").is_mount()
+    assert run(["umount", str(tmp_path / "m")]).status == 0
 
 
 def test_what_fails_is_told_with_its_reason(mounter: Mounter, tmp_path: Path) -> None:
