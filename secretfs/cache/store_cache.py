@@ -142,15 +142,15 @@ class CachedStore:
         answer = self._secrets.access(name)
         return None if answer is None else given(answer)
 
-    def use(self, name: str) -> None:
-        """Take note that a secret which is known is in use: somebody opens it, or has it open.
+    def use(self, name: str, until: float = -math.inf) -> None:
+        """Take note that a secret which is known is in use: somebody opens it, has it open, or may open it ``until``.
 
         Nothing else is a use. What is in use is kept fresh in the background, and the listings that lead to it are.
         """
-        self._secrets.use(name)
+        self._secrets.use(name, until)
         while name:
             name = name.rpartition("/")[0]
-            self._names.use(name)
+            self._names.use(name, until)
 
     def idle_for(self, name: str) -> float:
         """Return for how many seconds nobody has asked for a secret; infinity if it is not known."""

@@ -161,7 +161,7 @@ class TTLCache(Generic[K, T]):
         entry = self._entries.get(key)
         if entry is None:
             return None
-        entry.accessed = trio.current_time()
+        entry.accessed = max(entry.used, trio.current_time())
         if entry.accessed >= entry.noted + NOTED_EVERY:
             self._note(key, entry)
         if not entry.answer.remaining:
@@ -170,12 +170,15 @@ class TTLCache(Generic[K, T]):
         self.stale_hits += entry.answer.stale
         return entry.answer
 
-    def use(self, key: K) -> None:
-        """Take note that an answer is in use, if it is known: then it is to be loaded again before it expires."""
+    def use(self, key: K, until: float = -math.inf) -> None:
+        """Take note that an answer is in use, if it is known: then it is to be loaded again before it expires.
+
+        With ``until`` it may be used until then without anybody telling us.
+        """
         entry = self._entries.get(key)
         if entry is not None:
             first = entry.used == -math.inf
-            entry.accessed = entry.used = trio.current_time()
+            entry.accessed = entry.used = max(entry.used, until, trio.current_time())
             if first or entry.used >= entry.noted + NOTED_EVERY:
                 self._note(key, entry)
 

@@ -4,6 +4,7 @@ What a version holds never changes. It may be deleted, which shows when somebody
 """
 
 import json
+import math
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -45,9 +46,9 @@ class CachedVersions:
         """Return a version if it may be served at once."""
         return if_secret(self.answers.peek(_key(name, version)))
 
-    def use(self, name: str, version: str) -> None:
-        """Take note that a version is in use."""
-        self.answers.use(_key(name, version))
+    def use(self, name: str, version: str, until: float = -math.inf) -> None:
+        """Take note that a version is in use, or may be ``until``."""
+        self.answers.use(_key(name, version), until)
 
     def idle_for(self, name: str, version: str) -> float:
         """Return for how many seconds nobody has asked for a version; infinity if it is not known."""

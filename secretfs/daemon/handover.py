@@ -91,7 +91,7 @@ class Handover:
         """
         descriptor, file = self._stored.pop(CONNECTION, None), self._stored.pop(JOURNAL, None)
         if descriptor is None:
-            self._drop_opens()  # of a mount that was given up: a group cannot have marks on two
+            self.drop_opens()  # of a mount that was given up: a group cannot have marks on two
             return True
         try:
             connection = Connection(descriptor, _journal(file))
@@ -107,7 +107,7 @@ class Handover:
                 if self._manager is not None and not self._has_leases:  # of a version that kept none
                     self._manager.store(LEASES, self.leases.file)
                 return True
-        self._drop_opens()
+        self.drop_opens()
         left = _is_left_at(path, ended=has_ended(descriptor))
         self.release()
         os.close(descriptor)  # the last one: the kernel ends the connection, and no reader waits any longer
@@ -175,7 +175,7 @@ class Handover:
             self._manager.store(CONNECTION, connection.descriptor)  # last: it is of no use without its journal
 
     async def watch_opens(self, helper: SyscallHelper) -> int | None:
-        """Return what tells of opens, that of our predecessor or a new one; None where the kernel has none."""
+        """Return what tells an audit log of opens, that of our predecessor or a new one; None where there is none."""
         if self.opens is None:
             self.opens = await group_for_opens(helper)
             if self.opens is not None and self._manager is not None:
@@ -209,10 +209,14 @@ class Handover:
             return False
         return True
 
-    def _drop_opens(self) -> None:
+    def drop_opens(self) -> None:
+        """Have nothing tell of opens any more, if something does for our predecessor."""
         if self.opens is not None:
             os.close(self.opens)
             self.opens = None
+            if self._manager is not None:
+                with _if_it_listens():
+                    self._manager.remove(OPENS)
 
     def notify(self, **state: object) -> None:
         """Send states to the supervisor: ``READY=1``, ``WATCHDOG=1``, ``STATUS="..."``."""

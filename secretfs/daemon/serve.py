@@ -39,6 +39,7 @@ from secretfs.fuse.connection import Connection
 from secretfs.fuse.control_mount import ControlMount
 from secretfs.fuse.expiry import Expiry
 from secretfs.fuse.fair_share import FairShare
+from secretfs.fuse.open_events import OpenEvents
 from secretfs.fuse.opens import Opens, OpenWatcher
 from secretfs.fuse.operations import SecretOperations
 from secretfs.fuse.witness import Witness
@@ -130,7 +131,7 @@ async def serve(
             metrics=outputs.page if outputs.is_available else None,
         )  # fmt: skip
         audit.begin(vfs, journal, options, declaration.context.app_id)
-        expiry = Expiry(connection, helpers.publishing, vfs.changes)
+        expiry = Expiry(connection, helpers.publishing, vfs.changes, vfs.uses)
         publisher = Publisher(
             vfs, options.mountpoint, helpers.publishing, announced, observer.changed, audit.changed, expiry.expire,
             device=read_only,
@@ -155,6 +156,7 @@ async def serve(
         ready = _Ready(options.mountpoint, _whose(declaration), expiry.done, observer.ready)
         _start_all(
             nursery, publisher.run, publisher.evict_idle, reloader.on_change, reloader.on_signal, expiry.run,
+            expiry.confirm_uses,
             partial(_evict_idle, vfs), files.drop_idle, partial(catch_up, vfs.changes, files.announcing),
             partial(_serve_api, handover.api, vfs, declaration.context.app_id, stores, observer.audit),
             partial(_announce, ready, helpers.asking, handover), helpers.mounter.ended,
@@ -264,15 +266,15 @@ async def _watch_opens(
     witness: Witness,
     nursery: trio.Nursery,
 ) -> Opens:
-    """Have the kernel report opens, where it may open files by itself. Elsewhere it asks us at each."""
-    if not connection.kernel_may_open:
+    """Have the kernel report opens to an audit log, where it may open files by itself. Elsewhere it asks us at each."""
+    if not connection.kernel_may_open or not witness.hears_reports:
+        handover.drop_opens()
         return Opens()
     inherited = handover.opens is not None
     group = await handover.watch_opens(helper)
     if group is None:
         return Opens()
-    opens = OpenWatcher(vfs, witness.events(group), mountpoint, helper, nursery)
-    await opens.look()  # before `catch_up` looks for what is in use
+    opens = OpenWatcher(vfs.changes, OpenEvents(group, witness.reported), mountpoint, helper, nursery)
     nursery.start_soon(partial(opens.run, inherited=inherited))
     return opens
 

@@ -237,14 +237,17 @@ class Contents:
         view = self.views.get(key.component)
         return view is not None and view.issues(key.name)
 
-    def use(self, key: FileKey | PinnedSecretKey) -> None:
-        """Take note that a file is in use: somebody opens it, or has it open. Likewise a single version."""
+    def use(self, key: FileKey | PinnedSecretKey, until: float = -math.inf) -> None:
+        """Take note that a file is in use: somebody opens it, has it open, or may open it ``until`` without telling us.
+
+        Likewise a single version.
+        """
         if isinstance(key, BulkKey):
             self._use_bulk(key)
         elif key.component in self.views and isinstance(key, VersionValueKey):
-            self.views[key.component].versions.use(key.name, key.version)
+            self.views[key.component].versions.use(key.name, key.version, until)
         elif key.component in self.views:
-            self.views[key.component].use(key.name)
+            self.views[key.component].use(key.name, until)
 
     def _use_bulk(self, key: BulkKey) -> None:
         self._bulks.use(key)
@@ -255,6 +258,11 @@ class Contents:
         self._bulks_used[key] = now
         for name in bulk.value.names if len(bulk.value.names) <= FRESH_IN_BULK else ():
             view.use(name)
+
+    def idle(self, key: FileKey) -> float:
+        """Return the seconds after its last use for which a file stays in memory."""
+        view = self.views.get(key.component)
+        return BULK_IDLE if isinstance(key, BulkKey) or view is None else view.idle
 
     def idle_for(self, key: FileKey | PinnedSecretKey) -> float:
         """Return for how long nobody has asked for a file, as a part of the time after which it leaves memory."""

@@ -87,6 +87,10 @@ class Version:
     """Whether it may be opened only when the store says that it still has this content."""
     opened: bool = False
     """Whether a program has opened it, and may have seen its bytes."""
+    used: float = 0.0
+    """When we last heard that somebody uses it, on the owner's clock."""
+    cached: bool = False
+    """Whether the kernel may have its bytes, and can let programs use it without telling us."""
     outdated: bool = False
     """Whether a newer version of its secret has been published: of what is pinned, which stays at its path."""
     revoked: bool = False

@@ -239,14 +239,15 @@ class Tree:
         version.digest = b""
         self.has_content(version, content, modified)
 
-    def open(self, version: Version) -> None:
-        """Take note that a program opens a version now."""
+    def open(self, version: Version, more: float = 0.0) -> None:
+        """Take note that a program opens a version now, and that others may for some more seconds."""
         version.opened = True
+        used = time.time() + more
         inherited = self.inherited.get(version.key.component)
         if inherited and version.key in inherited:
-            inherited[version.key] = time.time()
+            inherited[version.key] = used
         if version.slot:
-            self._journal.note_use(version.slot)
+            self._journal.note_use(version.slot, used)
 
     def holding(self, component: str) -> list[Version]:
         """Return the versions of a store's files whose content is in memory."""

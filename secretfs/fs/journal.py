@@ -262,10 +262,10 @@ class Journal:
         """Write how many references the kernel holds."""
         self._words[slot + _Field.LOOKUPS] = lookups
 
-    def note_use(self, slot: int) -> None:
-        """Write that the file has been opened, and that it has been used now."""
+    def note_use(self, slot: int, time: float) -> None:
+        """Write that the file has been opened, and when it has been used, in seconds since the epoch."""
         self._words[slot + _Field.OPENS] = 1
-        self._words[slot + _Field.USED] = _bits(time.time())
+        self._words[slot + _Field.USED] = _bits(time)
 
     def flag(self, slot: int, flags: Flag) -> None:
         """Write the flags of an inode, except BOUND and PINNED."""

@@ -81,7 +81,7 @@ class _NoVersions:
     def peek(self, name: str, version: str) -> CachedAnswer[Secret] | None:
         return None
 
-    def use(self, name: str, version: str) -> None:
+    def use(self, name: str, version: str, until: float = -math.inf) -> None:
         """Ignore it: there is no such version."""
 
     def idle_for(self, name: str, version: str) -> float:
@@ -210,12 +210,12 @@ class RenderedFiles:
             made.parts = found
             self._answers.keep(name, self._answer(made, found))
 
-    def use(self, name: str) -> None:
-        """Take note that a file is in use, and with it all that it is made of."""
-        self._answers.use(name)
+    def use(self, name: str, until: float = -math.inf) -> None:
+        """Take note that a file is in use, or may be ``until``, and with it all that it is made of."""
+        self._answers.use(name, until)
         made = self._made.get(name)
         for part in made.parts if made else ():
-            self._parts.use(part)
+            self._parts.use(part, until)
 
     def idle_for(self, name: str) -> float:
         """Return for how many seconds nobody has asked for a file; infinity if it is not known."""

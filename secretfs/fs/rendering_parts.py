@@ -78,11 +78,11 @@ class Parts:
         """Whether reading secrets of some store that an app sees may; None is the app of a mount for a single one."""
         return any(view.reads_have_effects for view in self._by_app.get(app, ()))
 
-    def use(self, part: Part) -> None:
-        """Take note that a part is in use, so that it is kept fresh."""
+    def use(self, part: Part, until: float) -> None:
+        """Take note that a part is in use, or may be ``until``, so that it is kept fresh."""
         view = self.views.get(part.component)
         if view is not None and not part.is_folder:
-            view.use(part.name)
+            view.use(part.name, until)
 
     async def refresh(self, part: Part) -> None:
         """Have the store asked again, now. Raises as `StoreView.refresh` does."""

@@ -25,8 +25,8 @@ class ShownVersions(Protocol):
     def peek(self, name: str, version: str) -> CachedAnswer[Secret] | None:
         """Return a version if it may be served at once."""
 
-    def use(self, name: str, version: str) -> None:
-        """Take note that a version is in use."""
+    def use(self, name: str, version: str, until: float = ...) -> None:
+        """Take note that a version is in use, or may be ``until``."""
 
     def idle_for(self, name: str, version: str) -> float:
         """Return for how many seconds nobody has asked for a version."""
@@ -83,8 +83,8 @@ class ShownStore(Protocol):
     def recall(self, name: str) -> CachedAnswer[Secret] | None:
         """Return `fetch`, if that takes no waiting."""
 
-    def use(self, name: str) -> None:
-        """Take note that a secret is in use."""
+    def use(self, name: str, until: float = ...) -> None:
+        """Take note that a secret is in use, or may be ``until``."""
 
     def idle_for(self, name: str) -> float:
         """Return for how many seconds nobody has asked for a secret."""

@@ -1,5 +1,7 @@
 """Versions of secrets as one app sees them: those of the secrets that its scope shows."""
 
+import math
+
 from secretfs.cache.ttl_cache import CachedAnswer
 from secretfs.cache.turns import asking_for
 from secretfs.errors import NoSuchEntry
@@ -31,9 +33,9 @@ class VersionsView:
         self._require(name)
         return self._versions.peek(name, version)
 
-    def use(self, name: str, version: str) -> None:
-        """Count a version as used."""
-        self._versions.use(name, version)
+    def use(self, name: str, version: str, until: float = -math.inf) -> None:
+        """Count a version as used, or as one that may be ``until``."""
+        self._versions.use(name, version, until)
 
     def idle_for(self, name: str, version: str) -> float:
         """Return for how many seconds nobody has asked for a version; infinity if it is not known."""

@@ -95,7 +95,7 @@ class SecretVFS:
         self._requests = RequestPlaces()
         self._tree = Tree(self._journal, memory)
         self._attributes = AttributePolicy(permissions, self._journal.born)
-        self.uses = Uses(self._tree, self._contents)
+        self.uses = Uses(self._tree, self._contents, lambda: self._journal.kernel_opens)
         """For those who hear of opens."""
         self.secrets = SecretsByName(self._contents)
         """For those who ask by name."""
@@ -164,7 +164,9 @@ class SecretVFS:
         if isinstance(key, ControlKey):
             await self._controls.prepare(key.control)
         content = None if isinstance(key, DirectoryKey | ControlKey) else await self._revalidate(key, caller)
-        return self._entry(key, remaining, content)
+        found = self._entry(key, remaining, content)
+        self.uses.note_empty(found.inode)
+        return found
 
     def forget(self, inode: int, lookups: int) -> None:
         """Take back references of the kernel."""
@@ -182,6 +184,7 @@ class SecretVFS:
         if isinstance(inode, Directory):
             return self._attributes.of_directory(inode, trio.current_time())
         await self._bind_unbound(inode)
+        self.uses.note_empty(number)
         return self._attributes.of_file(inode)
 
     async def open_directory(self, number: int, caller: Caller = UNKNOWN) -> int:
@@ -260,6 +263,7 @@ class SecretVFS:
             content = await self._contents.get(version.key)
             if not self._tree.has_content(version, content.data, content.modified):
                 raise Superseded(f"inode {handle} was replaced")
+        self.uses.note(handle)
         return (version.content or b"")[offset : offset + size]
 
     async def getxattr(self, number: int, name: str, caller: Caller = UNKNOWN) -> bytes:
@@ -273,6 +277,7 @@ class SecretVFS:
     def poll(self, number: int, waiter: bytes | None) -> bool:
         """Whether a file has been superseded or deleted. If not, ``waiter`` is woken once when it is, or before."""
         version = self._tree.require_version(number)
+        self.uses.note(number)
         if not self._tree.is_current(version) or version.outdated:
             return True
         if isinstance(version.key, PinnedValueKey) and self._contents.is_outdated(version.key.directory):
@@ -292,8 +297,7 @@ class SecretVFS:
         """Count a reference and say what is known without waiting, and for how long the path leads there."""
         if not isinstance(key, ValueKey):  # which it is, a thousand times in a listing
             if isinstance(key, DirectoryKey):
-                directory = self._tree.directory(key)
-                self._tree.add_ref(directory)
+                self._tree.add_ref(directory := self._tree.directory(key))
                 return self._attributes.of_directory(directory, trio.current_time(), remaining)
             if isinstance(key, ControlKey):
                 return self._control_entry(key)
@@ -313,6 +317,8 @@ class SecretVFS:
             elif version.digest or not isinstance(key, ValueKey):  # a bulk file: nobody renames when a secret changes
                 remaining = 0.0
         version.entry_expires = max(version.entry_expires, now + remaining)
+        if version.cached and self.uses.unasked:
+            self.uses.note_entry(version)
         self._tree.add_ref(version)
         return self._attributes.of_file(version, remaining)
 
@@ -338,15 +344,9 @@ class SecretVFS:
         """Return how the mount does as a whole."""
         journal = self._journal
         return MountStatus(
-            self._app_id,
-            os.getpid(),
-            journal.born,
-            self._tree.inodes.count(),
-            takeovers=journal.generation,
-            requests=self._requests.work,
-            all_requests=self._requests.total,
-            warm_reads=self._kernel.warm_reads,
-        )
+            self._app_id, os.getpid(), journal.born, self._tree.inodes.count(), takeovers=journal.generation,
+            requests=self._requests.work, all_requests=self._requests.total, warm_reads=self._kernel.warm_reads,
+        )  # fmt: skip
 
     async def _revalidate(self, key: FileKey, caller: Caller) -> Content | None:
         """Fetch what is in a file again if the kernel has it at an entry that has expired.

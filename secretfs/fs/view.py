@@ -106,9 +106,9 @@ class StoreView:
                 self._store.prefetch(self._reads.ahead_of(name, self._store.largest_batch))
         return known
 
-    def use(self, name: str) -> None:
-        """Count a secret as used: a program opens it, or has it open and may watch it for changes."""
-        self._store.use(name)
+    def use(self, name: str, until: float = -math.inf) -> None:
+        """Count a secret as used: a program opens it, has it open and may watch it, or may open it ``until``."""
+        self._store.use(name, until)
 
     def idle_for(self, name: str) -> float:
         """Return for how many seconds nobody has asked for a secret; infinity if it is not known."""

@@ -9,21 +9,15 @@ import contextlib
 import os
 import select
 import socket
-import struct
 from collections.abc import Callable
 from typing import Final
 
 from secretfs.errors import MountError
 from secretfs.fs.journal import Journal
 from secretfs.fs.kernel import Kernel, WarmReads
-from secretfs.fuse import handshake, inode_for_handle
+from secretfs.fuse import handshake, inode_for_handle, notifications
 
 _LARGEST: Final = 64 << 10  # bytes; no message before FUSE_INIT is answered is longer
-
-_OUT_HEADER: Final = struct.Struct("=IiQ")  # len, error, unique
-_INVAL_INODE_OUT: Final = struct.Struct("=Qqq")  # inode, offset (negative: only attributes), length
-_NOTIFY_INVAL_INODE: Final = 2
-_NOTIFY_RESEND: Final = 7
 
 
 class Connection(Kernel):
@@ -111,7 +105,7 @@ class Connection(Kernel):
         if self._ours is not None:
             self._ours.close()
         if self.taken_over:
-            os.write(self.descriptor, _OUT_HEADER.pack(_OUT_HEADER.size, _NOTIFY_RESEND, 0))
+            os.write(self.descriptor, notifications.resend())
 
     def wake_up_call(self, notify: Callable[[], None]) -> bytes:
         """Return the message that a poll handle would send to wake a waiting program.
@@ -135,10 +129,8 @@ class Connection(Kernel):
 
     def forget_attributes(self, inode: int) -> None:
         """Have the kernel ask for the attributes of an inode again, if it knows it."""
-        body = _INVAL_INODE_OUT.pack(inode, -1, 0)
-        header = _OUT_HEADER.pack(_OUT_HEADER.size + len(body), _NOTIFY_INVAL_INODE, 0)
         with contextlib.suppress(OSError):  # it does not, or the mount is gone
-            os.write(self.descriptor, header + body)
+            os.write(self.descriptor, notifications.forget_attributes(inode))
 
     def close(self) -> None:
         """Close the kernel's end. Programs that have files open in the mount get ENOTCONN at once."""

@@ -1,12 +1,8 @@
-"""Which files are opened, as the kernel reports it: where it opens files without asking us, nothing else tells.
+"""Which files are opened, as the kernel reports it to an audit log: where it opens them by itself, nothing else tells.
 
-The first open of a file is followed by a request to read or to poll it, which tells of it: its directory is marked soon
-after, when nobody waits for that. An open that no request follows has to be reported, that of an empty file, and so has
-each one for an audit log: then a directory is marked before the kernel learns of a version in it, and until then it
-asks us for attributes.
+A directory is marked before the kernel learns of a version in it; until then it asks us for attributes.
 
-Events are merged and read some times a second. They stay in a descriptor that a supervisor keeps, so those from before
-a takeover count as well.
+Events stay in a descriptor that a supervisor keeps, so those from before a takeover are recorded as well.
 """
 
 import errno
@@ -19,19 +15,12 @@ import trio
 
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.caller import Caller
+from secretfs.fs.changes import Changes
 from secretfs.fs.inode import Directory
 from secretfs.fs.inodes import ROOT_INODE
-from secretfs.fs.vfs import SecretVFS
 from secretfs.fuse.open_events import OpenEvents
-from secretfs.linux.fanotify import OVERFLOW
 from secretfs.linux.syscall_helper import SyscallHelper
 
-PAUSE: Final = 0.25
-"""Seconds between two looks at what has been opened. Equal events in between are one."""
-SOON: Final = 0.05
-"""Seconds after a read until its directory is marked: who reads many secrets needs the processor until then."""
-READS: Final = 16
-"""Read(2)s of one look at most: as fast as we read, more may be opened."""
 PATIENCE: Final = 1.0
 """Seconds for which a request waits until a directory is marked. The mark takes a path walk, and a rename that waits
 for the request may be in the way."""
@@ -51,7 +40,7 @@ async def group_for_opens(helper: SyscallHelper) -> int | None:
     try:
         return await helper.call("open_group")
     except OSError as error:
-        log.info(_UNREPORTED, error.strerror)
+        log.warning(_UNREPORTED, error.strerror)
         return None
 
 
@@ -61,14 +50,11 @@ class Opens:
     reported = False
     """Whether the kernel reports all opens of files whose content it has."""
 
-    async def watch(self, file: int, size: int) -> None:
-        """Have opens of a file reported that no request tells of. Call it before the kernel learns of its size."""
+    async def watch(self, file: int) -> None:
+        """Have opens of a file reported. Call it before the kernel learns of its size."""
 
     def begin_to_watch(self, number: int) -> None:
-        """Begin to watch the files of a directory, if it will have to be: a mark takes as long as a fast store."""
-
-    def asked(self, file: int) -> None:
-        """Take note of a request to read or to poll a file, which somebody has opened."""
+        """Begin to watch the files of a directory, as they will have to be: a mark takes as long as a fast store."""
 
     def forget(self, number: int) -> None:
         """Take note that the kernel has given up references to an inode."""
@@ -78,13 +64,12 @@ class Opens:
 
 
 class OpenWatcher(Opens):
-    """Takes note of all opens of files in the directories that it has marked, with fanotify(7)."""
+    """Has all opens of files in the directories that it has marked reported, with fanotify(7)."""
 
     def __init__(
-        self, vfs: SecretVFS, events: OpenEvents, mountpoint: Path, helper: SyscallHelper, nursery: trio.Nursery
+        self, changes: Changes, events: OpenEvents, mountpoint: Path, helper: SyscallHelper, nursery: trio.Nursery
     ) -> None:
-        self._uses = vfs.uses
-        self._changes = vfs.changes
+        self._changes = changes
         self._events = events
         self._mountpoint = os.fsencode(mountpoint)
         self._helper = helper
@@ -93,9 +78,6 @@ class OpenWatcher(Opens):
         """The directories that are marked, by number."""
         self._pending: dict[int, trio.Event] = {}
         """Those that are being marked; set when that is done."""
-        self._due: dict[int, Directory] = {}
-        """Those to be marked soon."""
-        self._some_are_due = trio.Event()
         self._one_at_a_time = trio.Lock()
         self._way: dict[tuple[int, bytes], Directory] = {}
         """The directories on the way to the one that is being marked."""
@@ -103,46 +85,25 @@ class OpenWatcher(Opens):
         """The errno of the last mark that was refused, which has been logged."""
 
     async def run(self, *, inherited: bool = False) -> None:
-        """Take note of opens. Runs forever, or returns if the kernel does not report them, which the log says.
+        """Have opens reported. Runs forever, or returns if the kernel does not report them, which the log says.
 
         Marks first what the kernel knows from a process before us. Nothing waits for that if the group is ``inherited``
-        with its marks: then only those may be missing that were to be made soon.
+        with its marks.
         """
         root = self._changes.directory(ROOT_INODE)
         try:
             if root is None or not await self._mark(root):
                 return
+            self.reported = inherited
             for directory in self._changes.directories_in_use():
-                if inherited:
-                    self._mark_soon(directory)
-                else:
-                    await self._wait(directory)
+                await self._wait(directory)
             self.reported = True
-            self._nursery.start_soon(self._mark_due)
-            while True:
-                await self._events.wait()
-                await self.look()
-                await trio.sleep(PAUSE)
+            await trio.sleep_forever()
         finally:
             self._events.close()
 
-    async def look(self) -> None:
-        """Take note of what has been opened until now."""
-        for _ in range(READS):
-            opened = self._events.read()
-            if opened is None:
-                return
-            if OVERFLOW in opened:
-                log.info("more files were opened at once than the kernel can tell: all count as used")
-                self._uses.note_all()
-            for number in opened:
-                self._uses.note(number)  # where it is none, nothing happens
-            await trio.lowlevel.checkpoint()
-
-    async def watch(self, file: int, size: int) -> None:
-        """Mark the directory of a file, and wait until that is done, if no request will tell of its first open."""
-        if size and not self._events.each_counts:
-            return
+    async def watch(self, file: int) -> None:
+        """Mark the directory of a file, and wait until that is done."""
         directory = self._changes.directory_of(file)
         if directory and not self._is_marked(directory):
             with trio.move_on_after(PATIENCE):
@@ -150,16 +111,9 @@ class OpenWatcher(Opens):
 
     def begin_to_watch(self, number: int) -> None:
         """Begin to mark a directory whose files will be watched."""
-        directory = self._changes.directory(number) if self._events.each_counts else None
+        directory = self._changes.directory(number)
         if directory:
             self._begin(directory)
-
-    def asked(self, file: int) -> None:
-        """Take note that a file has been opened, if nothing else tells of that, and have its directory marked soon."""
-        directory = self._changes.directory_of(file)
-        if directory and not self._is_marked(directory):
-            self._uses.note(file)
-            self._mark_soon(directory)
 
     def forget(self, number: int) -> None:
         """Take note that the kernel has given up references to an inode: a mark of it is gone."""
@@ -173,19 +127,6 @@ class OpenWatcher(Opens):
         """Answer a look-up for a mark that is being made, without a store; None for any other."""
         directory = self._way.get((parent, segment)) if caller.pid == self._helper.pid else None
         return self._changes.entry_of(directory) if directory else None
-
-    def _mark_soon(self, directory: Directory) -> None:
-        self._due[directory.number] = directory
-        self._some_are_due.set()
-
-    async def _mark_due(self) -> None:
-        while True:
-            await self._some_are_due.wait()
-            await trio.sleep(SOON)
-            self._some_are_due = trio.Event()
-            due, self._due = self._due, {}
-            for directory in due.values():
-                await self._wait(directory)
 
     def _begin(self, directory: Directory) -> None:
         """Begin to mark a directory, unless it is marked or about to be."""

@@ -165,7 +165,7 @@ class SecretOperations(ReadOnlyOperations):
             self._opens.begin_to_watch(parent_inode)
         found = ours or await self._vfs.lookup(parent_inode, name, _caller(ctx))
         if found.attr_timeout:  # else nothing is known of it, and `getattr` comes next
-            await self._opens.watch(found.inode, found.size)
+            await self._opens.watch(found.inode)
         if self._vfs.takes_requests(found.inode):
             self.witness.found(found.inode, _caller(ctx))
         return self._reply(found)
@@ -189,7 +189,7 @@ class SecretOperations(ReadOnlyOperations):
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Return true attributes."""
         attributes = await self._vfs.getattr(inode, _caller(ctx))
-        await self._opens.watch(inode, attributes.size)
+        await self._opens.watch(inode)
         return self._reply(attributes)
 
     @_answers
@@ -203,18 +203,17 @@ class SecretOperations(ReadOnlyOperations):
     @_takes_a_place
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """List a snapshot. libfuse always answers READDIRPLUS, so each entry is a reference that the kernel takes."""
-        smallest: Attributes | None = None
+        known: int | None = None
         for number, (offset, segment, attributes) in enumerate(await self._vfs.read_directory(fh, start_id), 1):
             if not pyfuse3.readdir_reply(token, segment, self._reply(attributes), offset):
                 self._vfs.forget(attributes.inode, 1)
                 break
-            is_known = attributes.attr_timeout and stat.S_ISREG(attributes.mode)
-            if is_known and (smallest is None or attributes.size < smallest.size):
-                smallest = attributes
+            if attributes.attr_timeout and stat.S_ISREG(attributes.mode):
+                known = attributes.inode
             if self._share is not None and number % ENTRIES_AT_ONCE == 0:
                 await self._share.go_on()
-        if smallest is not None:  # what has to be done for one of a directory is done for all
-            await self._opens.watch(smallest.inode, smallest.size)
+        if known is not None:  # what is done for one file of a directory is done for all
+            await self._opens.watch(known)
 
     @_answers
     async def releasedir(self, fh: FileHandleT) -> None:
@@ -244,9 +243,7 @@ class SecretOperations(ReadOnlyOperations):
     @_takes_a_place
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Read from the version that was opened."""
-        content = await self._vfs.read(fh, off, size)
-        self._opens.asked(fh)
-        return content
+        return await self._vfs.read(fh, off, size)
 
     @_answers
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -292,7 +289,6 @@ class SecretOperations(ReadOnlyOperations):
         """Say that it is readable, and exceptional (as /proc/mounts is) once the version is superseded."""
         waiter = self._connection.wake_up_call(poll_handle.notify) if poll_handle else None
         superseded = self._vfs.poll(inode, waiter)
-        self._opens.asked(inode)
         return select.POLLIN | select.POLLRDNORM | (select.POLLPRI | select.POLLERR if superseded else 0)
 
     @_answers
@@ -354,8 +350,8 @@ class SecretOperations(ReadOnlyOperations):
             return "--audit=strict has each open wait for its record"
         if self._requests is None:
             return "the mount is not read-only, and nobody but us refuses to open a file to write"
-        if not self._opens.reported:
-            return "the kernel does not report what is opened, and an open is a use"
+        if self.witness.hears_reports and not self._opens.reported:
+            return "the kernel does not report what is opened, and --audit=observe has to hear of it"
         return ""
 
     def _let_kernel_open(self) -> None:

@@ -11,7 +11,6 @@ from typing import Final
 from secretfs.errors import NoSuchAttribute, RecordLost, SecretFSError, Superseded
 from secretfs.fs.caller import Caller
 from secretfs.fs.descriptions import Descriptions
-from secretfs.fuse.open_events import OpenEvents, ReportedOpenEvents
 from secretfs.linux.fanotify import OVERFLOW, Open
 from secretfs.observe.audit import NOBODY, AuditLog
 
@@ -24,6 +23,8 @@ class Witness:
 
     strict = False
     """Whether each open has to be a request."""
+    hears_reports = False
+    """Whether the kernel has to report the opens that are no request: then `reported` is told."""
 
     def found(self, inode: int, caller: Caller) -> None:
         """Take note that a process has looked up a control file that takes requests, as it does before it opens it."""
@@ -37,9 +38,8 @@ class Witness:
     def forget(self, inode: int) -> None:
         """Take note that the kernel has forgotten a file."""
 
-    def events(self, group: int) -> OpenEvents:
-        """Return the opens that a group reports, for those who need not know whose they are."""
-        return OpenEvents(group)
+    def reported(self, opened: Open) -> None:
+        """Tell of an open that the kernel has reported. Called in a thread."""
 
     async def refused(self, request: str, inode: int, name: bytes | None, caller: Caller, error: SecretFSError) -> None:
         """Tell that a request about an inode, or about a name in a directory, ends with an error."""
@@ -59,6 +59,7 @@ class AuditWitness(Witness):
         unasked: Callable[[], bool] = lambda: False,
     ) -> None:
         self.strict = audit.strict
+        self.hears_reports = not audit.strict
         self._audit = audit
         self._descriptions = descriptions
         self._ours = ours
@@ -89,11 +90,7 @@ class AuditWitness(Witness):
         """Take note that the kernel has forgotten a file."""
         self._writers.pop(inode, None)
 
-    def events(self, group: int) -> OpenEvents:
-        """Return the opens that a group reports, of which the audit log is told, too."""
-        return OpenEvents(group) if self.strict else ReportedOpenEvents(group, self._reported)
-
-    def _reported(self, opened: Open) -> None:
+    def reported(self, opened: Open) -> None:
         """Tell of an open that the kernel has reported: it names the process, and not its user. Called in a thread."""
         if not self._unasked():
             return

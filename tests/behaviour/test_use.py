@@ -5,6 +5,7 @@ import os
 import re
 import select
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -74,37 +75,78 @@ def values_in_use(mount: Mounted) -> int:
     return sum(map(int, re.findall(r"\nsecretfs_values_in_use\{.*\} (\d+)", metrics)))
 
 
-def marked(mount: Mounted) -> int:
-    """Return of how many directories the kernel tells the worker what is opened; 0 where the kernel asks instead."""
-    return sum(info.count("fanotify ino:") for info in texts(mount.worker, "fdinfo/*"))
-
-
-def is_told_of_opens(mount: Mounted) -> bool:
-    """Whether the root and a store are marked, or nothing is, because the kernel asks at each open."""
-    return marked(mount) in (0, 2)
-
-
-def test_an_open_while_no_daemon_serves_is_a_use(tmp_path: Path) -> None:
-    """The next daemon hears of it, and keeps the value fresh (takeover-6, fresh-6)."""
-    local_file(tmp_path, "file", {"opened": secret("1"), "not": secret("2"), "read": secret("3")})
+def test_a_use_while_no_daemon_serves_is_heard_of(tmp_path: Path) -> None:
+    """The next daemon answers it, and keeps the value fresh (takeover-6, fresh-6)."""
+    local_file(tmp_path, "file", {"used": secret("1"), "not": secret("2"), "read": secret("3")})
     with mounted(tmp_path / "manifests", expect_log=[r"process \d+ ended"]) as mount:
-        path = mount.path / "file/opened"
+        path = mount.path / "file/used"
         assert path.stat().st_size == (mount.path / "file/not").stat().st_size
         (mount.path / "file/read").read_bytes()  # from now on the kernel may open files by itself
-        wait_until(lambda: is_told_of_opens(mount))
         assert values_in_use(mount) == 1
         stopped = supervisor(mount.path)
         os.kill(stopped, signal.SIGSTOP)
         os.kill(mount.worker, signal.SIGKILL)
         with ThreadPoolExecutor(1) as pool:
-            opening = pool.submit(
-                lambda: os.close(os.open(path, os.O_RDONLY))
-            )  # waits, unless the kernel opens it by itself
-            wait([opening], timeout=1.0)
+            reading = pool.submit(path.read_bytes)
+            wait([reading], timeout=0.2)
             os.kill(stopped, signal.SIGCONT)
-            opening.result()
+            assert reading.result() == secret("1").encode()
         mount.said("took over")
         wait_until(lambda: values_in_use(mount) == 2)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_reads_that_no_request_tells_of_are_uses(tmp_path: Path, killed: bool) -> None:  # noqa: FBT001 - a parameter
+    """A value that is read all the time stays in use for longer than `idle`; one that is not does not (fresh-6)."""
+    secrets = {"read": secret("1"), "not": secret("2")}
+    local_file(tmp_path, "file", secrets, ttl="400ms", idle="3s")
+    with mounted(tmp_path / "manifests", expect_log=[r"process \d+ ended"] if killed else []) as mount:
+        for name, value in secrets.items():
+            assert (mount.path / "file" / name).read_text() == value
+        assert values_in_use(mount) == 2
+        if killed:
+            os.kill(mount.worker, signal.SIGKILL)
+            mount.said("took over")
+        path = mount.path / "file/read"
+
+        def only_one() -> bool:
+            assert path.read_text() == secret("1")
+            return values_in_use(mount) == 1
+
+        wait_until(only_one)
+        end = time.monotonic() + 6  # twice as long as what is not in use stays
+        while time.monotonic() < end:
+            assert only_one()
+
+
+def test_what_is_stated_all_the_time_is_not_in_use(tmp_path: Path) -> None:
+    """fresh-6: A use is an open: what was only listed or stat'ed is not fetched again in the background."""
+    local_file(tmp_path, "file", {"s": secret("1")}, ttl="400ms", idle="2s")
+    with mounted(tmp_path / "manifests") as mount:
+        path = mount.path / "file/s"
+        path.read_bytes()
+        assert values_in_use(mount) == 1
+
+        def none() -> bool:
+            assert path.stat().st_size
+            return values_in_use(mount) == 0
+
+        wait_until(none)
+
+
+def watched_directories(mount: Mounted) -> int:
+    """Return of how many directories the kernel reports what is opened."""
+    return sum(info.count("fanotify ino:") for info in texts(mount.worker, "fdinfo/*"))
+
+
+def test_the_kernel_reports_opens_only_to_an_audit_log(tmp_path: Path) -> None:
+    """Reports make each read longer, and a use is told by the requests to read (kernel-1, fresh-6)."""
+    local_file(tmp_path, "file", {"s": secret("1")})
+    with mounted(tmp_path / "manifests") as mount:
+        (mount.path / "file/s").read_bytes()
+        (mount.path / "file/s").read_bytes()
+        assert values_in_use(mount) == 1
+        assert watched_directories(mount) == 0
 
 
 @pytest.mark.parametrize("audit", [(), ("--audit=observe",)])
@@ -124,17 +166,4 @@ def test_a_first_open_is_a_use(tmp_path: Path, how: str, audit: tuple[str, ...])
                 waiting.poll(0)
             else:
                 file.read()
-        wait_until(lambda: values_in_use(mount) == 2)
-
-
-def test_a_directory_that_a_killed_daemon_was_to_mark_is_marked(tmp_path: Path) -> None:
-    """The next one does that, and so hears of opens that no request tells of (fresh-6)."""
-    local_file(tmp_path, "file", {"s": secret("1"), "opened": secret("2")})
-    with mounted(tmp_path / "manifests", expect_log=[r"process \d+ ended"]) as mount:
-        (mount.path / "file/s").read_bytes()
-        os.kill(mount.worker, signal.SIGKILL)
-        mount.said("took over")
-        wait_until(lambda: is_told_of_opens(mount))
-        assert (mount.path / "file/opened").stat().st_size
-        os.close(os.open(mount.path / "file/opened", os.O_RDONLY))
         wait_until(lambda: values_in_use(mount) == 2)

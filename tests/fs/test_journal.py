@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -134,7 +135,7 @@ class TestJournal:
         journal = Journal()
         slot = journal.add(7, b"a place")
         journal.count(slot, 3)
-        journal.note_use(slot)
+        journal.note_use(slot, time.time())
         journal.bind(slot, b"d" * 16, 1 << 40, 1234.5)
         journal.flag(slot, Flag.CURRENT)
         (record,) = successor(journal).records()

@@ -3,8 +3,8 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -12,11 +12,11 @@ import trio
 
 from secretfs.fs.attributes import Attributes
 from secretfs.fs.caller import Caller
+from secretfs.fs.changes import Changes
 from secretfs.fs.inode import Directory
 from secretfs.fs.inodes import ROOT_INODE
 from secretfs.fs.keys import DirectoryKey, FolderKey, RootKey
-from secretfs.fs.vfs import SecretVFS
-from secretfs.fuse.open_events import OpenEvents, ReportedOpenEvents
+from secretfs.fuse.open_events import OpenEvents
 from secretfs.fuse.opens import OpenWatcher
 from secretfs.linux.fanotify import Open, mark_opens
 from secretfs.linux.syscall_helper import SyscallHelper
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.mount
 
 
 class Known:
-    """What the kernel knows, and what is noted: in the place of `Changes` and `Uses`."""
+    """What the kernel knows: in the place of `Changes`."""
 
     def __init__(self, mount: Path) -> None:
         self.mount = mount
@@ -41,8 +41,6 @@ class Known:
         self.env = self.directories[number] = Directory(number, FolderKey("env"))
         self.where: dict[DirectoryKey, bytes] = {RootKey(): b"", FolderKey("env"): b"env"}
         self.in_use = [self.env]
-        self.opened: list[int] = []
-        self.all = 0
 
     def directory(self, number: int) -> Directory | None:
         return self.directories.get(number)
@@ -61,12 +59,6 @@ class Known:
 
     def entry_of(self, directory: Directory) -> Attributes:
         return cast("Attributes", directory)
-
-    def note(self, number: int) -> None:
-        self.opened.append(number)
-
-    def note_all(self) -> None:
-        self.all += 1
 
     def number(self, name: str) -> int:
         return (self.mount / "env" / name).stat().st_ino
@@ -87,107 +79,99 @@ def known(mount: Mounted) -> Known:
 
 
 @pytest.fixture
-def opens(known: Known, group: int, helper: SyscallHelper, nursery: trio.Nursery) -> OpenWatcher:
-    vfs = cast("SecretVFS", SimpleNamespace(uses=known, changes=known))
-    return OpenWatcher(vfs, OpenEvents(group), known.mount, helper, nursery)
+def told() -> list[Open]:
+    return []
+
+
+@pytest.fixture
+def opens(
+    known: Known, group: int, helper: SyscallHelper, nursery: trio.Nursery, told: list[Open]
+) -> Iterator[OpenWatcher]:
+    events = OpenEvents(group, told.append)
+    yield watcher(known, events, helper, nursery)
+    events.close()
+
+
+def watcher(known: Known, events: OpenEvents, helper: SyscallHelper, nursery: trio.Nursery) -> OpenWatcher:
+    return OpenWatcher(cast("Changes", known), events, known.mount, helper, nursery)
 
 
 async def read(path: Path) -> None:
     await trio.to_thread.run_sync(path.read_bytes)
 
 
-async def test_each_open_of_a_watched_file_is_noted(opens: OpenWatcher, known: Known) -> None:
-    await opens.watch(known.number("A"), 0)
+def files(told: list[Open]) -> list[int]:
+    return [opened.inode for opened in told]
+
+
+async def test_each_open_of_a_watched_file_is_told_of(opens: OpenWatcher, known: Known, told: list[Open]) -> None:
+    await opens.watch(known.number("A"))
     await read(known.mount / "env/A")
-    await opens.look()
-    assert known.opened == [known.number("A")]
+    await until(lambda: files(told) == [known.number("A")])
     await read(known.mount / "env/B")  # of the same directory
-    await opens.look()
-    assert known.opened == [known.number("A"), known.number("B")]
+    await until(lambda: files(told) == [known.number("A"), known.number("B")])
 
 
-async def test_a_file_that_has_content_is_marked_after_it_was_read(
-    opens: OpenWatcher, known: Known, helper: SyscallHelper, nursery: trio.Nursery
+async def test_they_are_told_of_while_it_runs(
+    opens: OpenWatcher, known: Known, nursery: trio.Nursery, told: list[Open]
 ) -> None:
-    """A read tells of the first open, so nobody waits for the mark; what is opened later is in the page cache."""
-    call, made = helper.call, []
-
-    async def spy(name: str, *paths: bytes, device: int | None = None, descriptor: int | None = None) -> None:
-        await call(name, *paths, device=device, descriptor=descriptor)
-        made.append(paths)
-
-    known.in_use = []
-    helper.call = spy  # type: ignore[method-assign]
-    nursery.start_soon(opens.run)
-    await until(lambda: opens.reported)
-    made.clear()
-    opens.begin_to_watch(known.env.number)
-    await opens.watch(known.number("A"), 1)
-    assert not opens._pending
-    assert made == []
-
-    opens.asked(known.number("A"))
-    assert known.opened == [known.number("A")]
-    await until(lambda: made)
-    await read(known.mount / "env/B")
-    await until(lambda: known.opened == [known.number("A"), known.number("B")])
-    opens.asked(known.number("A"))  # by now the kernel tells
-    assert known.opened == [known.number("A"), known.number("B")]
-
-
-async def test_what_each_counts_of_is_marked_before_it_is_known(
-    known: Known, group: int, helper: SyscallHelper, nursery: trio.Nursery
-) -> None:
-    vfs = cast("SecretVFS", SimpleNamespace(uses=known, changes=known))
-    events = ReportedOpenEvents(group, lambda _: None)
-    opens = OpenWatcher(vfs, events, known.mount, helper, nursery)
-    await opens.watch(known.number("A"), 1)
-    await read(known.mount / "env/A")
-    await events.wait()
-    await opens.look()
-    assert known.opened == [known.number("A")]
-    events.close()
-
-
-async def test_they_are_noted_while_it_runs(opens: OpenWatcher, known: Known, nursery: trio.Nursery) -> None:
     assert not opens.reported
     nursery.start_soon(opens.run)
     await until(lambda: opens.reported)
     await read(known.mount / "env/A")  # whose directory a process before us has told the kernel of
-    await until(lambda: known.opened == [known.number("A")])
+    await until(lambda: files(told) == [known.number("A")])
+    nursery.cancel_scope.cancel()
 
 
-async def test_what_was_opened_while_no_process_served_is_noted_first(
-    opens: OpenWatcher, known: Known, group: int, helper: SyscallHelper, nursery: trio.Nursery
+async def test_nobody_waits_for_the_marks_of_an_inherited_group(
+    opens: OpenWatcher, known: Known, nursery: trio.Nursery, helper: SyscallHelper
 ) -> None:
-    await opens.watch(known.number("A"), 0)
+    reported = []
+    call = helper.call
+
+    async def spy(name: str, *paths: bytes, device: int | None = None, descriptor: int | None = None) -> None:
+        reported.append(opens.reported)
+        await call(name, *paths, device=device, descriptor=descriptor)
+
+    helper.call = spy  # type: ignore[method-assign]
+    nursery.start_soon(partial(opens.run, inherited=True))
+    await until(lambda: len(reported) == 2)
+    assert reported == [False, True]  # of the root, which tells whether there are any; of the store
+    nursery.cancel_scope.cancel()
+
+
+async def test_what_was_opened_while_no_process_served_is_told_of_first(
+    known: Known, group: int, helper: SyscallHelper, nursery: trio.Nursery, told: list[Open]
+) -> None:
+    mark_opens(group, os.fsencode(known.mount / "env"))
     await read(known.mount / "env/A")
-    vfs = cast("SecretVFS", SimpleNamespace(uses=known, changes=known))
-    next_one = OpenWatcher(vfs, OpenEvents(group), known.mount, helper, nursery)
-    await next_one.look()
-    assert known.opened == [known.number("A")]
+    events = OpenEvents(group, told.append)
+    assert files(told) == [known.number("A")]
+    events.close()
 
 
-async def test_a_directory_that_the_kernel_forgets_is_marked_again(opens: OpenWatcher, known: Known) -> None:
-    await opens.watch(known.number("A"), 0)
+async def test_a_directory_that_the_kernel_forgets_is_marked_again(
+    opens: OpenWatcher, known: Known, told: list[Open]
+) -> None:
+    await opens.watch(known.number("A"))
     del known.directories[known.env.number]
     opens.forget(known.env.number)
     known.directories[known.env.number] = known.env
     await trio.to_thread.run_sync(drop, Caches.NAMES)
-    await opens.watch(known.number("A"), 0)
+    await opens.watch(known.number("A"))
     await read(known.mount / "env/A")
-    await opens.look()
-    assert known.opened == [known.number("A")]
+    await until(lambda: files(told) == [known.number("A")])
 
 
-async def test_one_that_it_has_looked_up_again_meanwhile_is_marked_at_once(opens: OpenWatcher, known: Known) -> None:
-    await opens.watch(known.number("A"), 0)
+async def test_one_that_it_has_looked_up_again_meanwhile_is_marked_at_once(
+    opens: OpenWatcher, known: Known, told: list[Open]
+) -> None:
+    await opens.watch(known.number("A"))
     opens.forget(known.env.number)
     opens.begin_to_watch(known.env.number)  # joins the mark that has begun
-    await opens.watch(known.number("A"), 0)
+    await opens.watch(known.number("A"))
     await read(known.mount / "env/A")
-    await opens.look()
-    assert known.opened == [known.number("A")]
+    await until(lambda: files(told) == [known.number("A")])
 
 
 async def test_one_that_it_forgets_while_it_is_being_marked(
@@ -202,45 +186,31 @@ async def test_one_that_it_forgets_while_it_is_being_marked(
             opens.forget(known.env.number)
 
     helper.call = slow  # type: ignore[method-assign]
-    await opens.watch(known.number("A"), 0)
+    await opens.watch(known.number("A"))
     assert len(made) == 2
-    await opens.watch(known.number("A"), 0)
+    await opens.watch(known.number("A"))
     assert len(made) == 2
 
 
-async def test_a_mark_that_fails_is_tried_again(opens: OpenWatcher, known: Known) -> None:
+async def test_a_mark_that_fails_is_tried_again(opens: OpenWatcher, known: Known, told: list[Open]) -> None:
     known.where[FolderKey("env")] = b"gone"
-    await opens.watch(known.number("A"), 0)
+    await opens.watch(known.number("A"))
     known.where[FolderKey("env")] = b"env"
-    await opens.watch(known.number("A"), 0)
+    await opens.watch(known.number("A"))
     await read(known.mount / "env/A")
-    await opens.look()
-    assert known.opened == [known.number("A")]
+    await until(lambda: files(told) == [known.number("A")])
 
 
 async def test_a_kernel_that_reports_nothing(
     known: Known, helper: SyscallHelper, nursery: trio.Nursery, expect_log: ExpectLog
 ) -> None:
     expect_log("the kernel does not report what is opened")
-    no_group, other_end = os.pipe()
-    vfs = cast("SecretVFS", SimpleNamespace(uses=known, changes=known))
-    opens = OpenWatcher(vfs, OpenEvents(no_group), known.mount, helper, nursery)
+    no_group, other_end = os.pipe2(os.O_NONBLOCK)
+    opens = watcher(known, OpenEvents(no_group, lambda _: None), helper, nursery)
     os.close(other_end)
     await opens.run()
     os.close(no_group)
     assert not opens.reported
-
-
-async def test_an_overflow_means_that_any_may_have_been_opened(
-    opens: OpenWatcher, known: Known, group: int, tmp_path: Path
-) -> None:
-    (tmp_path / "many").mkdir()
-    mark_opens(group, os.fsencode(tmp_path / "many"))
-    for name in range(int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text("ascii")) + 1):  # noqa: ASYNC240
-        (tmp_path / "many" / str(name)).touch()
-    for _ in range(4):
-        await opens.look()
-    assert known.all == 1
 
 
 async def test_its_own_look_ups_wait_for_no_store(opens: OpenWatcher, known: Known, helper: SyscallHelper) -> None:
@@ -255,24 +225,18 @@ async def test_its_own_look_ups_wait_for_no_store(opens: OpenWatcher, known: Kno
         await call(name, *paths, device=device, descriptor=descriptor)
 
     helper.call = spy  # type: ignore[method-assign]
-    await opens.watch(known.number("A"), 0)
+    await opens.watch(known.number("A"))
     assert seen == [known.env, None, None]
     assert opens.lookup(ROOT_INODE, b"env", ours) is None  # only while it makes a mark
 
 
 @pytest.mark.root("only a group of root is told which process it was")
-async def test_a_thread_tells_of_opens_at_once(known: Known, group: int, helper: SyscallHelper) -> None:
+async def test_a_thread_tells_of_opens_at_once(known: Known, group: int, told: list[Open]) -> None:
     mark_opens(group, os.fsencode(known.mount / "env"))
-    await read(known.mount / "env/A")  # as while no process served
-    told: list[Open] = []
-    events = ReportedOpenEvents(group, told.append)
-    assert told == [Open(known.number("A"), os.getpid())]
-    await read(known.mount / "env/B")
-    await until(lambda: len(told) == 2)
-    assert told[1] == Open(known.number("B"), os.getpid())
-    await events.wait()
-    assert events.read() == {known.number("A"), known.number("B")}
-    assert events.read() is None
+    events = OpenEvents(group, told.append)
+    for name in "AB":
+        await read(known.mount / "env" / name)
+        await until(lambda: told and told[-1] == Open(known.number(name), os.getpid()))  # noqa: B023 - called in this turn
     events.close()
 
 
@@ -289,19 +253,8 @@ async def test_opens_that_never_end_are_told_of_all_the_same(monkeypatch: pytest
 
     monkeypatch.setattr("secretfs.fuse.open_events.opens", more)
     nothing, end = os.pipe()
-    events = ReportedOpenEvents(nothing, told.append)
-    await events.wait()
-    assert events.read() == {1}
+    events = OpenEvents(nothing, told.append)
+    await until(lambda: told == [Open(1, 1)])
     events.close()
     os.close(nothing)
     os.close(end)
-
-
-async def test_an_open_after_the_last_look_is_waited_for_no_more(known: Known, group: int) -> None:
-    mark_opens(group, os.fsencode(known.mount / "env"))
-    events = ReportedOpenEvents(group, lambda _: None)
-    for name in "AB":
-        await read(known.mount / "env" / name)
-        await events.wait()
-        assert events.read() == {known.number(name)}
-    events.close()
