@@ -313,7 +313,7 @@ class SecretVFS:
             if content and isinstance(key, ValueKey):
                 remaining = max(0.0, min(remaining, content.expires - now))
             elif isinstance(key, PinnedValueKey | VersionValueKey):
-                pass  # it never leads to another one
+                remaining = min(remaining, self._contents.idle(key))  # it never leads to another one
             elif version.digest or not isinstance(key, ValueKey):  # a bulk file: nobody renames when a secret changes
                 remaining = 0.0
         version.entry_expires = max(version.entry_expires, now + remaining)

@@ -120,7 +120,7 @@ def test_reads_that_no_request_tells_of_are_uses(tmp_path: Path, killed: bool) -
 
 
 def test_what_is_stated_all_the_time_is_not_in_use(tmp_path: Path) -> None:
-    """fresh-6: A use is an open: what was only listed or stat'ed is not fetched again in the background."""
+    """Not even if it was read once: the kernel does not ask for its bytes again (fresh-6)."""
     local_file(tmp_path, "file", {"s": secret("1")}, ttl="400ms", idle="2s")
     with mounted(tmp_path / "manifests") as mount:
         path = mount.path / "file/s"
