@@ -2,7 +2,6 @@
 
 import json
 import re
-from decimal import Decimal
 from typing import Any
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -20,6 +19,8 @@ def float_text(value: float) -> str:
     """Write a finite float: shortest digits, an exponent only below 1e-6 and from 1e21."""
     if value and not 1e-6 <= abs(value) < 1e21:
         return repr(value).replace("e-0", "e-")
+    from decimal import Decimal  # noqa: PLC0415 - hardly any secret is a number
+
     digits = f"{Decimal(repr(value)):f}"
     return digits.rstrip("0").rstrip(".") if "." in digits else digits
 

@@ -6,7 +6,6 @@ y/yes/true/t/on/1 and false for every other text, unknown properties are ignored
 nearest name that exists.
 """
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
@@ -99,6 +98,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def nearest_name(word: str, known: Iterable[str]) -> str | None:
     """Return the known name most like ``word``, or None if there is none like it."""
+    import difflib  # noqa: PLC0415 - for mistakes only
+
     lowered = {name.lower(): name for name in known}
     match = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     return lowered[match[0]] if match else None

@@ -64,7 +64,7 @@ class TestImports:
 
     def test_help_imports_no_command(self) -> None:
         ours = [
-            *("secretfs", "secretfs.cli", "secretfs.cli.main", "secretfs.cli.output", "secretfs.errors"),
+            *("secretfs", "secretfs.cli", "secretfs.cli.main", "secretfs.cli.reporting", "secretfs.errors"),
             *("secretfs.linux", "secretfs.linux.log"),
         ]
         heavy = ("trio", "pyfuse3", "yaml", "dataclasses", "difflib", "socket", "subprocess")
@@ -91,6 +91,11 @@ class TestImports:
         """It stays as long as the mount, on every node: ``dataclasses`` alone brings ``inspect``, ``ast`` and more."""
         heavy = ("click", "trio", "pyfuse3", "yaml", "dataclasses", "inspect", "ast", "json", *SDKS)
         assert imported_by("import secretfs.daemon.supervisor", *heavy) == []
+
+    def test_the_first_worker_imports_nothing_of_the_command(self) -> None:
+        code = "import secretfs.cli.standby, secretfs.daemon.start, secretfs.daemon.worker"
+        rare = ("click", "secretfs.daemon.supervisor", "decimal", "difflib", "uuid", *SDKS)
+        assert imported_by(code, *rare) == []
 
     def test_opening_local_stores_imports_no_sdk(self, tmp_path: Path) -> None:
         (tmp_path / "s.json").write_text('{"a": "b"}', encoding="utf-8")
@@ -207,7 +212,7 @@ class TestDistributions:
         assert wheel.read(name).decode().split() == [
             "[console_scripts]",
             *("mount.secretfs", "=", "secretfs.cli.main:mount_secretfs"),
-            *("secretfs", "=", "secretfs.cli.main:main"),
+            *("secretfs", "=", "secretfs.__main__:main"),
         ]
         assert callable(main)
         assert callable(mount_secretfs)

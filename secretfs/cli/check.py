@@ -17,7 +17,8 @@ from secretfs.cache.store_cache import CachedStore
 from secretfs.cli.file_check import needs, places
 from secretfs.cli.name_tree import Branch, draw, names_below
 from secretfs.cli.options import sources, take_sources
-from secretfs.cli.output import progress, warn, wrap
+from secretfs.cli.output import progress, warn
+from secretfs.cli.reporting import wrap
 from secretfs.cli.rule_check import RuleCheck
 from secretfs.cli.scope_check import unmatched
 from secretfs.dapr.component import Component

@@ -22,8 +22,9 @@ from secretfs.cli.diagnose import (
 )
 from secretfs.cli.mount import mount_command
 from secretfs.cli.options import PATH, take_audit, take_freshness, take_sources
-from secretfs.cli.output import progress, wrap
+from secretfs.cli.output import progress
 from secretfs.cli.protection_check import examine_protections
+from secretfs.cli.reporting import wrap
 from secretfs.daemon.audience import require_rights
 from secretfs.daemon.request import MountOptions
 from secretfs.dapr.declaration import Declaration

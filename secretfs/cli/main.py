@@ -11,7 +11,7 @@ from typing import Final, NoReturn, cast
 import click
 
 import secretfs
-from secretfs.cli.output import reporting
+from secretfs.cli.reporting import reporting
 from secretfs.errors import ConfigurationError
 
 COMMANDS: Final[Mapping[str, str]] = {

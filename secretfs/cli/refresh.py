@@ -7,7 +7,7 @@ from typing import NoReturn
 import click
 
 from secretfs.cli.options import PATH
-from secretfs.cli.output import report
+from secretfs.cli.reporting import report
 from secretfs.daemon.control_client import refresh
 from secretfs.linux.mountpoint import resolve
 

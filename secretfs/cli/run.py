@@ -21,7 +21,7 @@ from secretfs.cli.options import (
     take_freshness,
     take_sources,
 )
-from secretfs.cli.output import reporting
+from secretfs.cli.reporting import reporting
 from secretfs.cli.variables import take_variables, variables
 from secretfs.daemon.command import ParentPipe, end_as, run
 from secretfs.daemon.handover import Handover

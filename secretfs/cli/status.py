@@ -16,7 +16,7 @@ import click
 
 from secretfs.cache.health import State
 from secretfs.cli.options import PATH
-from secretfs.cli.output import wrap
+from secretfs.cli.reporting import wrap
 from secretfs.daemon.control_client import read_status
 from secretfs.durations import show_duration
 from secretfs.errors import MountError

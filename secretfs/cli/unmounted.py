@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import Final
 
-from secretfs.cli.output import complain, progress, warn
+from secretfs.cli.output import progress, warn
+from secretfs.cli.reporting import complain
 from secretfs.daemon.unmounted import Path, UnmountedTree, narrow, open_tree
 from secretfs.dapr.declaration import Declaration
 from secretfs.errors import SecretFSError

@@ -18,8 +18,7 @@ from secretfs.api.address import Listener
 from secretfs.cache.arena import Arena, Storage
 from secretfs.cache.warm_restart import WarmMemory
 from secretfs.daemon.request import MountOptions
-from secretfs.daemon.standby import MODULES
-from secretfs.daemon.supervisor import API, CONNECTION, VALUES
+from secretfs.daemon.stored import API, CONNECTION, JOURNAL, LEASES, MODULES, OPENS, VALUES
 from secretfs.errors import ConfigurationError, JournalUnreadable, MountError
 from secretfs.fs.journal import Journal
 from secretfs.fuse.connection import Connection, has_ended
@@ -31,10 +30,6 @@ from secretfs.linux.mountpoint import is_dead
 from secretfs.linux.sd_notify import ServiceManager
 from secretfs.linux.syscall_helper import SyscallHelper
 from secretfs.registry.lease_file import LeaseFile
-
-JOURNAL: Final = "journal"
-LEASES: Final = "leases"
-OPENS: Final = "opens"
 
 _PATIENCE: Final = 10.0  # seconds
 

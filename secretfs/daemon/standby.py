@@ -19,13 +19,9 @@ from pathlib import Path
 from typing import Final
 
 import secretfs
-from secretfs.daemon.worker_process import CHANNEL, WorkerProcess
+from secretfs.daemon.stored import CHANNEL, MODULES, TURN
+from secretfs.daemon.worker_process import WorkerProcess
 
-TURN: Final = "turn"
-"""Name of the descriptor by which a standby is told to begin."""
-MODULES: Final = "modules"
-"""Name of the descriptor of a file with the names of the modules that a worker has imported. A worker sends it some
-seconds after it is ready, when it has read its first secrets."""
 ENDS_WITHIN: Final = 1.0
 """Seconds that a killed process may take to end. It waits for nothing, so it takes none."""
 
@@ -71,6 +67,14 @@ class Standby:
             self.end()
             return False
         return True
+
+    def adopt(self, pid: int, turn: int) -> None:
+        """Take a child that has been started for us before we were: see `secretfs.daemon.beginning`."""
+        self._turn = socket.socket(fileno=turn)
+        self._turn.set_inheritable(False)
+        self._turn.settimeout(0)
+        self._installed = _installed()
+        self._process = WorkerProcess(pid)
 
     def become_worker(self, stored: Mapping[str, int]) -> WorkerProcess | None:
         """Give it the stored descriptors and have it serve. Returns None if none stands by that could.

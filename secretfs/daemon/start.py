@@ -5,12 +5,14 @@ the mount answers, it shares the terminal of the command.
 """
 
 import os
+import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from secretfs.daemon import beginning
 from secretfs.daemon.request import Request
-from secretfs.daemon.worker_process import CHANNEL
+from secretfs.daemon.stored import CHANNEL
 from secretfs.errors import ConfigurationError
 from secretfs.linux.daemonize import start_in_background
 from secretfs.linux.log import AS_JSON
@@ -52,10 +54,13 @@ def _supervise(request: Request, arguments: Sequence[str]) -> int:
     log_to = f"{AS_JSON}{log_to}" if request.log_as_json else log_to
     program = [sys.executable, "-P", "-m"]  # -P: nothing is imported from the working directory
 
-    def command(ready: int) -> list[str]:
-        supervisor = ["secretfs.daemon.supervisor", str(ready), log_to, str(request.options.mountpoint)]
+    def command(ready: int, *first: str) -> list[str]:
+        supervisor = ["secretfs.daemon.supervisor", *first, str(ready), log_to, str(request.options.mountpoint)]
         return [*program, *supervisor, *program, "secretfs", *arguments]
 
-    if request.foreground:
-        os.execv(program[0], command(-1))  # noqa: S606 - no shell
+    begun = beginning.begun
+    ready = -1 if request.foreground else begun.ready if begun else None
+    if ready is not None:
+        first = begun.hand_over(pickle.dumps(request)) if begun else []
+        os.execv(program[0], command(ready, *first))  # noqa: S606 - no shell
     return start_in_background(command)

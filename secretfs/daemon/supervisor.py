@@ -5,11 +5,13 @@ stores the descriptors that the worker sends, and passes them to the next worker
 readers wait. The supervisor holds no secret, needs no library and has no thread. It imports nothing late: by then the
 machine may be out of memory, or the package may be half upgraded.
 
-It is a program of its own, ``python -m secretfs.daemon.supervisor [--follow SOCKET] READY LOG MOUNTPOINT WORKER...``.
+It is a program of its own,
+``python -m secretfs.daemon.supervisor [--follow SOCKET | --first PID TURN] READY LOG MOUNTPOINT WORKER...``.
 READY is a descriptor that gets a byte when the mount answers, or -1 for a supervisor that stays in the foreground. LOG
 is a file, "-" for standard error, or empty for syslog; with "json:" before it, lines are JSON. WORKER is the command
 line of a worker; a live mount of an older version runs that command of the version that is installed now, so its
-meaning must not change. With SOCKET it goes on where the supervisor there ends: `secretfs.daemon.succession`.
+meaning must not change. With SOCKET it goes on where the supervisor there ends: `secretfs.daemon.succession`. PID is a
+child that waits at the descriptor TURN to be the first worker: `secretfs.daemon.beginning`.
 """
 
 import contextlib
@@ -29,9 +31,10 @@ from typing import Final
 
 from secretfs.daemon.processes import record_failure, set_process_name
 from secretfs.daemon.restarts import End, Restarts
-from secretfs.daemon.standby import MODULES, Standby
+from secretfs.daemon.standby import Standby
+from secretfs.daemon.stored import API, CHANNEL, CONNECTION, MODULES, VALUES, WATCHDOG
 from secretfs.daemon.succession import Succession
-from secretfs.daemon.worker_process import CHANNEL, WorkerProcess, open_working_directory
+from secretfs.daemon.worker_process import WorkerProcess, open_working_directory
 from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux.daemonize import leave_terminal
 from secretfs.linux.log import AS_JSON, log_to, log_to_stderr, printable, say
@@ -40,15 +43,6 @@ from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import unmount
 from secretfs.linux.process import set_name
 
-CONNECTION: Final = "connection"
-"""Name of the descriptor that is the mount itself: a worker removes it when the mount is gone. Of the others only
-workers know, each version of its own."""
-API: Final = "api"
-"""Name of the socket at which clients of the Secrets API connect: they do not wait for a mount that is given up."""
-VALUES: Final = "values-"
-"""What the names of descriptors of memory with values begin with: they do not outlive a mount that is given up."""
-WATCHDOG: Final = 20.0
-"""Seconds without a sign of life after which a worker that was ready is killed."""
 SPAWN_RETRY: Final = 2.0
 """Seconds until the next attempt, when the machine has no memory or process id for a worker."""
 STOP_TIMEOUT: Final = 10.0
@@ -62,6 +56,7 @@ _PR_SET_DUMPABLE = 4  # linux/prctl.h
 _PROCESS_NAME = "secretfs"
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _MESSAGE_LIMIT = 8192
+_OPTIONS = {"--follow": 2, "--first": 3}  # with so many words
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +71,12 @@ class Supervisor:
         ready: int,
         handler: logging.Handler | None,
         succession: Succession,
+        first: tuple[int, int] | None = None,
     ) -> None:
         self._command = command
         self._standby = Standby(command, self._execute)
+        if first:
+            self._standby.adopt(*first)
         self._log = handler
         self._mountpoint = mountpoint
         self._ready_descriptor = ready
@@ -190,7 +188,8 @@ class Supervisor:
         if self._stopping:
             return self._unmount()
         if not self._was_ready:
-            self._clean_up()
+            if CONNECTION in self._stored:  # it has mounted, and was never ready
+                self._unmount()
             return _exit_status(code)
         served = time.monotonic() - worker.ready_at if worker.ready else None
         self._restarts.count(End(code, served, hung=worker.killed_by_us))
@@ -345,11 +344,6 @@ class Supervisor:
         there = secretfs_at(Path(self._mountpoint))
         return there is not None and self._device in (there.minor, -1)
 
-    def _clean_up(self) -> None:
-        """Unmount what a first worker has mounted that never was ready."""
-        if CONNECTION in self._stored:
-            self._unmount()
-
     def _unmount(self) -> int:
         path = Path(self._mountpoint)
         try:
@@ -383,17 +377,21 @@ def _open_log(place: str, mountpoint: Path) -> logging.Handler | None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run as a program. Returns the exit status."""
-    follows = arguments[0] == "--follow"
-    ready, log_file, mountpoint, *command = arguments[2:] if follows else arguments
+    option, *values = arguments[: _OPTIONS.get(arguments[0], 0)] or [""]
+    ready, log_file, mountpoint, *command = arguments[_OPTIONS.get(option, 0) :]
+    first = (int(values[0]), int(values[1])) if option == "--first" else None
     log_to_stderr()
     try:
         handler = _open_log(log_file, Path(mountpoint))
-        succession = Succession(Path(arguments[1]) if follows else None)
+        succession = Succession(Path(values[0]) if option == "--follow" else None)
     except (ConfigurationError, MountError) as error:
         say(f"secretfs: {printable(str(error))}")
+        if first:
+            os.kill(first[0], signal.SIGKILL)
+            os.waitpid(first[0], 0)
         return error.exit_code
     _protect()
-    return Supervisor(command, mountpoint, int(ready), handler, succession).run()
+    return Supervisor(command, mountpoint, int(ready), handler, succession, first).run()
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Final, NoReturn
 
-CHANNEL: Final = "supervisor"
-"""Name of the descriptor through which a worker notifies us. Any process could flood an address such as systemd's."""
-
 _FIRST_DESCRIPTOR: Final = 3  # SD_LISTEN_FDS_START
 
 

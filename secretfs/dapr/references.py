@@ -7,7 +7,6 @@ the registry's business: it hands in a function that reads one.
 
 import os
 import re
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote
@@ -82,6 +81,12 @@ def resolve_annotations(
     }
 
 
+def _uuid(_: re.Match[str]) -> str:
+    from uuid import uuid4  # noqa: PLC0415 - hardly any component has one
+
+    return str(uuid4())
+
+
 def _secret_wanted(item: Item) -> SecretKeyRef | None:
     """Return the reference that counts: envRef comes first, unless there is a value, which may be empty."""
     return None if item.value is None and item.env_ref else item.secret_key_ref
@@ -108,7 +113,7 @@ class _Resolution:
         Raises `ConfigurationError` with ``what`` and its place for what cannot be filled in.
         """
         value = _TOKEN.sub(lambda match: self._token(what, match[1] or "", source), value)
-        value = re.sub(r"\{uuid\}", lambda _: str(uuid.uuid4()), value)
+        value = re.sub(r"\{uuid\}", _uuid, value)
         if "{podName}" in value:
             if not self._context.pod_name:
                 raise ConfigurationError(

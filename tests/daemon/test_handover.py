@@ -10,7 +10,7 @@ import pytest
 
 from secretfs.daemon.handover import Handover
 from secretfs.daemon.request import MountOptions
-from secretfs.daemon.supervisor import API, CONNECTION
+from secretfs.daemon.stored import API, CONNECTION
 from secretfs.errors import ConfigurationError
 from secretfs.linux.sd_notify import ServiceManager
 from secretfs.observe.address import Address
