@@ -45,8 +45,7 @@ class PermissionRule:
         return Permissions(permissions.uid, gid, permissions.mode if self.mode is None else self.mode)
 
 
-@dataclass(frozen=True, slots=True)
-class ViewPermissions:
+class ViewPermissions(NamedTuple):
     """The permissions of all that an app sees."""
 
     default: Permissions

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from secretfs.cache.freshness import Freshness
 from secretfs.dapr.sources import Sources
@@ -45,8 +46,7 @@ class MountOptions:
         return [Notice(f"user {self.uid} owns the files and cannot get at them without --allow-other")]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What is to be mounted, and how."""
 
     sources: Sources

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import trio
 
@@ -321,8 +322,7 @@ def _whose(declaration: Declaration) -> str:
     return f"app id {app_id}" if app_id else "no app id"
 
 
-@dataclass(frozen=True, slots=True)
-class _Ready:
+class _Ready(NamedTuple):
     """What is said when a mount is ready."""
 
     mountpoint: Path

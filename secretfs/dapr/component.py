@@ -15,7 +15,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePath
-from typing import Final
+from typing import Final, NamedTuple
 
 from secretfs.dapr.component_yaml import Field, Object
 from secretfs.dapr.documents import (
@@ -55,8 +55,7 @@ _STRINGS = re.compile(
 """Paths of fields that Dapr makes strings of before it makes JSON, also of a number that JSON does not have."""
 
 
-@dataclass(frozen=True, slots=True)
-class SecretKeyRef:
+class SecretKeyRef(NamedTuple):
     """A secret of another store that gives a property its value."""
 
     name: str
@@ -118,8 +117,7 @@ class Component:
         return not self.scopes or (app_id != "" and app_id in self.scopes)
 
 
-@dataclass(frozen=True, slots=True)
-class Manifests:
+class Manifests(NamedTuple):
     """What the resource directories hold for one app."""
 
     components: tuple[Component, ...]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from secretfs.dapr.component import API_VERSION, Component
 from secretfs.dapr.configuration_yaml import Field
@@ -137,8 +137,7 @@ class _File:
                 yield _Unknown(f"unknown field {quoted}{hint} is ignored, by Dapr as well", name, given.source)
 
 
-@dataclass(frozen=True, slots=True)
-class _Unknown:
+class _Unknown(NamedTuple):
     """A field that nobody reads."""
 
     message: str
@@ -154,8 +153,7 @@ class _Unknown:
         return Notice(self.message + effect, self.source)
 
 
-@dataclass(frozen=True, slots=True)
-class _ScopeEntry:
+class _ScopeEntry(NamedTuple):
     """An entry of ``spec.secrets.scopes`` before validation, which Dapr does on the merged result."""
 
     fields: Mapping[str, Field]

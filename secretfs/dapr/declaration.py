@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from secretfs.dapr.app import App
 from secretfs.dapr.component import AllManifests, Component, load_manifests
@@ -24,8 +25,7 @@ _KUBERNETES = Component(
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount/token")
 
 
-@dataclass(frozen=True, slots=True)
-class DeclaredStore:
+class DeclaredStore(NamedTuple):
     """A store as one app may see it."""
 
     component: str

@@ -2,11 +2,10 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from stat import S_ISDIR
-from typing import Final
+from typing import Final, NamedTuple
 
 from secretfs.dapr.app_views import load_for_apps
 from secretfs.dapr.component import load_manifests
@@ -20,8 +19,7 @@ Fingerprint = tuple[tuple[object, ...], ...]
 _NOTHING: Final = "no document there has kind: Component and a spec.type secretstores.*"
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigSource:
+class ConfigSource(NamedTuple):
     """Where the declaration came from, and how to read it again."""
 
     read: Callable[[], Declaration]

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -72,8 +72,7 @@ class RequestFile(ABC):
 ControlFile = RenderedFile | RequestFile | Link
 
 
-@dataclass(frozen=True, slots=True)
-class MountStatus:
+class MountStatus(NamedTuple):
     """The mount as a whole."""
 
     app_id: str

@@ -18,9 +18,8 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Final, NamedTuple
 
 from secretfs.errors import JournalUnreadable
 from secretfs.fs.keys import PIN
@@ -93,8 +92,7 @@ class Flag(IntFlag):
 _KEPT: Final = int(Flag.BOUND | Flag.PINNED)
 
 
-@dataclass(frozen=True, slots=True)
-class StoreRecord:
+class StoreRecord(NamedTuple):
     """A store as it was served."""
 
     multi_valued: bool
@@ -105,8 +103,7 @@ class StoreRecord:
     reads_have_effects: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """An inode as the journal has it."""
 
     slot: int

@@ -2,9 +2,8 @@
 
 import errno
 import secrets
-from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from secretfs.fs.inode import Inode, Version
 from secretfs.fs.names import CONTROL
@@ -32,8 +31,7 @@ SHOWS_NOTHING: Final = (Call.EVICT, Call.FIND)
 """The calls that nobody sees."""
 
 
-@dataclass(frozen=True, slots=True)
-class PendingSyscall:
+class PendingSyscall(NamedTuple):
     """A system call of ours that is under way, as the kernel will ask about it."""
 
     call: Call

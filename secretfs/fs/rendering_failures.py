@@ -3,8 +3,7 @@
 import logging
 import time
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 
@@ -14,8 +13,7 @@ from secretfs.errors import StoreError
 log: Final = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Failing:
+class _Failing(NamedTuple):
     reason: str
     """As the log has it."""
     failure: Failure

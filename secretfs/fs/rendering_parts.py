@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import trio
 
@@ -18,8 +19,7 @@ from secretfs.fs.view import StoreView
 from secretfs.store import Secret
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A secret, or a folder with the names in it."""
 
     component: str

@@ -15,9 +15,8 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import trio
 
@@ -111,8 +110,7 @@ class Mounter:
             os.waitpid(self.pid, os.WNOHANG)
 
 
-@dataclass(frozen=True, slots=True)
-class HelperProcesses:
+class HelperProcesses(NamedTuple):
     """The mounter and two helpers.
 
     One may have to wait for a store, and must not keep us from finding out whether we serve at all.

@@ -9,9 +9,8 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 _ENOUGH: Final = 16 << 10  # bytes of a file in /proc
 _TICKS: Final = os.sysconf("SC_CLK_TCK")  # per second
@@ -26,8 +25,7 @@ _POD: Final = re.compile(r"(?:^|-)pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a
 _ESCAPE: Final = re.compile(r"\\x([0-9a-f]{2})")  # systemd-escape(1)
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessIdentity:
+class ProcessIdentity(NamedTuple):
     """A process. What could not be found out is None; ids are those of our own namespaces."""
 
     uid: int | None = None

@@ -6,7 +6,7 @@ since the epoch.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from secretfs.histogram import Distribution, Labels
 from secretfs.store import Expiry
@@ -15,8 +15,7 @@ Format = Literal["openmetrics", "classic"]
 """How metrics are written down: the second is what Prometheus had before, and what node_exporter reads from files."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoreMeasures:
+class StoreMeasures(NamedTuple):
     """One store. Counters begin when the process does, or when its component was edited."""
 
     name: str

@@ -43,8 +43,7 @@ _AT_ONCE = 8  # stores of a set of objects that are opened at once
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedStore:
+class OpenedStore(NamedTuple):
     """A store that is open, and how fresh its answers have to be."""
 
     component: Component
@@ -93,8 +92,7 @@ class KnownStore(NamedTuple):
     reads_have_effects: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class OpenFailure:
+class OpenFailure(NamedTuple):
     """A component that could not be opened or does not answer."""
 
     component: Component

@@ -8,7 +8,7 @@ be waiting for it.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import trio
@@ -37,8 +37,7 @@ from secretfs.store import LeasingStore
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class RunningStore:
+class RunningStore(NamedTuple):
     """A store, its cache, the task that keeps it fresh, and what is kept of it for the next process."""
 
     opened: OpenedStore

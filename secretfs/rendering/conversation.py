@@ -3,8 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -27,8 +26,7 @@ PATIENCE: Final = 30.0
 """Seconds for which we wait for the process to say something: it gets its processor time in that, or never."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """How secrets are asked for on behalf of a file. Both raise a `SecretFSError`, which then ends the rendering."""
 
     secret: Callable[[str, str], Awaitable[Mapping[str, bytes]]]

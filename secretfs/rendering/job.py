@@ -7,9 +7,8 @@ it is, and the rest. Whoever reads decides how much it takes: what comes from th
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 LARGEST_FILE: Final = 1 << 20
 """Bytes of a rendered file, at most."""
@@ -43,8 +42,7 @@ class Format(Enum):
     DOCKER = "dockerconfigjson"
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """A value of a secret."""
 
     store: str
@@ -53,15 +51,13 @@ class Reference:
     """Empty for the only value of a secret, in a single-valued store."""
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(NamedTuple):
     """A text in the template language."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """A file to render: of a template, or of values in their order."""
 
     format: Format
@@ -108,8 +104,7 @@ class Kind(Enum):
     ANSWER = b"A"
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """Why a template does not render. It quotes the template at most, and never a value."""
 
     message: str
@@ -125,8 +120,7 @@ class Fault:
         return f"{where}: {self.message}" if where else self.message
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(NamedTuple):
     """What is known of a template that nobody has rendered."""
 
     stores: tuple[str, ...] = ()

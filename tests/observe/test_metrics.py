@@ -99,7 +99,7 @@ def test_what_is_measured_is_on_the_page() -> None:
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    found = samples(replace(MOUNT, stores=[replace(STORE, oldest_in_use=None, expiry=Expiry())]))
+    found = samples(replace(MOUNT, stores=[STORE._replace(oldest_in_use=None, expiry=Expiry())]))
     assert "secretfs_store_next_probe_timestamp_seconds vault" not in found
     assert "secretfs_oldest_value_timestamp_seconds vault" not in found
     assert "secretfs_token_expiry_timestamp_seconds vault" not in found
@@ -131,6 +131,6 @@ def test_both_formats_say_the_same() -> None:
 def test_series_depend_on_stores_alone(number: int) -> None:
     of_mount = len(samples(replace(MOUNT, stores=[])))
     of_store = len(samples(MOUNT)) - of_mount
-    stores = [replace(STORE, name=f"store{each}", values=10**6) for each in range(number)]
+    stores = [STORE._replace(name=f"store{each}", values=10**6) for each in range(number)]
     assert len(samples(replace(MOUNT, stores=stores, apps=1000))) == of_mount + number * of_store
     assert of_store < 150
