@@ -19,6 +19,7 @@ from secretfs.linux.process import set_name
 from secretfs.linux.runtime_directory import runtime_file
 
 _PATIENCE: Final = 2.0  # seconds that they have to end by themselves when forced, and that the kernel has to end them
+_HELPER_IN_USE: Final = 0.5  # seconds; a helper of the daemon has the mount in use for much less
 _UNHURRIED: Final = 10.0  # seconds that they have when nobody forces them: the machine may be busy
 
 
@@ -53,7 +54,7 @@ def unmount_and_wait(path: Path) -> None:
     """Unmount the secretfs at ``path`` and wait until its processes have ended. Raises `MountError` if it is in use."""
     mount = _require_own(path)
     pids = daemon_pids(mount)
-    unmount(path)
+    unmount(path, patience=_HELPER_IN_USE)
     clear_failure(str(path))
     _end(mount, pids, _UNHURRIED)
 

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 _MNT_DETACH = 2  # linux/fs.h
 _UMOUNT_NOFOLLOW = 8
 _LINKS = 40  # as many as the kernel follows (path_resolution(7))
+_TRY_AGAIN = 0.02  # seconds
 _PATIENCE = 2.0  # seconds until a mount that does not answer counts as hung
 
 
@@ -107,14 +109,20 @@ def clear(path: Path, unmount: Callable[[], object]) -> None:
         log.info("cleared a dead mount at %s", path)
 
 
-def unmount(path: Path, *, lazy: bool = False) -> None:
+def unmount(path: Path, *, lazy: bool = False, patience: float = 0.0) -> None:
     """Unmount ``path``; lazily means that files still open stay readable. Raises `MountError` if it is in use.
 
+    It is tried for ``patience`` seconds: for some microseconds a helper of the daemon itself has the mount in use.
     The daemon and ``secretfs unmount`` may both do so: who comes second finds that it is done.
     """
-    failed = _umount(path, lazy=lazy) if may_mount() else _fusermount(path, lazy=lazy)
-    if failed and is_mounted(path):
+    end = time.monotonic() + patience
+    while failed := _umount(path, lazy=lazy) if may_mount() else _fusermount(path, lazy=lazy):
+        if not is_mounted(path):
+            return
         busy = os.strerror(errno.EBUSY) in failed
+        if busy and time.monotonic() < end:
+            time.sleep(_TRY_AGAIN)
+            continue
         fix = f"end the programs that use it (fuser -vm {path}), or add --force" if busy else ""
         raise MountError(f"cannot unmount {path}: {failed}", fix)
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -394,6 +395,18 @@ class TestUnmounting:
             finally:
                 os.close(descriptor)
             assert secretfs("unmount", point).status == 0
+            assert mount.process.wait(PATIENCE) == 0
+
+    def test_one_that_is_in_use_for_a_moment(
+        self, components: Path, point: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As by a helper of the daemon, which nobody can end."""
+        with mounted(components, mountpoint=point) as mount:
+            descriptor = os.open(point / "env", os.O_RDONLY)
+            with monkeypatch.context() as patched:
+                patched.setattr(time, "sleep", lambda _: os.close(descriptor))  # after the first attempt
+                unmount(point, patience=PATIENCE)
+            assert not is_mounted(point)
             assert mount.process.wait(PATIENCE) == 0
 
     def test_one_in_use_as_a_user(self) -> None:
