@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 from secretfs.cli.reporting import reporting
 from secretfs.daemon.request import Request
 from secretfs.daemon.stored import CHANNEL, MODULES, TURN, WATCHDOG
+from secretfs.linux.environment import hide_environment
 from secretfs.linux.log import log_to_stderr
 from secretfs.linux.process import set_name
 from secretfs.linux.sd_notify import stored_descriptors
@@ -31,6 +32,7 @@ _MOST: Final = 253  # SCM_MAX_FD of linux/net/scm.h
 
 def main() -> NoReturn:
     """Wait to be a worker, and be one. Ends with 0 if there is no need of it."""
+    hide_environment()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for the supervisor, too; here it ends without a word
     stored = stored_descriptors()
     turn = socket.socket(fileno=stored.pop(TURN))

@@ -15,7 +15,6 @@ child that waits at the descriptor TURN to be the first worker: `secretfs.daemon
 """
 
 import contextlib
-import ctypes
 import logging
 import math
 import os
@@ -37,11 +36,12 @@ from secretfs.daemon.succession import Succession
 from secretfs.daemon.worker_process import WorkerProcess, open_working_directory
 from secretfs.errors import ConfigurationError, MountError
 from secretfs.linux.daemonize import leave_terminal
+from secretfs.linux.environment import hide_environment
 from secretfs.linux.log import AS_JSON, log_to, log_to_stderr, printable, say
 from secretfs.linux.log_destinations import describe_fallback, open_log, open_syslog
 from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import unmount
-from secretfs.linux.process import set_name
+from secretfs.linux.process import hide_memory, set_name
 
 SPAWN_RETRY: Final = 2.0
 """Seconds until the next attempt, when the machine has no memory or process id for a worker."""
@@ -52,7 +52,6 @@ UNMOUNT_TIMEOUT: Final = 1.0
 START_TIMEOUT: Final = 30.0
 """Seconds that a worker has to be ready. The first one has no limit: its user sees that it is not ready yet."""
 
-_PR_SET_DUMPABLE = 4  # linux/prctl.h
 _PROCESS_NAME = "secretfs"
 _STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _MESSAGE_LIMIT = 8192
@@ -143,7 +142,7 @@ class Supervisor:
         return self._standby.become_worker(stored) or self._execute(self._command, stored)
 
     def _execute(self, command: list[str], stored: Mapping[str, int]) -> WorkerProcess:
-        environment = os.environ | {"WATCHDOG_USEC": str(int(WATCHDOG * 1e6))}
+        environment = os.environb | {b"WATCHDOG_USEC": b"%d" % int(WATCHDOG * 1e6)}  # texts would be copies
         return WorkerProcess.start(command, environment, self._directory, stored, (*_STOP, signal.SIGHUP))
 
     def _watch(self, worker: WorkerProcess) -> int:
@@ -362,9 +361,9 @@ def _exit_status(code: int) -> int:
 
 def _protect() -> None:
     """Protect the environment, which may hold credentials, from core dumps and from other processes of this user."""
-    libc = ctypes.CDLL(None)
     set_name(_PROCESS_NAME)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    hide_memory()
+    hide_environment()
 
 
 def _open_log(place: str, mountpoint: Path) -> logging.Handler | None:

@@ -28,6 +28,7 @@ from secretfs.dapr.load import ConfigSource, declare
 from secretfs.errors import ConfigurationError, SecretFSError
 from secretfs.linux.confinement import CAP_DAC_READ_SEARCH, CAP_NET_BIND_SERVICE, CAP_SYS_PTRACE, confine
 from secretfs.linux.daemonize import leave_terminal
+from secretfs.linux.environment import hide_environment
 from secretfs.linux.log import log_to
 from secretfs.linux.log_destinations import log_in_thread, open_log, open_syslog
 from secretfs.linux.mounter import HelperProcesses
@@ -75,27 +76,28 @@ def _work(request: Request, handover: Handover, observer: Observer, end: Callabl
     if handover.inherited is None:
         observer.audit.require()
         prepare(options.mountpoint, allow_other=options.allow_other, nonempty=options.nonempty)
-    declaration, origin = declare(request.sources)
-    require_rights(options, declaration)
-    for notice in (*declaration.notices, *options.notices):
-        notice.log_to(log)
     protect_memory()
-    helpers = HelperProcesses.fork(options.mountpoint)
+    hide_environment()
+    helpers = HelperProcesses.fork(options.mountpoint)  # before credentials are read
 
-    async def serve_until_end() -> None:
+    async def serve_until_end(declaration: Declaration, origin: ConfigSource) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_it, nursery.cancel_scope)
+            nursery.start_soon(serve_it, declaration, origin, nursery.cancel_scope)
             await end()
             nursery.cancel_scope.cancel()
 
-    async def serve_it(scope: trio.CancelScope) -> None:
+    async def serve_it(declaration: Declaration, origin: ConfigSource, scope: trio.CancelScope) -> None:
         await _serve(declaration, origin, options, helpers, handover, observer)
         scope.cancel()
 
     try:
+        declaration, origin = declare(request.sources)
+        require_rights(options, declaration)
+        for notice in (*declaration.notices, *options.notices):
+            notice.log_to(log)
         handover.listen(options)
         confine(_needed(options), _written(request))
-        trio.run(serve_until_end)
+        trio.run(serve_until_end, declaration, origin)
     finally:
         observer.audit.close()
         helpers.close()

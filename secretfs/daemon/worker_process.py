@@ -34,7 +34,7 @@ class WorkerProcess:
     def start(
         cls,
         command: list[str],
-        environment: Mapping[str, str],
+        environment: Mapping[bytes, bytes],
         directory: int,
         stored: Mapping[str, int],
         blocked: Collection[signal.Signals],
@@ -99,7 +99,7 @@ def open_working_directory() -> int:
 
 def _become_worker(
     command: list[str],
-    environment: Mapping[str, str],
+    environment: Mapping[bytes, bytes],
     directory: int,
     stored: Mapping[str, int],
     mask: Collection[int],
@@ -117,4 +117,5 @@ def _become_worker(
         os.dup2(descriptor, target)
     os.closerange(last, os.sysconf("SC_OPEN_MAX"))
     names = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(high)), "LISTEN_FDNAMES": ":".join(stored)}
-    os.execve(command[0], command, {**environment, **names})  # noqa: S606 - no shell
+    named = {os.fsencode(name): os.fsencode(value) for name, value in names.items()}
+    os.execve(command[0], command, {**environment, **named})  # noqa: S606 - no shell

@@ -56,7 +56,7 @@ def load_declaration(sources: Sources) -> Declaration:
 
     Raises `ConfigurationError`, also if there is no store at all for the one app.
     """
-    declaration = _load(sources.with_defaults(), dict(os.environ))
+    declaration = _load(sources.with_defaults(), os.environ)  # no copy: there may be credentials in it
     forget_undeclared()
     return declaration
 

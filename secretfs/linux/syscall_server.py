@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NoReturn
 
 from secretfs.linux.confinement import confine_helper, restrict_helper
+from secretfs.linux.environment import forget_environment
 from secretfs.linux.fanotify import mark_opens, open_group
 from secretfs.linux.mount_api import writable
 from secretfs.linux.own_mount import OwnMount
@@ -90,6 +91,7 @@ def leave_daemon(name: bytes, requests: socket.socket) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)  # these are for the daemon
     os.chdir("/")
+    forget_environment(lambda variable: variable == "PATH" or variable.startswith("PYTHON"))
     _close_all_but(requests)
 
 

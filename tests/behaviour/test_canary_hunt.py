@@ -70,6 +70,36 @@ def hunt(mount: Mounted, directory: Path) -> int:
     return len(in_memory(worker, every))
 
 
+def test_what_a_mount_logs_in_with(own_server: OpenBao, tmp_path: Path) -> None:
+    """safe-8: What a mount logs in with is in the daemon, if it is a variable also in the supervisor and the process
+    that stands by, and nowhere else: not in `/proc/PID/environ` of any of them, and not in a helper process."""
+    own_server.put("secret/dapr/db", {"password": "any"})
+    tokens = {name: secret(f"token-{name}-0123456789") for name in ("variable", "manifest", "reference")}
+    for token in tokens.values():
+        own_server.call("POST", "auth/token/create", {"id": token, "policies": ["root"]})
+    (tmp_path / "tokens.json").write_text(json.dumps({"token": tokens["reference"]}))
+    component(tmp_path / "c", "tokens", "local.file", {"secretsFile": tmp_path / "tokens.json"})
+    given: dict[str, object] = {"v": {"envRef": "MY_TOKEN"}, "m": tokens["manifest"]}
+    given["r"] = {"secretKeyRef": {"name": "token", "key": "token"}}
+    for name, token_property in given.items():
+        properties = {"vaultAddr": own_server.address, "vaultToken": token_property}
+        component(tmp_path / "c", name, "hashicorp.vault", properties, secret_store="tokens" if name == "r" else "")
+    with mounted(tmp_path / "c", env={"MY_TOKEN": tokens["variable"]}, expect_log=["process .* ended"]) as mount:
+        for times in (1, 2):
+            assert {(mount.path / name / "db/password").read_text() for name in "vmr"} == {"any"}
+            wait_until(lambda: stands_by(mount.path))
+            with_variable = {mount.worker, mount.process.pid}
+            for pid in all_of(mount):
+                environ, process = (Path(f"/proc/{pid}/{file}").read_bytes() for file in ("environ", "comm"))
+                assert environ.strip(b"\0") == b""
+                found = in_memory(pid, [token.encode() for token in tokens.values()])
+                allowed = set(tokens.values()) if pid == mount.worker else {tokens["variable"]}
+                assert found <= {token.encode() for token in allowed}
+                assert bool(found) == (pid in with_variable or process == b"secretfs-next\n")
+            os.kill(mount.worker, signal.SIGKILL)
+            mount.said("took over the mount at", times)
+
+
 def known(mount: Mounted) -> int:
     return int(json.loads((mount.path / ".secretfs/status.json").read_bytes())["stores"]["vault"]["cached_values"])
 
