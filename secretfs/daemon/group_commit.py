@@ -4,6 +4,7 @@ A mount reads everything for each change, so changes of many at once would wait 
 under way the others gather; then one of them makes the changes of all.
 """
 
+import copy
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class GroupCommit:
         if leads:
             self._make_all()
         if mine.error is not None:
-            raise mine.error
+            raise copy.copy(mine.error)  # a copy for each: an instance that many threads raise has a traceback of all
 
     def _make_all(self) -> None:
         """Make the changes that wait by now."""
