@@ -49,7 +49,6 @@ def main() -> NoReturn:
 
 def be_first(turn: socket.socket) -> NoReturn:
     """Do the same as the first worker of a mount, forked from the command: `secretfs.daemon.beginning`."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTSTP, signal.SIG_IGN)  # as the supervisor has it for all workers
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if not sys.flags.safe_path:

@@ -60,9 +60,9 @@ def begin(arguments: Sequence[str]) -> socket.socket | None:
         theirs.close()
         begun = Beginning(ready, worker, ours)
         return None
-    limit = os.sysconf("SC_OPEN_MAX")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is for the command, too; here it ends without a word
     os.closerange(3, theirs.fileno())
-    os.closerange(theirs.fileno() + 1, limit)
+    os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
     return theirs
 
 
