@@ -41,6 +41,7 @@ from secretfs.linux.log import AS_JSON, log_to, log_to_stderr, printable, say
 from secretfs.linux.log_destinations import describe_fallback, open_log, open_syslog
 from secretfs.linux.mountinfo import secretfs_at
 from secretfs.linux.mountpoint import unmount
+from secretfs.linux.precedence import prefer_session
 from secretfs.linux.process import hide_memory, set_name
 
 SPAWN_RETRY: Final = 2.0
@@ -277,6 +278,7 @@ class Supervisor:
             if not self._announced:
                 self._announced = True
                 self._announce()
+            prefer_session(worker.pid)
 
     def _store(self, name: str, descriptor: int) -> None:
         self._remove(name)

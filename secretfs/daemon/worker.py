@@ -33,6 +33,7 @@ from secretfs.linux.log import log_to
 from secretfs.linux.log_destinations import log_in_thread, open_log, open_syslog
 from secretfs.linux.mounter import HelperProcesses
 from secretfs.linux.mountpoint import prepare
+from secretfs.linux.precedence import go_first
 from secretfs.linux.process import CAP_DAC_OVERRIDE, CAP_IPC_LOCK, has_capability, protect_memory
 from secretfs.linux.runtime_directory import runtime_file
 from secretfs.observe.audit import audit_log
@@ -96,6 +97,7 @@ def _work(request: Request, handover: Handover, observer: Observer, end: Callabl
         for notice in (*declaration.notices, *options.notices):
             notice.log_to(log)
         handover.listen(options)
+        go_first()  # the helpers do not
         confine(_needed(options), _written(request))
         trio.run(serve_until_end, declaration, origin)
     finally:

@@ -44,6 +44,8 @@ def main() -> NoReturn:
     """Serve requests, or check templates."""
     _ignore_terminal()
     os.chdir("/")
+    if os.getpriority(os.PRIO_PROCESS, 0) < 0:  # that of the daemon: nobody knows how long a template takes
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
     forbid_dumps()
     ctypes.CDLL(None).prctl(_PR_SET_NAME, b"secretfs-render", 0, 0, 0)
     os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
