@@ -17,7 +17,7 @@ CAP_SYS_ADMIN: Final = 21
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 _PR_SET_NAME = 15
 _EVERYBODY = ["0", "0", "4294967295"]  # user_namespaces(7): the map of the initial user namespace
-_M_MMAP_THRESHOLD = -3  # malloc.h
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4  # asm-generic/mman.h
 
 _LOCKED: Final = list[bool]()
@@ -38,11 +38,16 @@ def return_freed_memory() -> None:
     """Let every block of 2 MiB or more go back to the system when it is freed, and what it held with it.
 
     Left to itself, glibc keeps blocks of up to 32 MiB for reuse once some have been freed: eight values of 15 MiB, read
-    at once, left 500 MiB behind. A libc without mallopt(3) has no such habit.
+    at once, left 500 MiB behind. And it keeps memory for each thread (an arena), which another cannot use: 1 MiB for a
+    store that calls a server. Threads of Python hardly ever allocate at the same time. A libc without mallopt(3) has no
+    such habits.
+
+    Call it before there are threads.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 2 << 20)  # a read through the kernel is of 1 MiB at most
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def forbid_dumps() -> Notice | None:

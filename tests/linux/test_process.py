@@ -37,6 +37,23 @@ for thread in threads:
     thread.join()
 """
 
+ARENAS = """
+gate = threading.Barrier(8)
+def allocate():
+    kept = [bytearray(100_000) for _ in range(10)]  # by malloc(3), and not by mmap(2)
+    gate.wait()
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+def size(line):
+    start, end = line.split()[0].split("-")
+    return int(end, 16) - int(start, 16)
+reserved = [line for line in open("/proc/self/maps") if "---p" in line and size(line) > 32 << 20]
+print("arenas of threads", len(reserved))  # each has 64 MiB of addresses
+"""
+
 
 def protected(more: str = "") -> list[str]:
     done = subprocess.run(
@@ -53,6 +70,10 @@ def test_no_core_dump_and_no_ptrace() -> None:
 @pytest.mark.root("only root may lock all its memory")
 def test_root_locks_its_memory_and_threads_cost_no_whole_stacks() -> None:
     assert protected(MANY_THREADS)[2:] == ["locked True", "grown by less than 20 MB True"]
+
+
+def test_threads_have_no_memory_of_their_own() -> None:
+    assert protected(ARENAS)[-1] == "arenas of threads 0"
 
 
 def as_nobody(limit: str, swaps: str) -> list[str]:
