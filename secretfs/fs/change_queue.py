@@ -63,13 +63,18 @@ class ChangeQueue:
     async def caught_up(self) -> None:
         """Wait until all that has been announced by now is published, `PATIENCE` seconds at most."""
         with trio.move_on_after(PATIENCE):
-            while self._announced.statistics().current_buffer_used:
+            while not self._has_received_all():
                 await trio.lowlevel.checkpoint()
             async with trio.open_nursery() as nursery:
                 for waiting in self._waiting.values():
                     mark = trio.Event()
                     waiting.append(mark)
                     nursery.start_soon(mark.wait)
+
+    def _has_received_all(self) -> bool:
+        """Whether who enqueues what is announced waits for more: it may hold a change that is not in the channel."""
+        announced = self._announced.statistics()
+        return announced.current_buffer_used == 0 and announced.tasks_waiting_receive > 0
 
     async def _publish_all(self, component: str) -> None:
         """Publish what has changed in a store, until nothing more has."""

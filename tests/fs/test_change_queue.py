@@ -22,9 +22,14 @@ class Published:
         self.done: list[str] = []
         self.failures: dict[str, Exception] = {}
         self.before: dict[str, trio.Event] = {}
-        _, announced = trio.open_memory_channel[Change](math.inf)
+        self.announce, announced = trio.open_memory_channel[Change](math.inf)
         self.queue = ChangeQueue(announced, self._publish, self._settle)
         nursery.start_soon(self.queue.run)
+        nursery.start_soon(self._receive, announced)
+
+    async def _receive(self, announced: trio.MemoryReceiveChannel[Change]) -> None:
+        async for change in announced:
+            self.queue.enqueue(change)
 
     async def _publish(self, change: Change) -> None:
         (name,) = change.names or {"whole"}
@@ -99,3 +104,26 @@ async def test_a_store_that_hangs_holds_up_no_other_and_nobody_who_waits_for_lon
     published.before["a"].set()
     await published.queue.caught_up()
     assert published.done[2:4] == ["a", "b"]
+
+
+async def test_what_was_announced_just_now_is_waited_for(nursery: trio.Nursery) -> None:
+    """Also what is in no queue at this moment: it is on its way from the channel to one."""
+    for number in range(50):  # which task runs first is chance
+        published, caught_up = Published(nursery), trio.Event()
+
+        async def wait(published: Published = published, caught_up: trio.Event = caught_up) -> None:
+            await published.queue.caught_up()
+            caught_up.set()
+
+        await wait_all_tasks_blocked()
+        published.before["vault"] = trio.Event()
+        for component in "env", "kv", "vault":
+            published.announce.send_nowait(change(component, component))
+        for _ in range(number % 5):
+            await trio.lowlevel.checkpoint()
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        assert not caught_up.is_set()
+        published.before["vault"].set()
+        await caught_up.wait()
+        assert {"env", "kv", "vault"} <= set(published.done)
