@@ -79,6 +79,7 @@ def _work(request: Request, handover: Handover, observer: Observer, end: Callabl
         prepare(options.mountpoint, allow_other=options.allow_other, nonempty=options.nonempty)
     protect_memory()
     hide_environment()
+    go_first()  # with its helpers: changes do not show before they have made their calls
     helpers = HelperProcesses.fork(options.mountpoint)  # before credentials are read
 
     async def serve_until_end(declaration: Declaration, origin: ConfigSource) -> None:
@@ -97,7 +98,6 @@ def _work(request: Request, handover: Handover, observer: Observer, end: Callabl
         for notice in (*declaration.notices, *options.notices):
             notice.log_to(log)
         handover.listen(options)
-        go_first()  # the helpers do not
         confine(_needed(options), _written(request))
         trio.run(serve_until_end, declaration, origin)
     finally:

@@ -22,14 +22,15 @@ def nice_values(pid: int) -> set[int]:
     return {os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in Path(f"/proc/{pid}/task").iterdir()}
 
 
-def test_the_daemon_and_none_of_its_helpers(mount: Mounted) -> None:
-    """Nor what runs in the session of who has started it."""
+def test_the_daemon_with_its_helpers(mount: Mounted) -> None:
+    """And nothing else that runs in the session of who has started it."""
     before = AUTOGROUP.read_text() if AUTOGROUP.exists() else ""
     assert (mount.path / "env/A").read_text()
     assert nice_values(mount.worker) == {NICE}
     (mounter,) = named_children(mount.worker, "secretfs-mount")
-    for pid in (mount.process.pid, mounter, *named_children(mount.worker, "secretfs-helper")):
-        assert nice_values(pid) == {0}
+    for pid in (mounter, *named_children(mount.worker, "secretfs-helper")):
+        assert nice_values(pid) == {NICE}
+    assert nice_values(mount.process.pid) == {0}
     assert not before or AUTOGROUP.read_text() == before
 
 
