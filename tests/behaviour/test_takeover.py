@@ -440,7 +440,7 @@ def test_a_store_of_another_shape(components: Path, file: SecretsFile) -> None:
             component(components, "kv", "local.file", {**other, "multiValued": "true"}, secret_store="env")
         wait_until(lambda: os.listdir(mount.path / "kv") == ["db"])  # noqa: PTH208 - one removed just now is empty
         assert (mount.path / "kv/db/user").read_text() == OLD
-        assert errno_of((mount.path / "kv/db:user").stat) == "ENOENT"
+        wait_until(lambda: errno_of((mount.path / "kv/db:user").stat) == "ENOENT")
 
 
 def test_a_store_of_another_type(components: Path, file: SecretsFile, tmp_path: Path) -> None:

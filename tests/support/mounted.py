@@ -150,7 +150,7 @@ def processes(mountpoint: Path) -> Iterator[tuple[int, str]]:
                 name = (directory / "comm").read_text().strip()
                 served = "helper" if name in _HELPERS else "worker" if name.startswith("secretfs:") else "standby"
                 yield int(directory.name), served
-            elif {b"secretfs", os.fsencode(mountpoint)} <= arguments:
+            elif os.fsencode(mountpoint) in arguments and b"secretfs" in map(os.path.basename, arguments):
                 supervises = not _SUPERVISORS.isdisjoint(arguments)
                 helps = _is_helper(directory, command)
                 yield int(directory.name), "helper" if helps else "supervisor" if supervises else "worker"
