@@ -7,8 +7,10 @@ import contextlib
 import copy
 import io
 import logging
+import logging.handlers
 import os
 import queue
+import socket
 import threading
 from pathlib import Path
 from typing import Final
@@ -36,12 +38,12 @@ def open_log(log_file: Path, *, as_json: bool = False) -> logging.Handler:
 
 def open_syslog(mountpoint: Path, *, as_json: bool = False) -> logging.Handler:
     """Open syslog; if there is none, a file of that mount in the runtime directory."""
-    from secretfs.linux.syslog import Syslog  # noqa: PLC0415 - who logs elsewhere needs none of it
-
     try:
-        handler = Syslog(_SYSLOG, f"secretfs[{os.getpid()}]: ")
+        handler = _Syslog(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
+        handler.socket.getpeername()  # logging says nothing of a socket that is not there, or that nobody listens at
     except OSError:
         return _fallback(mountpoint, as_json=as_json)
+    handler.ident = f"secretfs[{os.getpid()}]: "
     handler.setFormatter(line_format(as_json=as_json))
     return handler
 
@@ -119,26 +121,39 @@ class _LogFile(CountsLost, logging.FileHandler):
         old.close()
 
 
-class _Queue(logging.Handler):
+class _Syslog(CountsLost, logging.handlers.SysLogHandler):
+    """Never waits: a line may be lost when syslog hangs, but no reader of a secret hangs with it."""
+
+    socket: socket.socket
+
+    def _connect_unixsocket(self, address: str) -> None:
+        super()._connect_unixsocket(address)  # type: ignore[misc]
+        self.socket.settimeout(0)
+
+
+class _Queue(logging.handlers.QueueHandler):
     """Hands lines to a thread, which writes them with another handler."""
 
     def __init__(self, handler: logging.Handler) -> None:
-        super().__init__()
         self._lines = queue.Queue[logging.LogRecord | None](QUEUE)
+        super().__init__(self._lines)
         self._lost = 0
         self._thread = threading.Thread(target=self._write, args=(handler,), name="log", daemon=True)
         self._thread.start()
 
-    def emit(self, record: logging.LogRecord) -> None:
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Make text of all that belongs to a line: another thread must not keep the frames of a traceback alive."""
+        record = copy.copy(record)
+        record.msg, record.args = record.getMessage(), None
+        if record.exc_info:
+            record.exc_text, record.exc_info = logging.Formatter().formatException(record.exc_info), None
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
         """Put a line into the queue, or count it as lost."""
+        record.lost = self._lost
         try:
-            line = _as_text(record)
-        except Exception:  # noqa: BLE001 - it does not fit its arguments
-            self.handleError(record)
-            return
-        line.lost = self._lost
-        try:
-            self._lines.put_nowait(line)
+            self._lines.put_nowait(record)
         except queue.Full:
             self._lost += 1
         else:
@@ -158,12 +173,3 @@ class _Queue(logging.Handler):
         while (record := self._lines.get()) is not None:
             handler.handle(record)
         handler.close()
-
-
-def _as_text(record: logging.LogRecord) -> logging.LogRecord:
-    """Make text of all that belongs to a line: another thread must not keep the frames of a traceback alive."""
-    record = copy.copy(record)
-    record.msg, record.args = record.getMessage(), None
-    if record.exc_info:
-        record.exc_text, record.exc_info = logging.Formatter().formatException(record.exc_info), None
-    return record
