@@ -25,10 +25,11 @@ def go_first() -> None:
 
 
 def prefer_session(pid: int) -> None:
-    """Have the session of a process go before others, if no program is in it but us. Does nothing where we may not."""
+    """Have the session of a process that does go before others, if no program is in it but us, and we may."""
     with suppress(OSError):
         leader = os.getsid(pid)
-        if leader in (pid, os.getpid()) and not _has_terminal(pid):
+        goes_first = os.getpriority(os.PRIO_PROCESS, pid) == NICE
+        if goes_first and leader in (pid, os.getpid()) and not _has_terminal(pid):
             Path(f"/proc/{pid}/autogroup").write_text(str(NICE))
 
 

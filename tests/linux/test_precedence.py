@@ -7,6 +7,7 @@ import pytest
 
 from secretfs.linux.precedence import NICE, prefer_session
 from tests.support.command import background, run
+from tests.support.lacking import cannot_test
 from tests.support.manifests import component
 from tests.support.mounted import Mounted, named_children
 from tests.support.open_fixtures import mount
@@ -39,7 +40,7 @@ def test_one_that_has_a_session_of_its_own(tmp_path: Path) -> None:
     with background(tmp_path / "mnt", "--resources-path", tmp_path / "c") as pid:
         group = Path(f"/proc/{pid}/autogroup")
         if not group.exists():
-            pytest.skip("the kernel does not share out by sessions")
+            cannot_test("the kernel does not share out by sessions")
         assert group.read_text().endswith(f" nice {NICE}\n")
 
 
@@ -50,6 +51,8 @@ def test_one_that_was_given_another(tmp_path: Path) -> None:
     try:
         with background(tmp_path / "mnt", "--resources-path", tmp_path / "c") as pid:
             assert nice_values(pid) == {1}
+            group = Path(f"/proc/{pid}/autogroup")
+            assert not group.exists() or group.read_text().endswith(" nice 0\n")
     finally:
         os.setpriority(os.PRIO_PROCESS, 0, previous)
 
