@@ -24,7 +24,7 @@ CONFIRM_PART: Final = 0.25
 
 
 class Uses:
-    """Takes note of opens, whoever tells of them: a request to open, read or poll, or `secretfs.fuse.opens`.
+    """Takes note of opens, by the requests that tell of them.
 
     ``kernel_opens`` is whether the kernel opens files by itself.
     """
@@ -46,14 +46,19 @@ class Uses:
         inode = self._tree.inode(number) if number in self._tree else None
         if isinstance(inode, Version) and not isinstance(inode.key, ControlKey):
             inode.used, inode.cached = trio.current_time(), True
-            self.unasked = self._kernel_opens()
             self._use(inode, inode.key)
+
+    def note_request(self, number: int) -> None:
+        """Take note of a request that tells of an open, if the kernel has asked for none: to read, or to poll."""
+        if self._kernel_opens():
+            self.unasked = True
+            self.note(number)
 
     def note_empty(self, number: int) -> None:
         """Take note that somebody looks at a file: if it is empty, nothing else tells that it is used."""
         version = self._tree.inode(number)
-        if isinstance(version, Version) and version.digest and not version.size and self._kernel_opens():
-            self.note(number)
+        if isinstance(version, Version) and version.digest and not version.size:
+            self.note_request(number)
 
     def note_entry(self, version: Version) -> None:
         """Take note that the kernel, which may have the bytes of a version, learns again that a path leads there.

@@ -96,7 +96,7 @@ class SecretVFS:
         self._tree = Tree(self._journal, memory)
         self._attributes = AttributePolicy(permissions, self._journal.born)
         self.uses = Uses(self._tree, self._contents, lambda: self._journal.kernel_opens)
-        """For those who hear of opens."""
+        """For those who find out what is in use."""
         self.secrets = SecretsByName(self._contents)
         """For those who ask by name."""
         self.changes = Changes(self._tree, self._contents, self._polls, self._attributes)
@@ -263,7 +263,7 @@ class SecretVFS:
             content = await self._contents.get(version.key)
             if not self._tree.has_content(version, content.data, content.modified):
                 raise Superseded(f"inode {handle} was replaced")
-        self.uses.note(handle)
+        self.uses.note_request(handle)
         return (version.content or b"")[offset : offset + size]
 
     async def getxattr(self, number: int, name: str, caller: Caller = UNKNOWN) -> bytes:
@@ -277,7 +277,7 @@ class SecretVFS:
     def poll(self, number: int, waiter: bytes | None) -> bool:
         """Whether a file has been superseded or deleted. If not, ``waiter`` is woken once when it is, or before."""
         version = self._tree.require_version(number)
-        self.uses.note(number)
+        self.uses.note_request(number)
         if not self._tree.is_current(version) or version.outdated:
             return True
         if isinstance(version.key, PinnedValueKey) and self._contents.is_outdated(version.key.directory):
