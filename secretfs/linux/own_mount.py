@@ -54,26 +54,22 @@ class OwnMount:
 
     def mkdir(self, device: int | None, path: bytes) -> None:
         """Make a directory."""
-        directory, name = self._split(path)
-        with self._open(directory, device) as parent:
+        with self._entry(device, path) as (parent, name):
             os.mkdir(name, dir_fd=parent)
 
     def unlink(self, device: int | None, path: bytes) -> None:
         """Remove a file."""
-        directory, name = self._split(path)
-        with self._open(directory, device) as parent:
+        with self._entry(device, path) as (parent, name):
             os.unlink(name, dir_fd=parent)
 
     def rmdir(self, device: int | None, path: bytes) -> None:
         """Remove a directory."""
-        directory, name = self._split(path)
-        with self._open(directory, device) as parent:
+        with self._entry(device, path) as (parent, name):
             os.rmdir(name, dir_fd=parent)
 
     def lstat(self, device: int | None, path: bytes) -> None:
         """Look an entry up, and ask for its attributes."""
-        directory, name = self._split(path)
-        with self._open(directory, device) as parent:
+        with self._entry(device, path) as (parent, name):
             os.stat(name, dir_fd=parent, follow_symlinks=False)
 
     def statvfs(self, device: int | None, path: bytes) -> None:
@@ -82,8 +78,7 @@ class OwnMount:
             with self._open(b"", device) as root:
                 os.fstatvfs(root)
             return
-        directory, name = self._split(path)
-        with self._open(directory, device) as parent:
+        with self._entry(device, path) as (parent, name):
             found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
             try:
                 os.fstatvfs(found)
@@ -95,6 +90,13 @@ class OwnMount:
         """Open a directory, without the right to read it."""
         with self._open(self._relative(path), device) as opened:
             yield opened
+
+    @contextmanager
+    def _entry(self, device: int | None, path: bytes) -> Iterator[tuple[int, bytes]]:
+        """Open the directory of an entry. Yields its descriptor, and the name in it."""
+        directory, name = self._split(path)
+        with self._open(directory, device) as parent:
+            yield parent, name
 
     def _split(self, path: bytes) -> tuple[bytes, bytes]:
         """Return the directory and the name of an entry."""
