@@ -111,6 +111,15 @@ async def test_a_read_is_a_use(unasked: SecretVFS, store: MemoryStore, mock_cloc
     assert await fetched_in_the_background(store, mock_clock) == {"B"}
 
 
+async def test_where_each_open_is_a_request_it_is_the_use(
+    vfs: SecretVFS, store: MemoryStore, mock_clock: MockClock
+) -> None:
+    """The reads that follow, of which a large file has many, tell nothing new."""
+    await read(vfs, "A")
+    await vfs.open((await read(vfs, "B")).inode)
+    assert await fetched_in_the_background(store, mock_clock) == {"B"}
+
+
 async def test_a_look_at_an_empty_file_is_a_use(
     store: MemoryStore, nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
