@@ -25,7 +25,8 @@ from tests.support.manifests import component
 from tests.support.mounted import stands_by
 from tests.support.shell import wait_until
 
-NGINX, PROXY, BAO, TTL, START = "nginx", "OpenBao proxy", "bao kv get", "the ttl", "python -c pass"
+LIBFUSE, NGINX, PROXY, BAO = "bare libfuse", "nginx", "OpenBao proxy", "bao kv get"
+TTL, START = "the ttl", "python -c pass"
 
 _PROCESSES = (1, 4, 16)
 _LISTERS = (1, 4)
@@ -44,10 +45,16 @@ console.log(Number(seconds) / done);
 
 def measure(fixtures: Fixtures, effort: Effort, server: Vault) -> list[Section]:
     """Measure all of it, in turns."""
-    sections = [Section("C client, each process", (BARE, TMPFS, NGINX, PROXY)), Section("Programs", (BARE, TMPFS))]
+    sections = [
+        Section("C client, each process", (BARE, LIBFUSE, TMPFS, NGINX, PROXY)),
+        Section("Programs", (BARE, TMPFS)),
+    ]
     with contextlib.ExitStack() as stack:
         with step("mounting, and starting nginx and OpenBao's proxy"):
-            client = _compile(fixtures)
+            client = _compile(fixtures, "client")
+            bare = fixtures.directory("bare-libfuse")
+            command = [str(_compile(fixtures, "bare", *_libfuse())), str(effort.names), str(bare)]
+            stack.enter_context(fixtures.serving(bare, subprocess.Popen(command, process_group=0)))
             resources = local_store(fixtures, effort.names)
             stores = {
                 SECRETFS: stack.enter_context(fixtures.secretfs(resources)).path / STORE,
@@ -59,18 +66,24 @@ def measure(fixtures: Fixtures, effort: Effort, server: Vault) -> list[Section]:
             web = stack.enter_context(nginx(fixtures))
             proxy = stack.enter_context(openbao_proxy(fixtures, server.address))
         with step("reads and listings by a C client"):
-            _race_clients(sections[0], client, stores, effort, web=web, proxy=proxy, server=server)
+            several = stores | {LIBFUSE: bare / STORE}
+            _race_clients(sections[0], client, several, effort, web=web, proxy=proxy, server=server)
         with step("reads by other programs"):
             _race_programs(sections[1], client, stores, effort)
     return [*sections, *_changes(fixtures, effort, server), _growth(fixtures, effort)]
 
 
-def _compile(fixtures: Fixtures) -> Path:
-    client = fixtures.directory("client") / "client"
-    done = subprocess.run(["gcc", "-O2", "-o", client, Path(__file__).with_name("client.c")], check=False)
+def _compile(fixtures: Fixtures, name: str, *flags: str) -> Path:
+    program, source = fixtures.directory(name) / name, Path(__file__).with_name(f"{name}.c")
+    done = subprocess.run(["gcc", "-O2", "-o", program, source, *flags], check=False)
     if done.returncode != 0:
-        raise BenchmarkError("the client in C cannot be compiled")
-    return client
+        raise BenchmarkError(f"{source.name} cannot be compiled")
+    return program
+
+
+def _libfuse() -> list[str]:
+    """Return the flags that a program needs which is compiled with libfuse."""
+    return subprocess.check_output(["pkg-config", "--cflags", "--libs", "fuse3"], text=True).split()
 
 
 def _race_clients(

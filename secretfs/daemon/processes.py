@@ -16,7 +16,7 @@ from secretfs.errors import MountError
 from secretfs.linux.mountinfo import MountInfo, is_mounted, require_mounted
 from secretfs.linux.mountpoint import abort, is_dead, unmount
 from secretfs.linux.process import set_name
-from secretfs.linux.runtime_directory import runtime_file
+from secretfs.linux.runtime_directory import make_runtime_directory, runtime_file
 
 _PATIENCE: Final = 2.0  # seconds that they have to end by themselves when forced, and that the kernel has to end them
 _HELPER_IN_USE: Final = 0.5  # seconds; a helper of the daemon has the mount in use for much less
@@ -163,7 +163,7 @@ def record_failure(mountpoint: str, reason: str) -> None:
     """Write down why a mount is not served any more. If that fails, only the log has the reason."""
     path = runtime_file(mountpoint)
     with contextlib.suppress(OSError):
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        make_runtime_directory(path)
         path.write_text(reason, encoding="utf-8", errors="backslashreplace")
 
 

@@ -35,7 +35,7 @@ from secretfs.linux.mounter import HelperProcesses
 from secretfs.linux.mountpoint import prepare
 from secretfs.linux.precedence import go_first
 from secretfs.linux.process import CAP_DAC_OVERRIDE, CAP_IPC_LOCK, has_capability, protect_memory
-from secretfs.linux.runtime_directory import runtime_file
+from secretfs.linux.runtime_directory import make_runtime_directory, runtime_file
 from secretfs.observe.audit import audit_log
 from secretfs.observe.audit_options import AuditMode
 from secretfs.registry.opening import open_registry
@@ -150,7 +150,7 @@ def _written(request: Request) -> set[Path]:
     options = request.options
     runtime = runtime_file(options.mountpoint)
     with suppress(OSError):  # it logs to syslog, or nowhere
-        runtime.parent.mkdir(mode=0o700, exist_ok=True)
+        make_runtime_directory(runtime)
     sockets = [address.path for address in (options.api, options.metrics_listen) if address is not None]
     files = [path for path in (runtime, request.log_file, options.metrics_file, *sockets) if path is not None]
     return {Path(place).parent for path in files for place in (path, os.path.realpath(path))}

@@ -18,7 +18,7 @@ from typing import Final
 from secretfs.errors import ConfigurationError, Notice
 from secretfs.linux.log import PATIENCE, CountsLost, StandardError, line_format
 from secretfs.linux.regular_file import open_regular
-from secretfs.linux.runtime_directory import runtime_file
+from secretfs.linux.runtime_directory import make_runtime_directory, runtime_file
 
 QUEUE: Final = 10_000
 """Lines that wait for the thread at most."""
@@ -68,14 +68,10 @@ def log_in_thread() -> None:
 def _fallback(mountpoint: Path, *, as_json: bool) -> logging.Handler:
     path = runtime_file(mountpoint, ".log")
     try:
-        _make_runtime_directory(path)
+        make_runtime_directory(path)
     except OSError:
         return logging.NullHandler()
     return _with_time(_LogFile(path, LIMIT), as_json=as_json)
-
-
-def _make_runtime_directory(file: Path | str) -> None:
-    Path(file).parent.mkdir(mode=0o700, exist_ok=True)
 
 
 def _with_time(handler: logging.Handler, *, as_json: bool) -> logging.Handler:
@@ -93,7 +89,7 @@ class _LogFile(CountsLost, logging.FileHandler):
 
     def _open(self) -> io.TextIOWrapper:
         if self.limit:
-            _make_runtime_directory(self.baseFilename)
+            make_runtime_directory(self.baseFilename)
         # 0600 if it is new: names of secrets are worth protecting, too.
         descriptor = open_regular(self.baseFilename, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
         return os.fdopen(descriptor, "a", encoding=self.encoding, errors=self.errors)

@@ -19,3 +19,8 @@ def runtime_file(mountpoint: Path | str, suffix: str = "") -> Path:
     if len(name) > _LONGEST_NAME:
         name = f"{name[:100]}-{binascii.crc32(name.encode()):08x}-{name[-100:]}"  # hashlib weighs the supervisor down
     return Path(runtime, "secretfs", name + suffix)
+
+
+def make_runtime_directory(file: Path | str) -> None:
+    """Make the directory of a `runtime_file`, which is nobody else's business. Raises OSError."""
+    Path(file).parent.mkdir(mode=0o700, exist_ok=True)
