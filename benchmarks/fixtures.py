@@ -23,7 +23,8 @@ _TMPFS = Path("/dev/shm")
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PATIENCE = 30.0  # seconds for a file system to mount
 _ENDING = 5.0  # seconds for it to end once it is unmounted
-_FORGOTTEN = ("proxy", "vault", "bao", "dapr", "namespace")
+_FORGOTTEN = ("proxy", "vault", "bao", "dapr", "namespace", "dontwritebytecode")
+"""Words in the names of variables that change what is measured, such as that each start compiles all modules anew."""
 
 
 class BenchmarkError(Exception):
