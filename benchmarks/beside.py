@@ -83,7 +83,10 @@ def _compile(fixtures: Fixtures, name: str, *flags: str) -> Path:
 
 def _libfuse() -> list[str]:
     """Return the flags that a program needs which is compiled with libfuse."""
-    return subprocess.check_output(["pkg-config", "--cflags", "--libs", "fuse3"], text=True).split()
+    done = subprocess.run(["pkg-config", "--cflags", "--libs", "fuse3"], check=False, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise BenchmarkError(f"libfuse cannot be compiled with: {done.stderr.strip()}")
+    return done.stdout.split()
 
 
 def _race_clients(
